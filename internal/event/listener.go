@@ -1,0 +1,56 @@
+package event
+
+import (
+	"time"
+
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// Format is the shape of a delivery's body.
+type Format string
+
+// The formats of a delivery.
+const (
+	FormatStandard Format = "standard"
+	FormatDiscord  Format = "discord"
+	FormatChatSDK  Format = "chat-sdk"
+)
+
+// Ordering says which deliveries of a listener wait for each other.
+type Ordering string
+
+// The orderings of a listener.
+const (
+	OrderingNone    Ordering = "none"
+	OrderingGuild   Ordering = "guild"
+	OrderingChannel Ordering = "channel"
+)
+
+// Filter lets an event pass if, for every list that is not empty, the event's
+// id is in it. The zero value lets everything pass.
+type Filter struct {
+	GuildIDs, ChannelIDs, UserIDs []Snowflake
+}
+
+// Listener is a registration as the program uses it. It is never changed once
+// made: a change of the registration makes a new one.
+type Listener struct {
+	ID int64
+	// Event is a name, its RAW_ form, or a pattern.
+	Event  string
+	URL    string
+	Format Format
+	// Secrets sign every delivery, newest first. More than one only while a
+	// rotation is under way.
+	Secrets     []secret.Value
+	Headers     map[string]string
+	Filter      Filter
+	Ordering    Ordering
+	MaxInFlight int
+	// MaxAge is how old an event may be when it is delivered; 0 for no limit.
+	MaxAge  time.Duration
+	Enabled bool
+}
+
+// Intents is Discord's bit set of what a session wants to receive.
+type Intents int64

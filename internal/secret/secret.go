@@ -1,0 +1,39 @@
+// Package secret holds values that must never be read by a person: tokens,
+// API keys, signing secrets. A Value prints, logs and marshals as [redacted];
+// only Reveal gives it up, so that every place which uses a secret can be
+// found by searching for that word.
+package secret
+
+import "log/slog"
+
+const redacted = "[redacted]"
+
+// Value is a secret. The zero value is the empty secret and prints the same.
+type Value struct{ s string }
+
+// New wraps s.
+func New(s string) Value { return Value{s} }
+
+// Reveal returns the secret itself. Do not log what it returns.
+func (v Value) Reveal() string { return v.s }
+
+// Empty tells whether there is no secret.
+func (v Value) Empty() bool { return v.s == "" }
+
+// String implements fmt.Stringer.
+func (Value) String() string { return redacted }
+
+// GoString keeps %#v from printing the field.
+func (Value) GoString() string { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (Value) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText keeps encoders from printing the field.
+func (Value) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// UnmarshalText lets configuration be read straight into a Value.
+func (v *Value) UnmarshalText(b []byte) error {
+	v.s = string(b)
+	return nil
+}
