@@ -1,0 +1,120 @@
+// Package journal keeps what was received and is not settled, and where every
+// shard's session stands.
+//
+// It promises that an event is handed to delivery only after the transaction
+// that stores it, and that a session's cursor moves only in the transaction
+// that stores the events before it: whatever kills the process, Discord
+// replays what was not stored, and what was stored is dispatched again until
+// it is settled. It never waits for a callback, and never decides what a
+// delivery's outcome means.
+package journal
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
+)
+
+// Matcher tells which listeners want an event. It must not block.
+type Matcher interface {
+	Match(e *event.Event) []int64
+}
+
+// Deliverer takes over what was committed.
+type Deliverer interface {
+	// Deliver takes a batch that was just committed. It may block while the
+	// deliverer can neither hold nor store more; an error means that the
+	// deliverer has stopped, and the batch waits in the database.
+	Deliver(ctx context.Context, b *event.Batch) error
+	// Recover takes batches that an earlier owner left unsettled, of which
+	// some deliveries may already have been made.
+	Recover(ctx context.Context, batches []*event.Batch) error
+}
+
+// Config of a Journal. The zero value of a field means its default.
+type Config struct {
+	// QueueEvents and QueueBytes bound what waits for a commit; a shard that
+	// meets the bound stops reading. Defaults 8192 and 64 MiB.
+	QueueEvents int
+	QueueBytes  int
+	// BatchEvents bounds one transaction. Default 1024.
+	BatchEvents int
+	// CursorDelay is how long a cursor that moved over unwanted events only
+	// may wait for its commit. Default 1 s.
+	CursorDelay time.Duration
+	// LeaseTTL is how long an instance that says nothing is believed alive.
+	// Default 10 s.
+	LeaseTTL time.Duration
+	// Retention is how long events are kept. Default 168 h.
+	Retention time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.QueueEvents, 8192)
+	setDefault(&c.QueueBytes, 64<<20)
+	setDefault(&c.BatchEvents, 1024)
+	setDefault(&c.CursorDelay, time.Second)
+	setDefault(&c.LeaseTTL, 10*time.Second)
+	setDefault(&c.Retention, 168*time.Hour)
+	return c
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Journal is one instance's view of the journal. Make it with Open, then Run
+// it; it is safe for concurrent use.
+type Journal struct {
+	cfg       Config
+	pool      *pgxpool.Pool
+	matcher   Matcher
+	deliverer Deliverer
+	log       *slog.Logger
+	metrics   *metrics
+	instance  *Instance
+	queue     *queue
+	parts     postgres.Partitions
+	health    health
+	lastBatch int64 // the writer's alone
+}
+
+// Open prepares the journal of an instance: the partitions that the next
+// commits need exist when it returns. It starts nothing.
+func Open(ctx context.Context, pool *pgxpool.Pool, instance *Instance, m Matcher, d Deliverer, cfg Config,
+	log *slog.Logger, reg prometheus.Registerer,
+) (*Journal, error) {
+	cfg = cfg.withDefaults()
+	j := &Journal{
+		cfg: cfg, pool: pool, matcher: m, deliverer: d, log: log, instance: instance,
+		queue: newQueue(cfg.QueueEvents, cfg.QueueBytes),
+		parts: postgres.Partitions{
+			Pool: pool, Logger: log, Table: "events", Retention: cfg.Retention,
+			Bound: func(t time.Time) string { return batchLiteral(t) },
+		},
+	}
+	j.metrics = newMetrics(reg, j.queue)
+	if err := j.parts.Maintain(ctx, time.Now()); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// Err says why the journal can't commit at the moment, or nil.
+func (j *Journal) Err() error { return j.health.get() }
+
+// Settle queues the statement that forgets batches whose deliveries all are
+// settled. It belongs into the transaction that records the last of them.
+func Settle(b *pgx.Batch, ids []int64) {
+	b.Queue(`DELETE FROM batches WHERE id = ANY($1)`, ids)
+}

@@ -1,0 +1,59 @@
+package journal
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	stored, unwanted, retried prometheus.Counter
+	batchEvents, commitTime   prometheus.Histogram
+	lag                       prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "gatehook", Subsystem: "journal", Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		h := prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "gatehook", Subsystem: "journal", Name: name, Help: help, Buckets: buckets,
+		})
+		reg.MustRegister(h)
+		return h
+	}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "gatehook", Subsystem: "journal", Name: "queue_events",
+		Help: "Events received that wait for their commit.",
+	}, func() float64 { return float64(q.len()) }))
+	seconds := prometheus.ExponentialBuckets(0.0005, 2, 14)
+	return &metrics{
+		stored:      counter("events_stored_total", "Events committed for at least one listener."),
+		unwanted:    counter("events_unwanted_total", "Events received that no listener wants."),
+		retried:     counter("commit_failures_total", "Commits that failed and were tried again."),
+		batchEvents: histogram("batch_events", "Events in one commit.", prometheus.ExponentialBuckets(1, 2, 11)),
+		commitTime:  histogram("commit_seconds", "Time that one commit took.", seconds),
+		lag:         histogram("lag_seconds", "Time from an event's receipt to its commit.", seconds),
+	}
+}
+
+// health remembers whether the last commit went through.
+type health struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (h *health) set(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.err = err
+}
+
+func (h *health) get() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.err
+}

@@ -1,0 +1,122 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+var errQueueClosed = errors.New("the journal has stopped")
+
+// entry is what a shard appended: where its session stands, and the event
+// that moved it there, if one did. An entry with done is a mark instead: done
+// is closed when everything before it was committed.
+type entry struct {
+	shard   *Shard
+	session event.Session
+	event   *event.Event
+	done    chan struct{}
+}
+
+// queue is what waits for the next commit. It is bounded by count and by
+// bytes; one event larger than all is let in alone.
+type queue struct {
+	maxEntries, maxBytes int
+
+	mu      sync.Mutex
+	entries []entry
+	bytes   int
+	closed  bool
+	space   chan struct{} // closed and replaced when entries were taken
+	wake    chan struct{} // holds one token while there is something to take
+}
+
+func newQueue(maxEntries, maxBytes int) *queue {
+	return &queue{
+		maxEntries: maxEntries, maxBytes: maxBytes,
+		space: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+}
+
+// push waits for room, ctx or the queue's end.
+func (q *queue) push(ctx context.Context, e entry) error {
+	size := e.size()
+	for {
+		q.mu.Lock()
+		if q.closed {
+			q.mu.Unlock()
+			return errQueueClosed
+		}
+		if len(q.entries) == 0 || len(q.entries) < q.maxEntries && q.bytes+size <= q.maxBytes {
+			q.entries = append(q.entries, e)
+			q.bytes += size
+			q.mu.Unlock()
+			q.signal()
+			return nil
+		}
+		space := q.space
+		q.mu.Unlock()
+		select {
+		case <-space:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// take returns all that waits, in order.
+func (q *queue) take() []entry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.entries) == 0 {
+		return nil
+	}
+	taken := q.entries
+	q.entries, q.bytes = nil, 0
+	close(q.space)
+	q.space = make(chan struct{})
+	return taken
+}
+
+// close lets nothing more in. What is in can still be taken.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		q.closed = true
+		close(q.space)
+		q.space = make(chan struct{})
+		q.signal()
+	}
+}
+
+func (q *queue) isClosed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.closed
+}
+
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.entries)
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// entryOverhead stands for the structs around a payload.
+const entryOverhead = 256
+
+func (e *entry) size() int {
+	if e.event == nil {
+		return entryOverhead
+	}
+	return entryOverhead + len(e.event.Data)
+}

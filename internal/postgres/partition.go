@@ -1,0 +1,114 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// partitionWidth is how much time one partition holds, and so the steps in
+// which retention frees space.
+const partitionWidth = 6 * time.Hour
+
+// partitionsAhead is how far into the future partitions are made: a server
+// that can't reach the database for that long could not insert anyway.
+const partitionsAhead = 24 * time.Hour
+
+// Partitions keeps a table that is partitioned by time supplied with
+// partitions, and drops the old ones. Several instances may do so at once.
+type Partitions struct {
+	Pool   *pgxpool.Pool
+	Logger *slog.Logger
+	// Table is the partitioned table.
+	Table string
+	// Bound is the literal of the partition key for a moment.
+	Bound func(time.Time) string
+	// Retention is how long rows are kept at least. A partition is dropped
+	// when all of it is older.
+	Retention time.Duration
+}
+
+// Maintain makes the partitions around now and drops those that ended before
+// the retention.
+func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
+	first := now.Add(-partitionWidth).Truncate(partitionWidth)
+	for at := first; at.Before(now.Add(partitionsAhead)); at = at.Add(partitionWidth) {
+		if err := p.create(ctx, at); err != nil {
+			return fmt.Errorf("make a partition of %s: %w", p.Table, err)
+		}
+	}
+	if err := p.dropBefore(ctx, now.Add(-p.Retention)); err != nil {
+		return fmt.Errorf("drop old partitions of %s: %w", p.Table, err)
+	}
+	return nil
+}
+
+const partitionStamp = "20060102t15"
+
+// Ensure makes the partition that holds at, for a row that found none: the
+// clock may have jumped.
+func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
+	if err := p.create(ctx, at.Truncate(partitionWidth)); err != nil {
+		return fmt.Errorf("make a partition of %s: %w", p.Table, err)
+	}
+	return nil
+}
+
+// create makes one partition. It is attached rather than created in place:
+// ATTACH does not lock out the writers of the other partitions.
+func (p Partitions) create(ctx context.Context, from time.Time) error {
+	from = from.UTC()
+	name := p.Table + "_" + from.Format(partitionStamp)
+	var exists bool
+	if err := p.Pool.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
+		return err
+	}
+	err := pgx.BeginFunc(ctx, p.Pool, func(tx pgx.Tx) error {
+		table, part := pgx.Identifier{p.Table}.Sanitize(), pgx.Identifier{name}.Sanitize()
+		_, err := tx.Exec(ctx, fmt.Sprintf(
+			`SET LOCAL lock_timeout = '5s'; CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+			 ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)`,
+			part, table, table, part, p.Bound(from), p.Bound(from.Add(partitionWidth))))
+		return err
+	})
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && (pgErr.Code == "42P07" || pgErr.Code == "23505") {
+		return nil // another instance made it meanwhile
+	}
+	return err
+}
+
+func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
+	rows, err := p.Pool.Query(ctx, `SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+		WHERE i.inhparent = to_regclass($1)`, p.Table)
+	if err != nil {
+		return err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if len(name) <= len(p.Table)+1 {
+			continue
+		}
+		from, err := time.Parse(partitionStamp, name[len(p.Table)+1:])
+		if err != nil || from.Add(partitionWidth).After(cutoff) {
+			continue
+		}
+		// A lock that is not to be had at once is had the next time: waiting
+		// for it would stall every insert behind this statement.
+		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET lock_timeout = '1s'; DROP TABLE IF EXISTS %s; RESET lock_timeout`,
+			pgx.Identifier{name}.Sanitize()))
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		p.Logger.LogAttrs(ctx, slog.LevelInfo, "dropped a partition past its retention", slog.String("partition", name))
+	}
+	return nil
+}
