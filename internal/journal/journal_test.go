@@ -1,0 +1,503 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+const app = event.Snowflake(42)
+
+var shard0 = event.Shard{ID: 0, Count: 2}
+
+// wantsOnly lets the listeners 7 and 8 want the events of one name.
+type wantsOnly string
+
+func (w wantsOnly) Match(e *event.Event) []int64 {
+	if e.Name == string(w) {
+		return []int64{7, 8}
+	}
+	return nil
+}
+
+// sink is a deliverer that keeps what it is given.
+type sink struct {
+	mu        sync.Mutex
+	delivered []event.Stored
+	recovered []*event.Batch
+	got       chan struct{}
+}
+
+func newSink() *sink { return &sink{got: make(chan struct{}, 1000)} }
+
+func (s *sink) Deliver(_ context.Context, b *event.Batch) error {
+	s.mu.Lock()
+	s.delivered = append(s.delivered, b.Events...)
+	s.mu.Unlock()
+	for range b.Events {
+		s.got <- struct{}{}
+	}
+	return nil
+}
+
+func (s *sink) Recover(_ context.Context, batches []*event.Batch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recovered = append(s.recovered, batches...)
+	return nil
+}
+
+func (s *sink) seqs() (seqs []int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.delivered {
+		seqs = append(seqs, s.delivered[i].Seq)
+	}
+	return seqs
+}
+
+// await waits until n events were delivered.
+func (s *sink) await(t *testing.T, n int) {
+	t.Helper()
+	for i := range n {
+		select {
+		case <-s.got:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%d of %d events were delivered", i, n)
+		}
+	}
+}
+
+type bundle struct {
+	*Journal
+	sink *sink
+	stop func() // stops the journal and waits for it
+}
+
+func join(t *testing.T, pool *pgxpool.Pool, name uuid.UUID) *Instance {
+	t.Helper()
+	i, err := Join(t.Context(), pool, name, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func open(t *testing.T, pool *pgxpool.Pool, i *Instance, cfg Config) *bundle {
+	t.Helper()
+	b := &bundle{sink: newSink()}
+	j, err := Open(t.Context(), pool, i, wantsOnly("WANTED"), b.sink, cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Journal = j
+	return b
+}
+
+func (b *bundle) start(t *testing.T) *bundle {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- b.Run(context.WithoutCancel(t.Context())) }()
+	b.stop = sync.OnceFunc(func() {
+		b.Stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(b.stop)
+	return b
+}
+
+func (b *bundle) claim(t *testing.T, s event.Shard) *Shard {
+	t.Helper()
+	claim, err := b.Claim(t.Context(), app, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return claim
+}
+
+func wanted(s event.Shard, seq int64) *event.Event {
+	return &event.Event{
+		ID: event.DispatchID(app, "sess", s, seq), Name: "WANTED", Shard: s, Seq: seq,
+		ReceivedAt: time.Now().UTC().Truncate(time.Microsecond), GuildID: 1, ChannelID: 2, UserID: 1<<63 - 1,
+		Data: []byte(`{"n": ` + strconv.FormatInt(seq, 10) + "}"),
+	}
+}
+
+func session(seq int64) event.Session {
+	return event.Session{ID: "sess", ResumeURL: "wss://resume", Seq: seq, Intents: 513}
+}
+
+func (s *Shard) appendAll(t *testing.T, events ...*event.Event) {
+	t.Helper()
+	for _, e := range events {
+		if err := s.Append(t.Context(), session(e.Seq), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func count(t *testing.T, pool *pgxpool.Pool, query string, args ...any) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), query, args...).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestEventsAreStoredBeforeTheyAreDelivered(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
+	s := b.claim(t, shard0)
+	if s.Session() != (event.Session{}) {
+		t.Fatalf("a new shard has the session %+v", s.Session())
+	}
+	var want []int64
+	for seq := int64(1); seq <= 300; seq++ {
+		e := wanted(shard0, seq)
+		if seq%3 == 0 {
+			e.Name = "UNWANTED"
+		} else {
+			want = append(want, seq)
+		}
+		s.appendAll(t, e)
+	}
+	b.sink.await(t, len(want))
+	b.stop()
+	if diff := cmp.Diff(want, b.sink.seqs()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	if got := s.Stored(); got != 300 {
+		t.Errorf("Stored() = %d, want 300", got)
+	}
+	first := b.sink.delivered[0]
+	read, err := Events(t.Context(), pool, []event.Key{first.Key, {Batch: 1, Ordinal: 1}})
+	if err != nil || len(read) != 1 {
+		t.Fatalf("Events: %d events, %v", len(read), err)
+	}
+	read[0].ReceivedAt = read[0].ReceivedAt.UTC()
+	if diff := cmp.Diff(first, read[0]); diff != "" {
+		t.Errorf("read back (-delivered +read):\n%s", diff)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM events`); n != len(want) {
+		t.Errorf("%d events stored, want %d", n, len(want))
+	}
+
+	again := open(t, pool, join(t, pool, uuid.New()), Config{})
+	if _, err := again.Claim(t.Context(), app, shard0); !errors.Is(err, ErrHeld) {
+		t.Errorf("claim of a live instance's shard: %v, want ErrHeld", err)
+	}
+}
+
+func TestRestartResumesAndRecovers(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	name := uuid.New()
+	b := open(t, pool, join(t, pool, name), Config{}).start(t)
+	s := b.claim(t, shard0)
+	s.appendAll(t, wanted(shard0, 1), wanted(shard0, 2))
+	b.sink.await(t, 2)
+	settled := b.sink.delivered[0].Key.Batch
+	s.appendAll(t, wanted(shard0, 3))
+	b.sink.await(t, 1)
+	unsettled := b.sink.delivered[2].Key
+	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		var batch pgx.Batch
+		Settle(&batch, []int64{settled})
+		return tx.SendBatch(t.Context(), &batch).Close()
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	// The same name again: the first is dead, whatever its lease says.
+	after := open(t, pool, join(t, pool, name), Config{})
+	if got := after.claim(t, shard0).Session(); got != session(3) {
+		t.Errorf("session after the restart: %+v, want %+v", got, session(3))
+	}
+	if err := after.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var keys []event.Key
+	for _, batch := range after.sink.recovered {
+		for _, e := range batch.Events {
+			keys = append(keys, e.Key)
+		}
+	}
+	for _, k := range keys {
+		if k.Batch == settled && settled != unsettled.Batch {
+			t.Errorf("the settled batch was dispatched again")
+		}
+	}
+	if len(keys) == 0 || keys[len(keys)-1] != unsettled {
+		t.Errorf("recovered %v, want %v among them", keys, unsettled)
+	}
+	n := len(after.sink.recovered)
+	if err := after.Recover(t.Context()); err != nil || len(after.sink.recovered) != n {
+		t.Errorf("a second Recover took %d more batches (%v)", len(after.sink.recovered)-n, err)
+	}
+
+	// The first one wakes up: what it appends must not be stored.
+	stored := count(t, pool, `SELECT count(*) FROM events`)
+	if err := s.Append(t.Context(), session(4), wanted(shard0, 4)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Lost():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the stale owner was not told")
+	}
+	if err := s.Append(t.Context(), session(5), wanted(shard0, 5)); !errors.Is(err, ErrLost) {
+		t.Errorf("Append of a stale owner: %v, want ErrLost", err)
+	}
+	b.stop()
+	if n := count(t, pool, `SELECT count(*) FROM events`); n != stored {
+		t.Errorf("a stale owner stored %d events", n-stored)
+	}
+	if n := count(t, pool, `SELECT seq FROM shards`); n != 3 {
+		t.Errorf("a stale owner moved the cursor to %d", n)
+	}
+}
+
+// A shard that was taken over must not take the others of its commit with it.
+func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	shard1 := event.Shard{ID: 1, Count: 2}
+	s0, s1 := b.claim(t, shard0), b.claim(t, shard1)
+	if _, err := pool.Exec(t.Context(), `UPDATE shards SET epoch = epoch + 1 WHERE shard_id = 0`); err != nil {
+		t.Fatal(err)
+	}
+	s0.appendAll(t, wanted(shard0, 1))
+	s1.appendAll(t, wanted(shard1, 1), wanted(shard1, 2))
+	b.start(t)
+	b.sink.await(t, 2)
+	b.stop()
+	for i, e := range b.sink.delivered {
+		if e.Shard != shard1 || e.Key.Ordinal != int32(i) {
+			t.Errorf("delivered %v of shard %v as number %d", e.Key, e.Shard, i)
+		}
+	}
+	select {
+	case <-s0.Lost():
+	default:
+		t.Error("shard 0 was not told that it is lost")
+	}
+	select {
+	case <-s1.Lost():
+		t.Error("shard 1 is lost too")
+	default:
+	}
+}
+
+func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{CursorDelay: 50 * time.Millisecond}).start(t)
+	s := b.claim(t, shard0)
+	unwanted := wanted(shard0, 9)
+	unwanted.Name = "UNWANTED"
+	s.appendAll(t, unwanted)
+	// A mark is committed behind it.
+	if err := s.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT seq FROM shards WHERE owner IS NULL`); n != 9 {
+		t.Errorf("the cursor stands at %d, want 9", n)
+	}
+	if len(b.sink.seqs()) != 0 {
+		t.Error("an unwanted event was delivered")
+	}
+}
+
+func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := b.claim(t, shard0)
+	c := newCommit()
+	b.add(c, entry{shard: s, session: session(1), event: wanted(shard0, 1)})
+	c.batch.ID = b.nextBatch(time.Now())
+	c.batch.Events[0].Key.Batch = c.batch.ID
+	for range 2 {
+		if err := b.try(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(t, pool, `SELECT count(*) FROM events`) + count(t, pool, `SELECT count(*) FROM batches`); n != 2 {
+		t.Errorf("%d rows, want one event and one batch", n)
+	}
+}
+
+// A clock that jumped past the partitions must not stop the journal.
+func TestMissingPartitionIsMade(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b.lastBatch = time.Now().AddDate(1, 0, 0).UnixMicro() << batchShift
+	b.start(t)
+	b.claim(t, shard0).appendAll(t, wanted(shard0, 1))
+	b.sink.await(t, 1)
+}
+
+func TestRetentionDropsPartitions(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{Retention: 24 * time.Hour})
+	b.start(t)
+	b.claim(t, shard0).appendAll(t, wanted(shard0, 1))
+	b.sink.await(t, 1)
+	if err := b.parts.Maintain(t.Context(), time.Now().Add(12*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM events`); n != 1 {
+		t.Errorf("%d events after 12 h, want 1", n)
+	}
+	if err := b.parts.Maintain(t.Context(), time.Now().Add(36*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM events`); n != 0 {
+		t.Errorf("%d events after the retention, want none", n)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass`); n == 0 {
+		t.Error("no partition is left")
+	}
+}
+
+func TestBytesThatPostgreSQLRefusesDontStopTheJournal(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
+	s := b.claim(t, shard0)
+	odd := wanted(shard0, 1)
+	odd.Data = []byte("{\"a\":\"\xff\x00\"}")
+	if err := s.Append(t.Context(), event.Session{ID: "a\x00b\xff", Seq: 1}, odd); err != nil {
+		t.Fatal(err)
+	}
+	b.sink.await(t, 1)
+	read, err := Events(t.Context(), pool, []event.Key{b.sink.delivered[0].Key})
+	if err != nil || string(read[0].Data) != string(odd.Data) {
+		t.Errorf("read %+v, %v", read, err)
+	}
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	q := newQueue(2, 10*entryOverhead)
+	small := entry{event: &event.Event{}}
+	large := entry{event: &event.Event{Data: []byte(strings.Repeat("x", 100*entryOverhead))}}
+	full := errors.New("still full")
+	brief := func() context.Context {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(full)
+		return ctx
+	}
+	for i, step := range []struct {
+		push entry
+		want error
+	}{{large, nil}, {small, full}} {
+		if err := q.push(brief(), step.push); !errors.Is(err, step.want) {
+			t.Errorf("step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	if n := len(q.take()); n != 1 {
+		t.Fatalf("took %d", n)
+	}
+	for i, step := range []struct {
+		push entry
+		want error
+	}{{small, nil}, {large, full}, {small, nil}, {small, full}} {
+		if err := q.push(brief(), step.push); !errors.Is(err, step.want) {
+			t.Errorf("second round, step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	waiting := make(chan error)
+	go func() { waiting <- q.push(t.Context(), small) }()
+	if n := len(q.take()); n < 2 {
+		t.Fatalf("took %d", n)
+	}
+	if err := <-waiting; err != nil {
+		t.Errorf("a waiting push: %v", err)
+	}
+	q.close()
+	if err := q.push(t.Context(), small); !errors.Is(err, errQueueClosed) {
+		t.Errorf("push after close: %v", err)
+	}
+}
+
+func TestNextBatchGrows(t *testing.T) {
+	t.Parallel()
+	j := &Journal{instance: &Instance{id: 3}}
+	now := time.Now()
+	last := int64(0)
+	for i, at := range []time.Time{now, now, now.Add(-time.Hour), now.Add(time.Second)} {
+		id := j.nextBatch(at)
+		if id <= last || id&(1<<batchShift-1) != 3 {
+			t.Errorf("step %d: %d after %d", i, id, last)
+		}
+		last = id
+	}
+	if got := batchTime(last); got.Sub(now.Add(time.Second)).Abs() > time.Millisecond {
+		t.Errorf("batchTime is off by %v", got.Sub(now.Add(time.Second)))
+	}
+}
+
+// discard is a deliverer that forgets.
+type discard struct{}
+
+func (discard) Deliver(context.Context, *event.Batch) error   { return nil }
+func (discard) Recover(context.Context, []*event.Batch) error { return nil }
+
+// BenchmarkJournal is what one event costs from Append to its commit.
+func BenchmarkJournal(b *testing.B) {
+	for _, size := range []int{300, 1000, 16000} {
+		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
+			pool := postgrestest.New(b)
+			i, err := Join(b.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler))
+			if err != nil {
+				b.Fatal(err)
+			}
+			j, err := Open(b.Context(), pool, i, wantsOnly("WANTED"), discard{}, Config{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			if err != nil {
+				b.Fatal(err)
+			}
+			claim, err := j.Claim(b.Context(), app, shard0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- j.Run(b.Context()) }()
+			e := wanted(shard0, 1)
+			e.Data = []byte(`"` + strings.Repeat("x", size-2) + `"`)
+			b.ReportAllocs()
+			seq := int64(0)
+			for b.Loop() {
+				seq++
+				if err := claim.Append(b.Context(), session(seq), e); err != nil {
+					b.Fatal(err)
+				}
+			}
+			j.Stop()
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
