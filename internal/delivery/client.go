@@ -1,0 +1,291 @@
+package delivery
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// responseRead is how much of a response is read, in bytes, so that its
+	// connection can be used again; a longer one is cut off.
+	responseRead = 64 << 10
+	// headerRead bounds a response's header, in bytes.
+	headerRead = 32 << 10
+)
+
+// class is what became of an attempt, for metrics: few and fixed.
+type class int
+
+const (
+	class2xx class = iota
+	class3xx
+	class4xx
+	class5xx
+	classTimeout
+	classRefused
+	classDNS
+	classTLS
+	classConnection
+)
+
+// String is the metric's label.
+func (c class) String() string {
+	return [...]string{"2xx", "3xx", "4xx", "5xx", "timeout", "refused", "dns", "tls", "connection"}[c]
+}
+
+// result is what one attempt saw.
+type result struct {
+	// status is 0 when there was no response.
+	status     int
+	retryAfter string
+	response   []byte // at most responseKept
+	duration   time.Duration
+	class      class
+	// err is why there was no usable response. Its text holds neither the
+	// callback's path nor any header.
+	err error
+}
+
+// target is how to reach a listener: what of its registration is worth
+// preparing once instead of at every attempt.
+type target struct {
+	listener *event.Listener
+	url      *url.URL
+	header   http.Header // the listener's own
+	signer   *signer
+}
+
+func newTarget(l *event.Listener) (*target, error) {
+	u, err := url.Parse(l.URL)
+	if err != nil {
+		// Without the error's text: it holds the whole URL.
+		return nil, errors.New("the listener's url can't be parsed: set it again")
+	}
+	s, err := newSigner(l)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{listener: l, url: u, signer: s, header: make(http.Header, len(l.Headers))}
+	for name, value := range l.Headers {
+		t.header.Set(name, value)
+	}
+	return t, nil
+}
+
+// senderConfig of a sender.
+type senderConfig struct {
+	Allow   []netip.Prefix
+	Timeout time.Duration
+	Version string
+}
+
+// sender makes attempts. All lanes share one, and so its connections.
+type sender struct {
+	transport *http.Transport
+	timeout   time.Duration
+	userAgent []string
+	bodies    sync.Pool
+}
+
+func newSender(c senderConfig) *sender {
+	return &sender{
+		timeout:   c.Timeout,
+		userAgent: []string{"Gatehook/" + c.Version},
+		bodies:    sync.Pool{New: func() any { return new([]byte) }},
+		transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            guard{allow: c.Allow}.dialer().DialContext,
+			TLSHandshakeTimeout:    10 * time.Second,
+			MaxIdleConnsPerHost:    256,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: headerRead,
+			// A compressed response could inflate to anything.
+			DisableCompression: true,
+			ForceAttemptHTTP2:  true,
+			TLSClientConfig:    &tls.Config{MinVersion: tls.VersionTLS12},
+		},
+	}
+}
+
+func (s *sender) close() { s.transport.CloseIdleConnections() }
+
+// send makes one attempt: one POST, no redirects, all of it within the
+// timeout. attempt counts from 1.
+func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, attempt int) result {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errTimeout)
+	defer cancel()
+	if t.url.Scheme == "http" {
+		ctx = context.WithValue(ctx, plainKey{}, true)
+	}
+	body, ok := s.bodies.Get().(*[]byte)
+	if !ok {
+		body = new([]byte)
+	}
+	name := deliveredName(t.listener, &e.Event)
+	*body = appendBody((*body)[:0], t.listener, name, &e.Event)
+	start := time.Now()
+	sent := newSentBody(*body)
+	r := s.do(ctx, t, s.header(t, e, id, name, attempt, start, *body), sent)
+	r.duration = time.Since(start)
+	// The transport may still read the body after an early answer; only what
+	// it has let go of may be used again.
+	if sent.released() && cap(*body) <= 1<<20 {
+		s.bodies.Put(body)
+	}
+	return r
+}
+
+var errTimeout = errors.New("no complete response within the attempt timeout")
+
+func (s *sender) header(t *target, e *event.Stored, id ID, name string, attempt int, at time.Time, body []byte) http.Header {
+	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
+	h := make(http.Header, 10+len(t.header))
+	for k, v := range t.header {
+		h[k] = v
+	}
+	// Canonical keys, set directly: Set would search each one again.
+	h["Content-Type"] = jsonType
+	h["User-Agent"] = s.userAgent
+	h["Webhook-Id"] = []string{webhookID}
+	h["Webhook-Timestamp"] = []string{timestamp}
+	h["Webhook-Signature"] = []string{t.signer.sign(webhookID, timestamp, body)}
+	h["Gatehook-Event"] = []string{name}
+	h["Gatehook-Event-Id"] = []string{e.ID.String()}
+	h["Gatehook-Attempt"] = []string{strconv.Itoa(attempt)}
+	h["Gatehook-Shard"] = []string{e.Shard.String()}
+	return h
+}
+
+var jsonType = []string{"application/json"}
+
+func (s *sender) do(ctx context.Context, t *target, h http.Header, body *sentBody) result {
+	req := (&http.Request{
+		Method: http.MethodPost, URL: t.url, Host: t.url.Host, Header: h,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: body, ContentLength: int64(body.Len()), GetBody: body.again,
+	}).WithContext(ctx)
+	// The transport itself, not http.Client: a client follows redirects.
+	resp, err := s.transport.RoundTrip(req)
+	if err != nil {
+		return failed(ctx, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // nothing is lost with it
+	r := result{status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After"), class: classOf(resp.StatusCode)}
+	read, err := io.ReadAll(io.LimitReader(resp.Body, responseRead))
+	r.response = read[:min(len(read), responseKept)]
+	if err != nil {
+		// A response that never ends has not answered.
+		f := failed(ctx, err)
+		f.status, f.response = r.status, r.response
+		return f
+	}
+	return r
+}
+
+func classOf(status int) class {
+	switch status / 100 {
+	case 2:
+		return class2xx
+	case 3:
+		return class3xx
+	case 4:
+		return class4xx
+	default:
+		return class5xx
+	}
+}
+
+// failed turns a transport's error into a result whose text is safe to show.
+func failed(ctx context.Context, err error) result {
+	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(cause, errTimeout) {
+			return result{class: classTimeout, err: errTimeout}
+		}
+		return result{class: classConnection, err: fmt.Errorf("the attempt was ended: %w", cause)}
+	}
+	var (
+		refused  *RefusedAddressError
+		dns      *net.DNSError
+		verify   *tls.CertificateVerificationError
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		record   tls.RecordHeaderError
+		alert    tls.AlertError
+		op       *net.OpError
+		timeout  net.Error
+	)
+	switch {
+	case errors.As(err, &refused):
+		return result{class: classRefused, err: refused}
+	case errors.As(err, &dns):
+		return result{class: classDNS, err: fmt.Errorf("the name %s does not resolve: %s", dns.Name, dns.Err)}
+	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname), errors.As(err, &record), errors.As(err, &alert):
+		return result{class: classTLS, err: fmt.Errorf("TLS: %w", err)}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return result{class: classTimeout, err: errTimeout}
+	case errors.As(err, &op):
+		return result{class: classConnection, err: fmt.Errorf("%s: %w", op.Op, op.Err)}
+	default:
+		return result{class: classConnection, err: err}
+	}
+}
+
+// sentBody is a request's body that knows whether the transport still has it:
+// RoundTrip may return while the body is being written.
+type sentBody struct {
+	*bytes.Reader
+	data []byte
+
+	mu   sync.Mutex
+	held int
+}
+
+func newSentBody(data []byte) *sentBody {
+	return &sentBody{Reader: bytes.NewReader(data), data: data, held: 1}
+}
+
+// Close implements io.Closer: the transport calls it when it needs the body no
+// longer.
+func (b *sentBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held--
+	return nil
+}
+
+// again gives the body once more, for a connection that was closed before it
+// took any of it.
+func (b *sentBody) again() (io.ReadCloser, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held++
+	return &sentAgain{bytes.NewReader(b.data), b}, nil
+}
+
+func (b *sentBody) released() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.held <= 0
+}
+
+type sentAgain struct {
+	*bytes.Reader
+	of *sentBody
+}
+
+// Close implements io.Closer.
+func (a *sentAgain) Close() error { return a.of.Close() }

@@ -1,0 +1,130 @@
+package delivery
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// longestRetryAfter is the most that a callback may ask to be left alone for.
+const longestRetryAfter = 24 * time.Hour
+
+// kind is what follows from an attempt.
+type kind int
+
+const (
+	// delivered: the callback took it.
+	delivered kind = iota
+	// retryAt: it is tried again, at outcome.at.
+	retryAt
+	// exhausted: the schedule has ended.
+	exhausted
+	// expired: it is older than the listener's max_age.
+	expired
+	// disable: the callback wants nothing more; the listener is disabled.
+	disable
+	// dropped: the listener was deleted.
+	dropped
+)
+
+// String is how metrics and logs name it.
+func (k kind) String() string {
+	return [...]string{"delivered", "retry", "exhausted", "expired", "gone", "dropped"}[k]
+}
+
+// state is how the retries table names it; "" for what has no row there.
+func (k kind) state() string {
+	switch k {
+	case retryAt:
+		return "pending"
+	case exhausted, disable:
+		return "exhausted"
+	case expired:
+		return "expired"
+	default:
+		return ""
+	}
+}
+
+// outcome is the decision on an attempt.
+type outcome struct {
+	kind kind
+	// at is when it is tried again.
+	at time.Time
+	// slow: the callback has too much, and its whole lane slows down.
+	slow bool
+	// notBefore is when the callback asked to be left alone until.
+	notBefore time.Time
+	// reason is why the listener is disabled.
+	reason string
+}
+
+// decision is what an attempt is judged by, besides its result.
+type decision struct {
+	// attempt is its number, from 1.
+	attempt  int
+	now      time.Time
+	random   float64 // in [0,1)
+	schedule Schedule
+	// maxAge is how old the event may get; 0 for no limit.
+	receivedAt time.Time
+	maxAge     time.Duration
+}
+
+// decide says what follows from an attempt. It is the one place that knows
+// what an answer means.
+func decide(r result, d decision) outcome {
+	switch {
+	case r.err == nil && r.status >= 200 && r.status < 300:
+		return outcome{kind: delivered}
+	case r.err == nil && r.status == http.StatusGone:
+		return outcome{kind: disable, reason: "gone"}
+	}
+	var o outcome
+	switch r.status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		o.slow = true
+		if after := retryAfter(r.retryAfter, d.now); after > 0 {
+			o.notBefore = d.now.Add(after)
+		}
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		o.slow = true
+	}
+	wait, ok := d.schedule.wait(d.attempt, d.random)
+	if !ok {
+		o.kind = exhausted
+		return o
+	}
+	o.kind, o.at = retryAt, d.now.Add(wait)
+	if o.at.Before(o.notBefore) {
+		o.at = o.notBefore
+	}
+	if d.maxAge > 0 && o.at.Sub(d.receivedAt) > d.maxAge {
+		o.kind, o.at = expired, time.Time{}
+	}
+	return o
+}
+
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or
+// a date. What is unreadable or past counts as absent.
+func retryAfter(s string, now time.Time) time.Duration {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return 0
+	}
+	var after time.Duration
+	if n, err := strconv.ParseUint(s, 10, 63); err == nil {
+		after = longestRetryAfter
+		if n < uint64(longestRetryAfter/time.Second) {
+			after = time.Duration(n) * time.Second
+		}
+	} else if at, err := http.ParseTime(s); err == nil {
+		after = at.Sub(now)
+	} else if isDigits(s) {
+		after = longestRetryAfter // more seconds than fit a number
+	}
+	return max(0, min(after, longestRetryAfter))
+}
+
+func isDigits(s string) bool { return strings.Trim(s, "0123456789") == "" }

@@ -1,0 +1,271 @@
+// Package delivery makes the POSTs: a lane for every listener, signatures,
+// attempts, retries, and the record of all of them.
+//
+// It promises that every delivery it was given ends in exactly one state
+// (delivered, or a row in retries) before its batch is forgotten, and that a
+// listener whose callback is slow or down delays no other. It holds in memory
+// what the lanes have room for; everything else waits in the database.
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
+)
+
+// ErrStopped is what Deliver returns once Stop was called.
+var ErrStopped = errors.New("delivery has stopped")
+
+// Listeners tells how to deliver, and is told when to stop.
+type Listeners interface {
+	// Listener returns a registration as it is now, or nil if there is none.
+	Listener(id int64) *event.Listener
+	// Disable stops deliveries to a listener, for a reason that its
+	// registration shows.
+	Disable(ctx context.Context, id int64, reason string) error
+}
+
+// Store is the journal's side of the deliveries' records.
+type Store struct {
+	// Events reads stored events by their keys; those past retention are
+	// missing from the answer.
+	Events func(ctx context.Context, keys []event.Key) ([]event.Stored, error)
+	// Settle queues the statement that forgets settled batches.
+	Settle func(b *pgx.Batch, ids []int64)
+}
+
+// Instance is this process among those that share the database.
+type Instance interface {
+	ID() int64
+	// Live returns the ids of all instances alive, this one among them.
+	Live() []int64
+}
+
+// Config of a Delivery. The zero value of a field means its default, where
+// one is given.
+type Config struct {
+	// Schedule is the waits between attempts.
+	Schedule Schedule
+	// AttemptTimeout bounds one POST, from dial to the end of the response.
+	// Default 15 s.
+	AttemptTimeout time.Duration
+	// AllowTargets are the private ranges that callbacks may resolve to.
+	AllowTargets []netip.Prefix
+	// Version is shown in the User-Agent.
+	Version string
+	// LaneQueue bounds what one lane holds in memory. Default 1024.
+	LaneQueue int
+	// Retention is how long attempts are kept. Default 168 h.
+	Retention time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.AttemptTimeout == 0 {
+		c.AttemptTimeout = 15 * time.Second
+	}
+	if c.LaneQueue == 0 {
+		c.LaneQueue = 1024
+	}
+	if c.Retention == 0 {
+		c.Retention = 168 * time.Hour
+	}
+	return c
+}
+
+// Delivery is one instance's side of all deliveries. Make it with Open, then
+// Run it; it is safe for concurrent use.
+type Delivery struct {
+	cfg       Config
+	pool      *pgxpool.Pool
+	listeners Listeners
+	store     Store
+	instance  Instance
+	log       *slog.Logger
+	metrics   *metrics
+	sender    *sender
+	recorder  *recorder
+	parts     postgres.Partitions
+
+	mu    sync.RWMutex
+	lanes map[int64]*lane
+	// nextDue is when the next retry known of is due; zero for none.
+	nextDue time.Time
+
+	stopping atomic.Bool
+	stop     chan struct{} // closed by Stop
+	kick     chan struct{} // makes the retry loop look now
+	replan   chan struct{} // makes the retry loop look at nextDue
+	workers  sync.WaitGroup
+	// attempts is the context of every POST; it ends when Run is cancelled.
+	attempts context.Context
+	abort    context.CancelCauseFunc
+}
+
+// Open prepares delivery: the partitions for attempts exist when it returns,
+// and the lanes know which ordering keys wait for a retry. It starts nothing.
+func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, instance Instance, cfg Config,
+	log *slog.Logger, reg prometheus.Registerer,
+) (*Delivery, error) {
+	cfg = cfg.withDefaults()
+	d := &Delivery{
+		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log,
+		sender: newSender(senderConfig{
+			Allow: cfg.AllowTargets, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
+		}),
+		parts: postgres.Partitions{
+			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
+			Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" },
+		},
+		lanes: make(map[int64]*lane),
+		stop:  make(chan struct{}),
+		kick:  make(chan struct{}, 1), replan: make(chan struct{}, 1),
+	}
+	d.attempts, d.abort = context.WithCancelCause(context.WithoutCancel(ctx))
+	d.metrics = newMetrics(reg, d)
+	d.recorder = newRecorder(d)
+	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+		return nil, err
+	}
+	if err := d.loadParked(ctx); err != nil {
+		return nil, fmt.Errorf("load what waits for a retry: %w", err)
+	}
+	return d, nil
+}
+
+// Run records attempts and takes up retries until Stop was called and every
+// POST in flight is finished and recorded. Cancelling ctx ends the POSTs too,
+// and gives up what could not be recorded: it is delivered again later.
+func (d *Delivery) Run(ctx context.Context) error {
+	stopAbort := context.AfterFunc(ctx, func() { d.abort(context.Cause(ctx)) })
+	defer stopAbort()
+	recorded := make(chan error, 1)
+	go func() { recorded <- d.recorder.run(ctx) }()
+
+	retries, cancel := context.WithCancelCause(ctx)
+	taken := make(chan struct{})
+	go func() {
+		defer close(taken)
+		d.takeRetries(retries)
+	}()
+
+	select {
+	case <-d.stop:
+	case <-ctx.Done():
+		d.Stop()
+	}
+	cancel(ErrStopped)
+	<-taken
+	d.workers.Wait()
+	d.recorder.close()
+	err := <-recorded
+	d.sender.close()
+	d.abort(ErrStopped)
+	return err
+}
+
+// Stop lets the lanes start nothing more. What waits in them stays in the
+// database.
+func (d *Delivery) Stop() {
+	if d.stopping.CompareAndSwap(false, true) {
+		close(d.stop)
+	}
+}
+
+// Err says why attempts can't be recorded at the moment, or nil.
+func (d *Delivery) Err() error { return d.recorder.health.get() }
+
+// Deliver takes a batch that was just committed. It waits only while neither
+// the lanes nor the recorder have room.
+func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
+	return d.dispatch(ctx, b, nil)
+}
+
+// dispatch hands the deliveries of a batch to their lanes, less those that
+// skip names. From here on the batch counts down until all are settled.
+func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]bool) error {
+	if d.stopping.Load() {
+		return ErrStopped
+	}
+	left := 0
+	for i := range b.Events {
+		for _, l := range b.Events[i].Listeners {
+			if !skip[ID{b.Events[i].Key, l}] {
+				left++
+			}
+		}
+	}
+	t := &batch{id: b.ID, left: left}
+	if left == 0 {
+		return d.recorder.put(ctx, record{settle: t})
+	}
+	for i := range b.Events {
+		e := &b.Events[i]
+		for _, l := range e.Listeners {
+			if skip[ID{e.Key, l}] {
+				continue
+			}
+			if err := d.lane(l).push(ctx, job{stored: e, listener: l, batch: t}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// lane returns the listener's lane, made at its first delivery.
+func (d *Delivery) lane(id int64) *lane {
+	d.mu.RLock()
+	l := d.lanes[id]
+	d.mu.RUnlock()
+	if l != nil {
+		return l
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l = d.lanes[id]; l == nil {
+		l = newLane(d, id)
+		d.lanes[id] = l
+	}
+	return l
+}
+
+// wake makes the retry loop look now.
+func (d *Delivery) wake() {
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}
+
+// batch counts what is not settled of a stored batch. Only the recorder counts
+// down, in the transaction that settles.
+type batch struct {
+	id   int64
+	left int
+}
+
+// job is one delivery on its way through a lane.
+type job struct {
+	stored   *event.Stored
+	listener int64
+	// attempt is how many were made.
+	attempt int
+	// orderKey is what it is ordered by; "" for nothing.
+	orderKey string
+	// batch is what counts it; nil for a delivery taken up from retries.
+	batch *batch
+}
+
+func (j *job) id() ID { return ID{j.stored.Key, j.listener} }

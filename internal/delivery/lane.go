@@ -1,0 +1,424 @@
+package delivery
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// slowest is the longest that a lane waits between probes of a callback that
+// answers 429, 502, 503 or 504.
+const slowest = time.Minute
+
+// takeAtOnce bounds what a lane takes up from retries in one step.
+const takeAtOnce = 256
+
+// lane is the queue of one listener: how many POSTs may be in flight, which
+// ordering keys are busy, and when it may go on after the callback asked it to
+// slow down. A lane with nothing to do has no goroutine.
+type lane struct {
+	d  *Delivery
+	id int64
+
+	mu    sync.Mutex
+	ready fifo
+	// size is what the lane holds in memory, ready or behind a key.
+	size     int
+	inFlight int
+	// limit is how many may be in flight now: max_in_flight, less while the
+	// callback is slowed down.
+	limit int
+	// pause is how long the lane waits after the next answer that asks for it;
+	// until is when it may go on.
+	pause time.Duration
+	until time.Time
+	timer *time.Timer
+	keys  map[string]*key
+	// spilled: retries may hold deliveries that are due and only lack room.
+	spilled bool
+
+	listener *event.Listener
+	target   *target
+	bad      error
+}
+
+// key is the state of one ordering key that is not idle.
+type key struct {
+	// active: one of its deliveries is ready or in flight.
+	active  bool
+	waiting []job
+	// parked is how many of its deliveries are in the database. While there
+	// are any, everything newer goes there too.
+	parked int
+}
+
+func newLane(d *Delivery, id int64) *lane { return &lane{d: d, id: id, limit: 1, pause: time.Second} }
+
+// push takes a new job. It goes to the database instead if the lane is full or
+// the job's key waits there.
+func (l *lane) push(ctx context.Context, j job) error {
+	l.mu.Lock()
+	l.refresh()
+	if l.listener != nil {
+		j.orderKey = event.OrderKey(l.listener.Ordering, &j.stored.Event)
+	}
+	k := l.key(j.orderKey)
+	if l.size >= l.d.cfg.LaneQueue || k != nil && k.parked > 0 {
+		l.spilled = true
+		spill := record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}}
+		l.d.metrics.spilled.Inc()
+		if k == nil {
+			l.mu.Unlock()
+			return l.d.recorder.put(ctx, spill)
+		}
+		// With the lock held: the records of a key must not overtake each
+		// other on their way to the recorder.
+		defer l.mu.Unlock()
+		k.parked++
+		return l.d.recorder.put(ctx, spill)
+	}
+	defer l.mu.Unlock()
+	l.size++
+	if k != nil && k.active {
+		k.waiting = append(k.waiting, j)
+		return nil
+	}
+	if k != nil {
+		k.active = true
+	}
+	l.ready.push(j)
+	l.start()
+	return nil
+}
+
+// park notes deliveries of a key that wait in retries.
+func (l *lane) park(name string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh()
+	if k := l.key(name); k != nil {
+		k.parked += n
+	}
+}
+
+// load is what the lane holds, and how much of it is in flight.
+func (l *lane) load() (held, inFlight int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size, l.inFlight
+}
+
+// hasMore notes that retries held more than the lane took.
+func (l *lane) hasMore() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spilled = true
+}
+
+// pushTaken takes a job that was taken up from retries. It returns false if
+// the job has to wait there for an older one of its key.
+func (l *lane) pushTaken(j job) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh()
+	if k := l.key(j.orderKey); k != nil {
+		if k.active {
+			return false
+		}
+		k.active = true
+		k.parked = max(k.parked, 1)
+	}
+	l.size++
+	l.ready.push(j)
+	l.start()
+	return true
+}
+
+// room is how many more jobs the lane may take up from retries; 0 while the
+// listener is unknown, disabled or slowed down.
+func (l *lane) room(now time.Time) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh()
+	if l.listener == nil || !l.listener.Enabled || now.Before(l.until) {
+		return 0
+	}
+	return max(0, min(l.d.cfg.LaneQueue-l.size, takeAtOnce))
+}
+
+// refresh looks at the registration again. Called with the lock held.
+func (l *lane) refresh() {
+	now := l.d.listeners.Listener(l.id)
+	if now == l.listener {
+		return
+	}
+	before := l.listener
+	l.listener, l.target, l.bad = now, nil, nil
+	if now == nil || before != nil && before.Ordering != now.Ordering {
+		// What waits behind a key has lost what it waits for.
+		for _, k := range l.keys {
+			for _, j := range k.waiting {
+				l.ready.push(j)
+			}
+		}
+		l.keys = nil
+	}
+	if now == nil {
+		return
+	}
+	l.target, l.bad = newTarget(now)
+	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL {
+		l.limit, l.until, l.pause = now.MaxInFlight, time.Time{}, time.Second
+	}
+}
+
+// key returns the state of an ordering key, made if need be; nil if nothing is
+// ordered. Called with the lock held.
+func (l *lane) key(name string) *key {
+	if name == "" {
+		return nil
+	}
+	k := l.keys[name]
+	if k == nil {
+		if l.keys == nil {
+			l.keys = make(map[string]*key)
+		}
+		k = &key{}
+		l.keys[name] = k
+	}
+	return k
+}
+
+// start puts one more worker on the lane, if there is work and room in flight.
+// Called with the lock held.
+func (l *lane) start() {
+	if l.inFlight >= l.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.until) {
+		return
+	}
+	l.inFlight++
+	l.d.workers.Add(1)
+	go l.work()
+}
+
+// work makes attempts until the lane has none for it.
+func (l *lane) work() {
+	defer l.d.workers.Done()
+	for {
+		j, target, listener, bad, ok := l.next()
+		if !ok {
+			return
+		}
+		l.finish(j, l.attempt(j, target, listener, bad))
+	}
+}
+
+// next returns the next job with the registration as it is now, or retires the
+// worker.
+func (l *lane) next() (j job, t *target, listener *event.Listener, bad error, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh()
+	if l.ready.len() == 0 || l.inFlight > l.limit || l.d.stopping.Load() || time.Now().Before(l.until) {
+		l.inFlight--
+		return job{}, nil, nil, nil, false
+	}
+	j = l.ready.pop()
+	if l.spilled && l.ready.len() < l.limit {
+		l.spilled = false
+		l.d.wake()
+	}
+	return j, l.target, l.listener, l.bad, true
+}
+
+// attempt makes one POST and decides what follows from it.
+func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) record {
+	now := time.Now()
+	rec := record{job: j}
+	switch {
+	case listener == nil:
+		// Deleted: nobody waits for this any more.
+		rec.outcome = outcome{kind: dropped}
+		return rec
+	case !listener.Enabled:
+		// It waits in the database until the listener is enabled again.
+		rec.outcome = outcome{kind: retryAt, at: now}
+		return rec
+	case listener.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > listener.MaxAge:
+		rec.outcome = outcome{kind: expired}
+		return rec
+	}
+	rec.attempted, rec.startedAt = true, now
+	if bad != nil {
+		rec.result = result{err: bad, class: classRefused}
+	} else {
+		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, j.id(), j.attempt+1)
+	}
+	rec.outcome = decide(rec.result, decision{
+		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
+		receivedAt: j.stored.ReceivedAt, maxAge: listener.MaxAge,
+	})
+	l.observe(rec, listener)
+	return rec
+}
+
+// observe counts and logs an attempt: one line each, a failure at warn.
+func (l *lane) observe(rec record, listener *event.Listener) {
+	l.d.metrics.attempts.WithLabelValues(rec.result.class.String()).Inc()
+	l.d.metrics.attemptTime.Observe(rec.result.duration.Seconds())
+	if rec.attempt() == 1 {
+		l.d.metrics.latency.Observe(rec.startedAt.Sub(rec.job.stored.ReceivedAt).Seconds())
+	}
+	level := slog.LevelDebug
+	if rec.outcome.kind != delivered {
+		level = slog.LevelWarn
+	}
+	if !l.d.log.Enabled(l.d.attempts, level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("outcome", rec.outcome.kind.String()),
+		slog.String("event", listener.Event),
+		slog.String("name", rec.job.stored.Name),
+		slog.String("delivery", rec.job.id().String()),
+		slog.String("host", rec.host(listener)),
+		slog.Int("attempt", rec.attempt()),
+		slog.Int("status", rec.result.status),
+		slog.Duration("took", rec.result.duration),
+	}
+	if rec.result.err != nil {
+		attrs = append(attrs, slog.String("error", rec.result.err.Error()))
+	}
+	if rec.outcome.kind == retryAt {
+		attrs = append(attrs, slog.Time("next_attempt", rec.outcome.at))
+	}
+	l.d.log.LogAttrs(l.d.attempts, level, "attempt", attrs...)
+}
+
+// finish hands the record to the recorder and moves the lane on. The worker
+// waits while the recorder has no room: what is not recorded must not pile up
+// in memory.
+func (l *lane) finish(j job, rec record) {
+	if j.orderKey == "" {
+		l.record(rec)
+		l.mu.Lock()
+		l.size--
+		l.adapt(rec)
+		l.mu.Unlock()
+	} else {
+		l.finishOrdered(j, rec)
+	}
+	if rec.outcome.kind == disable {
+		if err := l.d.listeners.Disable(l.d.attempts, l.id, rec.outcome.reason); err != nil {
+			l.d.log.LogAttrs(l.d.attempts, slog.LevelError, "could not disable a listener",
+				slog.String("reason", rec.outcome.reason), slog.Any("error", err))
+		}
+	}
+}
+
+// finishOrdered records and moves the job's key on: to its next delivery, or,
+// if this one failed, into the database with all that waits behind it. It does
+// so with the lock held: the records of a key must not overtake each other.
+func (l *lane) finishOrdered(j job, rec record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.record(rec)
+	l.size--
+	l.adapt(rec)
+	k := l.key(j.orderKey)
+	k.active = false
+	if rec.outcome.kind == retryAt {
+		if j.batch != nil {
+			k.parked++
+		}
+		for _, p := range k.waiting {
+			l.d.metrics.spilled.Inc()
+			l.record(record{job: p, outcome: outcome{kind: retryAt, at: rec.outcome.at}})
+		}
+		k.parked += len(k.waiting)
+		l.size -= len(k.waiting)
+		k.waiting = nil
+		return
+	}
+	if j.batch == nil {
+		k.parked--
+	}
+	switch {
+	case len(k.waiting) > 0:
+		k.active = true
+		l.ready.push(k.waiting[0])
+		k.waiting = k.waiting[1:]
+		l.start()
+	case k.parked <= 0:
+		delete(l.keys, j.orderKey)
+	}
+}
+
+func (l *lane) record(rec record) {
+	if err := l.d.recorder.put(l.d.attempts, rec); err != nil {
+		l.d.log.LogAttrs(context.WithoutCancel(l.d.attempts), slog.LevelWarn, "attempt not recorded, its delivery may be made again",
+			slog.String("delivery", rec.job.id().String()), slog.Any("error", err))
+	}
+}
+
+// adapt halves what may be in flight and waits when the callback says that it
+// has too much, and finds back one step a success. Called with the lock held.
+func (l *lane) adapt(rec record) {
+	if !rec.attempted || l.listener == nil {
+		return
+	}
+	if !rec.outcome.slow {
+		if rec.outcome.kind == delivered {
+			l.limit = min(l.limit+1, l.listener.MaxInFlight)
+			l.pause = time.Second
+			l.start()
+		}
+		return
+	}
+	l.limit = max(1, l.limit/2)
+	now := time.Now()
+	if now.Before(l.until) {
+		return // the others in flight say the same thing once more
+	}
+	l.until = now.Add(l.pause)
+	if rec.outcome.notBefore.After(l.until) {
+		l.until = rec.outcome.notBefore
+	}
+	l.pause = min(2*l.pause, slowest)
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.timer = time.AfterFunc(l.until.Sub(now), func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.start()
+		l.d.wake()
+	})
+}
+
+// fifo is a queue that gives up what it has handed out.
+type fifo struct {
+	jobs []job
+	head int
+}
+
+func (f *fifo) len() int { return len(f.jobs) - f.head }
+
+func (f *fifo) push(j job) { f.jobs = append(f.jobs, j) }
+
+func (f *fifo) pop() job {
+	j := f.jobs[f.head]
+	f.jobs[f.head] = job{} // or the payload would live on
+	f.head++
+	if f.head == len(f.jobs) {
+		f.jobs, f.head = f.jobs[:0], 0
+	} else if f.head > 64 && f.head > len(f.jobs)/2 {
+		n := copy(f.jobs, f.jobs[f.head:])
+		clear(f.jobs[n:])
+		f.jobs, f.head = f.jobs[:n], 0
+	}
+	return j
+}

@@ -1,0 +1,344 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// recordQueue bounds what waits for the recorder.
+	recordQueue = 4096
+	// recordAtOnce bounds one transaction.
+	recordAtOnce = 2048
+	// responseKept is how much of a response an attempt keeps, in bytes.
+	responseKept = 1024
+)
+
+// record is what became of a delivery: an attempt and its outcome, or only an
+// outcome if none was made.
+type record struct {
+	job       job
+	attempted bool
+	startedAt time.Time
+	result    result
+	outcome   outcome
+	// settle, without a job, is a batch that has nothing to deliver.
+	settle *batch
+}
+
+// attempt is the number of the attempt that was made, or of the last one.
+func (r *record) attempt() int {
+	if r.attempted {
+		return r.job.attempt + 1
+	}
+	return r.job.attempt
+}
+
+// host is what a log may show of a callback's URL.
+func (r *record) host(l *event.Listener) string {
+	_, rest, _ := strings.Cut(l.URL, "://")
+	host, _, _ := strings.Cut(rest, "/")
+	return host
+}
+
+// recorder writes outcomes in batches: while one transaction runs, the next
+// fills.
+type recorder struct {
+	d       *Delivery
+	in      chan record
+	stopped chan struct{}
+	health  health
+}
+
+func newRecorder(d *Delivery) *recorder {
+	return &recorder{d: d, in: make(chan record, recordQueue), stopped: make(chan struct{})}
+}
+
+// put hands over a record. It waits while the recorder is behind.
+func (r *recorder) put(ctx context.Context, rec record) error {
+	select {
+	case r.in <- rec:
+		return nil
+	default:
+	}
+	select {
+	case r.in <- rec:
+		return nil
+	case <-r.stopped:
+		return ErrStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// close lets run return once all is written. Nothing may be put after it.
+func (r *recorder) close() { r.in <- record{} }
+
+// run writes until close was called.
+func (r *recorder) run(ctx context.Context) error {
+	defer close(r.stopped)
+	for {
+		var recs []record
+		select {
+		case rec := <-r.in:
+			recs = append(recs, rec)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	fill:
+		for len(recs) < recordAtOnce {
+			select {
+			case rec := <-r.in:
+				recs = append(recs, rec)
+			default:
+				break fill
+			}
+		}
+		last := false
+		kept := recs[:0]
+		for _, rec := range recs {
+			if rec.job.stored == nil && rec.settle == nil {
+				last = true
+				continue
+			}
+			kept = append(kept, rec)
+		}
+		if err := r.write(ctx, kept); err != nil {
+			return err
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+// write stores records in one transaction, trying until it succeeds or ctx
+// ends.
+func (r *recorder) write(ctx context.Context, recs []record) error {
+	if len(recs) == 0 {
+		return nil
+	}
+	s := newStatements(recs)
+	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
+	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := r.try(ctx, s)
+		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
+			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))
+		}
+		r.health.set(err)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil {
+			r.d.metrics.recordFailures.Inc()
+			r.d.log.LogAttrs(ctx, slog.LevelWarn, "recording attempts failed, trying again",
+				slog.Int("records", len(recs)), slog.Any("error", err))
+		}
+		return retry.RetryableError(err)
+	})
+	if err != nil {
+		return fmt.Errorf("record %d outcomes: %w", len(recs), err)
+	}
+	for i := range recs {
+		r.count(&recs[i])
+	}
+	if !s.earliest.IsZero() {
+		r.d.due(s.earliest)
+	}
+	if s.freed {
+		r.d.wake()
+	}
+	return nil
+}
+
+func (r *recorder) count(rec *record) {
+	switch {
+	case rec.settle != nil, rec.outcome.kind == retryAt:
+	default:
+		r.d.metrics.deliveries.WithLabelValues(rec.outcome.kind.String()).Inc()
+	}
+}
+
+func (r *recorder) try(ctx context.Context, s *statements) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the transaction took longer than 30 s"))
+	defer cancel()
+	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		s.queue(&b, r.d.store.Settle)
+		return tx.SendBatch(ctx, &b).Close()
+	})
+}
+
+// statements is the columns of one transaction.
+type statements struct {
+	attempts attemptRows
+	insert   retryRows // new in retries
+	update   retryRows // taken up from retries, and going back
+	remove   keyRows   // taken up from retries, and done
+	settled  []int64
+	// earliest is when the first of the new retries is due.
+	earliest time.Time
+	// freed: the next retry of some ordering key may go.
+	freed bool
+}
+
+type keyRows struct {
+	batches   []int64
+	ordinals  []int32
+	listeners []int64
+}
+
+func (k *keyRows) add(id ID) {
+	k.batches = append(k.batches, id.Key.Batch)
+	k.ordinals = append(k.ordinals, id.Key.Ordinal)
+	k.listeners = append(k.listeners, id.Listener)
+}
+
+type attemptRows struct {
+	keyRows
+	numbers   []int32
+	started   []time.Time
+	durations []int32
+	statuses  []int32
+	delivered []bool
+	errors    []string
+	responses [][]byte
+}
+
+type retryRows struct {
+	keyRows
+	states    []string
+	attempts  []int32
+	due       []time.Time
+	orderKeys []string
+}
+
+func newStatements(recs []record) *statements {
+	s := &statements{}
+	for i := range recs {
+		rec := &recs[i]
+		if rec.settle != nil {
+			s.settled = append(s.settled, rec.settle.id)
+			continue
+		}
+		if rec.attempted {
+			s.attempts.add(rec)
+		}
+		state := rec.outcome.kind.state()
+		switch {
+		case state == "" && rec.job.batch == nil:
+			s.remove.add(rec.job.id())
+		case state == "":
+		case rec.job.batch == nil:
+			s.update.add(rec, state)
+		default:
+			s.insert.add(rec, state)
+		}
+		if rec.job.orderKey != "" && rec.job.batch == nil && rec.outcome.kind != retryAt {
+			s.freed = true
+		}
+		if rec.outcome.kind == retryAt && (s.earliest.IsZero() || rec.outcome.at.Before(s.earliest)) {
+			s.earliest = rec.outcome.at
+		}
+		if b := rec.job.batch; b != nil {
+			if b.left--; b.left == 0 {
+				s.settled = append(s.settled, b.id)
+			}
+		}
+	}
+	return s
+}
+
+func (a *attemptRows) add(rec *record) {
+	a.keyRows.add(rec.job.id())
+	a.numbers = append(a.numbers, int32(rec.attempt()))
+	a.started = append(a.started, rec.startedAt)
+	a.durations = append(a.durations, int32(min(rec.result.duration.Microseconds(), 1<<31-1)))
+	a.statuses = append(a.statuses, int32(rec.result.status))
+	a.delivered = append(a.delivered, rec.outcome.kind == delivered)
+	text := ""
+	if rec.result.err != nil {
+		// PostgreSQL takes neither NUL nor broken UTF-8 in a text.
+		text = strings.ToValidUTF8(strings.ReplaceAll(rec.result.err.Error(), "\x00", ""), "\uFFFD")
+	}
+	a.errors = append(a.errors, text)
+	kept := rec.result.response
+	if rec.outcome.kind == delivered {
+		kept = nil // nobody debugs a success: don't pay for it
+	}
+	a.responses = append(a.responses, append([]byte{}, kept[:min(len(kept), responseKept)]...))
+}
+
+func (r *retryRows) add(rec *record, state string) {
+	r.keyRows.add(rec.job.id())
+	r.states = append(r.states, state)
+	r.attempts = append(r.attempts, int32(rec.attempt()))
+	due := rec.outcome.at
+	if due.IsZero() {
+		due = time.Now()
+	}
+	r.due = append(r.due, due)
+	r.orderKeys = append(r.orderKeys, rec.job.orderKey)
+}
+
+// queue adds the statements of the transaction. The order matters only in that
+// the batches go last.
+func (s *statements) queue(b *pgx.Batch, settle func(*pgx.Batch, []int64)) {
+	if a := &s.attempts; len(a.batches) > 0 {
+		b.Queue(`INSERT INTO attempts (batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response)
+			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::int[],
+				$8::boolean[], $9::text[], $10::bytea[])`,
+			a.batches, a.ordinals, a.listeners, a.numbers, a.started, a.durations, a.statuses, a.delivered, a.errors, a.responses)
+	}
+	if r := &s.insert; len(r.batches) > 0 {
+		// A try whose answer was lost may have stored them.
+		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key)
+			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[], $7::text[])
+			ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`,
+			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, r.orderKeys)
+	}
+	if r := &s.update; len(r.batches) > 0 {
+		b.Queue(`UPDATE retries t SET state = u.state, attempt = u.attempt, due_at = u.due_at, owner = NULL, updated_at = now()
+			FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[])
+				AS u (batch_id, ordinal, listener_id, state, attempt, due_at)
+			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id`,
+			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due)
+	}
+	if k := &s.remove; len(k.batches) > 0 {
+		b.Queue(`DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
+			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id`,
+			k.batches, k.ordinals, k.listeners)
+	}
+	if len(s.settled) > 0 {
+		settle(b, s.settled)
+	}
+}
+
+// health remembers whether the last transaction went through.
+type health struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (h *health) set(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.err = err
+}
+
+func (h *health) get() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.err
+}

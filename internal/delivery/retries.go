@@ -1,0 +1,281 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// retryPoll is how often retries are looked for when nothing announces
+	// one: another instance may have left some.
+	retryPoll = time.Second
+	// putBack is when a delivery is looked at again that must wait for an
+	// older one of its key.
+	putBack = 200 * time.Millisecond
+)
+
+// due tells the retry loop that a delivery will be due at a time.
+func (d *Delivery) due(at time.Time) {
+	d.mu.Lock()
+	sooner := d.nextDue.IsZero() || at.Before(d.nextDue)
+	if sooner {
+		d.nextDue = at
+	}
+	d.mu.Unlock()
+	if sooner {
+		select {
+		case d.replan <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// untilDue is how long the retry loop may sleep.
+func (d *Delivery) untilDue(now time.Time) time.Duration {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.nextDue.IsZero() {
+		return retryPoll
+	}
+	return max(0, min(retryPoll, d.nextDue.Sub(now)))
+}
+
+// takeRetries takes up what is due, until ctx ends.
+func (d *Delivery) takeRetries(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	upkeep := time.NewTicker(time.Hour)
+	defer upkeep.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.replan:
+		case <-upkeep.C:
+			err = d.upkeep(ctx)
+		case <-d.kick:
+			err = d.takeDue(ctx)
+		case <-timer.C:
+			err = d.takeDue(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			d.log.LogAttrs(ctx, slog.LevelWarn, "taking up retries failed", slog.Any("error", err))
+		}
+		timer.Reset(d.untilDue(time.Now()))
+	}
+}
+
+// takeDue claims what is due and gives it to the lanes that have room. One
+// listener's rows never stand in the way of another's.
+func (d *Delivery) takeDue(ctx context.Context) error {
+	d.mu.Lock()
+	d.nextDue = time.Time{}
+	d.mu.Unlock()
+	ids, rooms, err := d.withRoom(ctx)
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	jobs, keys, err := d.claim(ctx, ids, rooms)
+	if err != nil {
+		return fmt.Errorf("claim retries: %w", err)
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	if err := d.loadEvents(ctx, jobs, keys); err != nil {
+		return err
+	}
+	taken := make(map[int64]int)
+	for _, j := range jobs {
+		switch {
+		case j.stored.Name == "":
+			// Retention dropped the event: nothing is left to send.
+			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: expired}})
+		case d.lane(j.listener).pushTaken(j):
+			taken[j.listener]++
+		default:
+			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: retryAt, at: time.Now().Add(putBack)}})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for i, id := range ids {
+		if taken[id] >= int(rooms[i]) {
+			d.lane(id).hasMore()
+		}
+	}
+	return nil
+}
+
+// withRoom returns the listeners that have pending retries, and how many their
+// lanes can take. It hops from listener to listener in the index instead of
+// reading every row.
+func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, err error) {
+	rows, err := d.pool.Query(ctx, `WITH RECURSIVE l AS (
+			(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
+			UNION ALL
+			SELECT (SELECT r.listener_id FROM retries r WHERE r.state = 'pending' AND r.listener_id > l.listener_id
+				ORDER BY r.listener_id LIMIT 1)
+			FROM l WHERE l.listener_id IS NOT NULL
+		) SELECT listener_id FROM l WHERE listener_id IS NOT NULL`)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list listeners with retries: %w", err)
+	}
+	pending, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, nil, fmt.Errorf("list listeners with retries: %w", err)
+	}
+	now := time.Now()
+	for _, id := range pending {
+		if d.listeners.Listener(id) == nil {
+			continue // deleted; upkeep removes its rows
+		}
+		if room := d.lane(id).room(now); room > 0 {
+			ids, rooms = append(ids, id), append(rooms, int32(room))
+		}
+	}
+	return ids, rooms, nil
+}
+
+// claim marks due rows as this instance's. Of a key that is ordered only the
+// oldest is due. A row whose owner is dead is free.
+func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) ([]job, []event.Key, error) {
+	rows, err := d.pool.Query(ctx, `WITH due AS (
+			SELECT r.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
+			CROSS JOIN LATERAL (
+				SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.due_at <= now()
+					AND (q.owner IS NULL OR q.owner <> ALL($3::bigint[]))
+					AND (q.order_key = '' OR NOT EXISTS (SELECT FROM retries o
+						WHERE o.listener_id = q.listener_id AND o.order_key = q.order_key AND o.order_key <> '' AND o.state = 'pending'
+							AND (o.batch_id, o.ordinal) < (q.batch_id, q.ordinal)))
+				ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
+			) r
+		)
+		UPDATE retries t SET owner = $4, updated_at = now() FROM due
+		WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
+		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key`,
+		ids, rooms, d.instance.Live(), d.instance.ID())
+	if err != nil {
+		return nil, nil, err
+	}
+	var keys []event.Key
+	jobs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (j job, err error) {
+		var k event.Key
+		err = row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey)
+		keys = append(keys, k)
+		return j, err
+	})
+	return jobs, keys, err
+}
+
+// loadEvents gives every job its event; one that is gone has no name.
+func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key) error {
+	stored, err := d.store.Events(ctx, keys)
+	if err != nil {
+		return err
+	}
+	byKey := make(map[event.Key]*event.Stored, len(stored))
+	for i := range stored {
+		byKey[stored[i].Key] = &stored[i]
+	}
+	for i := range jobs {
+		if jobs[i].stored = byKey[keys[i]]; jobs[i].stored == nil {
+			jobs[i].stored = &event.Stored{Key: keys[i]}
+		}
+	}
+	return nil
+}
+
+// Recover takes batches that an earlier owner left unsettled. What the records
+// show as delivered, or as waiting in retries, is not dispatched again.
+func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
+	ids := make([]int64, len(batches))
+	for i, b := range batches {
+		ids[i] = b.ID
+	}
+	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, listener_id FROM attempts WHERE batch_id = ANY($1) AND delivered
+		UNION ALL SELECT batch_id, ordinal, listener_id FROM retries WHERE batch_id = ANY($1)`, ids)
+	if err != nil {
+		return fmt.Errorf("read what was settled: %w", err)
+	}
+	settled := make(map[ID]bool)
+	var id ID
+	if _, err := pgx.ForEachRow(rows, []any{&id.Key.Batch, &id.Key.Ordinal, &id.Listener}, func() error {
+		settled[id] = true
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read what was settled: %w", err)
+	}
+	for _, b := range batches {
+		if err := d.dispatch(ctx, b, settled); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadParked tells the lanes which ordering keys have deliveries waiting in
+// retries: newer ones must not overtake them.
+func (d *Delivery) loadParked(ctx context.Context) error {
+	rows, err := d.pool.Query(ctx, `SELECT listener_id, order_key, count(*) FROM retries
+		WHERE state = 'pending' AND order_key <> '' GROUP BY 1, 2`)
+	if err != nil {
+		return err
+	}
+	var (
+		id   int64
+		name string
+		n    int
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &name, &n}, func() error {
+		d.lane(id).park(name, n)
+		return nil
+	})
+	return err
+}
+
+// Forget drops what waits for a listener, in the transaction that deletes it.
+func Forget(ctx context.Context, tx pgx.Tx, listenerID int64) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1`, listenerID); err != nil {
+		return fmt.Errorf("drop the retries of a listener: %w", err)
+	}
+	return nil
+}
+
+// upkeep makes and drops partitions, and removes rows that nothing will ask
+// for any more: those past their retention, and those of deleted listeners
+// that a POST in flight left behind.
+func (d *Delivery) upkeep(ctx context.Context) error {
+	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+		return err
+	}
+	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE state <> 'pending' AND updated_at < now() - $1::interval`, d.cfg.Retention); err != nil {
+		return fmt.Errorf("remove old outcomes: %w", err)
+	}
+	rows, err := d.pool.Query(ctx, `SELECT DISTINCT listener_id FROM retries WHERE updated_at < now() - interval '1 hour'`)
+	if err != nil {
+		return fmt.Errorf("list listeners with old retries: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("list listeners with old retries: %w", err)
+	}
+	for _, id := range ids {
+		if d.listeners.Listener(id) != nil {
+			continue
+		}
+		if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1 AND updated_at < now() - interval '1 hour'`, id); err != nil {
+			return fmt.Errorf("remove the retries of a deleted listener: %w", err)
+		}
+	}
+	return nil
+}

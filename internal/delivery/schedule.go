@@ -1,0 +1,38 @@
+package delivery
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// jitter is how far a wait may be moved either way, so that deliveries which
+// failed together do not come back together.
+const jitter = 0.2
+
+// Schedule is the waits between the attempts of a delivery: the first after
+// the first attempt, and so on. After the last the delivery is exhausted.
+type Schedule []time.Duration
+
+// ParseSchedule reads waits joined with commas, such as "5s,5m,30m".
+func ParseSchedule(s string) (Schedule, error) {
+	var out Schedule
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimSpace(part)
+		d, err := time.ParseDuration(part)
+		if err != nil || d < 0 || d > 30*24*time.Hour {
+			return nil, fmt.Errorf("%q is not a wait from 0s to 720h such as 5m", part)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// wait is how long to wait after an attempt, counted from 1; ok is false when
+// there is no further attempt. random is in [0,1).
+func (s Schedule) wait(attempt int, random float64) (d time.Duration, ok bool) {
+	if attempt > len(s) {
+		return 0, false
+	}
+	return time.Duration(float64(s[attempt-1]) * (1 - jitter + 2*jitter*random)), true
+}

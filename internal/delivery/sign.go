@@ -1,0 +1,65 @@
+package delivery
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"hash"
+	"strings"
+	"sync"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// signer makes the signatures of one listener, one for each of its secrets. It
+// is safe for concurrent use.
+type signer struct {
+	// macs lend out keyed hashes: keying one costs two rounds of SHA-256.
+	macs []*sync.Pool
+}
+
+func newSigner(l *event.Listener) (*signer, error) {
+	s := &signer{}
+	for _, secret := range l.Secrets {
+		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret.Reveal(), "whsec_"))
+		if err != nil || len(key) == 0 {
+			return nil, fmt.Errorf("a secret of the listener is not whsec_ and base64: rotate it")
+		}
+		s.macs = append(s.macs, &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }})
+	}
+	if len(s.macs) == 0 {
+		return nil, fmt.Errorf("the listener has no secret: rotate it")
+	}
+	return s, nil
+}
+
+// sign returns the webhook-signature header for a body (Standard Webhooks
+// 1.0.0, Signature scheme): one signature for each secret, joined with spaces,
+// so that a receiver may know either while they are rotated.
+func (s *signer) sign(id, timestamp string, body []byte) string {
+	const version = "v1,"
+	out := make([]byte, 0, len(s.macs)*(len(version)+base64.StdEncoding.EncodedLen(sha256.Size)+1))
+	var sum [sha256.Size]byte
+	head := make([]byte, 0, 64)
+	head = append(head, id...)
+	head = append(head, '.')
+	head = append(head, timestamp...)
+	head = append(head, '.')
+	for i, pool := range s.macs {
+		mac, ok := pool.Get().(hash.Hash)
+		if !ok {
+			continue // the pools hold nothing else
+		}
+		mac.Reset()
+		mac.Write(head)
+		mac.Write(body)
+		if i > 0 {
+			out = append(out, ' ')
+		}
+		out = append(out, version...)
+		out = base64.StdEncoding.AppendEncode(out, mac.Sum(sum[:0]))
+		pool.Put(mac)
+	}
+	return string(out)
+}
