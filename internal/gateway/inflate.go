@@ -1,0 +1,156 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Compression is how Discord compresses what it sends (Discord: Transport
+// Compression). The zero value means ZstdStream.
+type Compression string
+
+// The transport compressions.
+const (
+	ZstdStream    Compression = "zstd-stream"
+	ZlibStream    Compression = "zlib-stream"
+	NoCompression Compression = "none"
+)
+
+const (
+	// maxPayload bounds one payload, as it arrives and inflated: some bytes
+	// of a hostile stream could otherwise fill the memory.
+	maxPayload = 64 << 20
+	// keepPayload is what an inflater's memory may hold on to between two
+	// payloads. The GUILD_CREATE of a large guild is rare.
+	keepPayload = 1 << 20
+)
+
+var errTooLarge = fmt.Errorf("the payload is larger than %d MiB", maxPayload>>20)
+
+// inflater undoes one connection's compression, one message at a time, with
+// the context that the messages of a connection share. It is for one
+// goroutine.
+//
+// The decoders pull from a reader until it ends; a gateway stream has no end
+// but pauses after every message. So the decoder runs as a coroutine: where it
+// asks for more than the message has, it has given all that the message holds,
+// and rests until the next one comes.
+type inflater struct {
+	in   []byte // what the decoder has not consumed
+	out  []byte
+	next func() (struct{}, bool)
+	stop func()
+	rest func(struct{}) bool // lets the decoder rest; false when it is to end
+	err  error               // why the decoder ended
+}
+
+// newInflater prepares for a connection. The caller closes it.
+func newInflater(c Compression) *inflater {
+	i := new(inflater)
+	open := map[Compression]func(io.Reader) (io.Reader, error){ZlibStream: openZlib, ZstdStream: openZstd}[c]
+	i.next, i.stop = iter.Pull(func(rest func(struct{}) bool) {
+		i.rest = rest
+		if !rest(struct{}{}) {
+			return
+		}
+		i.err = i.decode(open)
+	})
+	// Up to the first rest.
+	i.next()
+	return i
+}
+
+func (i *inflater) decode(open func(io.Reader) (io.Reader, error)) error {
+	r, err := open((*messageReader)(i))
+	if err != nil {
+		return err
+	}
+	if c, ok := r.(interface{ Close() }); ok {
+		defer c.Close()
+	}
+	if _, err := io.Copy((*payloadWriter)(i), r); err != nil {
+		return err
+	}
+	return errors.New("the compressed stream ended")
+}
+
+// inflate returns the payload of a message. It is valid until the next call.
+// After an error the stream is lost and so is the connection.
+func (i *inflater) inflate(message []byte) ([]byte, error) {
+	if i.err != nil {
+		return nil, i.err
+	}
+	i.in = message
+	if cap(i.out) > keepPayload {
+		i.out = nil
+	}
+	i.out = i.out[:0]
+	if _, ok := i.next(); !ok {
+		if i.err == nil {
+			i.err = errors.New("the inflater is closed")
+		}
+		i.err = fmt.Errorf("inflate: %w", i.err)
+		return nil, i.err
+	}
+	return i.out, nil
+}
+
+// close ends the decoder. It may be called twice.
+func (i *inflater) close() { i.stop() }
+
+func openZlib(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
+
+// openZstd decodes in the caller's goroutine, with the window that zstd's own
+// library would accept: no more is promised about Discord's.
+func openZstd(r io.Reader) (io.Reader, error) {
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(128<<20))
+}
+
+// messageReader is what the decoder reads from.
+type messageReader inflater
+
+func (r *messageReader) more() bool {
+	for len(r.in) == 0 {
+		if !r.rest(struct{}{}) {
+			return false
+		}
+	}
+	return true
+}
+
+// Read implements io.Reader.
+func (r *messageReader) Read(p []byte) (int, error) {
+	if len(p) > 0 && !r.more() {
+		return 0, io.EOF
+	}
+	n := copy(p, r.in)
+	r.in = r.in[n:]
+	return n, nil
+}
+
+// ReadByte implements io.ByteReader, which keeps zlib from reading ahead.
+func (r *messageReader) ReadByte() (byte, error) {
+	if !r.more() {
+		return 0, io.EOF
+	}
+	b := r.in[0]
+	r.in = r.in[1:]
+	return b, nil
+}
+
+// payloadWriter is what the decoder writes to.
+type payloadWriter inflater
+
+// Write implements io.Writer.
+func (w *payloadWriter) Write(p []byte) (int, error) {
+	if len(w.out)+len(p) > maxPayload {
+		return 0, errTooLarge
+	}
+	w.out = append(w.out, p...)
+	return len(p), nil
+}

@@ -1,0 +1,433 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// helloTimeout is how long HELLO may take to come.
+	helloTimeout = 20 * time.Second
+	// noticeTimeout is how long the journal may take for a SHARD_DISCONNECT.
+	noticeTimeout = time.Second
+	// maxInterval is far over the 41 to 45 s that Discord asks for.
+	maxInterval = 10 * time.Minute
+)
+
+// link is one connection and the session that it carries, from the dial to the
+// end. It is used once.
+//
+// Three goroutines work on it: the reader, which handles payloads and waits
+// for the journal; the heart; and the one that closes it. Whoever finds that
+// it must end cancels its context with the cause, and only the closer touches
+// the socket then: first the close frame, then the end.
+type link struct {
+	shard *shard
+	out   *outlet
+	conn  *conn
+	log   *slog.Logger
+
+	// The reader's alone, until run has returned.
+	session  event.Session // zero before READY
+	intents  event.Intents // what IDENTIFY asks for
+	ending   ending
+	greeted  bool // HELLO came
+	live     bool // READY or RESUMED came
+	released func()
+
+	asked     chan struct{} // Discord asks for a heartbeat
+	sessionID atomic.Pointer[string]
+
+	// How long the reader was kept waiting by the journal, in nanoseconds, and
+	// since when it is, in Unix nanoseconds or 0.
+	blocked      atomic.Int64
+	blockedSince atomic.Int64
+
+	mu    sync.Mutex
+	pulse pulse
+}
+
+func newLink(s *shard, out *outlet, session event.Session) *link {
+	l := &link{
+		shard: s, out: out, session: session, log: s.log, intents: session.Intents,
+		released: func() {}, asked: make(chan struct{}, 1),
+	}
+	l.sessionID.Store(&session.ID)
+	l.ending.session = session.ID != ""
+	return l
+}
+
+// run connects, resumes the session or begins a new one, and hands on what
+// arrives until the connection ends.
+func (l *link) run(parent context.Context) ending {
+	l.ending.cause = l.connect(parent)
+	if l.ending.cause != nil {
+		l.released()
+		return l.ending
+	}
+	l.ending.opened = true
+	ctx, end := context.WithCancelCause(parent)
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		<-ctx.Done()
+		_, reason := closeText(context.Cause(ctx))
+		l.conn.close(codeKeep, reason)
+	})
+	end(l.receive(ctx, end, &tasks))
+	tasks.Wait()
+	l.conn.release()
+	l.released()
+	l.ending.cause = context.Cause(ctx)
+	l.ending.session = l.session.ID != ""
+	l.farewell(parent)
+	return l.ending
+}
+
+func (l *link) connect(ctx context.Context) error {
+	s := l.shard
+	if l.session.ID == "" {
+		release, err := s.starts.turn(ctx, s.id.ID)
+		if err != nil {
+			return err
+		}
+		l.released = release
+	}
+	if err := s.dials.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer s.dials.Release(1)
+	conn, err := dial(ctx, s.url(l.session.ResumeURL), s.agent, s.compression, s.metrics)
+	if err != nil {
+		return err
+	}
+	l.conn = conn
+	return nil
+}
+
+// receive handles payloads until the connection or ctx ends, and tells why.
+func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
+	patience := time.AfterFunc(helloTimeout, func() { end(errNoHello) })
+	defer patience.Stop()
+	for {
+		f, err := l.conn.read(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, errOddFrame) {
+			l.drop(ctx, "odd", err.Error())
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if f.op == opHello {
+			patience.Stop()
+			err = l.greet(ctx, f, end, tasks)
+		} else {
+			err = l.handle(ctx, f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// greet answers HELLO: the heart starts, the session is resumed or begun.
+func (l *link) greet(ctx context.Context, f frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
+	if l.greeted {
+		l.drop(ctx, "odd", "a second HELLO")
+		return nil
+	}
+	var h hello
+	if err := json.Unmarshal(f.data, &h); err != nil {
+		return fmt.Errorf("%w: HELLO: %w", errDefect, err)
+	}
+	interval := time.Duration(h.HeartbeatInterval * float64(time.Millisecond))
+	if interval <= 0 || interval > maxInterval {
+		return fmt.Errorf("%w: HELLO: a heartbeat interval of %v", errDefect, interval)
+	}
+	l.greeted = true
+	tasks.Go(func() { l.beat(ctx, end, interval) })
+	s := l.shard
+	if l.session.ID == "" {
+		s.set(func(st *ShardStatus) { st.State = StateIdentifying })
+		tasks.Go(func() { l.give(ctx, end, l.identify(ctx)) })
+	} else if err := l.resume(ctx); err != nil {
+		return err
+	}
+	// Only now, with the heart beating: the journal may keep this waiting.
+	for _, name := range []string{"SHARD_CONNECT", "CONNECT"} {
+		if err := l.putOwn(ctx, name, shardData{s.id.ID}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resume asks for what came after the stored sequence number, not the received
+// one: what is not stored yet would be lost with this process.
+func (l *link) resume(ctx context.Context) error {
+	s := l.shard
+	seq := l.out.stored(l.session.ID)
+	if seq == 0 || seq > l.session.Seq {
+		seq = l.session.Seq
+	}
+	s.metrics.resumes.Inc()
+	s.set(func(st *ShardStatus) { st.Resumes++ })
+	return l.conn.send(ctx, opResume, resumeCommand{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
+}
+
+func (l *link) identify(ctx context.Context) error {
+	s := l.shard
+	if err := s.starts.permit(ctx, s.id.ID); err != nil {
+		return err
+	}
+	defer l.released()
+	s.metrics.identifies.Inc()
+	s.set(func(st *ShardStatus) { st.Identifies++ })
+	return l.conn.send(ctx, opIdentify, identifyCommand{
+		Token:      s.token.Reveal(),
+		Properties: identifyProperties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
+		Shard:      [2]int{s.id.ID, s.id.Count},
+		Intents:    int64(l.intents),
+	})
+}
+
+// give ends the connection after a failure to send, but leaves the reader the
+// time to find out why: Discord's close frame says more than a broken pipe.
+func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error) {
+	if err != nil && sleep(ctx, time.Second) == nil {
+		end(err)
+	}
+}
+
+// beat sends heartbeats (Discord: Sending Heartbeats) until ctx ends.
+func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
+	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.asked:
+			l.mu.Lock()
+			l.pulse.asked(time.Now())
+			l.mu.Unlock()
+		case <-timer.C:
+			timer.Reset(interval)
+			l.mu.Lock()
+			dead := l.pulse.beat(time.Now(), l.blockedFor(), interval)
+			l.mu.Unlock()
+			if dead {
+				end(errZombie)
+				return
+			}
+		}
+		if err := l.conn.send(ctx, opHeartbeat, l.heartbeatSeq()); err != nil {
+			l.give(ctx, end, err)
+			return
+		}
+	}
+}
+
+// heartbeatSeq is the d of a heartbeat: what is stored, not what was received.
+// Discord does not say whether it forgets what a heartbeat acknowledges, and
+// so it may.
+func (l *link) heartbeatSeq() any {
+	if seq := l.out.stored(*l.sessionID.Load()); seq > 0 {
+		return seq
+	}
+	return nil
+}
+
+// blockedFor is how long the journal kept the reader waiting so far.
+func (l *link) blockedFor() time.Duration {
+	d := time.Duration(l.blocked.Load())
+	if since := l.blockedSince.Load(); since != 0 {
+		d += time.Since(time.Unix(0, since))
+	}
+	return d
+}
+
+// handle deals with a payload other than HELLO. An error ends the connection.
+func (l *link) handle(ctx context.Context, f frame) error {
+	switch f.op {
+	case opDispatch:
+		return l.dispatch(ctx, f)
+	case opHeartbeatACK:
+		now := time.Now()
+		l.mu.Lock()
+		l.pulse.acked(now)
+		latency := l.pulse.latency
+		l.mu.Unlock()
+		l.shard.metrics.latency.Observe(latency.Seconds())
+		l.shard.set(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
+	case opHeartbeat:
+		select {
+		case l.asked <- struct{}{}:
+		default: // one is on its way
+		}
+	case opReconnect:
+		return errReconnect
+	case opInvalidSession:
+		if string(f.data) == "true" {
+			return errTryResume
+		}
+		return errInvalid
+	default:
+		l.drop(ctx, "unknown_op", fmt.Sprintf("op %d", f.op))
+	}
+	return nil
+}
+
+// dispatch hands on an event.
+func (l *link) dispatch(ctx context.Context, f frame) error {
+	now := time.Now()
+	l.ending.progress = true
+	if len(f.name) == 0 || f.seq == 0 {
+		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
+		return nil
+	}
+	if string(f.name) == "READY" {
+		if err := l.begin(ctx, f); err != nil {
+			return err
+		}
+	}
+	resumed := string(f.name) == "RESUMED"
+	switch {
+	case l.session.ID == "":
+		l.drop(ctx, "odd", "a dispatch before READY")
+		return nil
+	case f.seq <= l.session.Seq && resumed:
+		// Its sequence number may be that of the last event replayed. It is
+		// still a RESUMED of its own.
+		if err := l.putOwn(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.data))); err != nil {
+			return err
+		}
+	case f.seq <= l.session.Seq:
+		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
+		return nil
+	default:
+		if err := l.put(ctx, f, now); err != nil {
+			return err
+		}
+	}
+	if resumed {
+		l.establish(ctx, "session resumed")
+		return l.putOwn(ctx, "SHARD_RESUME", shardData{l.shard.id.ID})
+	}
+	return nil
+}
+
+// begin takes over the session that READY tells of.
+func (l *link) begin(ctx context.Context, f frame) error {
+	var r ready
+	if err := json.Unmarshal(f.data, &r); err != nil {
+		return fmt.Errorf("%w: READY: %w", errDefect, err)
+	}
+	if r.SessionID == "" {
+		return fmt.Errorf("%w: READY without a session_id", errDefect)
+	}
+	if lost := l.shard.lost; lost != nil {
+		lost.NextSessionID, lost.NextSeq = r.SessionID, f.seq
+		if err := l.putOwn(ctx, "GATEHOOK_SESSION_LOST", lost); err != nil {
+			return err
+		}
+		l.shard.lost = nil
+	}
+	// Seq is set by the event itself.
+	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
+	l.sessionID.Store(&r.SessionID)
+	l.shard.set(func(st *ShardStatus) { st.SessionSince = time.Now() })
+	l.establish(ctx, "session began")
+	return nil
+}
+
+func (l *link) establish(ctx context.Context, what string) {
+	l.live = true
+	now := time.Now()
+	l.shard.set(func(st *ShardStatus) {
+		st.State, st.ConnectedSince, st.Intents = StateConnected, now, l.session.Intents
+		if st.SessionSince.IsZero() {
+			st.SessionSince = now
+		}
+	})
+	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), slog.Int64("intents", int64(l.session.Intents)))
+}
+
+// put makes a dispatch an event and hands it on.
+func (l *link) put(ctx context.Context, f frame, now time.Time) error {
+	s := l.shard
+	data := bytes.Clone(f.data)
+	if data == nil {
+		data = []byte("null")
+	}
+	l.session.Seq = f.seq
+	e := &event.Event{
+		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.seq),
+		Name: s.metrics.event(f.name), Shard: s.id, Seq: f.seq, ReceivedAt: now, Data: data,
+	}
+	event.FindIDs(e)
+	return l.append(ctx, &l.session, e)
+}
+
+// putOwn hands on an event that Discord did not number.
+func (l *link) putOwn(ctx context.Context, name string, data any) error {
+	e, err := ownEvent(l.shard.id, name, data)
+	if err != nil {
+		return err
+	}
+	return l.append(ctx, nil, e)
+}
+
+func (l *link) append(ctx context.Context, session *event.Session, e *event.Event) error {
+	start := time.Now()
+	l.blockedSince.Store(start.UnixNano())
+	err := l.out.put(ctx, session, e)
+	l.blockedSince.Store(0)
+	l.blocked.Add(int64(time.Since(start)))
+	if err == nil && session != nil {
+		l.shard.received.Store(session.Seq)
+	}
+	return err
+}
+
+// farewell tells of the end of a connection that was told of.
+func (l *link) farewell(ctx context.Context) {
+	code, reason := closeText(l.ending.cause)
+	s := l.shard
+	s.metrics.reconnects.WithLabelValues(reconnectReason(l.ending.cause)).Inc()
+	s.set(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
+	l.log.LogAttrs(ctx, slog.LevelInfo, "disconnected", slog.Int("code", code), slog.Any("cause", l.ending.cause),
+		slog.Int64("seq", l.session.Seq))
+	if !l.greeted || errors.Is(l.ending.cause, errLeaseLost) {
+		return
+	}
+	var events []*event.Event
+	for _, name := range []string{"SHARD_DISCONNECT", "DISCONNECT"} {
+		e, err := ownEvent(s.id, name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
+		if err != nil {
+			l.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", name), slog.Any("error", err))
+			continue
+		}
+		events = append(events, e)
+	}
+	l.out.putSoon(ctx, noticeTimeout, events...)
+}
+
+// drop counts a payload that is not handed on.
+func (l *link) drop(ctx context.Context, reason, detail string) {
+	l.shard.metrics.dropped.WithLabelValues(reason).Inc()
+	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))
+}

@@ -1,0 +1,112 @@
+package gateway
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxEventNames bounds the label values of events_total: the names come from
+// outside. Discord has about 80.
+const maxEventNames = 256
+
+type metrics struct {
+	dropped       *prometheus.CounterVec
+	reconnects    *prometheus.CounterVec
+	identifies    prometheus.Counter
+	resumes       prometheus.Counter
+	lost          prometheus.Counter
+	bytesIn       prometheus.Counter
+	bytesInflated prometheus.Counter
+	latency       prometheus.Histogram
+
+	events *prometheus.CounterVec
+	mu     sync.RWMutex
+	names  map[string]eventName
+}
+
+// eventName is the name of an event, allocated once, with its counter.
+type eventName struct {
+	name    string
+	counter prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "gatehook", Subsystem: "gateway", Name: name, Help: help}
+	}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(opts(name, help))
+		reg.MustRegister(c)
+		return c
+	}
+	counters := func(name, help, label string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(opts(name, help), []string{label})
+		reg.MustRegister(c)
+		return c
+	}
+	m := &metrics{
+		events:        counters("events_total", "Events handed on, by name.", "event"),
+		dropped:       counters("frames_dropped_total", "Payloads not handed on: a replay of what was received, or not understood.", "reason"),
+		reconnects:    counters("reconnects_total", "Connections that ended, by Discord's close code or by what ended them.", "reason"),
+		identifies:    counter("identifies_total", "IDENTIFYs sent."),
+		resumes:       counter("resumes_total", "RESUMEs sent."),
+		lost:          counter("sessions_lost_total", "Sessions that could not be resumed."),
+		bytesIn:       counter("received_bytes_total", "Bytes of messages as received."),
+		bytesInflated: counter("inflated_bytes_total", "Bytes of payloads after inflating."),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "gatehook", Subsystem: "gateway", Name: "heartbeat_seconds",
+			Help: "Time from a heartbeat to its acknowledgement.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+		names: make(map[string]eventName),
+	}
+	reg.MustRegister(m.latency)
+	return m
+}
+
+// event counts one and returns its name as a string.
+func (m *metrics) event(name []byte) string {
+	m.mu.RLock()
+	known, ok := m.names[string(name)]
+	m.mu.RUnlock()
+	if !ok {
+		known = m.learn(string(name))
+	}
+	known.counter.Inc()
+	return known.name
+}
+
+func (m *metrics) learn(name string) eventName {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known, ok := m.names[name]; ok {
+		return known
+	}
+	if len(m.names) >= maxEventNames {
+		return eventName{name, m.events.WithLabelValues("other")}
+	}
+	// A label must be proper UTF-8, which a name from outside need not be.
+	known := eventName{name, m.events.WithLabelValues(strings.ToValidUTF8(name, "?"))}
+	m.names[name] = known
+	return known
+}
+
+// reconnectReason is a bounded label for why a connection ended.
+func reconnectReason(cause error) string {
+	code := ending{cause: cause}.code()
+	if _, known := closeCodes[code]; known {
+		return strconv.Itoa(code)
+	}
+	for _, own := range ownCauses {
+		if errors.Is(cause, own.err) {
+			return own.label
+		}
+	}
+	if code != 0 {
+		return "other_code"
+	}
+	return "network"
+}

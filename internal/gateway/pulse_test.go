@@ -1,0 +1,61 @@
+package gateway
+
+import (
+	"testing"
+	"time"
+)
+
+func TestPulse(t *testing.T) {
+	t.Parallel()
+	const interval = 40 * time.Second
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+
+	t.Run("acknowledged", func(t *testing.T) {
+		t.Parallel()
+		var p pulse
+		for s := range 5 {
+			if p.beat(at(40*s), 0, interval) {
+				t.Fatalf("dead at beat %d", s)
+			}
+			p.acked(at(40*s + 2))
+			if p.latency != 2*time.Second || !p.ackedAt.Equal(at(40*s+2)) {
+				t.Errorf("latency %v, acknowledged at %v", p.latency, p.ackedAt)
+			}
+		}
+	})
+	t.Run("nothing acknowledged between two", func(t *testing.T) {
+		t.Parallel()
+		var p pulse
+		if p.beat(at(0), 0, interval) || !p.beat(at(40), 0, interval) {
+			t.Error("not dead at the second beat")
+		}
+	})
+	t.Run("one that was asked for is no proof", func(t *testing.T) {
+		t.Parallel()
+		var p pulse
+		p.asked(at(0))
+		p.asked(at(1))
+		if p.beat(at(2), 0, interval) {
+			t.Error("dead though no interval passed")
+		}
+		p.asked(at(3))
+		p.acked(at(4))
+		if p.beat(at(42), 0, interval) {
+			t.Error("dead though acknowledged")
+		}
+	})
+	t.Run("our own fault", func(t *testing.T) {
+		t.Parallel()
+		var p pulse
+		p.beat(at(0), 0, interval)
+		for s := 1; s < 5; s++ {
+			if p.beat(at(40*s), time.Duration(s)*interval, interval) {
+				t.Fatalf("dead at beat %d while the reader was blocked", s)
+			}
+		}
+		// The journal takes events again, and still nothing comes.
+		if !p.beat(at(200), 4*interval+time.Second, interval) {
+			t.Error("not dead after the reader had an interval to read")
+		}
+	})
+}

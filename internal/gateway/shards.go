@@ -1,0 +1,74 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Shards says which shards of how many are kept connected. The zero value
+// means all of them, as many as Discord recommends.
+type Shards struct {
+	// First and Last are shard ids, both included.
+	First, Last int
+	// Count is num_shards; 0 for what Discord recommends.
+	Count int
+}
+
+// maxShards is far beyond the largest bot, and keeps a slip of the keyboard
+// from making a million goroutines.
+const maxShards = 16384
+
+// ParseShards reads "auto", a total ("16"), or a range of a total ("0-7/16").
+func ParseShards(s string) (Shards, error) {
+	s = strings.TrimSpace(s)
+	if strings.EqualFold(s, "auto") {
+		return Shards{}, nil
+	}
+	span, total, ranged := strings.Cut(s, "/")
+	if !ranged {
+		span, total = "", s
+	}
+	count, err := strconv.Atoi(strings.TrimSpace(total))
+	if err != nil {
+		return Shards{}, fmt.Errorf("%q is not a number of shards", total)
+	}
+	if count < 1 || count > maxShards {
+		return Shards{}, fmt.Errorf("%d shards: the total is from 1 to %d", count, maxShards)
+	}
+	shards := Shards{Last: count - 1, Count: count}
+	if !ranged {
+		return shards, nil
+	}
+	first, last, ok := strings.Cut(span, "-")
+	if !ok {
+		last = first
+	}
+	var err1, err2 error
+	shards.First, err1 = strconv.Atoi(strings.TrimSpace(first))
+	shards.Last, err2 = strconv.Atoi(strings.TrimSpace(last))
+	switch {
+	case errors.Join(err1, err2) != nil:
+		return Shards{}, fmt.Errorf("%q is not a range of shard ids", span)
+	case shards.First < 0 || shards.First > shards.Last:
+		return Shards{}, fmt.Errorf("the range %s is empty", span)
+	case shards.Last >= count:
+		return Shards{}, fmt.Errorf("the last of %d shards is %d, not %d", count, count-1, shards.Last)
+	}
+	return shards, nil
+}
+
+// list names the shards, given how many Discord recommends.
+func (s Shards) list(recommended int) []event.Shard {
+	if s.Count == 0 {
+		s = Shards{Last: recommended - 1, Count: recommended}
+	}
+	list := make([]event.Shard, 0, s.Last-s.First+1)
+	for id := s.First; id <= s.Last; id++ {
+		list = append(list, event.Shard{ID: id, Count: s.Count})
+	}
+	return list
+}
