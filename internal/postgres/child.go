@@ -1,0 +1,99 @@
+package postgres
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runChild runs one postgres until it ends by itself, or, once ctx has ended,
+// until it was shut down.
+func (e *Embedded) runChild(ctx context.Context) error {
+	// Linux ends the child when the thread that made it ends, so that thread
+	// must live as long as the child.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	args := []string{"-D", e.cluster}
+	for _, s := range e.settings {
+		args = append(args, "-c", s)
+	}
+	// Not bound to ctx: it is shut down, not killed.
+	cmd := e.owner.command(context.WithoutCancel(ctx), e.bin.path("postgres"), args...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	dieWithParent(cmd)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	ended := make(chan struct{})
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		e.shutDown(ctx, cmd, ended)
+	}()
+	last := e.logLines(ctx, stderr)
+	err = cmd.Wait()
+	close(ended)
+	<-stopped
+	if err != nil {
+		return fmt.Errorf("PostgreSQL: %w: %s", err, last)
+	}
+	return nil
+}
+
+// shutDown waits for ctx to end and then ends the child: fast first, and if
+// that takes too long, at once, at the price of a recovery at the next start.
+func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan struct{}) {
+	select {
+	case <-ended:
+		return
+	case <-ctx.Done():
+	}
+	for _, signal := range []unix.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGKILL} {
+		if err := cmd.Process.Signal(signal); err != nil {
+			return // it has ended
+		}
+		timer := time.NewTimer(stopTimeout)
+		select {
+		case <-ended:
+			timer.Stop()
+			return
+		case <-timer.C:
+			e.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelWarn, "PostgreSQL does not end", slog.String("signal", signal.String()))
+		}
+	}
+}
+
+// logLines passes on what PostgreSQL says, and returns the last of it.
+func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" {
+			continue
+		}
+		last = line
+		level := slog.LevelDebug
+		if strings.HasPrefix(line, "FATAL") || strings.HasPrefix(line, "PANIC") {
+			level = slog.LevelWarn
+		}
+		// Connections that are refused while it starts or stops are expected.
+		if strings.Contains(line, "the database system is ") || errors.Is(context.Cause(ctx), errStopped) {
+			level = slog.LevelDebug
+		}
+		e.log.LogAttrs(ctx, level, "postgres: "+line)
+	}
+	return last
+}

@@ -1,0 +1,323 @@
+package postgres
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/sethvargo/go-retry"
+	"golang.org/x/sys/unix"
+
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// InUseError says that another server runs the cluster of a data directory.
+type InUseError struct{ Dir string }
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("another server already runs on the data directory %s: stop it, or give this one another GATEHOOK_DATA_DIR", e.Dir)
+}
+
+// Embedded is a PostgreSQL server of our own: a child process that listens on
+// a Unix socket only. Make it with StartEmbedded; Close stops it.
+type Embedded struct {
+	log      *slog.Logger
+	lock     *os.File // held for life: one server a data directory
+	owner    owner
+	bin      binaries
+	cluster  string // PostgreSQL's data directory
+	sockets  string
+	settings []string
+
+	stop   context.CancelCauseFunc
+	ended  chan struct{} // closed when the child was reaped for good
+	exited error
+}
+
+// EmbeddedConfig of an embedded server.
+type EmbeddedConfig struct {
+	// DataDir holds the cluster, or, where the unprivileged user that runs
+	// PostgreSQL for root can't reach it, a file that tells where it is.
+	DataDir string
+	Logger  *slog.Logger
+	// Settings are further settings, each name=value, for tests.
+	Settings []string
+}
+
+// settings make a small server that never gives up durability.
+var settings = []string{
+	"listen_addresses=", // no TCP
+	"port=5432",         // names the socket only
+	"unix_socket_permissions=0700",
+	"max_connections=50",
+	"shared_buffers=64MB",
+	"wal_compression=on",
+	"max_wal_size=1GB",
+	"checkpoint_timeout=15min",
+	"jit=off",
+	"logging_collector=off",
+	"log_destination=stderr",
+	"log_line_prefix=",
+	// Errors of statements come back to us anyway, and their text may hold
+	// what they were given.
+	"log_min_messages=fatal",
+}
+
+var (
+	errStopped  = errors.New("the embedded PostgreSQL was stopped")
+	errNotReady = errors.New("the embedded PostgreSQL does not answer")
+)
+
+const (
+	startTimeout = 60 * time.Second
+	stopTimeout  = 20 * time.Second
+)
+
+// StartEmbedded starts the server of a data directory, making its cluster if
+// there is none, and returns when it answers. It takes over from a server that
+// was killed: its PostgreSQL may still run, or have left its pid file. A child
+// that dies is started again.
+func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
+	dir, err := filepath.Abs(cfg.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("start the embedded PostgreSQL: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	lock, err := lockFile(filepath.Join(dir, "postgres.lock"))
+	if err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = &InUseError{Dir: dir}
+		}
+		return nil, err
+	}
+	e := &Embedded{log: cfg.Logger, lock: lock, ended: make(chan struct{})}
+	if err := e.start(ctx, dir, cfg.Settings); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return e, nil
+}
+
+func (e *Embedded) start(ctx context.Context, dir string, extra []string) (err error) {
+	if e.owner, err = findOwner(); err != nil {
+		return err
+	}
+	if e.cluster, err = e.owner.clusterDir(dir); err != nil {
+		return err
+	}
+	if err := e.findBinaries(ctx); err != nil {
+		return err
+	}
+	if err := e.init(ctx); err != nil {
+		return err
+	}
+	if err := e.takeOver(ctx); err != nil {
+		return err
+	}
+	if e.sockets, err = e.owner.socketDir(dir); err != nil {
+		return err
+	}
+	e.settings = append(append([]string{"unix_socket_directories=" + e.sockets}, settings...), extra...)
+
+	// The child lives on when ctx ends: the drain still writes.
+	run, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	e.stop = stop
+	go e.supervise(run)
+	if err := e.await(ctx); err != nil {
+		return errors.Join(err, e.halt())
+	}
+	return nil
+}
+
+// URL is how to connect. It holds no password: the socket's directory lets
+// nobody in but its owner and root.
+func (e *Embedded) URL() secret.Value {
+	q := url.Values{"host": {e.sockets}, "port": {"5432"}, "user": {"gatehook"}, "dbname": {"postgres"}, "sslmode": {"disable"}}
+	return secret.New("postgres:///?" + q.Encode())
+}
+
+// Close stops the server and waits for it. Close every pool before.
+func (e *Embedded) Close() error {
+	return errors.Join(e.halt(), os.RemoveAll(e.sockets), e.lock.Close())
+}
+
+func (e *Embedded) halt() error {
+	e.stop(errStopped)
+	<-e.ended
+	return e.exited
+}
+
+func (e *Embedded) findBinaries(ctx context.Context) error {
+	major := 0
+	if b, err := os.ReadFile(filepath.Join(e.cluster, "PG_VERSION")); err == nil {
+		if major, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+			return fmt.Errorf("read the version of the database in %s: %w", e.cluster, err)
+		}
+	}
+	found := findBinaries(ctx)
+	if len(found) == 0 || major != 0 && !hasMajor(found, major) {
+		// Where it can't be fetched, the error says what to install.
+		fetched, err := fetchBinaries(ctx, e.owner.cacheDir(), e.log)
+		switch {
+		case err == nil:
+			found = append(found, fetched)
+		case len(found) == 0:
+			return err
+		}
+	}
+	var err error
+	e.bin, err = chooseBinaries(found, major)
+	return err
+}
+
+func hasMajor(found []binaries, major int) bool {
+	for _, b := range found {
+		if b.major == major {
+			return true
+		}
+	}
+	return false
+}
+
+// init makes the cluster, beside its place and then moved there: one that was
+// cut off half-way could never be started.
+func (e *Embedded) init(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(e.cluster, "PG_VERSION")); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the database: %w", err)
+	}
+	scratch := e.cluster + ".new"
+	if err := os.RemoveAll(scratch); err != nil {
+		return fmt.Errorf("make the database: %w", err)
+	}
+	if err := e.owner.mkdir(scratch); err != nil {
+		return fmt.Errorf("make the database: %w", err)
+	}
+	cmd := e.owner.command(ctx, e.bin.path("initdb"), "-D", scratch, "-U", "gatehook", "-A", "trust", "-E", "UTF8", "--locale=C")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make the database with %s: %w: %s", e.bin.path("initdb"), err, lastLine(out))
+	}
+	if err := os.Rename(scratch, e.cluster); err != nil {
+		return fmt.Errorf("make the database: %w", err)
+	}
+	return nil
+}
+
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.TrimSpace(lines[len(lines)-1])
+}
+
+// takeOver ends what a killed server has left: a PostgreSQL that still runs is
+// shut down, and a pid file that names another process is removed, or the new
+// server would take that process for a running one.
+func (e *Embedded) takeOver(ctx context.Context) error {
+	pidFile := filepath.Join(e.cluster, "postmaster.pid")
+	b, err := os.ReadFile(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for a running PostgreSQL: %w", err)
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(first))
+	if err == nil && pid > 1 && runsIn(pid, e.cluster) {
+		e.log.LogAttrs(ctx, slog.LevelWarn, "a PostgreSQL of an earlier run is still there, shutting it down", slog.Int("pid", pid))
+		if err := unix.Kill(pid, unix.SIGINT); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("shut down the PostgreSQL of an earlier run: %w", err)
+		}
+		wait := retry.WithMaxDuration(stopTimeout, retry.NewConstant(20*time.Millisecond))
+		if err := retry.Do(ctx, wait, func(context.Context) error {
+			if !runsIn(pid, e.cluster) {
+				return nil
+			}
+			return retry.RetryableError(fmt.Errorf("the PostgreSQL of an earlier run (pid %d) does not end: kill it", pid))
+		}); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(pidFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a stale pid file: %w", err)
+	}
+	return nil
+}
+
+// supervise runs the child until it is told to stop, and starts it again
+// whenever it dies.
+func (e *Embedded) supervise(ctx context.Context) {
+	defer close(e.ended)
+	backoff := newRestarts()
+	// It ends with ctx only, so what Do returns is how the last child ended.
+	e.exited = retry.Do(context.WithoutCancel(ctx), backoff, func(context.Context) error {
+		started := time.Now()
+		err := e.runChild(ctx)
+		if ctx.Err() != nil {
+			return err
+		}
+		if time.Since(started) > time.Minute {
+			backoff.reset()
+		}
+		e.log.LogAttrs(ctx, slog.LevelError, "the embedded PostgreSQL ended, starting it again", slog.Any("error", err))
+		return retry.RetryableError(fmt.Errorf("the embedded PostgreSQL ended: %w", err))
+	})
+}
+
+// restarts waits longer from one start to the next, up to 5 s.
+type restarts struct{ wait time.Duration }
+
+func newRestarts() *restarts { r := &restarts{}; r.reset(); return r }
+
+func (r *restarts) reset() { r.wait = 100 * time.Millisecond }
+
+// Next implements retry.Backoff.
+func (r *restarts) Next() (time.Duration, bool) {
+	w := r.wait
+	r.wait = min(2*r.wait, 5*time.Second)
+	return w, false
+}
+
+// await returns when the server answers.
+func (e *Embedded) await(ctx context.Context) error {
+	wait := retry.WithMaxDuration(startTimeout, retry.WithCappedDuration(200*time.Millisecond, retry.NewExponential(10*time.Millisecond)))
+	return retry.Do(ctx, wait, func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, e.URL().Reveal())
+		if err != nil {
+			return retry.RetryableError(fmt.Errorf("%w: %w", errNotReady, err))
+		}
+		return conn.Close(ctx)
+	})
+}
+
+// lockFile opens a file and locks it for as long as it is open. The kernel
+// releases the lock when the process ends, however it does; the child does not
+// inherit it, because Go opens files close-on-exec.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", errors.Join(err, f.Close()))
+	}
+	return f, nil
+}
+
+// shortHash names a directory in a few characters.
+func shortHash(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:6])
+}

@@ -1,0 +1,60 @@
+// Package postgres opens and migrates the database, runs one of its own where
+// none is given, and keeps the partitions of tables that are partitioned by
+// time. It knows no table of the program.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// connectTimeout is how long Open waits for a database that is starting up.
+const connectTimeout = 60 * time.Second
+
+// minConns bounds the pool from below: the journal, the recorder and the
+// retry loop each hold a connection while they write, and the API needs some.
+const minConns = 10
+
+// Open connects to the database, waiting up to a minute for one that is
+// starting up. The caller closes the pool.
+func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		// pgx's own text quotes the URL, with some of its secrets.
+		return nil, errors.New("the database URL can't be parsed: it should look like postgres://user:password@host:5432/database")
+	}
+	cfg.MaxConns = max(cfg.MaxConns, minConns)
+	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
+		cfg.ConnConfig.RuntimeParams["application_name"] = "gatehook"
+	}
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
+	told := false
+	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := pool.Ping(ctx)
+		if err != nil && !told {
+			told = true
+			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))
+		}
+		return retry.RetryableError(err)
+	})
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("the database at %s:%d does not answer: %w", cfg.ConnConfig.Host, cfg.ConnConfig.Port, err)
+	}
+	return pool, nil
+}

@@ -1,0 +1,167 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// owner is the user that PostgreSQL runs as: we ourselves, or, since it refuses
+// to run as root, an unprivileged user.
+type owner struct {
+	uid, gid uint32
+	other    bool // not we ourselves
+}
+
+// unprivileged are the users that root may run PostgreSQL as, the first that
+// exists.
+var unprivileged = []string{"postgres", "nobody"}
+
+func findOwner() (owner, error) {
+	if os.Geteuid() != 0 {
+		return owner{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}, nil
+	}
+	for _, name := range unprivileged {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, uidErr := strconv.ParseUint(u.Uid, 10, 32)
+		gid, gidErr := strconv.ParseUint(u.Gid, 10, 32)
+		if uidErr == nil && gidErr == nil && uid != 0 {
+			return owner{uid: uint32(uid), gid: uint32(gid), other: true}, nil
+		}
+	}
+	return owner{}, fmt.Errorf("PostgreSQL does not run as root and there is no user %s to run it: "+
+		"run the server as an ordinary user, or set DATABASE_URL", strings.Join(unprivileged, " or "))
+}
+
+// command runs a program as the owner.
+func (o owner) command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = "/" // ours may be one that the owner can't enter
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if o.other {
+		cmd.Env = append(cmd.Env, "HOME=/")
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.uid, Gid: o.gid}
+	}
+	// A terminal's Ctrl-C is for us: we end the child when we have drained.
+	cmd.SysProcAttr.Setpgid = true
+	return cmd
+}
+
+// mkdir makes a directory for the owner alone.
+func (o owner) mkdir(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if o.other {
+		return os.Chown(path, int(o.uid), int(o.gid))
+	}
+	return nil
+}
+
+// elsewhere is where root's clusters are whose data directory the owner can't
+// reach.
+const elsewhere = "/var/lib/gatehook"
+
+// clusterDir is where the cluster of a data directory is: in it, or, where the
+// owner can't reach that (a checkout in root's home), elsewhere, with a note
+// in the data directory that says where.
+func (o owner) clusterDir(dataDir string) (string, error) {
+	here := filepath.Join(dataDir, "postgres")
+	note := here + ".location"
+	if b, err := os.ReadFile(note); err == nil {
+		return strings.TrimSpace(string(b)), nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("look for the database: %w", err)
+	}
+	if !o.other {
+		return here, nil
+	}
+	if _, err := os.Stat(here); err == nil || o.canReach(filepath.Dir(dataDir)) {
+		// The data directory itself is ours to open: the owner may pass
+		// through it, but not list it.
+		if err := os.Chmod(dataDir, 0o711); err != nil {
+			return "", fmt.Errorf("open the data directory to the user that runs PostgreSQL: %w", err)
+		}
+		return here, nil
+	}
+	if err := os.MkdirAll(elsewhere, 0o711); err != nil {
+		return "", fmt.Errorf("make a place for the database: %w", err)
+	}
+	there := filepath.Join(elsewhere, shortHash(dataDir))
+	if err := os.WriteFile(note, []byte(there+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("note where the database is: %w", err)
+	}
+	return there, nil
+}
+
+// canReach tells whether the owner may pass through a directory and all above
+// it.
+func (o owner) canReach(dir string) bool {
+	for {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return false
+		}
+		through := info.Mode().Perm()&0o001 != 0
+		if sys, ok := info.Sys().(*syscall.Stat_t); ok && !through {
+			through = sys.Uid == o.uid && info.Mode().Perm()&0o100 != 0
+		}
+		if !through {
+			return false
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return true
+		}
+		dir = parent
+	}
+}
+
+// longestSocketDir leaves room for "/.s.PGSQL.5432.lock" within the 103 bytes
+// that macOS allows for a socket's path; Linux allows 107.
+const longestSocketDir = 84
+
+// socketDir makes the directory for the socket. It is short however deep the
+// data directory is, and nobody else can enter it: that is what keeps others
+// off the database.
+func (o owner) socketDir(dataDir string) (string, error) {
+	base := os.TempDir()
+	if len(base) > longestSocketDir-len("/gatehook-0123456789ab") || o.other && !o.canReach(base) {
+		base = "/tmp"
+	}
+	dir := filepath.Join(base, "gatehook-"+shortHash(dataDir))
+	// One of that name is of an earlier run, or somebody else's trap.
+	if info, err := os.Lstat(dir); err == nil {
+		sys, ok := info.Sys().(*syscall.Stat_t)
+		if !info.IsDir() || !ok || sys.Uid != o.uid {
+			return "", fmt.Errorf("%s is in the way: it belongs to somebody else; remove it or set TMPDIR", dir)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return "", fmt.Errorf("make a place for the database's socket: %w", err)
+		}
+	}
+	if err := o.mkdir(dir); err != nil {
+		return "", fmt.Errorf("make a place for the database's socket: %w", err)
+	}
+	return dir, nil
+}
+
+// cacheDir is where fetched binaries are kept, where the owner can run them.
+func (o owner) cacheDir() string {
+	if dir, err := os.UserCacheDir(); err == nil && !o.other {
+		return dir
+	}
+	return "/var/cache"
+}

@@ -1,0 +1,240 @@
+// Package postgrestest gives tests a real PostgreSQL: one cluster a test
+// binary, run by the same code as the server's own, and a migrated database a
+// test. With DATABASE_URL set the databases are made on that server instead.
+package postgrestest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/gatehook/gatehook/internal/postgres"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// Main runs a package's tests, stops the cluster if one was started, and fails
+// if a goroutine is left. Call it from TestMain.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := shared.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "stop the test cluster:", err)
+		code = 1
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// New returns a migrated database of its own, dropped when the test ends.
+func New(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), secret.New(URL(t)), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// URL returns how to connect to a migrated database of its own, dropped when
+// the test ends.
+func URL(t testing.TB) string {
+	t.Helper()
+	admin, err := shared.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "gatehook_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := execute(t.Context(), admin, `CREATE DATABASE `+name+` TEMPLATE `+shared.template); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := execute(context.WithoutCancel(t.Context()), admin, `DROP DATABASE `+name+` WITH (FORCE)`); err != nil {
+			t.Error(err)
+		}
+	})
+	return withDatabase(admin, name)
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// shared is the cluster of this test binary, started by the first test that
+// needs it.
+var shared cluster
+
+type cluster struct {
+	mu       sync.Mutex
+	started  bool
+	err      error
+	admin    string
+	template string
+	server   *postgres.Embedded
+	dir      string
+}
+
+func (c *cluster) get(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.started {
+		c.started = true
+		c.err = c.start(context.WithoutCancel(ctx))
+	}
+	return c.admin, c.err
+}
+
+func (c *cluster) start(ctx context.Context) error {
+	sweep()
+	c.template = "gatehook_template_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if c.admin = os.Getenv("DATABASE_URL"); c.admin == "" {
+		var err error
+		if c.dir, err = os.MkdirTemp("", dirPattern); err != nil {
+			return err
+		}
+		if c.server, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: c.dir, Logger: quiet, Settings: fast}); err != nil {
+			return err
+		}
+		c.admin = c.server.URL().Reveal()
+	}
+	if err := execute(ctx, c.admin, `CREATE DATABASE `+c.template); err != nil {
+		return err
+	}
+	pool, err := postgres.Open(ctx, secret.New(withDatabase(c.admin, c.template)), quiet)
+	if err != nil {
+		return err
+	}
+	defer pool.Close() // a template must have no connections
+	return postgres.Migrate(ctx, pool, quiet)
+}
+
+func (c *cluster) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.server != nil:
+		return errors.Join(c.server.Close(), os.RemoveAll(c.dir))
+	case c.started && c.err == nil:
+		return execute(context.Background(), c.admin, `DROP DATABASE `+c.template)
+	default:
+		return nil
+	}
+}
+
+// fast: a test's cluster does not outlive a crash of the machine.
+var fast = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400", "checkpoint_timeout=1h"}
+
+const dirPattern = "gatehook-test-"
+
+// sweep removes what test binaries left behind that were killed. A live one
+// holds its lock.
+func sweep() {
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), dirPattern+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range left {
+		f, err := os.Open(filepath.Join(dir, "postgres.lock"))
+		if err != nil {
+			continue // it is being made, or belongs to another user
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.RemoveAll(dir) //nolint:errcheck // the next run tries again
+		}
+		f.Close() //nolint:errcheck // opened for reading
+	}
+}
+
+// Server is a cluster of a test's own, to be stopped and started again.
+type Server struct {
+	t   testing.TB
+	dir string
+	pg  *postgres.Embedded
+}
+
+// Start starts a cluster that only this test uses.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", dirPattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, dir: dir}
+	t.Cleanup(func() {
+		s.Stop()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	s.Restart()
+	return s
+}
+
+// URL is how to connect; the same after a restart.
+func (s *Server) URL() string { return s.pg.URL().Reveal() }
+
+// Stop shuts the cluster down. Stopping a stopped one does nothing.
+func (s *Server) Stop() {
+	s.t.Helper()
+	if s.pg == nil {
+		return
+	}
+	if err := s.pg.Close(); err != nil {
+		s.t.Errorf("stop PostgreSQL: %v", err)
+	}
+	s.pg = nil
+}
+
+// Restart starts a stopped cluster with its data.
+func (s *Server) Restart() {
+	s.t.Helper()
+	pg, err := postgres.StartEmbedded(context.WithoutCancel(s.t.Context()),
+		postgres.EmbeddedConfig{DataDir: s.dir, Logger: quiet, Settings: []string{"max_connections=100"}})
+	if err != nil {
+		s.t.Fatalf("start PostgreSQL: %v", err)
+	}
+	s.pg = pg
+}
+
+func execute(ctx context.Context, url, sql string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect to the test cluster: %w", err)
+	}
+	_, err = conn.Exec(ctx, sql)
+	return errors.Join(err, conn.Close(ctx))
+}
+
+// withDatabase is a URL with its database replaced.
+func withDatabase(raw, name string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw // the next connection tells
+	}
+	q := u.Query()
+	if q.Has("dbname") {
+		q.Set("dbname", name)
+		u.RawQuery = q.Encode()
+		return u.String()
+	}
+	u.Path = "/" + name
+	return u.String()
+}

@@ -1,0 +1,19 @@
+//go:build !linux
+
+package postgres
+
+import (
+	"os/exec"
+	"strconv"
+	"strings"
+)
+
+// dieWithParent: only Linux can; elsewhere the next start takes over.
+func dieWithParent(*exec.Cmd) {}
+
+// runsIn tells whether a process is a PostgreSQL on this cluster. A pid file
+// may name a process that has only inherited the number.
+func runsIn(pid int, dir string) bool {
+	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+	return err == nil && strings.Contains(string(out), dir)
+}
