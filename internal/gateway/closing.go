@@ -184,11 +184,11 @@ func decide(e ending, failed int) (course, int) {
 	}
 }
 
-// invalidWait is the pause that op 9 asks for: 1 to 5 s, so that many shards
-// don't come back at once. r is uniform in [0, 1).
-func invalidWait(cause error, r float64) time.Duration {
+// invalidWait is the pause that op 9 asks for: from least to five times that,
+// so that many shards don't come back at once. r is uniform in [0, 1).
+func invalidWait(cause error, least time.Duration, r float64) time.Duration {
 	if !errors.Is(cause, errInvalid) && !errors.Is(cause, errTryResume) {
 		return 0
 	}
-	return time.Second + time.Duration(r*float64(4*time.Second))
+	return least + time.Duration(r*float64(4*least))
 }

@@ -93,11 +93,11 @@ func TestDecide(t *testing.T) {
 func TestInvalidWait(t *testing.T) {
 	t.Parallel()
 	for _, cause := range []error{errInvalid, errTryResume} {
-		if low, high := invalidWait(cause, 0), invalidWait(cause, 0.999999); low != time.Second || high < 4990*time.Millisecond || high > 5*time.Second {
+		if low, high := invalidWait(cause, time.Second, 0), invalidWait(cause, time.Second, 0.999999); low != time.Second || high < 4990*time.Millisecond || high > 5*time.Second {
 			t.Errorf("%v: %v to %v, want 1 to 5 s", cause, low, high)
 		}
 	}
-	if d := invalidWait(errReconnect, 0.5); d != 0 {
+	if d := invalidWait(errReconnect, time.Second, 0.5); d != 0 {
 		t.Errorf("%v: %v", errReconnect, d)
 	}
 }

@@ -169,8 +169,15 @@ type hello struct {
 
 // ready is what is needed of READY's d.
 type ready struct {
-	SessionID string `json:"session_id"`
-	ResumeURL string `json:"resume_gateway_url"`
+	SessionID string    `json:"session_id"`
+	ResumeURL string    `json:"resume_gateway_url"`
+	Guilds    []guildID `json:"guilds"`
+}
+
+// guildID is a guild's id: a string, but nothing else in READY should fail for
+// one that is not.
+type guildID struct {
+	ID json.RawMessage `json:"id"`
 }
 
 // command is a payload that is sent.

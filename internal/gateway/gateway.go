@@ -83,6 +83,7 @@ type Gateway struct {
 	rest    *restClient
 	store   Store
 	slots   Starts
+	timing  timing
 	log     *slog.Logger
 	metrics *metrics
 
@@ -100,7 +101,7 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
 	g := &Gateway{
-		cfg: cfg, agent: agent, store: store, slots: slots, log: log, metrics: newMetrics(reg),
+		cfg: cfg, agent: agent, store: store, slots: slots, timing: usualTiming, log: log, metrics: newMetrics(reg),
 		rest:    newRESTClient(cfg.APIURL, cfg.Token, agent, log),
 		problem: "Discord's API was not asked yet",
 	}
@@ -177,7 +178,7 @@ func (g *Gateway) makeShards(starts *starts, list []event.Shard) {
 		shards[i] = &shard{
 			id: id, token: g.cfg.Token, agent: g.agent, compression: g.cfg.Compression,
 			store: g.store, starts: starts, dials: dials, intents: g.cfg.Intents, changed: make(chan struct{}, 1),
-			log: g.log.With(slog.String("shard", id.String())), metrics: g.metrics,
+			timing: g.timing, log: g.log.With(slog.String("shard", id.String())), metrics: g.metrics,
 			status: ShardStatus{Shard: id, State: StateStandby},
 		}
 	}

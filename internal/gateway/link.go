@@ -16,14 +16,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-const (
-	// helloTimeout is how long HELLO may take to come.
-	helloTimeout = 20 * time.Second
-	// noticeTimeout is how long the journal may take for a SHARD_DISCONNECT.
-	noticeTimeout = time.Second
-	// maxInterval is far over the 41 to 45 s that Discord asks for.
-	maxInterval = 10 * time.Minute
-)
+// maxInterval is far over the 41 to 45 s that Discord asks for.
+const maxInterval = 10 * time.Minute
 
 // link is one connection and the session that it carries, from the dial to the
 // end. It is used once.
@@ -34,20 +28,28 @@ const (
 // the socket then: first the close frame, then the end.
 type link struct {
 	shard *shard
-	out   *outlet
+	out   sink
 	conn  *conn
 	log   *slog.Logger
+	// primary: this is the connection that the shard's status tells of. A
+	// second one is opened for more intents.
+	primary atomic.Bool
 
 	// The reader's alone, until run has returned.
 	session  event.Session // zero before READY
 	intents  event.Intents // what IDENTIFY asks for
 	ending   ending
 	greeted  bool // HELLO came
-	live     bool // READY or RESUMED came
 	released func()
+	loading  map[event.Snowflake]bool // guilds of READY that are still to come
 
+	began     chan struct{} // closed at READY or RESUMED
+	loaded    chan struct{} // closed when nothing is loading any more
 	asked     chan struct{} // Discord asks for a heartbeat
+	leave     chan struct{} // closed to end it once all before was read
 	sessionID atomic.Pointer[string]
+	has       atomic.Int64 // the session's intents
+	overlap   atomic.Pointer[overlap]
 
 	// How long the reader was kept waiting by the journal, in nanoseconds, and
 	// since when it is, in Unix nanoseconds or 0.
@@ -58,12 +60,21 @@ type link struct {
 	pulse pulse
 }
 
-func newLink(s *shard, out *outlet, session event.Session) *link {
+// sink is where a link puts its events: the shard's outlet, or a holding while
+// another connection of the shard still delivers.
+type sink interface {
+	put(ctx context.Context, session *event.Session, e *event.Event) error
+	putSoon(ctx context.Context, limit time.Duration, events ...*event.Event)
+	stored(sessionID string) int64
+}
+
+func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
-		shard: s, out: out, session: session, log: s.log, intents: session.Intents,
-		released: func() {}, asked: make(chan struct{}, 1),
+		shard: s, out: out, session: session, log: s.log, intents: session.Intents, released: func() {},
+		began: make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	l.sessionID.Store(&session.ID)
+	l.has.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
 	return l
 }
@@ -117,7 +128,7 @@ func (l *link) connect(ctx context.Context) error {
 
 // receive handles payloads until the connection or ctx ends, and tells why.
 func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
-	patience := time.AfterFunc(helloTimeout, func() { end(errNoHello) })
+	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
 	defer patience.Stop()
 	for {
 		f, err := l.conn.read(ctx)
@@ -161,7 +172,7 @@ func (l *link) greet(ctx context.Context, f frame, end context.CancelCauseFunc, 
 	tasks.Go(func() { l.beat(ctx, end, interval) })
 	s := l.shard
 	if l.session.ID == "" {
-		s.set(func(st *ShardStatus) { st.State = StateIdentifying })
+		l.report(func(st *ShardStatus) { st.State = StateIdentifying })
 		tasks.Go(func() { l.give(ctx, end, l.identify(ctx)) })
 	} else if err := l.resume(ctx); err != nil {
 		return err
@@ -216,6 +227,7 @@ func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error)
 func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
 	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
 	defer timer.Stop()
+	leave := l.leave
 	for {
 		select {
 		case <-ctx.Done():
@@ -223,6 +235,11 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 		case <-l.asked:
 			l.mu.Lock()
 			l.pulse.asked(time.Now())
+			l.mu.Unlock()
+		case <-leave:
+			leave = nil
+			l.mu.Lock()
+			l.pulse.last(time.Now())
 			l.mu.Unlock()
 		case <-timer.C:
 			timer.Reset(interval)
@@ -268,11 +285,14 @@ func (l *link) handle(ctx context.Context, f frame) error {
 	case opHeartbeatACK:
 		now := time.Now()
 		l.mu.Lock()
-		l.pulse.acked(now)
+		done := l.pulse.acked(now)
 		latency := l.pulse.latency
 		l.mu.Unlock()
 		l.shard.metrics.latency.Observe(latency.Seconds())
-		l.shard.set(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
+		l.report(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
+		if done {
+			return errReplaced
+		}
 	case opHeartbeat:
 		select {
 		case l.asked <- struct{}{}:
@@ -349,21 +369,46 @@ func (l *link) begin(ctx context.Context, f frame) error {
 	// Seq is set by the event itself.
 	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
-	l.shard.set(func(st *ShardStatus) { st.SessionSince = time.Now() })
+	l.has.Store(int64(l.intents))
+	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
+	l.expect(r.Guilds)
 	l.establish(ctx, "session began")
 	return nil
 }
 
+// establish notes READY or RESUMED.
 func (l *link) establish(ctx context.Context, what string) {
-	l.live = true
-	now := time.Now()
-	l.shard.set(func(st *ShardStatus) {
-		st.State, st.ConnectedSince, st.Intents = StateConnected, now, l.session.Intents
+	if !l.isLive() {
+		close(l.began)
+	}
+	l.report(l.connected(time.Now()))
+	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), slog.Int64("intents", int64(l.session.Intents)))
+}
+
+func (l *link) isLive() bool {
+	select {
+	case <-l.began:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *link) connected(now time.Time) func(*ShardStatus) {
+	intents := event.Intents(l.has.Load())
+	return func(st *ShardStatus) {
+		st.State, st.Problem, st.ConnectedSince, st.Intents = StateConnected, "", now, intents
 		if st.SessionSince.IsZero() {
 			st.SessionSince = now
 		}
-	})
-	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), slog.Int64("intents", int64(l.session.Intents)))
+	}
+}
+
+// report changes the shard's status if it tells of this link.
+func (l *link) report(f func(*ShardStatus)) {
+	if l.primary.Load() {
+		l.shard.set(f)
+	}
 }
 
 // put makes a dispatch an event and hands it on.
@@ -379,7 +424,15 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 		Name: s.metrics.event(f.name), Shard: s.id, Seq: f.seq, ReceivedAt: now, Data: data,
 	}
 	event.FindIDs(e)
-	return l.append(ctx, &l.session, e)
+	session := l.session
+	if err := l.append(ctx, &session, e); err != nil {
+		return err
+	}
+	if o := l.overlap.Load(); o != nil {
+		o.add(e)
+	}
+	l.loads(e)
+	return nil
 }
 
 // putOwn hands on an event that Discord did not number.
@@ -397,9 +450,6 @@ func (l *link) append(ctx context.Context, session *event.Session, e *event.Even
 	err := l.out.put(ctx, session, e)
 	l.blockedSince.Store(0)
 	l.blocked.Add(int64(time.Since(start)))
-	if err == nil && session != nil {
-		l.shard.received.Store(session.Seq)
-	}
 	return err
 }
 
@@ -408,7 +458,7 @@ func (l *link) farewell(ctx context.Context) {
 	code, reason := closeText(l.ending.cause)
 	s := l.shard
 	s.metrics.reconnects.WithLabelValues(reconnectReason(l.ending.cause)).Inc()
-	s.set(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
+	l.report(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
 	l.log.LogAttrs(ctx, slog.LevelInfo, "disconnected", slog.Int("code", code), slog.Any("cause", l.ending.cause),
 		slog.Int64("seq", l.session.Seq))
 	if !l.greeted || errors.Is(l.ending.cause, errLeaseLost) {
@@ -423,7 +473,7 @@ func (l *link) farewell(ctx context.Context) {
 		}
 		events = append(events, e)
 	}
-	l.out.putSoon(ctx, noticeTimeout, events...)
+	l.out.putSoon(ctx, s.timing.notice, events...)
 }
 
 // drop counts a payload that is not handed on.

@@ -3,7 +3,7 @@ package gateway
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { postgrestest.Main(m) }

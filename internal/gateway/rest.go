@@ -129,10 +129,10 @@ func (c *restClient) get(ctx context.Context, path string, into any) error {
 // retryAfter reads the header in Discord's form: seconds.
 func retryAfter(h http.Header) time.Duration {
 	seconds, err := strconv.ParseFloat(h.Get("Retry-After"), 64)
-	if err != nil || seconds < 0 || seconds > 24*3600 {
-		return 0
+	if err == nil && seconds >= 0 && seconds <= 24*3600 { // false for NaN
+		return time.Duration(seconds * float64(time.Second))
 	}
-	return time.Duration(seconds * float64(time.Second))
+	return 0
 }
 
 // insist calls f until it succeeds, the token is refused, or ctx ends. report

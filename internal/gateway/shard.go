@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -16,14 +15,37 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-const (
-	// claimEvery is how often a shard that another instance has is asked for.
-	claimEvery = 2 * time.Second
-	// reconnectBase is the first wait before a reconnect.
-	reconnectBase = 500 * time.Millisecond
-	// releaseTimeout bounds giving a shard back.
-	releaseTimeout = 5 * time.Second
-)
+// timing is how long things take. Tests can't wait that long.
+type timing struct {
+	// hello is how long HELLO may take to come.
+	hello time.Duration
+	// reconnect is the first wait before a reconnect; later ones are longer.
+	reconnect time.Duration
+	// invalid is the shortest pause after op 9; the longest is five times it.
+	invalid time.Duration
+	// held is how often, about, a shard that another instance has is asked for.
+	held time.Duration
+	// notice is how long the journal may take for a SHARD_DISCONNECT.
+	notice time.Duration
+	// release bounds giving a shard back.
+	release time.Duration
+	// load is how long the guilds of a new session may take to come before it
+	// takes over: its events begin with them, and one in an outage does not
+	// come at all. settle is the time that a session gets instead which is not
+	// told of its guilds, for want of the GUILDS intent.
+	load, settle time.Duration
+}
+
+var usualTiming = timing{
+	hello:     20 * time.Second,
+	reconnect: 500 * time.Millisecond,
+	invalid:   time.Second,
+	held:      2 * time.Second,
+	notice:    time.Second,
+	release:   5 * time.Second,
+	load:      15 * time.Second,
+	settle:    5 * time.Second,
+}
 
 // shard keeps one shard connected: it claims it, connects, and decides after
 // every connection what follows.
@@ -37,17 +59,18 @@ type shard struct {
 	dials       *semaphore.Weighted
 	intents     func() event.Intents
 	changed     chan struct{} // holds one token after the intents changed
+	timing      timing
 	log         *slog.Logger
 	metrics     *metrics
 
 	// The run loop's and, while a link runs, its reader's.
 	lost        *lostData // a session that could not be resumed, until it was told
 	failedDials int
+	upgrades    upgrades
 
-	received atomic.Int64
-	mu       sync.Mutex // guards what follows
-	status   ShardStatus
-	out      *outlet
+	mu     sync.Mutex // guards what follows
+	status ShardStatus
+	out    *outlet
 }
 
 func (s *shard) set(f func(*ShardStatus)) {
@@ -61,9 +84,8 @@ func (s *shard) snapshot() ShardStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.status
-	st.Received = s.received.Load()
 	if s.out != nil {
-		st.Stored = s.out.claim.Stored()
+		st.Received, st.Stored = s.out.at().Seq, s.out.claim.Stored()
 	}
 	return st
 }
@@ -86,7 +108,7 @@ func (s *shard) run(ctx context.Context) {
 // claim tries until it has the shard or ctx ends.
 func (s *shard) claim(ctx context.Context) (Claim, error) {
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateStandby, "" })
-	backoff := newBackoff(reconnectBase)
+	backoff := newBackoff(s.timing.reconnect)
 	for {
 		claim, err := s.store.Claim(ctx, s.starts.applicationID, s.id)
 		if err == nil {
@@ -97,7 +119,7 @@ func (s *shard) claim(ctx context.Context) (Claim, error) {
 		}
 		wait, _ := backoff.Next()
 		if errors.Is(err, ErrHeld) {
-			wait, backoff = claimEvery/2+rand.N(claimEvery), newBackoff(reconnectBase)
+			wait, backoff = s.timing.held/2+rand.N(s.timing.held), newBackoff(s.timing.reconnect)
 			s.set(func(st *ShardStatus) { st.Problem = "" })
 		} else {
 			s.set(func(st *ShardStatus) { st.Problem = err.Error() })
@@ -129,7 +151,7 @@ func (s *shard) own(parent context.Context, claim Claim) {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
 		return
 	}
-	release, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), releaseTimeout, errors.New("the journal is busy"))
+	release, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the journal is busy"))
 	defer cancel()
 	if err := claim.Release(release); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not given back: its lease has to run out", slog.Any("error", err))
@@ -137,13 +159,11 @@ func (s *shard) own(parent context.Context, claim Claim) {
 }
 
 func (s *shard) adopt(out *outlet) {
-	session := out.at()
-	s.received.Store(session.Seq)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out = out
 	s.status = ShardStatus{
-		Shard: s.id, State: StateConnecting, Intents: session.Intents,
+		Shard: s.id, State: StateConnecting, Intents: out.at().Intents,
 		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
 	}
 }
@@ -153,16 +173,15 @@ func (s *shard) keep(ctx context.Context, out *outlet) {
 	session := out.at()
 	s.lost, s.failedDials = nil, 0
 	failed := 0
-	backoff := newBackoff(reconnectBase)
+	backoff := newBackoff(s.timing.reconnect)
 	for {
-		l := s.prepare(out, session)
-		end := l.run(ctx)
+		l, end := s.carry(ctx, out, s.prepare(out, session))
 		session = l.session
 		if ctx.Err() != nil {
 			return
 		}
-		if l.live {
-			backoff = newBackoff(reconnectBase)
+		if l.isLive() {
+			backoff = newBackoff(s.timing.reconnect)
 		}
 		var next course
 		next, failed = decide(end, failed)
@@ -180,7 +199,7 @@ func (s *shard) keep(ctx context.Context, out *outlet) {
 			session = event.Session{}
 		}
 		wait, _ := backoff.Next()
-		if sleep(ctx, max(wait, invalidWait(end.cause, rand.Float64()))) != nil {
+		if sleep(ctx, max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))) != nil {
 			return
 		}
 	}
@@ -189,6 +208,7 @@ func (s *shard) keep(ctx context.Context, out *outlet) {
 // prepare makes the next connection.
 func (s *shard) prepare(out *outlet, session event.Session) *link {
 	l := newLink(s, out, session)
+	l.primary.Store(true)
 	state := StateResuming
 	if session.ID == "" {
 		state, l.intents = StateConnecting, s.intents()

@@ -1,0 +1,163 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+var shard0 = event.Shard{ID: 0, Count: 1}
+
+func newOutlet(t *testing.T, m *memory) *outlet {
+	t.Helper()
+	claim, err := m.Claim(t.Context(), 1, shard0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &outlet{claim: claim, cursor: claim.Session()}
+}
+
+func named(name string, seq int64) *event.Event {
+	return &event.Event{Name: name, Seq: seq, Shard: shard0, Data: []byte(name)}
+}
+
+// TestOutletKeepsLateNotices: a journal that takes nothing delays a notice,
+// not the shard, and the notice comes before what follows it.
+func TestOutletKeepsLateNotices(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	o := newOutlet(t, m)
+	a := event.Session{ID: "a", Seq: 1}
+	if err := o.put(t.Context(), &a, named("READY", 1)); err != nil {
+		t.Fatal(err)
+	}
+	m.setBusy(true)
+	o.putSoon(t.Context(), time.Millisecond, named("SHARD_DISCONNECT", 0), named("DISCONNECT", 0))
+	m.setBusy(false)
+	b := event.Session{ID: "b", Seq: 1}
+	if err := o.put(t.Context(), &b, named("READY", 1)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"READY", "SHARD_DISCONNECT", "DISCONNECT", "READY"}
+	if got := names(m.all()); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := m.session(shard0); got != b {
+		t.Errorf("session %+v", got)
+	}
+}
+
+// TestOutletCursor: an event without a number leaves the session where it is,
+// and what is stored counts for the session that it is of.
+func TestOutletCursor(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	m.sessions[shard0] = event.Session{ID: "old", Seq: 7}
+	o := newOutlet(t, m)
+	if err := o.put(t.Context(), nil, named("SHARD_CONNECT", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.session(shard0); got.ID != "old" || got.Seq != 7 {
+		t.Errorf("session %+v", got)
+	}
+	if o.stored("old") != 7 || o.stored("new") != 0 || o.stored("") != 0 {
+		t.Errorf("stored %d, %d, %d", o.stored("old"), o.stored("new"), o.stored(""))
+	}
+}
+
+func TestHolding(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	o := newOutlet(t, m)
+	h := newHolding(o)
+	told := newOverlap()
+	put := func(e *event.Event) {
+		t.Helper()
+		if err := h.put(t.Context(), &event.Session{ID: "b", Seq: e.Seq}, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.put(t.Context(), nil, named("CONNECT", 0)); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"READY", "X", "Y", "X", "X"} {
+		put(named(name, int64(i+1)))
+	}
+	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
+	if len(m.all()) != 0 {
+		t.Fatalf("told %v before it was opened", names(m.all()))
+	}
+	// The connection before told X twice; once more is news.
+	told.add(named("X", 50))
+	told.add(named("X", 51))
+	if err := h.open(t.Context(), told); err != nil {
+		t.Fatal(err)
+	}
+	put(named("X", 6))
+	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
+	want := []string{"CONNECT", "READY", "Y", "X", "X", "DISCONNECT"}
+	if got := names(m.all()); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := m.session(shard0); got.ID != "b" || got.Seq != 6 {
+		t.Errorf("session %+v", got)
+	}
+}
+
+// TestHoldingIsBounded: a full holding makes the reader wait, until it is
+// opened or its connection ends.
+func TestHoldingIsBounded(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	h := newHolding(newOutlet(t, m))
+	for i := range maxHeldEvents {
+		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errDrain)
+	if err := h.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {
+		t.Fatalf("error %v, want %v", err, errDrain)
+	}
+	last := make(chan error)
+	go func() { last <- h.put(t.Context(), nil, named("LAST", 1)) }()
+	if err := h.open(t.Context(), newOverlap()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-last; err != nil {
+		t.Fatal(err)
+	}
+	if got := m.all(); len(got) != maxHeldEvents+1 || got[maxHeldEvents].Name != "LAST" {
+		t.Errorf("%d events", len(got))
+	}
+}
+
+func TestUpgrades(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(0, 0)
+	var u upgrades
+	if u.wait(1, now) != 0 {
+		t.Error("the first try has to wait")
+	}
+	u.failed(1, now, errors.New("x"), 1)
+	if got := u.wait(1, now); got != 30*time.Second {
+		t.Errorf("waits %v after the first failure", got)
+	}
+	if u.wait(3, now) != 0 {
+		t.Error("other intents have to wait")
+	}
+	for range 20 {
+		u.failed(1, now, closed(4014), 1<<15)
+	}
+	if got := u.wait(1, now); got != time.Hour {
+		t.Errorf("waits %v after many failures", got)
+	}
+	if want := "events are missing: " + remedyFor(4014, 1<<15); u.problem != want {
+		t.Errorf("problem %q, want %q", u.problem, want)
+	}
+}
