@@ -69,6 +69,14 @@ CREATE TABLE listener_secrets (
 );
 CREATE INDEX ON listener_secrets (listener_id);
 
+-- Raised by every change of a listener: an instance whose table of them has
+-- another version reads them again.
+CREATE TABLE listeners_version (
+    single  boolean PRIMARY KEY DEFAULT true CHECK (single),
+    version bigint NOT NULL
+);
+INSERT INTO listeners_version (version) VALUES (1);
+
 -- Every wanted event once, with whom it is for. batch_id grows with time (it
 -- is the commit's clock in microseconds, shifted left by 10 bits), so the key
 -- is sequential and a range of it is a range of time: retention drops
@@ -138,4 +146,4 @@ CREATE INDEX retries_order ON retries (listener_id, order_key, batch_id, ordinal
     WHERE state = 'pending' AND order_key <> '';
 
 -- +goose Down
-DROP TABLE retries, attempts, batches, events, listener_secrets, listeners, identify_buckets, shards, instances;
+DROP TABLE retries, attempts, batches, events, listener_secrets, listeners, listeners_version, identify_buckets, shards, instances;

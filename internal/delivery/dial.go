@@ -2,10 +2,13 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -106,4 +109,37 @@ func (g guard) dialer() *net.Dialer {
 			return g.check(to, plain)
 		},
 	}
+}
+
+// CheckTarget says why a callback at a URL could never be dialed, or nil. Which
+// addresses a name has is looked at when it is dialed.
+func CheckTarget(allow []netip.Prefix, u *url.URL) error {
+	g := guard{allow: allow}
+	plain := u.Scheme == "http"
+	port := uint64(443)
+	if plain {
+		port = 80
+	}
+	if s := u.Port(); s != "" {
+		var err error
+		if port, err = strconv.ParseUint(s, 10, 16); err != nil || port == 0 {
+			return fmt.Errorf("%q is not a port", s)
+		}
+	}
+	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		host = "127.0.0.1" // RFC 6761, section 6.3
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return g.check(netip.AddrPortFrom(addr, uint16(port)), plain)
+	}
+	switch {
+	case len(allow) > 0: // the name may have an allowed address
+		return nil
+	case plain:
+		return errors.New("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only: use https://")
+	case port < 1024 && port != 80 && port != 443:
+		return fmt.Errorf("port %d is refused: of the ports below 1024 only 80 and 443 are for callbacks", port)
+	}
+	return nil
 }

@@ -189,6 +189,19 @@ func Start(t testing.TB) *Server {
 // URL is how to connect; the same after a restart.
 func (s *Server) URL() string { return s.pg.URL().Reveal() }
 
+// Pool connects to the cluster, which it migrates. The caller closes it.
+func (s *Server) Pool() *pgxpool.Pool {
+	s.t.Helper()
+	pool, err := postgres.Open(s.t.Context(), s.pg.URL(), quiet)
+	if err == nil {
+		err = postgres.Migrate(s.t.Context(), pool, quiet)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pool
+}
+
 // Stop shuts the cluster down. Stopping a stopped one does nothing.
 func (s *Server) Stop() {
 	s.t.Helper()

@@ -1,0 +1,505 @@
+package listeners
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+const apiKey = "gk_test"
+
+// calls is the listeners' part of the contract.
+type calls struct {
+	*Listeners
+	openapi.StrictServerInterface
+}
+
+func (c calls) CreateListener(ctx context.Context, r openapi.CreateListenerRequestObject) (openapi.CreateListenerResponseObject, error) {
+	return c.Listeners.CreateListener(ctx, r)
+}
+
+func (c calls) ListListeners(ctx context.Context, r openapi.ListListenersRequestObject) (openapi.ListListenersResponseObject, error) {
+	return c.Listeners.ListListeners(ctx, r)
+}
+
+func (c calls) GetListener(ctx context.Context, r openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
+	return c.Listeners.GetListener(ctx, r)
+}
+
+func (c calls) UpdateListener(ctx context.Context, r openapi.UpdateListenerRequestObject) (openapi.UpdateListenerResponseObject, error) {
+	return c.Listeners.UpdateListener(ctx, r)
+}
+
+func (c calls) DeleteListener(ctx context.Context, r openapi.DeleteListenerRequestObject) (openapi.DeleteListenerResponseObject, error) {
+	return c.Listeners.DeleteListener(ctx, r)
+}
+
+func (c calls) DeleteListenerByPair(ctx context.Context, r openapi.DeleteListenerByPairRequestObject) (openapi.DeleteListenerByPairResponseObject, error) {
+	return c.Listeners.DeleteListenerByPair(ctx, r)
+}
+
+func (c calls) ListEventTypes(ctx context.Context, r openapi.ListEventTypesRequestObject) (openapi.ListEventTypesResponseObject, error) {
+	return c.Listeners.ListEventTypes(ctx, r)
+}
+
+type api struct {
+	*Listeners
+	pool    *pgxpool.Pool
+	handler http.Handler
+}
+
+func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
+	t.Helper()
+	allow := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	s, err := Open(t.Context(), pool, Config{
+		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(allow, u) },
+		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func setup(t testing.TB) *api {
+	t.Helper()
+	a := &api{pool: postgrestest.New(t)}
+	a.Listeners = open(t, a.pool)
+	h, err := openapi.NewHandler(calls{Listeners: a.Listeners}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.handler = h
+	return a
+}
+
+type answered struct {
+	status  int
+	header  http.Header
+	body    map[string]any
+	problem openapi.Problem
+}
+
+func (a *api) call(t testing.TB, method, path, body string) answered {
+	t.Helper()
+	req := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
+	req.Header.Set("Authorization", "Bearer "+apiKey)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return a.do(t, req)
+}
+
+// do makes a call, and checks what holds for every error.
+func (a *api) do(t testing.TB, req *http.Request) answered {
+	t.Helper()
+	w := httptest.NewRecorder()
+	a.handler.ServeHTTP(w, req)
+	got := answered{status: w.Code, header: w.Header()}
+	if w.Body.Len() > 0 {
+		if err := json.Unmarshal(w.Body.Bytes(), &got.body); err != nil {
+			t.Errorf("%s %s: %v in %s", req.Method, req.URL, err, w.Body)
+		}
+	}
+	if w.Code < 400 {
+		return got
+	}
+	d := json.NewDecoder(bytes.NewReader(w.Body.Bytes()))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&got.problem); err != nil || w.Header().Get("Content-Type") != "application/problem+json" ||
+		got.problem.Status != w.Code || got.problem.Detail == "" || got.problem.Title == "" {
+		t.Errorf("%s %s: no problem document: %v: %d %s", req.Method, req.URL, err, w.Code, w.Body)
+	}
+	return got
+}
+
+func (a *api) create(t testing.TB, body string) answered {
+	t.Helper()
+	got := a.call(t, "POST", "/listeners", body)
+	if got.status != http.StatusCreated {
+		t.Fatalf("POST %s: %d %v", body, got.status, got.body)
+	}
+	return got
+}
+
+func TestListenerThroughItsLife(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	created := a.create(t, `{"event":" guild_ban_add ","url":"https://example.com/a"}`)
+	id, _ := created.body["id"].(string)
+	if created.header.Get("Location") != "/listeners/"+id || !strings.HasPrefix(fmt.Sprint(created.body["secret"]), "whsec_") {
+		t.Errorf("created %v, %v", created.header, created.body)
+	}
+	want := map[string]any{
+		"event": "GUILD_BAN_ADD", "url": "https://example.com/a", "description": "", "enabled": true, "format": "standard",
+		"headers": map[string]any{}, "filter": map[string]any{}, "ordering": "none", "max_in_flight": 16.0, "max_age": nil,
+		"disabled_at": nil, "disabled_reason": nil,
+	}
+	got := a.call(t, "GET", "/listeners/"+id, "")
+	for field, v := range want {
+		if fmt.Sprint(got.body[field]) != fmt.Sprint(v) {
+			t.Errorf("%s is %v, want %v", field, got.body[field], v)
+		}
+	}
+	if _, shown := got.body["secret"]; shown {
+		t.Error("GET shows the secret")
+	}
+	// The very next event.
+	ev := &event.Event{Name: "GUILD_BAN_ADD", GuildID: 5}
+	if ids := a.Match(ev); len(ids) != 1 {
+		t.Errorf("Match = %v after the 201", ids)
+	}
+	if again := a.call(t, "POST", "/listeners", `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`); again.status != http.StatusConflict ||
+		deref(again.problem.ListenerId) != id || again.header.Get("Location") != "/listeners/"+id {
+		t.Errorf("registered again: %d %v", again.status, again.body)
+	}
+
+	patched := a.call(t, "PATCH", "/listeners/"+id, `{"enabled":false,"filter":{"guild_ids":["7"]},"max_age":"10m","ordering":"guild"}`)
+	if patched.status != 200 || patched.body["enabled"] != false || patched.body["disabled_at"] == nil || patched.body["max_age"] != "10m" ||
+		patched.body["ordering"] != "guild" || patched.body["disabled_reason"] != "manual" {
+		t.Errorf("patched %d %v", patched.status, patched.body)
+	}
+	if ids := a.Match(ev); len(ids) != 0 {
+		t.Errorf("Match = %v while disabled", ids)
+	}
+	patched = a.call(t, "PATCH", "/listeners/"+id, `{"enabled":true,"max_age":null}`)
+	if patched.body["enabled"] != true || patched.body["disabled_at"] != nil || patched.body["max_age"] != nil || patched.body["disabled_reason"] != nil {
+		t.Errorf("patched %d %v", patched.status, patched.body)
+	}
+	if ids := a.Match(ev); len(ids) != 0 {
+		t.Errorf("Match = %v for another guild", ids)
+	}
+	if ids := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 1 {
+		t.Errorf("Match = %v for its guild", ids)
+	}
+
+	other := a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/b"}`)
+	taken := a.call(t, "PATCH", fmt.Sprintf("/listeners/%v", other.body["id"]), `{"url":"https://example.com/a"}`)
+	if taken.status != http.StatusConflict || deref(taken.problem.ListenerId) != id {
+		t.Errorf("patched onto another: %d %v", taken.status, taken.body)
+	}
+	if gone := a.call(t, "DELETE", "/listeners/"+id, ""); gone.status != 204 {
+		t.Errorf("DELETE: %d %v", gone.status, gone.body)
+	}
+	if again := a.call(t, "DELETE", "/listeners/"+id, ""); again.status != 404 {
+		t.Errorf("DELETE again: %d %v", again.status, again.body)
+	}
+	pair := "/listeners?event=guild_ban_add&url=" + url.QueryEscape("https://example.com/b")
+	if gone := a.call(t, "DELETE", pair, ""); gone.status != 204 {
+		t.Errorf("DELETE by pair: %d %v", gone.status, gone.body)
+	}
+	if again := a.call(t, "DELETE", pair, ""); again.status != 404 {
+		t.Errorf("DELETE by pair again: %d", again.status)
+	}
+	if ids := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 0 {
+		t.Errorf("Match = %v with no listener left", ids)
+	}
+}
+
+func TestEveryFieldIsChecked(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	key := func(n int) string { return "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, n)) }
+	tests := []struct {
+		body   string
+		status int
+		field  string
+		says   string
+	}{
+		{`{"url":"https://e.com"}`, 400, "event", ""},
+		{`{"event":"READY"}`, 400, "url", ""},
+		{`{"event":"READY","url":"https://e.com","colour":"red"}`, 400, "colour", ""},
+		{`{"event":1,"url":"https://e.com"}`, 400, "event", ""},
+		{`{"event":"GUILD_BAN_AD","url":"https://e.com"}`, 400, "event", "GUILD_BAN_ADD"},
+		{`{"event":"NOPE_*","url":"https://e.com"}`, 400, "event", "NOPE_*"},
+		{`{"event":"a b","url":"https://e.com"}`, 400, "event", "A B"},
+		{`{"event":"","url":"https://e.com"}`, 400, "event", ""},
+		{`{"event":"READY","url":"e.com"}`, 400, "url", "https://"},
+		{`{"event":"READY","url":"ftp://e.com"}`, 400, "url", ""},
+		{`{"event":"READY","url":"http://93.184.216.34/"}`, 400, "url", "https://"},
+		{`{"event":"READY","url":"https://u:p@e.com"}`, 400, "url", "password"},
+		{`{"event":"READY","url":"https://e.com/#x"}`, 400, "url", "fragment"},
+		{`{"event":"READY","url":"https://10.0.0.1/"}`, 400, "url", "private"},
+		{`{"event":"READY","url":"https://[::ffff:10.0.0.1]/"}`, 400, "url", "private"},
+		{`{"event":"READY","url":"https://169.254.169.254/"}`, 400, "url", "metadata"},
+		{`{"event":"READY","url":"https://93.184.216.34:22/"}`, 400, "url", "443"},
+		{`{"event":"READY","url":"https://e.com:99999/"}`, 400, "url", "port"},
+		{`{"event":"READY","url":"https://e.com","format":"xml"}`, 400, "format", ""},
+		{`{"event":"READY","url":"https://e.com","secret":"abc"}`, 400, "secret", "whsec_"},
+		{`{"event":"READY","url":"https://e.com","secret":"` + key(23) + `"}`, 400, "secret", ""},
+		{`{"event":"READY","url":"https://e.com","secret":"` + key(65) + `"}`, 400, "secret", ""},
+		{`{"event":"READY","url":"https://e.com","headers":{"Webhook-Id":"x"}}`, 400, "headers.Webhook-Id", "itself"},
+		{`{"event":"READY","url":"https://e.com","headers":{"content-type":"x"}}`, 400, "headers.content-type", "itself"},
+		{`{"event":"READY","url":"https://e.com","headers":{"a b":"x"}}`, 400, "headers.a b", ""},
+		{`{"event":"READY","url":"https://e.com","headers":{"a":"x\r\ny: z"}}`, 400, "headers.a", ""},
+		{`{"event":"READY","url":"https://e.com","headers":{"a":1}}`, 400, "headers.a", ""},
+		{`{"event":"READY","url":"https://e.com","filter":{"guild_ids":["x"]}}`, 400, "filter.guild_ids.0", ""},
+		{`{"event":"READY","url":"https://e.com","filter":{"user_ids":["0"]}}`, 400, "filter.user_ids.0", ""},
+		{`{"event":"READY","url":"https://e.com","filter":{"role_ids":["1"]}}`, 400, "filter.role_ids", ""},
+		{`{"event":"READY","url":"https://e.com","ordering":"user"}`, 400, "ordering", ""},
+		{`{"event":"READY","url":"https://e.com","max_in_flight":0}`, 400, "max_in_flight", ""},
+		{`{"event":"READY","url":"https://e.com","max_in_flight":1001}`, 400, "max_in_flight", ""},
+		{`{"event":"READY","url":"https://e.com","max_in_flight":1.5}`, 400, "max_in_flight", ""},
+		{`{"event":"READY","url":"https://e.com","max_age":"soon"}`, 400, "max_age", "soon"},
+		{`{"event":"READY","url":"https://e.com","max_age":"-1s"}`, 400, "max_age", ""},
+		{`{"event":"READY","url":"https://e.com","enabled":"yes"}`, 400, "enabled", ""},
+		{`{"event":"READY","url":"https://e.com","description":"a\u0000b"}`, 400, "description", ""},
+		{`{`, 400, "body", ""},
+		{`[]`, 400, "body", ""},
+		{`null`, 400, "body", ""},
+		{strings.Repeat(" ", 2<<20), 413, "", "1048576"},
+	}
+	for _, tt := range tests {
+		got := a.call(t, "POST", "/listeners", tt.body)
+		short := tt.body[:min(len(tt.body), 100)]
+		if got.status != tt.status || deref(got.problem.Field) != tt.field || !strings.Contains(got.problem.Detail, tt.says) {
+			t.Errorf("%s: %d, field %q: %s; want %d, %q, %q in it", short, got.status, deref(got.problem.Field), got.problem.Detail,
+				tt.status, tt.field, tt.says)
+		}
+		if strings.Contains(got.problem.Detail, "whsec_AAAA") {
+			t.Errorf("%s: the secret is shown: %s", short, got.problem.Detail)
+		}
+	}
+	several := a.call(t, "POST", "/listeners", `{"event":"NOPE","url":"x","max_age":"y"}`)
+	var fields []string
+	for _, f := range deref(several.problem.Errors) {
+		fields = append(fields, f.Field)
+	}
+	if !slices.Equal(fields, []string{"event", "url", "max_age"}) {
+		t.Errorf("fields at fault: %v", fields)
+	}
+}
+
+func TestWhatIsAccepted(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	for i, body := range []string{
+		`{"event":"*","url":"https://example.com/1"}`,
+		`{"event":"RAW_*","url":"https://example.com/1"}`,
+		`{"event":"guild_*","url":"https://example.com/1"}`,
+		`{"event":"RAW_GUILD_BAN_ADD","url":"https://example.com/1"}`,
+		`{"event":"TOMORROWS_EVENT","url":"https://example.com/1","allow_unknown":true}`,
+		`{"event":"SHARD_CONNECT","url":"https://example.com:8443/1"}`,
+		`{"event":"GATEHOOK_SESSION_LOST","url":"http://127.0.0.1:9/x"}`,
+		`{"event":"READY","url":"http://localhost:9/x","headers":{"X-Token":"t"},"filter":{"guild_ids":["175928847299117063"]}}`,
+		`{"event":"READY","url":"https://example.com/2","format":"chat-sdk","max_in_flight":1,"ordering":"channel","max_age":"1h30m"}`,
+		`{"event":"READY","url":"https://example.com/3","secret":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw","enabled":false}`,
+	} {
+		got := a.create(t, body)
+		if i == 9 && got.body["secret"] != "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" {
+			t.Errorf("the given secret became %v", got.body["secret"])
+		}
+	}
+	if got := a.create(t, `{"event":"INTERACTION_CREATE","url":"https://example.com/1"}`); got.body["max_age"] != "3s" {
+		t.Errorf("max_age of INTERACTION_CREATE is %v", got.body["max_age"])
+	}
+	if got := a.create(t, `{"event":"RAW_INTERACTION_CREATE","url":"https://example.com/1","max_age":null}`); got.body["max_age"] != nil {
+		t.Errorf("max_age is %v, want null", got.body["max_age"])
+	}
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	for i := range 7 {
+		a.create(t, fmt.Sprintf(`{"event":"READY","url":"https://example.com/%d"}`, i))
+	}
+	a.create(t, `{"event":"RESUMED","url":"https://example.com/0"}`)
+	var urls []any
+	path, pages := "/listeners?limit=3&event=ready", 0
+	for path != "" {
+		got := a.call(t, "GET", path, "")
+		data, _ := got.body["data"].([]any)
+		for _, l := range data {
+			m, _ := l.(map[string]any)
+			urls = append(urls, m["url"])
+		}
+		path = ""
+		if next, ok := got.body["next_cursor"].(string); ok {
+			path = "/listeners?limit=3&event=READY&cursor=" + url.QueryEscape(next)
+		}
+		pages++
+	}
+	if pages != 3 || len(urls) != 7 || urls[0] != "https://example.com/6" || urls[6] != "https://example.com/0" {
+		t.Errorf("%d pages: %v", pages, urls)
+	}
+	got := a.call(t, "GET", "/listeners?url="+url.QueryEscape("https://example.com/0"), "")
+	if data, _ := got.body["data"].([]any); len(data) != 2 {
+		t.Errorf("%d listeners of one url, want 2", len(data))
+	}
+	for query, field := range map[string]string{"limit=0": "limit", "limit=251": "limit", "limit=x": "limit", "cursor=%21": "cursor"} {
+		if got := a.call(t, "GET", "/listeners?"+query, ""); got.status != 400 || deref(got.problem.Field) != field {
+			t.Errorf("%s: %d %v", query, got.status, got.body)
+		}
+	}
+}
+
+func TestKeyRoutesAndMethods(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	tests := []struct {
+		method, path, key, contentType, body string
+		status                               int
+	}{
+		{"GET", "/listeners", "", "", "", 401},
+		{"GET", "/listeners", "Bearer wrong", "", "", 401},
+		{"GET", "/listeners", "Basic " + apiKey, "", "", 401},
+		{"GET", "/listeners", "bearer " + apiKey, "", "", 200},
+		{"GET", "/events/types", "Bearer " + apiKey, "", "", 200},
+		{"GET", "/nothing", "Bearer " + apiKey, "", "", 404},
+		{"GET", "/nothing", "", "", "", 401},
+		{"PUT", "/listeners", "Bearer " + apiKey, "", "", 405},
+		{"POST", "/listeners/lst_1", "Bearer " + apiKey, "", "", 405},
+		{"GET", "/listeners/lst_1", "Bearer " + apiKey, "", "", 404},
+		{"GET", "/listeners/1", "Bearer " + apiKey, "", "", 404},
+		{"DELETE", "/listeners", "Bearer " + apiKey, "", "", 400},
+		{"POST", "/listeners", "Bearer " + apiKey, "text/plain", "{}", 415},
+		{"POST", "/listeners", "Bearer " + apiKey, "", "", 400},
+	}
+	for _, tt := range tests {
+		req := httptest.NewRequestWithContext(t.Context(), tt.method, tt.path, strings.NewReader(tt.body))
+		if tt.key != "" {
+			req.Header.Set("Authorization", tt.key)
+		}
+		if tt.contentType != "" {
+			req.Header.Set("Content-Type", tt.contentType)
+		}
+		got := a.do(t, req)
+		if got.status != tt.status {
+			t.Errorf("%s %s: %d %v, want %d", tt.method, tt.path, got.status, got.body, tt.status)
+		}
+		if got.status == 405 && got.header.Get("Allow") == "" || got.status == 401 && got.header.Get("WWW-Authenticate") == "" {
+			t.Errorf("%s %s: header %v", tt.method, tt.path, got.header)
+		}
+	}
+}
+
+// Another instance hears of a change without being asked.
+func TestChangeReachesAnotherInstance(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	other := open(t, a.pool)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- other.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
+	select {
+	case <-other.NeedsChanged():
+	case <-time.After(30 * time.Second):
+		t.Fatal("nothing was heard")
+	}
+	if other.Needs() != event.IntentGuildModeration || len(other.Match(&event.Event{Name: "GUILD_BAN_ADD"})) != 1 {
+		t.Errorf("the other instance needs %v", other.Needs())
+	}
+	// A change that this instance makes after one that it has not heard of.
+	if _, err := other.insert(t.Context(), registration{
+		Listener: event.Listener{Event: "TYPING_START", URL: "https://example.com/b", Enabled: true, Format: "standard", Ordering: "none", MaxInFlight: 1, Headers: map[string]string{}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a.create(t, `{"event":"INVITE_CREATE","url":"https://example.com/c"}`)
+	for _, name := range []string{"GUILD_BAN_ADD", "TYPING_START", "INVITE_CREATE"} {
+		if len(a.Match(&event.Event{Name: name})) != 1 {
+			t.Errorf("%s has no listener on the first instance", name)
+		}
+	}
+}
+
+func TestDatabaseAwayIsSaid(t *testing.T) {
+	t.Parallel()
+	pg := postgrestest.Start(t)
+	pool := pg.Pool()
+	a := &api{Listeners: open(t, pool)}
+	h, err := openapi.NewHandler(calls{Listeners: a.Listeners}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.handler = h
+	a.create(t, `{"event":"READY","url":"https://example.com/a"}`)
+	pg.Stop()
+	for _, call := range [][3]string{
+		{"POST", "/listeners", `{"event":"RESUMED","url":"https://example.com/a"}`}, {"GET", "/listeners", ""},
+		{"GET", "/listeners/lst_1", ""}, {"PATCH", "/listeners/lst_1", `{"enabled":false}`}, {"DELETE", "/listeners/lst_1", ""},
+	} {
+		got := a.call(t, call[0], call[1], call[2])
+		if got.status != 503 || got.header.Get("Retry-After") == "" {
+			t.Errorf("%s %s: %d %v", call[0], call[1], got.status, got.body)
+		}
+	}
+	if len(a.Match(&event.Event{Name: "READY"})) != 1 {
+		t.Error("the table forgot what it knew")
+	}
+	pg.Restart()
+	a.create(t, `{"event":"RESUMED","url":"https://example.com/a"}`)
+	pool.Close()
+}
+
+func FuzzBodies(f *testing.F) {
+	for _, s := range []string{
+		`{"event":"READY","url":"https://e.com"}`, `{"event":"*","url":"http://127.0.0.1:1/","filter":{"guild_ids":["1"]},"headers":{"a":"b"}}`,
+		`{"max_age":"3s","enabled":true}`, `{"max_age":null}`, `{"event":"\u0000","url":"\ud800"}`, `[]`, `{"event":{}}`, `{"event":"A","event":"B"}`,
+		`{"headers":{"":""}}`, `{"max_in_flight":1e400}`, "\xff\xfe", `{"url":"https://[::1%25eth0]/"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	a := setup(f)
+	a.create(f, `{"event":"READY","url":"https://example.com/a"}`)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, call := range [][2]string{{"POST", "/listeners"}, {"PATCH", "/listeners/lst_1"}} {
+			req := httptest.NewRequestWithContext(t.Context(), call[0], call[1], bytes.NewReader(body))
+			req.Header.Set("Authorization", "Bearer "+apiKey)
+			req.Header.Set("Content-Type", "application/json")
+			got := a.do(t, req)
+			if got.status >= 500 || got.status == 400 && deref(got.problem.Field) == "" {
+				t.Errorf("%s %q: %d %v", call[0], body, got.status, got.body)
+			}
+			if _, err := io.ReadAll(req.Body); err != nil && got.status < 400 {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func BenchmarkMatch(b *testing.B) {
+	tb := newTable()
+	var all []*event.Listener
+	for i := range 10000 {
+		all = append(all, &event.Listener{
+			ID: int64(i + 1), Event: event.Types()[i%79].Name, Enabled: true,
+			Filter: event.Filter{GuildIDs: []event.Snowflake{event.Snowflake(i + 1)}},
+		})
+	}
+	tb.replace(1, all)
+	e := &event.Event{Name: "MESSAGE_CREATE", GuildID: 1}
+	b.ReportAllocs()
+	for b.Loop() {
+		tb.match(e)
+	}
+}

@@ -1,0 +1,247 @@
+package listeners
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/oapi-codegen/nullable"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+)
+
+const (
+	// callTimeout bounds a call's work in the database.
+	callTimeout  = 10 * time.Second
+	defaultLimit = 50
+)
+
+// CreateListener implements POST /listeners.
+func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListenerRequestObject) (openapi.CreateListenerResponseObject, error) {
+	r, err := s.fromCreate(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	after, err := s.insert(ctx, r)
+	if err != nil {
+		return nil, answer(err)
+	}
+	shown := show(after)
+	location := "/listeners/" + shown.Id
+	return openapi.CreateListener201JSONResponse{
+		Headers: openapi.CreateListener201ResponseHeaders{Location: &location},
+		Body: openapi.ListenerCreated{
+			CreatedAt: shown.CreatedAt, Description: shown.Description, DisabledAt: shown.DisabledAt,
+			DisabledReason: shown.DisabledReason, Enabled: shown.Enabled, Event: shown.Event, Filter: shown.Filter,
+			Format: shown.Format, Headers: shown.Headers, Id: shown.Id, MaxAge: shown.MaxAge, MaxInFlight: shown.MaxInFlight,
+			Ordering: shown.Ordering, UpdatedAt: shown.UpdatedAt, Url: shown.Url, Secret: r.newSecret,
+		},
+	}, nil
+}
+
+// ListListeners implements GET /listeners.
+func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListenersRequestObject) (openapi.ListListenersResponseObject, error) {
+	limit, before := defaultLimit, int64(math.MaxInt64)
+	if req.Params.Limit != nil {
+		limit = *req.Params.Limit
+	}
+	if req.Params.Cursor != nil {
+		id, ok := parseID(*req.Params.Cursor)
+		if !ok {
+			return nil, openapi.FieldError("cursor", fmt.Sprintf("%q is not the next_cursor of a page", *req.Params.Cursor))
+		}
+		before = id
+	}
+	if req.Params.Event != nil {
+		name := strings.ToUpper(strings.TrimSpace(*req.Params.Event))
+		req.Params.Event = &name
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	// One more than asked for tells whether there is another page.
+	list, err := s.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
+	if err != nil {
+		return nil, answer(err)
+	}
+	page := openapi.ListenerPage{Data: []openapi.Listener{}, NextCursor: nullable.NewNullNullable[string]()}
+	for i := range list[:min(limit, len(list))] {
+		page.Data = append(page.Data, show(&list[i]))
+	}
+	if len(list) > limit {
+		page.NextCursor = nullable.NewNullableWithValue(formatID(list[limit-1].ID))
+	}
+	return openapi.ListListeners200JSONResponse(page), nil
+}
+
+// GetListener implements GET /listeners/{id}.
+func (s *Listeners) GetListener(ctx context.Context, req openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
+	id, ok := parseID(req.Id)
+	if !ok {
+		return nil, noListener(req.Id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	r, err := s.find(ctx, s.pool, `l.id = $1`, id)
+	if errors.Is(err, errNone) {
+		return nil, noListener(req.Id)
+	}
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.GetListener200JSONResponse(show(&r)), nil
+}
+
+// UpdateListener implements PATCH /listeners/{id}.
+func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListenerRequestObject) (openapi.UpdateListenerResponseObject, error) {
+	id, ok := parseID(req.Id)
+	if !ok {
+		return nil, noListener(req.Id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	after, err := s.update(ctx, id, func(r registration) (registration, error) { return s.withUpdate(r, req.Body) })
+	if errors.Is(err, errNone) {
+		return nil, noListener(req.Id)
+	}
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.UpdateListener200JSONResponse(show(after)), nil
+}
+
+// DeleteListener implements DELETE /listeners/{id}.
+func (s *Listeners) DeleteListener(ctx context.Context, req openapi.DeleteListenerRequestObject) (openapi.DeleteListenerResponseObject, error) {
+	id, ok := parseID(req.Id)
+	if !ok {
+		return nil, noListener(req.Id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := s.remove(ctx, `l.id = $1`, id)
+	if errors.Is(err, errNone) {
+		return nil, noListener(req.Id)
+	}
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.DeleteListener204Response{}, nil
+}
+
+// DeleteListenerByPair implements DELETE /listeners?event=&url=.
+func (s *Listeners) DeleteListenerByPair(ctx context.Context, req openapi.DeleteListenerByPairRequestObject) (openapi.DeleteListenerByPairResponseObject, error) {
+	name := strings.ToUpper(strings.TrimSpace(req.Params.Event))
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := s.remove(ctx, `l.event = $1 AND l.url = $2`, name, req.Params.Url)
+	if errors.Is(err, errNone) {
+		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", name))
+	}
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.DeleteListenerByPair204Response{}, nil
+}
+
+// ListEventTypes implements GET /events/types.
+func (s *Listeners) ListEventTypes(context.Context, openapi.ListEventTypesRequestObject) (openapi.ListEventTypesResponseObject, error) {
+	out := openapi.EventTypes{Data: []openapi.EventType{}}
+	for _, t := range event.Types() {
+		out.Data = append(out.Data, openapi.EventType{
+			Name: t.Name, RawName: event.RawPrefix + t.Name, Group: openapi.EventTypeGroup(t.Group),
+			Intents: t.Intents.Names(), Privileged: t.Privileged(),
+		})
+	}
+	return openapi.ListEventTypes200JSONResponse(out), nil
+}
+
+func noListener(id string) error {
+	return openapi.NotFound(fmt.Sprintf("there is no listener %q: GET /listeners lists them", id))
+}
+
+// answer turns an error of the store into the call's answer.
+func answer(err error) error {
+	var (
+		taken   *takenError
+		refused *openapi.Error
+		pgErr   *pgconn.PgError
+		netErr  net.Error
+	)
+	switch {
+	case errors.As(err, &refused):
+		return refused
+	case errors.As(err, &taken):
+		return &openapi.Error{
+			Status: http.StatusConflict, ListenerID: formatID(taken.id),
+			Detail: fmt.Sprintf("listener %s is registered for this event and url: change or delete it", formatID(taken.id)),
+			Fields: []openapi.FieldProblem{{Field: "url", Detail: "the pair of event and url is taken"}},
+		}
+	case errors.As(err, &pgErr):
+		// Classes 08, 53, 57 and 58 are the server's state, not the statement's
+		// fault (PostgreSQL, Error Codes).
+		switch pgErr.Code[:2] {
+		case "08", "53", "57", "58":
+			return openapi.Unavailable()
+		case "22":
+			return &openapi.Error{Status: http.StatusBadRequest, Detail: "a value has characters that can't be stored, such as a NUL byte"}
+		}
+		return err
+	case errors.As(err, &netErr), pgconn.Timeout(err), pgconn.SafeToRetry(err), errors.Is(err, context.DeadlineExceeded):
+		return openapi.Unavailable()
+	default:
+		return err
+	}
+}
+
+// show is a registration as the API shows it.
+func show(r *registration) openapi.Listener {
+	l := openapi.Listener{
+		Id: formatID(r.ID), Event: r.Event, Url: r.URL, Description: r.description, Enabled: r.Enabled,
+		Format: openapi.Format(r.Format), Headers: r.Headers, Ordering: openapi.Ordering(r.Ordering), MaxInFlight: r.MaxInFlight,
+		MaxAge: nullable.NewNullNullable[string](), CreatedAt: r.createdAt.UTC(), UpdatedAt: r.updatedAt.UTC(),
+		DisabledAt: nullable.NewNullNullable[time.Time](), DisabledReason: nullable.NewNullNullable[string](),
+		Filter: openapi.Filter{
+			GuildIds: shownIDs(r.Filter.GuildIDs), ChannelIds: shownIDs(r.Filter.ChannelIDs), UserIds: shownIDs(r.Filter.UserIDs),
+		},
+	}
+	if r.MaxAge > 0 {
+		l.MaxAge = nullable.NewNullableWithValue(shortDuration(r.MaxAge))
+	}
+	if r.disabledAt != nil {
+		l.DisabledAt = nullable.NewNullableWithValue(r.disabledAt.UTC())
+	}
+	if r.disabledReason != nil {
+		l.DisabledReason = nullable.NewNullableWithValue(*r.disabledReason)
+	}
+	return l
+}
+
+func shownIDs(ids []event.Snowflake) *openapi.Snowflakes {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := decimals(ids)
+	return &list
+}
+
+// shortDuration is "10m" where Go says "10m0s".
+func shortDuration(d time.Duration) string {
+	for _, unit := range []struct {
+		name string
+		size time.Duration
+	}{{"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
+		if d%unit.size == 0 {
+			return strconv.FormatInt(int64(d/unit.size), 10) + unit.name
+		}
+	}
+	return d.String()
+}

@@ -1,0 +1,170 @@
+// Package listeners keeps the registrations: which event goes to which
+// callback, and how. It checks them, stores them, serves their REST calls and
+// answers, from memory, who wants an event.
+//
+// It promises that a listener which was created, changed or removed through
+// this instance is so for the very next event, and through another one within
+// moments. While the database does not answer it goes on with what it knows.
+package listeners
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Config of Listeners. Both functions are required.
+type Config struct {
+	// CheckTarget says why a callback at a URL could never be dialed, or nil.
+	CheckTarget func(*url.URL) error
+	// Forget drops what waits for a listener, in the transaction that deletes
+	// it.
+	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error
+}
+
+// Listeners is the registrations as one instance sees them. Make it with Open,
+// then Run it; it is safe for concurrent use.
+type Listeners struct {
+	cfg   Config
+	pool  *pgxpool.Pool
+	log   *slog.Logger
+	table *table
+	look  chan struct{} // holds a token when the database should be looked at
+}
+
+// Open reads the registrations. It starts nothing.
+func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
+	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1)}
+	if err := s.load(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Match returns the ids of the enabled listeners that want an event, the raw
+// ones first.
+func (s *Listeners) Match(e *event.Event) []int64 { return s.table.match(e) }
+
+// Listener returns a registration as it is now, or nil.
+func (s *Listeners) Listener(id int64) *event.Listener { return s.table.listener(id) }
+
+// Needs are the intents with which everything comes that the enabled listeners
+// want.
+func (s *Listeners) Needs() event.Intents { return s.table.intents() }
+
+// NeedsChanged has a token whenever Needs has changed. It is for one reader.
+func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
+
+// Disable stops deliveries to a listener; the reason is shown with it. One
+// that is gone or disabled already stays so.
+func (s *Listeners) Disable(ctx context.Context, id int64, reason string) error {
+	_, err := s.update(ctx, id, func(r registration) (registration, error) {
+		r.Enabled, r.disabledReason = false, &reason
+		return r, nil
+	})
+	if err != nil && !errors.Is(err, errNone) {
+		return fmt.Errorf("disable listener %s: %w", formatID(id), err)
+	}
+	return nil
+}
+
+const (
+	// pollEvery is how often the database is asked although it announced
+	// nothing: LISTEN does not work through every pooler.
+	pollEvery = 5 * time.Second
+	// settle is how long changes may gather before they are read: a script
+	// that registers hundreds should not cost hundreds of reads.
+	settle = 100 * time.Millisecond
+)
+
+// Run keeps the table fresh until ctx ends.
+func (s *Listeners) Run(ctx context.Context) error {
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		s.hear(ctx)
+	}()
+	defer func() { <-heard }()
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-poll.C:
+		case <-s.look:
+		}
+		if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "reading the listeners failed, going on with those known", slog.Any("error", err))
+		}
+	}
+}
+
+// refresh reads the registrations if they have another version.
+func (s *Listeners) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the listeners took longer than 30 s"))
+	defer cancel()
+	var version int64
+	if err := s.pool.QueryRow(ctx, `SELECT version FROM listeners_version`).Scan(&version); err != nil {
+		return fmt.Errorf("ask for the listeners' version: %w", err)
+	}
+	if version == s.table.at() {
+		return nil
+	}
+	return s.load(ctx)
+}
+
+func (s *Listeners) wake() {
+	select {
+	case s.look <- struct{}{}:
+	default:
+	}
+}
+
+// hear waits for announcements of changes on a connection of its own.
+func (s *Listeners) hear(ctx context.Context) {
+	backoff := retry.WithCappedDuration(10*time.Second, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
+	// It ends with ctx only: every failure is tried again, and polling stands
+	// in meanwhile.
+	_ = retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := s.hearOn(ctx)
+		if ctx.Err() == nil {
+			s.log.LogAttrs(ctx, slog.LevelDebug, "not hearing of listener changes, polling", slog.Any("error", err))
+		}
+		return retry.RetryableError(err)
+	})
+}
+
+func (s *Listeners) hearOn(ctx context.Context) error {
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost with it
+	if _, err := conn.Exec(ctx, `LISTEN `+channel); err != nil {
+		return err
+	}
+	s.wake() // for what happened before
+	for {
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return err
+		}
+		timer := time.NewTimer(settle)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+		s.wake()
+	}
+}

@@ -1,0 +1,295 @@
+package listeners
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// channel is what changes are announced on.
+const channel = "gatehook_listeners"
+
+// registration is a listener with what only its registration shows.
+type registration struct {
+	event.Listener
+	description          string
+	createdAt, updatedAt time.Time
+	disabledAt           *time.Time
+	disabledReason       *string
+	// newSecret is the secret to store with a new listener.
+	newSecret string
+}
+
+// filterJSON is how a filter is stored.
+type filterJSON struct {
+	GuildIDs   []string `json:"guild_ids,omitempty"`
+	ChannelIDs []string `json:"channel_ids,omitempty"`
+	UserIDs    []string `json:"user_ids,omitempty"`
+}
+
+func encodeFilter(f event.Filter) filterJSON {
+	return filterJSON{decimals(f.GuildIDs), decimals(f.ChannelIDs), decimals(f.UserIDs)}
+}
+
+func decimals(ids []event.Snowflake) []string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, id.String())
+	}
+	return out
+}
+
+func (f filterJSON) decode() (event.Filter, error) {
+	var out event.Filter
+	for _, list := range []struct {
+		from []string
+		to   *[]event.Snowflake
+	}{{f.GuildIDs, &out.GuildIDs}, {f.ChannelIDs, &out.ChannelIDs}, {f.UserIDs, &out.UserIDs}} {
+		for _, s := range list.from {
+			id, err := event.ParseSnowflake(s)
+			if err != nil {
+				return out, err
+			}
+			*list.to = append(*list.to, id)
+		}
+	}
+	return out, nil
+}
+
+const columns = `l.id, l.event, l.url, l.description, l.enabled, l.format, l.headers, l.filter, l.ordering, l.max_in_flight,
+	l.max_age_ms, l.created_at, l.updated_at, l.disabled_at, l.disabled_reason,
+	ARRAY(SELECT s.secret FROM listener_secrets s
+		WHERE s.listener_id = l.id AND (s.expires_at IS NULL OR s.expires_at > now()) ORDER BY s.id DESC)`
+
+func scan(row pgx.CollectableRow) (r registration, err error) {
+	var (
+		headers, filter []byte
+		maxAge          *int64
+		secrets         []string
+		stored          filterJSON
+	)
+	err = row.Scan(&r.ID, &r.Event, &r.URL, &r.description, &r.Enabled, &r.Format, &headers, &filter, &r.Ordering, &r.MaxInFlight,
+		&maxAge, &r.createdAt, &r.updatedAt, &r.disabledAt, &r.disabledReason, &secrets)
+	if err != nil {
+		return r, err
+	}
+	if err := errors.Join(json.Unmarshal(headers, &r.Headers), json.Unmarshal(filter, &stored)); err != nil {
+		return r, fmt.Errorf("listener %d: %w", r.ID, err)
+	}
+	if r.Filter, err = stored.decode(); err != nil {
+		return r, fmt.Errorf("listener %d: %w", r.ID, err)
+	}
+	if maxAge != nil {
+		r.MaxAge = time.Duration(*maxAge) * time.Millisecond
+	}
+	for _, s := range secrets {
+		r.Secrets = append(r.Secrets, secret.New(s))
+	}
+	return r, nil
+}
+
+// errNone is what a look-up returns that finds nothing.
+var errNone = pgx.ErrNoRows
+
+// takenError says that another listener has the same event and URL.
+type takenError struct{ id int64 }
+
+func (e *takenError) Error() string { return "listener " + formatID(e.id) + " has this event and url" }
+
+func (s *Listeners) find(ctx context.Context, tx querier, where string, args ...any) (registration, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM listeners l WHERE `+where, args...)
+	if err != nil {
+		return registration{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, scan)
+}
+
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// change runs one change of a listener: f does it and returns what it is
+// afterwards, nil if it is gone. The table of this instance has it when change
+// returns, those of the others are told.
+func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after *registration, err error)) (*registration, error) {
+	var (
+		id, version int64
+		after       *registration
+	)
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		if id, after, err = f(tx); err != nil {
+			return err
+		}
+		// Last, because the row is the same for all changes.
+		return tx.QueryRow(ctx, `WITH v AS (UPDATE listeners_version SET version = version + 1 RETURNING version)
+			SELECT version FROM v, pg_notify($1, '')`, channel).Scan(&version)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var l *event.Listener
+	if after != nil {
+		l = &after.Listener
+	}
+	if !s.table.apply(version, id, l) {
+		// Another instance changed something meanwhile. The change is
+		// committed: if it can't be read now, Run reads it later.
+		if err := s.load(ctx); err != nil {
+			s.wake()
+		}
+	}
+	return after, nil
+}
+
+func (s *Listeners) insert(ctx context.Context, r registration) (*registration, error) {
+	return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+		var id int64
+		err := tx.QueryRow(ctx, `INSERT INTO listeners
+				(event, url, description, enabled, format, headers, filter, ordering, max_in_flight, max_age_ms, disabled_at, disabled_reason)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $4 THEN NULL ELSE now() END, CASE WHEN $4 THEN NULL ELSE 'manual' END)
+			ON CONFLICT (event, url) DO NOTHING RETURNING id`,
+			r.Event, r.URL, r.description, r.Enabled, r.Format, r.Headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
+			milliseconds(r.MaxAge)).Scan(&id)
+		if errors.Is(err, errNone) {
+			return 0, nil, s.taken(ctx, tx, r)
+		}
+		if err != nil {
+			return 0, nil, fmt.Errorf("store a listener: %w", err)
+		}
+		if _, err := tx.Exec(ctx, `INSERT INTO listener_secrets (listener_id, secret) VALUES ($1, $2)`, id, r.newSecret); err != nil {
+			return 0, nil, fmt.Errorf("store a listener's secret: %w", err)
+		}
+		after, err := s.find(ctx, tx, `l.id = $1`, id)
+		return id, &after, err
+	})
+}
+
+func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error {
+	other, err := s.find(ctx, tx, `l.event = $1 AND l.url = $2`, r.Event, r.URL)
+	if err != nil {
+		return fmt.Errorf("find the listener in the way: %w", err)
+	}
+	return &takenError{other.ID}
+}
+
+// update changes a listener as f says, with its row locked, so that two
+// updates at once can't undo each other.
+func (s *Listeners) update(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
+	var wanted registration
+	after, err := s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+		before, err := s.find(ctx, tx, `l.id = $1 FOR UPDATE OF l`, id)
+		if err != nil {
+			return 0, nil, err
+		}
+		if wanted, err = f(before); err != nil {
+			return 0, nil, err
+		}
+		r := wanted
+		if _, err := tx.Exec(ctx, `UPDATE listeners SET event = $2, url = $3, description = $4, format = $6, headers = $7, filter = $8,
+				ordering = $9, max_in_flight = $10, max_age_ms = $11, updated_at = now(),
+				enabled = $5,
+				disabled_at = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_at, now()) END,
+				disabled_reason = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_reason, $12) END
+			WHERE id = $1`,
+			id, r.Event, r.URL, r.description, r.Enabled, r.Format, r.Headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
+			milliseconds(r.MaxAge), coalesce(r.disabledReason, "manual")); err != nil {
+			return 0, nil, fmt.Errorf("update a listener: %w", err)
+		}
+		after, err := s.find(ctx, tx, `l.id = $1`, id)
+		return id, &after, err
+	})
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23505" {
+		return nil, s.taken(ctx, s.pool, wanted)
+	}
+	return after, err
+}
+
+// remove deletes a listener and what waits for it.
+func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
+	_, err := s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+		var id int64
+		if err := tx.QueryRow(ctx, `DELETE FROM listeners l WHERE `+where+` RETURNING id`, args...).Scan(&id); err != nil {
+			return 0, nil, err
+		}
+		return id, nil, s.cfg.Forget(ctx, tx, id)
+	})
+	return err
+}
+
+// page returns listeners, the newest first, older than a given one.
+func (s *Listeners) page(ctx context.Context, eventName, url *string, before int64, limit int) ([]registration, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+columns+` FROM listeners l
+		WHERE ($1::text IS NULL OR l.event = $1) AND ($2::text IS NULL OR l.url = $2) AND l.id < $3
+		ORDER BY l.id DESC LIMIT $4`, eventName, url, before, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list listeners: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, fmt.Errorf("list listeners: %w", err)
+	}
+	return list, nil
+}
+
+// load reads all registrations into the table, as of one moment.
+func (s *Listeners) load(ctx context.Context) error {
+	var (
+		version int64
+		all     []*event.Listener
+	)
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `SELECT version FROM listeners_version`).Scan(&version); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT `+columns+` FROM listeners l`)
+		if err != nil {
+			return err
+		}
+		list, err := pgx.CollectRows(rows, scan)
+		for i := range list {
+			all = append(all, &list[i].Listener)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("load the listeners: %w", err)
+	}
+	s.table.replace(version, all)
+	return nil
+}
+
+func milliseconds(d time.Duration) *int64 {
+	if d == 0 {
+		return nil
+	}
+	ms := d.Milliseconds()
+	return &ms
+}
+
+func coalesce(s *string, byDefault string) string {
+	if s != nil {
+		return *s
+	}
+	return byDefault
+}
+
+const idPrefix = "lst_"
+
+// formatID is how the API shows a listener's id.
+func formatID(id int64) string { return idPrefix + strconv.FormatInt(id, 36) }
+
+// parseID reads what formatID wrote, and nothing else.
+func parseID(s string) (int64, bool) {
+	id, err := strconv.ParseInt(strings.TrimPrefix(s, idPrefix), 36, 64)
+	return id, err == nil && formatID(id) == s
+}

@@ -1,0 +1,277 @@
+package listeners
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/oapi-codegen/nullable"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+)
+
+const (
+	defaultInFlight = 16
+	// interactionAge is how long Discord waits for the answer to an
+	// interaction: after it a delivery is worth nothing.
+	interactionAge = 3 * time.Second
+	// longestAge is the largest max_age.
+	longestAge = 30 * 24 * time.Hour
+	// secretBytes of a secret that is made here; Standard Webhooks allow 24
+	// to 64.
+	secretBytes    = 32
+	fewestSecret   = 24
+	mostSecret     = 64
+	secretPrefix   = "whsec_"
+	mostHeaderSize = 16 << 10
+)
+
+// problems collects what is wrong with a request, field by field.
+type problems []openapi.FieldProblem
+
+func (p *problems) add(field, format string, args ...any) {
+	*p = append(*p, openapi.FieldProblem{Field: field, Detail: fmt.Sprintf(format, args...)})
+}
+
+// err is the answer that names them, or nil.
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	e := openapi.FieldError(p[0].Field, p[0].Detail)
+	e.Fields = p
+	for _, more := range p[1:] {
+		e.Detail += "; " + more.Field + ": " + more.Detail
+	}
+	return e
+}
+
+// fromCreate makes a registration of a request.
+func (s *Listeners) fromCreate(in *openapi.ListenerCreate) (registration, error) {
+	var p problems
+	r := registration{
+		Listener: event.Listener{
+			Format: event.FormatStandard, Ordering: event.OrderingNone, MaxInFlight: defaultInFlight, Enabled: true,
+			Headers: map[string]string{},
+		},
+	}
+	r.Event = p.event(in.Event, deref(in.AllowUnknown))
+	if bare, _ := strings.CutPrefix(r.Event, event.RawPrefix); bare == "INTERACTION_CREATE" {
+		r.MaxAge = interactionAge
+	}
+	s.apply(&p, &r, change{
+		url: &in.Url, description: in.Description, enabled: in.Enabled, format: in.Format, headers: in.Headers,
+		filter: in.Filter, ordering: in.Ordering, maxInFlight: in.MaxInFlight,
+	})
+	if in.MaxAge.IsSpecified() {
+		r.MaxAge = p.maxAge(in.MaxAge)
+	}
+	r.newSecret = p.secret(in.Secret)
+	return r, p.err()
+}
+
+// withUpdate changes a registration as a request says.
+func (s *Listeners) withUpdate(r registration, in *openapi.ListenerUpdate) (registration, error) {
+	var p problems
+	if in.Event != nil {
+		r.Event = p.event(*in.Event, deref(in.AllowUnknown))
+	}
+	s.apply(&p, &r, change{
+		url: in.Url, description: in.Description, enabled: in.Enabled, format: in.Format, headers: in.Headers,
+		filter: in.Filter, ordering: in.Ordering, maxInFlight: in.MaxInFlight,
+	})
+	if in.MaxAge.IsSpecified() {
+		r.MaxAge = p.maxAge(in.MaxAge)
+	}
+	return r, p.err()
+}
+
+// change is what creating and updating have in common; nil leaves a field as
+// it is.
+type change struct {
+	url, description *string
+	enabled          *bool
+	format           *openapi.Format
+	headers          *openapi.Headers
+	filter           *openapi.Filter
+	ordering         *openapi.Ordering
+	maxInFlight      *int
+}
+
+func (s *Listeners) apply(p *problems, r *registration, c change) {
+	if c.url != nil {
+		r.URL = s.checkURL(p, *c.url)
+	}
+	if c.description != nil {
+		r.description = strings.ToValidUTF8(*c.description, "\uFFFD")
+		if strings.ContainsRune(r.description, 0) {
+			p.add("description", "it holds a NUL byte")
+		}
+	}
+	if c.enabled != nil {
+		r.Enabled = *c.enabled
+	}
+	if c.format != nil {
+		r.Format = event.Format(*c.format)
+		if r.Format == event.FormatDiscord {
+			p.add("format", "discord is not built yet: use standard or chat-sdk")
+		}
+	}
+	if c.headers != nil {
+		r.Headers = p.headers(*c.headers)
+	}
+	if c.filter != nil {
+		r.Filter = event.Filter{
+			GuildIDs:   p.snowflakes("filter.guild_ids", c.filter.GuildIds),
+			ChannelIDs: p.snowflakes("filter.channel_ids", c.filter.ChannelIds),
+			UserIDs:    p.snowflakes("filter.user_ids", c.filter.UserIds),
+		}
+	}
+	if c.ordering != nil {
+		r.Ordering = event.Ordering(*c.ordering)
+	}
+	if c.maxInFlight != nil {
+		r.MaxInFlight = *c.maxInFlight
+	}
+}
+
+// event normalizes a name or pattern, and refuses one that no event has.
+func (p *problems) event(s string, allowUnknown bool) string {
+	s = strings.ToUpper(strings.TrimSpace(s))
+	pattern, err := event.ParsePattern(s)
+	switch {
+	case err != nil:
+		p.add("event", "%v", err)
+	case !allowUnknown && !pattern.Known() && pattern.Prefix:
+		p.add("event", "no event's name begins like %q: GET /events/types lists them, \"allow_unknown\": true takes it anyway", s)
+	case !allowUnknown && !pattern.Known():
+		p.add("event", "%q is not known; the nearest are %s; \"allow_unknown\": true takes it anyway",
+			s, strings.Join(event.Nearest(s, 3), ", "))
+	}
+	return s
+}
+
+// checkURL refuses what can never be delivered to. Which addresses a name
+// resolves to is looked at when it is dialed.
+func (s *Listeners) checkURL(p *problems, raw string) string {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || strings.ContainsAny(raw, " \t\r\n\x00"):
+		p.add("url", "it is not a URL such as https://example.com/discord")
+	case u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
+		p.add("url", "%q is not a URL such as https://example.com/discord", raw)
+	case u.User != nil:
+		p.add("url", "it holds a user or password: put credentials into headers")
+	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
+		p.add("url", "it has a fragment (#…), which is never sent")
+	default:
+		if err := s.cfg.CheckTarget(u); err != nil {
+			p.add("url", "%v", err)
+		}
+	}
+	return raw
+}
+
+// reserved are the headers that a delivery sets itself, or that steer the
+// connection.
+var reserved = []string{
+	"accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
+	"proxy-connection", "te", "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade", "user-agent",
+}
+
+// reservedPrefixes are of headers that a delivery sets itself.
+var reservedPrefixes = []string{"webhook-", "gatehook-", "x-signature-"}
+
+func (p *problems) headers(in map[string]string) map[string]string {
+	out := make(map[string]string, len(in))
+	size := 0
+	for name, value := range in {
+		field := "headers." + name
+		lower := strings.ToLower(name)
+		size += len(name) + len(value)
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
+			p.add(field, "%q is no header name", name)
+		case !httpguts.ValidHeaderFieldValue(value):
+			p.add(field, "its value has characters that a header can't hold")
+		case isReserved(lower):
+			p.add(field, "Gatehook sets %s itself", name)
+		case out[lower] != "":
+			p.add(field, "it is given twice")
+		}
+		out[lower] = value
+	}
+	if size > mostHeaderSize {
+		p.add("headers", "together they are larger than %d bytes", mostHeaderSize)
+	}
+	return out
+}
+
+func isReserved(lower string) bool {
+	for _, name := range reserved {
+		if lower == name {
+			return true
+		}
+	}
+	for _, prefix := range reservedPrefixes {
+		if strings.HasPrefix(lower, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *problems) snowflakes(field string, in *openapi.Snowflakes) []event.Snowflake {
+	if in == nil {
+		return nil
+	}
+	out := make([]event.Snowflake, 0, len(*in))
+	for i, s := range *in {
+		id, err := event.ParseSnowflake(s)
+		if err != nil {
+			p.add(fmt.Sprintf("%s.%d", field, i), "%v", err)
+		}
+		out = append(out, id)
+	}
+	return out
+}
+
+func (p *problems) maxAge(given nullable.Nullable[string]) time.Duration {
+	s, err := given.Get()
+	if err != nil {
+		return 0 // null: no limit
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < time.Millisecond || d > longestAge {
+		p.add("max_age", "%q is not a duration from 1ms to %v such as 3s, or null", s, longestAge)
+	}
+	return d
+}
+
+// secret checks the given secret, or makes one.
+func (p *problems) secret(given *string) string {
+	if given == nil {
+		b := make([]byte, secretBytes)
+		_, _ = rand.Read(b) // never fails, by its documentation
+		return secretPrefix + base64.StdEncoding.EncodeToString(b)
+	}
+	encoded, ok := strings.CutPrefix(*given, secretPrefix)
+	key, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	// The value is not shown: it may be somebody's real secret.
+	if !ok || err != nil || len(key) < fewestSecret || len(key) > mostSecret || strings.ContainsAny(encoded, "\r\n") {
+		p.add("secret", "it is not %s followed by the base64 of %d to %d bytes; leave it out to have one made", secretPrefix, fewestSecret, mostSecret)
+	}
+	return *given
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
