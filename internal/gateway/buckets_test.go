@@ -78,3 +78,11 @@ func TestBucketsEnd(t *testing.T) {
 		t.Errorf("error %v, want %v", err, errDrain)
 	}
 }
+
+// pacedBuckets are Buckets with a shorter slot.
+func pacedBuckets(t *testing.T, slot time.Duration) *Buckets {
+	t.Helper()
+	b := NewBuckets(postgrestest.New(t), quiet)
+	b.slot = slot
+	return b
+}

@@ -83,9 +83,9 @@ var privileged = []struct {
 	bit  event.Intents
 	name string
 }{
-	{1 << 1, "GUILD_MEMBERS (Server Members Intent)"},
-	{1 << 8, "GUILD_PRESENCES (Presence Intent)"},
-	{1 << 15, "MESSAGE_CONTENT (Message Content Intent)"},
+	{event.IntentGuildMembers, "GUILD_MEMBERS (Server Members Intent)"},
+	{event.IntentGuildPresences, "GUILD_PRESENCES (Presence Intent)"},
+	{event.IntentMessageContent, "MESSAGE_CONTENT (Message Content Intent)"},
 }
 
 // remedyFor explains to a person what to do about a fatal close code.
@@ -141,8 +141,10 @@ var ownCauses = []struct {
 type ending struct {
 	cause error
 	// session: there is one to resume. opened: the socket opened. progress: a
-	// new dispatch arrived, so that the session is alive.
-	session, opened, progress bool
+	// dispatch arrived, so that the session is alive. unreachable: the
+	// session's URL could not be dialled many times, while Discord's API
+	// answers.
+	session, opened, progress, unreachable bool
 }
 
 // code is the close code that Discord sent, 0 for none.
@@ -153,9 +155,15 @@ func (e ending) code() int {
 	return 0
 }
 
-// maxFailedResumes is how often a RESUME is tried in a row: some dead sessions
-// are never answered with op 9, only with a broken connection.
-const maxFailedResumes = 3
+const (
+	// maxFailedResumes is how often a RESUME is tried in a row: some dead
+	// sessions are never answered with op 9, only with a broken connection.
+	maxFailedResumes = 3
+	// maxFailedDials is how often a session's URL is dialled in vain before it
+	// is asked whether it is the network that is down: about a quarter of a
+	// minute.
+	maxFailedDials = 6
+)
 
 // decide says what follows, given how many resumes failed in a row before. It
 // returns how many that are now.
@@ -172,12 +180,11 @@ func decide(e ending, failed int) (course, int) {
 	case e.opened:
 		failed++
 	}
-	// A connection that never opened says nothing about the session, only
-	// about the network.
+	// A connection that never opened says nothing about the session.
 	switch c := courseOf(e.code()); {
 	case c != courseResume:
 		return c, 0
-	case errors.Is(e.cause, errInvalid), failed >= maxFailedResumes:
+	case errors.Is(e.cause, errInvalid), e.unreachable, failed >= maxFailedResumes:
 		return courseIdentify, 0
 	default:
 		return courseResume, failed

@@ -67,6 +67,7 @@ func TestDecide(t *testing.T) {
 		{"third one", ending{cause: io.EOF, session: true, opened: true}, 2, courseIdentify, 0},
 		{"drop in mid-replay", ending{cause: io.EOF, session: true, opened: true, progress: true}, 2, courseResume, 0},
 		{"network down", ending{cause: io.EOF, session: true}, 2, courseResume, 2},
+		{"resume URL down", ending{cause: io.EOF, session: true, unreachable: true}, 0, courseIdentify, 0},
 		{"op 7", ending{cause: errReconnect, session: true, opened: true, progress: true}, 0, courseResume, 0},
 		{"op 7 instead of HELLO", ending{cause: errReconnect, session: true, opened: true}, 0, courseResume, 1},
 		{"op 9 true", ending{cause: errTryResume, session: true, opened: true}, 0, courseResume, 1},

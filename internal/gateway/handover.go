@@ -26,8 +26,6 @@ const (
 	// connection that meets them is not read on.
 	maxHeldEvents = 8192
 	maxHeldBytes  = 64 << 20
-
-	intentGuilds event.Intents = 1 << 0
 )
 
 // errUpgradeFailed is why a second connection is let go that could not take
@@ -140,7 +138,7 @@ func (s *shard) replace(ctx context.Context, out *outlet, old *running) (*runnin
 	held := newHolding(out)
 	l := newLink(s, held, event.Session{})
 	l.intents = s.intents()
-	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.Int64("intents", int64(l.intents)))
+	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
 	next := start(ctx, l)
 	if err := s.await(next, old); err != nil {
 		next.stop(err)
@@ -185,7 +183,7 @@ func (s *shard) await(next, old *running) error {
 	}
 	old.overlap.Store(newOverlap())
 	patience := s.timing.load
-	if next.intents&intentGuilds == 0 {
+	if next.intents&event.IntentGuilds == 0 {
 		patience = s.timing.settle
 	}
 	limit := time.NewTimer(patience)
@@ -204,7 +202,7 @@ func (s *shard) await(next, old *running) error {
 // expect notes the guilds that a new session is still to be told of (Discord:
 // Guild Availability). Only a link that waits to take over wants to know.
 func (l *link) expect(guilds []guildID) {
-	if l.primary.Load() || l.intents&intentGuilds == 0 || l.loading != nil {
+	if l.primary.Load() || l.intents&event.IntentGuilds == 0 || l.loading != nil {
 		return
 	}
 	l.loading = make(map[event.Snowflake]bool, len(guilds))

@@ -88,6 +88,7 @@ func (l *link) run(parent context.Context) ending {
 		return l.ending
 	}
 	l.ending.opened = true
+	l.log.LogAttrs(parent, slog.LevelInfo, "connected", slog.Bool("resume", l.ending.session), l.age())
 	ctx, end := context.WithCancelCause(parent)
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -382,7 +383,16 @@ func (l *link) establish(ctx context.Context, what string) {
 		close(l.began)
 	}
 	l.report(l.connected(time.Now()))
-	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), slog.Int64("intents", int64(l.session.Intents)))
+	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
+}
+
+// age is that of the session, as far as this process knows it.
+func (l *link) age() slog.Attr {
+	since := l.shard.snapshot().SessionSince
+	if since.IsZero() || !l.primary.Load() {
+		return slog.Duration("session_age", 0)
+	}
+	return slog.Duration("session_age", time.Since(since).Round(time.Millisecond))
 }
 
 func (l *link) isLive() bool {
@@ -460,7 +470,7 @@ func (l *link) farewell(ctx context.Context) {
 	s.metrics.reconnects.WithLabelValues(reconnectReason(l.ending.cause)).Inc()
 	l.report(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
 	l.log.LogAttrs(ctx, slog.LevelInfo, "disconnected", slog.Int("code", code), slog.Any("cause", l.ending.cause),
-		slog.Int64("seq", l.session.Seq))
+		slog.Int64("seq", l.session.Seq), l.age())
 	if !l.greeted || errors.Is(l.ending.cause, errLeaseLost) {
 		return
 	}

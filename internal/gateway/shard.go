@@ -64,9 +64,8 @@ type shard struct {
 	metrics     *metrics
 
 	// The run loop's and, while a link runs, its reader's.
-	lost        *lostData // a session that could not be resumed, until it was told
-	failedDials int
-	upgrades    upgrades
+	lost     *lostData // a session that could not be resumed, until it was told
+	upgrades upgrades
 
 	mu     sync.Mutex // guards what follows
 	status ShardStatus
@@ -171,8 +170,8 @@ func (s *shard) adopt(out *outlet) {
 // keep connects again and again until ctx ends.
 func (s *shard) keep(ctx context.Context, out *outlet) {
 	session := out.at()
-	s.lost, s.failedDials = nil, 0
-	failed := 0
+	s.lost = nil
+	failed, failedDials := 0, 0
 	backoff := newBackoff(s.timing.reconnect)
 	for {
 		l, end := s.carry(ctx, out, s.prepare(out, session))
@@ -183,12 +182,12 @@ func (s *shard) keep(ctx context.Context, out *outlet) {
 		if l.isLive() {
 			backoff = newBackoff(s.timing.reconnect)
 		}
+		if failedDials++; end.opened {
+			failedDials = 0
+		}
+		end.unreachable = end.session && failedDials >= maxFailedDials && s.starts.reachable(ctx)
 		var next course
 		next, failed = decide(end, failed)
-		s.failedDials++
-		if end.opened {
-			s.failedDials = 0
-		}
 		switch {
 		case next == courseStop:
 			if !s.fail(ctx, end.code()) {
@@ -250,11 +249,11 @@ func (s *shard) fail(ctx context.Context, code int) bool {
 }
 
 // url is where to connect: to a session's own URL, or to the gateway to begin
-// one. A resume URL that can't be dialled takes turns with the gateway, and
-// one that is less safe than the gateway is not used: the token goes there.
+// one. A resume URL that is no URL, or less safe than the gateway's, is not
+// used: the token goes there.
 func (s *shard) url(resumeURL string) string {
 	gateway := s.starts.url()
-	if resumeURL == "" || s.failedDials%2 == 1 {
+	if resumeURL == "" {
 		return gateway
 	}
 	g, err1 := url.Parse(gateway)

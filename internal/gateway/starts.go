@@ -133,6 +133,12 @@ func (s *starts) refresh(ctx context.Context, fresh time.Duration) {
 	s.info, s.fetchedAt, s.spent = info, time.Now(), 0
 }
 
+// reachable tells whether Discord's API answers.
+func (s *starts) reachable(ctx context.Context) bool {
+	_, err := s.rest.gateway(ctx)
+	return err == nil
+}
+
 // sleep waits for d or for the end of ctx, whose cause it returns.
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)

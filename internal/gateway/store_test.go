@@ -55,7 +55,7 @@ func (m *memory) all() []*event.Event {
 }
 
 // wait returns the events as soon as they are as wanted.
-func (m *memory) wait(t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
+func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
 	t.Helper()
 	for {
 		m.mu.Lock()
@@ -66,7 +66,7 @@ func (m *memory) wait(t *testing.T, what string, wanted func([]*event.Event) boo
 		}
 		select {
 		case <-change:
-		case <-t.Context().Done():
+		case <-ctx.Done():
 			t.Fatalf("%s did not happen; there are %v", what, names(events))
 		}
 	}

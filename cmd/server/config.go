@@ -1,0 +1,195 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// config is what the environment says. Only this package reads it.
+type config struct {
+	token           secret.Value
+	discordURL      string
+	databaseURL     secret.Value // holds a password
+	dataDir         string
+	addr            string
+	apiKey          secret.Value
+	intents         intents
+	shards          gateway.Shards
+	allowTargets    []netip.Prefix
+	schedule        delivery.Schedule
+	attemptTimeout  time.Duration
+	retention       time.Duration
+	shutdownTimeout time.Duration
+	logFormat       string
+	logLevel        string
+}
+
+// intents is what shards identify with: fixed ones, or what the registered
+// listeners need.
+type intents struct {
+	auto  bool
+	fixed event.Intents
+}
+
+// readConfig reads and checks the environment. The error joins one line for
+// every variable that is unusable.
+func readConfig(getenv func(string) string, needToken bool) (config, error) {
+	r := reader{getenv: getenv}
+	c := config{
+		token:           r.token("DISCORD_TOKEN", needToken),
+		discordURL:      r.httpURL("DISCORD_API_URL", "https://discord.com/api/v10"),
+		databaseURL:     r.databaseURL("DATABASE_URL"),
+		dataDir:         r.text("GATEHOOK_DATA_DIR", ".gatehook"),
+		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
+		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
+		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
+		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, 100*time.Millisecond, 10*time.Minute),
+		retention:       r.duration("GATEHOOK_RETENTION", 168*time.Hour, time.Minute, 10*365*24*time.Hour),
+		shutdownTimeout: r.duration("GATEHOOK_SHUTDOWN_TIMEOUT", 30*time.Second, time.Second, time.Hour),
+		logFormat:       r.oneOf("GATEHOOK_LOG_FORMAT", "", "text", "json"),
+		logLevel:        r.oneOf("GATEHOOK_LOG_LEVEL", "info", "debug", "info", "warn", "error"),
+	}
+	c.intents = parsed(&r, "GATEHOOK_INTENTS", "auto",
+		"auto, a number such as 513, or names such as GUILDS,GUILD_MESSAGES", parseIntents)
+	c.shards = parsed(&r, "GATEHOOK_SHARDS", "auto",
+		"auto, a total such as 16, or a range of a total such as 0-7/16", gateway.ParseShards)
+	c.schedule = parsed(&r, "GATEHOOK_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,14h,20h,24h",
+		"waits joined with commas such as 5s,5m,1h", delivery.ParseSchedule)
+	return c, errors.Join(r.problems...)
+}
+
+func parseIntents(s string) (intents, error) {
+	if strings.EqualFold(s, "auto") {
+		return intents{auto: true}, nil
+	}
+	fixed, err := event.ParseIntents(s)
+	return intents{fixed: fixed}, err
+}
+
+// reader reads variables and collects what is wrong with them.
+type reader struct {
+	getenv   func(string) string
+	problems []error
+}
+
+// parsed reads a variable with a parser.
+func parsed[T any](r *reader, name, byDefault, accepted string, parse func(string) (T, error)) T {
+	s := r.text(name, byDefault)
+	v, err := parse(s)
+	if err != nil {
+		r.problem(name, s, accepted, err)
+	}
+	return v
+}
+
+func (r *reader) problem(name, value, accepted string, err error) {
+	line := fmt.Sprintf("%s=%q is not usable: accepted is %s", name, value, accepted)
+	if err != nil {
+		line += fmt.Sprintf(" (%v)", err)
+	}
+	r.problems = append(r.problems, errors.New(line))
+}
+
+func (r *reader) text(name, byDefault string) string {
+	if s := strings.TrimSpace(r.getenv(name)); s != "" {
+		return s
+	}
+	return byDefault
+}
+
+// token never shows the value: it may be a real token with a typing error.
+func (r *reader) token(name string, need bool) secret.Value {
+	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, ""), "Bot "))
+	switch {
+	case s == "" && need:
+		r.problems = append(r.problems, fmt.Errorf(
+			"%s is not set: give the bot token of the developer portal (Bot, Reset Token), or try `demo`, which needs none", name))
+	case strings.ContainsAny(s, " \t\r\n\""):
+		r.problems = append(r.problems, fmt.Errorf(
+			"%s=[redacted] is not usable: accepted is a bot token, with or without the prefix \"Bot \"; this one has spaces or quotes in it", name))
+	}
+	return secret.New(s)
+}
+
+func (r *reader) databaseURL(name string) secret.Value {
+	s := r.text(name, "")
+	if s == "" {
+		return secret.Value{}
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		r.problems = append(r.problems, fmt.Errorf(
+			"%s=[redacted] is not usable: accepted is a URL such as postgres://user:password@host:5432/database", name))
+	}
+	return secret.New(s)
+}
+
+func (r *reader) httpURL(name, byDefault string) string {
+	s := strings.TrimSuffix(r.text(name, byDefault), "/")
+	if u, err := url.Parse(s); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		r.problem(name, s, "a URL such as "+byDefault, nil)
+	}
+	return s
+}
+
+func (r *reader) addr(name, byDefault string) string {
+	s := r.text(name, byDefault)
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		r.problem(name, s, "host:port such as "+byDefault+" or :8080", nil)
+	}
+	return s
+}
+
+func (r *reader) prefixes(name string) []netip.Prefix {
+	var out []netip.Prefix
+	for part := range strings.SplitSeq(r.text(name, ""), ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			r.problem(name, part, "address ranges joined with commas such as 127.0.0.0/8,::1/128", nil)
+			continue
+		}
+		out = append(out, p.Masked())
+	}
+	return out
+}
+
+func (r *reader) duration(name string, byDefault, least, most time.Duration) time.Duration {
+	s := r.text(name, "")
+	if s == "" {
+		return byDefault
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < least || d > most {
+		r.problem(name, s, fmt.Sprintf("a duration from %v to %v such as %v", least, most, byDefault), nil)
+		return byDefault
+	}
+	return d
+}
+
+func (r *reader) oneOf(name, byDefault string, values ...string) string {
+	s := strings.ToLower(r.text(name, byDefault))
+	for _, v := range append(values, byDefault) {
+		if s == v {
+			return s
+		}
+	}
+	r.problem(name, s, strings.Join(values, " or "), nil)
+	return byDefault
+}

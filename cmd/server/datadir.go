@@ -1,0 +1,97 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+const (
+	instanceFile = "instance"
+	apiKeyFile   = "api-key"
+)
+
+// dataDir is the directory that makes a restart recognizable: it keeps the
+// instance's name and the generated API key.
+type dataDir struct {
+	path string
+	// name of this instance, kept across restarts.
+	name uuid.UUID
+	lock *os.File // nil if the name was made for this process alone
+}
+
+// openDataDir makes the directory and takes its lock, which the kernel gives
+// back however the process ends. While another live server has the lock, or
+// the directory can't be written, this one gets a name of its own: what an
+// earlier server of that name owned is then free only when its lease runs out.
+func openDataDir(path string) (*dataDir, error) {
+	d := &dataDir{path: path, name: uuid.New()}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return d, fmt.Errorf("the data directory %s can't be made: %w", path, err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, instanceFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return d, fmt.Errorf("the data directory %s can't be written: %w", path, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return d, errors.Join(fmt.Errorf("another server uses the data directory %s", path), f.Close())
+	}
+	d.lock = f
+	var text [36]byte
+	if n, _ := f.ReadAt(text[:], 0); n == len(text) {
+		if name, err := uuid.ParseBytes(text[:]); err == nil {
+			d.name = name
+			return d, nil
+		}
+	}
+	if _, err := f.WriteAt([]byte(d.name.String()+"\n"), 0); err != nil {
+		return d, fmt.Errorf("write %s: %w", f.Name(), err)
+	}
+	return d, nil
+}
+
+func (d *dataDir) close() error {
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Close()
+}
+
+// apiKey returns the key that was generated at the first start, made now if
+// this is it.
+func (d *dataDir) apiKey() (key secret.Value, fresh bool, err error) {
+	path := filepath.Join(d.path, apiKeyFile)
+	b, err := os.ReadFile(path)
+	if err == nil && strings.TrimSpace(string(b)) != "" {
+		return secret.New(strings.TrimSpace(string(b))), false, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return secret.Value{}, false, fmt.Errorf("read the API key: %w (or set GATEHOOK_API_KEY)", err)
+	}
+	s := "gk_" + base64.RawURLEncoding.EncodeToString(random(24))
+	// Written whole under another name first: a start that is cut off must not
+	// leave half a key.
+	if err := os.WriteFile(path+".new", []byte(s+"\n"), 0o600); err != nil {
+		return secret.Value{}, false, fmt.Errorf("store the API key: %w (or set GATEHOOK_API_KEY)", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return secret.Value{}, false, fmt.Errorf("store the API key: %w (or set GATEHOOK_API_KEY)", err)
+	}
+	return secret.New(s), true, nil
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) //nolint:errcheck // never fails, by its documentation
+	return b
+}

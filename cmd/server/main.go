@@ -1,0 +1,80 @@
+// Command server keeps a Discord bot's gateway shards connected and delivers
+// every event to the callback URLs that are registered for it.
+//
+//	server          serves
+//	server demo     the whole product on this machine, with a simulated Discord
+//	server migrate  applies the migrations and exits
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+func main() {
+	os.Exit(mainCode())
+}
+
+func mainCode() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// The first signal drains; with the handler gone the second one kills.
+	context.AfterFunc(ctx, stop)
+	switch err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); {
+	case err == nil:
+		return 0
+	case errors.Is(err, errUsage):
+		return 2
+	default:
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+}
+
+const usage = `usage: server [command]
+
+  (none)    keep the shards connected and deliver; configured by the environment
+  demo      the whole product on this machine, with a simulated Discord
+  migrate   apply the database migrations and exit
+`
+
+var errUsage = errors.New("usage")
+
+// run is the program, so that tests start the very same one.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	command := ""
+	if len(args) > 0 {
+		command, args = args[0], args[1:]
+	}
+	switch {
+	case command == "demo":
+		return demo(ctx, args, getenv, stdout, stderr)
+	case command == "" && len(args) == 0:
+		return serve(ctx, getenv, stdout, stderr)
+	case command == "migrate" && len(args) == 0:
+		return migrate(ctx, getenv, stderr)
+	default:
+		fmt.Fprint(stderr, usage)
+		return errUsage
+	}
+}
+
+// version is what the build says, or "dev".
+func version() string {
+	if linked != "" {
+		return linked
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "dev"
+}
+
+// linked is set by the linker: -X main.linked=v1.2.3.
+var linked string

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/postgres"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// serve runs the server until ctx ends or a part of it fails.
+func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Writer) error {
+	cfg, err := readConfig(getenv, true)
+	if err != nil {
+		return err
+	}
+	return serveConfig(ctx, cfg, newLogger(cfg, stderr), stdout, nil)
+}
+
+// serveConfig is serve with its configuration read. ready, if not nil, is told
+// the API's base URL and key when the API answers.
+func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer, ready func(url string, key secret.Value)) (err error) {
+	dir, dirErr := openDataDir(cfg.dataDir)
+	defer func() { err = errors.Join(err, dir.close()) }()
+	if dirErr != nil && (cfg.apiKey.Empty() || cfg.databaseURL.Empty()) {
+		return dirErr
+	}
+	key, err := apiKey(cfg, dir, stdout)
+	if err != nil {
+		return err
+	}
+	// First, so that an address in use is said before anything starts.
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.addr)
+	if err != nil {
+		return fmt.Errorf("GATEHOOK_ADDR=%q can't be listened on: %w", cfg.addr, err)
+	}
+	defer listener.Close() //nolint:errcheck // the HTTP server has closed it
+
+	pool, closePool, err := openDatabase(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closePool()) }()
+
+	s, err := wire(ctx, cfg, key, dir, pool, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.leave(ctx)) }()
+
+	l := newLifecycle(ctx, log)
+	s.start(l, listener)
+	base := "http://" + listener.Addr().String()
+	log.LogAttrs(ctx, slog.LevelInfo, "the API answers", slog.String("url", base), slog.String("version", version()))
+	if ready != nil {
+		ready(base, key)
+	}
+	failed := l.wait(ctx)
+	s.draining.Store(true)
+	log.LogAttrs(l.ctx, slog.LevelInfo, "draining", slog.Duration("at_most", cfg.shutdownTimeout))
+	return errors.Join(failed, l.stop(cfg.shutdownTimeout))
+}
+
+// apiKey is the configured key, or the one that the data directory keeps. A
+// new one is printed once.
+func apiKey(cfg config, dir *dataDir, stdout io.Writer) (secret.Value, error) {
+	if !cfg.apiKey.Empty() {
+		return cfg.apiKey, nil
+	}
+	key, fresh, err := dir.apiKey()
+	if err == nil && fresh {
+		_, err = fmt.Fprintf(stdout, "API key (kept in %s, shown this once): %s\n", dir.path, key.Reveal())
+	}
+	return key, err
+}
+
+// openDatabase opens the configured database or the embedded one, migrated.
+func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, func() error, error) {
+	url, closeServer := cfg.databaseURL, func() error { return nil }
+	if url.Empty() {
+		pg, err := postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: cfg.dataDir, Logger: log})
+		if err != nil {
+			return nil, nil, err
+		}
+		url, closeServer = pg.URL(), pg.Close
+	}
+	pool, err := postgres.Open(ctx, url, log)
+	if err != nil {
+		return nil, nil, errors.Join(err, closeServer())
+	}
+	closeAll := func() error {
+		pool.Close()
+		return closeServer()
+	}
+	if err := postgres.Migrate(ctx, pool, log); err != nil {
+		return nil, nil, errors.Join(err, closeAll())
+	}
+	return pool, closeAll, nil
+}
+
+// migrate applies the migrations.
+func migrate(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
+	cfg, err := readConfig(getenv, false)
+	if err != nil {
+		return err
+	}
+	_, closePool, err := openDatabase(ctx, cfg, newLogger(cfg, stderr))
+	if err != nil {
+		return err
+	}
+	return closePool()
+}
+
+// start starts the parts, consumers before producers, and takes over what an
+// earlier run left before the first shard connects.
+func (s *server) start(l *lifecycle, listener net.Listener) {
+	l.addCancelled("instance", s.instance.Run)
+	l.addCancelled("listeners", s.listeners.Run)
+	l.add("delivery", s.delivery.Run, s.delivery.Stop)
+	l.add("http", func(context.Context) error { return s.serveHTTP(listener) }, func() { s.stopHTTP(l.ctx) })
+	l.add("journal", s.runJournal, s.journal.Stop)
+	l.addCancelled("gateway", s.gateway.Run)
+}
+
+// runJournal commits, and before it dispatches what an earlier run has left
+// unsettled, so that older events come before newer ones.
+func (s *server) runJournal(ctx context.Context) error {
+	if err := s.journal.Recover(ctx); err != nil && !errors.Is(err, delivery.ErrStopped) {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "what an earlier run left is taken over later", slog.Any("error", err))
+	}
+	return s.journal.Run(ctx)
+}
+
+func (s *server) serveHTTP(listener net.Listener) error {
+	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API: %w", err)
+	}
+	<-s.httpDone
+	return nil
+}
+
+// stopHTTP lets requests under way finish, for some seconds.
+func (s *server) stopHTTP(ctx context.Context) {
+	go func() {
+		defer close(s.httpDone)
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := s.http.Shutdown(ctx); err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "requests were cut off", slog.Any("error", errors.Join(err, s.http.Close())))
+		}
+	}()
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway"
+	"github.com/gatehook/gatehook/internal/journal"
+	"github.com/gatehook/gatehook/internal/listeners"
+	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// server is the parts, joined.
+type server struct {
+	log       *slog.Logger
+	pool      *pgxpool.Pool
+	instance  *journal.Instance
+	listeners *listeners.Listeners
+	delivery  *delivery.Delivery
+	journal   *journal.Journal
+	gateway   *gateway.Gateway
+	registry  *prometheus.Registry
+	contract  json.RawMessage
+	http      *http.Server
+	httpDone  chan struct{}
+	draining  atomic.Bool
+}
+
+// wire makes the parts and joins them. Only here do they learn of each other.
+func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, log *slog.Logger) (*server, error) {
+	s := &server{log: log, pool: pool, registry: prometheus.NewRegistry(), httpDone: make(chan struct{})}
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
+	var err error
+	if s.instance, err = journal.Join(ctx, pool, dir.name, 0, part("instance")); err != nil {
+		return nil, err
+	}
+	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
+		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
+		Forget:      delivery.Forget,
+	}, part("listeners")); err != nil {
+		return nil, err
+	}
+	if s.delivery, err = delivery.Open(ctx, pool, s.listeners, delivery.Store{
+		Events: func(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
+			return journal.Events(ctx, pool, keys)
+		},
+		Settle: journal.Settle,
+	}, s.instance, delivery.Config{
+		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets,
+		Version: version(), Retention: cfg.retention,
+	}, part("delivery"), s.registry); err != nil {
+		return nil, err
+	}
+	if s.journal, err = journal.Open(ctx, pool, s.instance, s.listeners, s.delivery, journal.Config{Retention: cfg.retention},
+		part("journal"), s.registry); err != nil {
+		return nil, err
+	}
+	gw := gateway.Config{
+		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Version: version(),
+		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(),
+	}
+	if !cfg.intents.auto {
+		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
+	}
+	s.gateway = gateway.New(gw, claims{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	return s, s.makeHTTP(key)
+}
+
+// leave gives up what names this instance, when all parts have stopped.
+func (s *server) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return s.instance.Leave(ctx)
+}
+
+// claims lets the gateway use the journal without either knowing the other.
+type claims struct{ j *journal.Journal }
+
+// Claim implements gateway.Store.
+func (c claims) Claim(ctx context.Context, applicationID event.Snowflake, shard event.Shard) (gateway.Claim, error) {
+	s, err := c.j.Claim(ctx, applicationID, shard)
+	if errors.Is(err, journal.ErrHeld) {
+		return nil, gateway.ErrHeld
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// calls is the REST API: every package implements its own operations.
+type calls struct {
+	*listeners.Listeners
+	*gateway.Handler
+	*server
+}
+
+func (s *server) makeHTTP(key secret.Value) error {
+	var err error
+	if s.contract, err = openapi.Contract(); err != nil {
+		return err
+	}
+	h, err := openapi.NewHandler(calls{s.listeners, s.gateway.Handler(), s}, openapi.Options{APIKey: key, Logger: s.log})
+	if err != nil {
+		return fmt.Errorf("make the API: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	// Prometheus' own handler negotiates the format and compresses.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	s.http = &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       120 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	return nil
+}
+
+// GetHealth implements GET /healthz.
+func (s *server) GetHealth(context.Context, openapi.GetHealthRequestObject) (openapi.GetHealthResponseObject, error) {
+	return openapi.GetHealth200JSONResponse{Status: openapi.Ok}, nil
+}
+
+// GetReadiness implements GET /readyz.
+func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequestObject) (openapi.GetReadinessResponseObject, error) {
+	reasons := s.unready(ctx)
+	if len(reasons) == 0 {
+		return openapi.GetReadiness200JSONResponse{Status: openapi.Ok}, nil
+	}
+	e := openapi.Error{Status: http.StatusServiceUnavailable, Detail: reasons[0], Reasons: reasons}
+	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
+}
+
+// unready lists what keeps events from being received and stored.
+func (s *server) unready(ctx context.Context) (reasons []string) {
+	if s.draining.Load() {
+		reasons = append(reasons, "the server is draining: it was told to stop")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := s.pool.Ping(ctx); err != nil {
+		reasons = append(reasons, "the database does not answer: "+err.Error())
+	}
+	if err := s.journal.Err(); err != nil {
+		reasons = append(reasons, "events can't be stored at the moment: "+err.Error())
+	}
+	if err := s.delivery.Err(); err != nil {
+		reasons = append(reasons, "attempts can't be recorded at the moment: "+err.Error())
+	}
+	return append(reasons, s.gateway.Unready()...)
+}
+
+// GetMetrics implements GET /metrics, which the router takes before it comes
+// here.
+func (s *server) GetMetrics(context.Context, openapi.GetMetricsRequestObject) (openapi.GetMetricsResponseObject, error) {
+	return nil, errors.New("the metrics are served by their own handler")
+}
+
+// GetContract implements GET /openapi.json.
+func (s *server) GetContract(context.Context, openapi.GetContractRequestObject) (openapi.GetContractResponseObject, error) {
+	return contract(s.contract), nil
+}
+
+// contract writes the document as it is.
+type contract json.RawMessage
+
+// VisitGetContractResponse implements openapi.GetContractResponseObject.
+func (c contract) VisitGetContractResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	_, err := w.Write(c)
+	return err
+}
+
+var _ openapi.StrictServerInterface = calls{}

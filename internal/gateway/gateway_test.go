@@ -1,0 +1,925 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// rig is a Gateway between a simulated Discord and a store in memory.
+type rig struct {
+	*gatewaytest.Server
+	t       *testing.T
+	ctx     context.Context // ends before the test would time out
+	store   *memory
+	cfg     Config
+	slots   Starts
+	timing  timing
+	gateway *Gateway
+	intents atomic.Int64
+	changed chan struct{}
+}
+
+// newRig starts the simulated Discord only.
+func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
+	t.Helper()
+	if cfg.IdentifyWindow == 0 {
+		cfg.IdentifyWindow = time.Millisecond
+	}
+	srv, err := gatewaytest.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(srv.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	r := &rig{
+		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: atOnce, changed: make(chan struct{}, 1),
+		timing: timing{
+			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, held: 10 * time.Millisecond,
+			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
+		},
+	}
+	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages))
+	r.cfg = Config{
+		Token: secret.New("Bot " + srv.Token()), APIURL: srv.APIURL(), Version: "test",
+		Intents:        func() event.Intents { return event.Intents(r.intents.Load()) },
+		IntentsChanged: r.changed,
+	}
+	return r
+}
+
+// start runs a Gateway. stop drains it; it is called at the test's end if not
+// before.
+func (r *rig) start() (stop func()) {
+	r.t.Helper()
+	r.gateway = New(r.cfg, r.store, r.slots, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	r.gateway.timing = r.timing
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
+	done := make(chan error, 1)
+	go func() { done <- r.gateway.Run(ctx) }()
+	var stopped bool
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel(errors.New("the test ends"))
+		if err := <-done; err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	}
+	r.t.Cleanup(stop)
+	return stop
+}
+
+// legal fails the test if a client did what it must not do.
+func (r *rig) legal() {
+	r.t.Helper()
+	for _, e := range r.Illegal() {
+		r.t.Errorf("illegal: %v", e)
+	}
+}
+
+func (r *rig) ready(shard int) gatewaytest.Session {
+	r.t.Helper()
+	s, err := r.WaitReady(r.ctx, shard)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+func (r *rig) dispatch(shard, from, n int) {
+	r.t.Helper()
+	for i := from; i < from+n; i++ {
+		if _, err := r.Dispatch(shard, "MESSAGE_CREATE", message(i)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+func (r *rig) do(shard int, actions ...gatewaytest.Action) {
+	r.t.Helper()
+	if err := r.Do(shard, actions...); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) count(k gatewaytest.Kind, shard, n int) gatewaytest.Entry {
+	r.t.Helper()
+	e, err := r.WaitCount(r.ctx, k, shard, n)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return e
+}
+
+// message is the i-th message of a test; spaces and order of its members are
+// not what a re-encoding would make of them.
+func message(i int) []byte {
+	return fmt.Appendf(nil, `{ "id":"%d","content":"number %d \u2764","guild_id":"7", "channel_id":"8","author":{"id":"9"}}`, i+1, i)
+}
+
+// messages waits until the n-th message was told and checks that all came
+// once and in order.
+func (r *rig) messages(n int) []*event.Event {
+	r.t.Helper()
+	last := message(n - 1)
+	events := r.store.wait(r.ctx, r.t, fmt.Sprintf("message %d", n), func(events []*event.Event) bool {
+		return slices.ContainsFunc(events, func(e *event.Event) bool { return bytes.Equal(e.Data, last) })
+	})
+	i := 0
+	for _, e := range events {
+		if e.Name != "MESSAGE_CREATE" {
+			continue
+		}
+		if want := message(i); !bytes.Equal(e.Data, want) {
+			r.t.Fatalf("message %d is %s, want %s", i, e.Data, want)
+		}
+		i++
+	}
+	return events
+}
+
+// named waits for the n-th event of a name.
+func (r *rig) named(name string, n int) *event.Event {
+	r.t.Helper()
+	var found *event.Event
+	r.store.wait(r.ctx, r.t, fmt.Sprintf("%s number %d", name, n), func(events []*event.Event) bool {
+		seen := 0
+		for _, e := range events {
+			if e.Name == name {
+				if seen++; seen == n {
+					found = e
+					return true
+				}
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// untold returns the names of what was told, without the messages.
+func (r *rig) untold() []string {
+	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
+}
+
+func TestEventsInOrder(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		compression Compression
+		split       int
+	}{{ZstdStream, 0}, {ZlibStream, 0}, {ZlibStream, 100}, {NoCompression, 0}, {"", 0}} {
+		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{SplitEvery: tt.split, ApplicationID: 77})
+			r.cfg.Compression = tt.compression
+			r.start()
+			session := r.ready(0)
+			r.dispatch(0, 0, 1000)
+			if _, err := r.Dispatch(0, "SOMETHING_NEW", bytes.Repeat([]byte(`[1,{"x":"y"}] `), 30000)[:14]); err != nil {
+				t.Fatal(err)
+			}
+			r.named("SOMETHING_NEW", 1)
+			events := r.messages(1000)
+			if got, want := names(events)[:4], []string{"SHARD_CONNECT", "CONNECT", "READY", "MESSAGE_CREATE"}; !slices.Equal(got, want) {
+				t.Errorf("first %v, want %v", got, want)
+			}
+			seq := int64(0)
+			for _, e := range events {
+				if e.Shard != shard0 || e.ReceivedAt.IsZero() {
+					t.Fatalf("%+v", e)
+				}
+				if e.Seq == 0 {
+					continue
+				}
+				seq++
+				if e.Seq != seq || e.ID != event.DispatchID(77, session.ID, shard0, seq) {
+					t.Fatalf("event %d: sequence number %d, id %v", seq, e.Seq, e.ID)
+				}
+				if e.Name == "MESSAGE_CREATE" && (e.GuildID != 7 || e.ChannelID != 8 || e.UserID != 9) {
+					t.Fatalf("ids %v %v %v", e.GuildID, e.ChannelID, e.UserID)
+				}
+			}
+			want := event.Session{ID: session.ID, ResumeURL: r.ResumeURL(), Seq: 1002, Intents: event.Intents(r.intents.Load())}
+			if got := r.store.session(shard0); got != want {
+				t.Errorf("session %+v, want %+v", got, want)
+			}
+			st := r.gateway.Status()[0]
+			if st.State != StateConnected || st.Received != 1002 || st.Stored != 1002 || st.SessionSince.IsZero() || st.Identifies != 1 {
+				t.Errorf("status %+v", st)
+			}
+			if reasons := r.gateway.Unready(); reasons != nil {
+				t.Errorf("unready: %v", reasons)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestResume: whatever ends a connection without ending the session, nothing
+// is lost and nothing is told twice.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		act  gatewaytest.Action
+	}{
+		{"TCP drop", gatewaytest.Drop()},
+		{"TCP reset", gatewaytest.Reset()},
+		{"op 7", gatewaytest.Reconnect()},
+		{"op 9 true", gatewaytest.Invalidate(true)},
+		{"corrupt data", gatewaytest.Corrupt()},
+		{"no close code", gatewaytest.Close(1005)},
+		{"1000", gatewaytest.Close(1000)},
+		{"1001", gatewaytest.Close(1001)},
+		{"4000", gatewaytest.Close(4000)},
+		{"4002", gatewaytest.Close(4002)},
+		{"4008", gatewaytest.Close(4008)},
+		{"4099", gatewaytest.Close(4099)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{})
+			r.start()
+			session := r.ready(0)
+			r.dispatch(0, 0, 100)
+			r.do(0, tt.act)
+			r.dispatch(0, 100, 100)
+			r.count(gatewaytest.Resumed, 0, 1)
+			r.dispatch(0, 200, 100)
+			r.messages(300)
+			r.named("SHARD_RESUME", 1)
+			want := []string{
+				"SHARD_CONNECT", "CONNECT", "READY", "SHARD_DISCONNECT", "DISCONNECT",
+				"SHARD_CONNECT", "CONNECT", "RESUMED", "SHARD_RESUME",
+			}
+			if diff := cmp.Diff(want, r.untold()); diff != "" {
+				t.Error(diff)
+			}
+			if got := r.store.session(shard0); got.ID != session.ID {
+				t.Errorf("session %q, want %q", got.ID, session.ID)
+			}
+			if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+				t.Errorf("%d IDENTIFYs", n)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestResumeInMidReplay: a connection that breaks during the replay costs
+// nothing but another RESUME, however often.
+func TestResumeInMidReplay(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.Arm(gatewaytest.AtResume, 0, 5, gatewaytest.After(20, gatewaytest.Drop()))
+	r.do(0, gatewaytest.Drop())
+	r.dispatch(0, 10, 200)
+	r.messages(210)
+	if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	r.legal()
+}
+
+// TestSessionLost: whatever ends the session, a new one begins, and it is said
+// what could not be had.
+func TestSessionLost(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		act    gatewaytest.Action
+		reason string
+	}{
+		{"op 9 false", gatewaytest.Invalidate(false), "the session was invalidated (op 9)"},
+		{"4001", gatewaytest.Close(4001), "unknown opcode"},
+		{"4003", gatewaytest.Close(4003), "not authenticated, or session invalidated"},
+		{"4005", gatewaytest.Close(4005), "already authenticated"},
+		{"4006", gatewaytest.Close(4006), "session no longer valid"},
+		{"4007", gatewaytest.Close(4007), "invalid sequence number"},
+		{"4009", gatewaytest.Close(4009), "session timed out"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{})
+			r.start()
+			old := r.ready(0)
+			r.dispatch(0, 0, 10)
+			r.messages(10)
+			r.do(0, tt.act)
+			r.count(gatewaytest.Ready, 0, 2)
+			now := r.ready(0)
+			lost := r.named("GATEHOOK_SESSION_LOST", 1)
+			want := lostData{0, old.ID, 11, now.ID, 1, tt.reason}
+			var got lostData
+			if err := json.Unmarshal(lost.Data, &got); err != nil || got != want {
+				t.Errorf("%+v, want %+v (%v)", got, want, err)
+			}
+			r.dispatch(0, 10, 10)
+			r.messages(20)
+			order := []string{
+				"SHARD_CONNECT", "CONNECT", "READY", "SHARD_DISCONNECT", "DISCONNECT",
+				"SHARD_CONNECT", "CONNECT", "GATEHOOK_SESSION_LOST", "READY",
+			}
+			if diff := cmp.Diff(order, r.untold()); diff != "" {
+				t.Error(diff)
+			}
+			if n := r.Count(gatewaytest.Resume, 0); n != 0 {
+				t.Errorf("%d RESUMEs of a session that is gone", n)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestFatal: a code that a person has to deal with stops the shard, visibly
+// and for good.
+func TestFatal(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int{4004, 4010, 4011, 4012, 4013, 4014} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{})
+			r.intents.Store(int64(event.IntentMessageContent))
+			r.Arm(gatewaytest.AtIdentify, 0, gatewaytest.Always, gatewaytest.Close(code))
+			stop := r.start()
+			r.count(gatewaytest.ServerClosed, 0, 1)
+			r.named("DISCONNECT", 1)
+			r.wait("the shard failed", func() bool { return r.gateway.Status()[0].State == StateFailed })
+			st := r.gateway.Status()[0]
+			if st.Problem == "" || st.LastClose.Code != code {
+				t.Errorf("status %+v", st)
+			}
+			if reasons := r.gateway.Unready(); len(reasons) != 1 || !strings.Contains(reasons[0], st.Problem) {
+				t.Errorf("unready: %v", reasons)
+			}
+			stop()
+			if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+				t.Errorf("%d IDENTIFYs", n)
+			}
+		})
+	}
+}
+
+// wait polls what gives no signal.
+func (r *rig) wait(what string, cond func() bool) {
+	r.t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			r.t.Fatalf("not in time: %s; status %+v", what, r.gateway.Status())
+		}
+	}
+}
+
+// TestFatalIntentsLifted: when the listeners no longer need what was refused,
+// the shard connects.
+func TestFatalIntentsLifted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
+	r.start()
+	r.wait("the shard failed", func() bool {
+		st := r.gateway.Status()
+		return len(st) == 1 && st[0].State == StateFailed && strings.Contains(st[0].Problem, "MESSAGE_CONTENT")
+	})
+	r.intents.Store(int64(event.IntentGuilds))
+	r.changed <- struct{}{}
+	r.ready(0)
+}
+
+// TestZombie: when nothing acknowledges a heartbeat, the connection is given
+// up and the session is not.
+func TestZombie(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		act  func(r *rig)
+	}{
+		{"no ACKs", func(r *rig) { r.Arm(gatewaytest.AtHeartbeat, 0, 1, gatewaytest.Skip()) }},
+		{"half-open", func(r *rig) { r.do(0, gatewaytest.Silence()) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{HeartbeatInterval: 200 * time.Millisecond})
+			r.start()
+			r.ready(0)
+			r.dispatch(0, 0, 10)
+			r.messages(10)
+			tt.act(r)
+			closed := r.count(gatewaytest.ClientClosed, 0, 1)
+			if tt.name == "no ACKs" && closed.Code != int(codeKeep) {
+				t.Errorf("closed with %d, want %d", closed.Code, codeKeep)
+			}
+			r.count(gatewaytest.Resumed, 0, 1)
+			r.dispatch(0, 10, 10)
+			r.messages(20)
+			if st := r.gateway.Status()[0]; st.LastClose.Reason != errZombie.Error() {
+				t.Errorf("last close %+v", st.LastClose)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestRequestedHeartbeat: Discord gets a heartbeat when it asks, and asking
+// often is no reason to leave.
+func TestRequestedHeartbeat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: time.Hour, HeartbeatGrace: time.Hour})
+	r.start()
+	r.ready(0)
+	for n := range 5 {
+		r.do(0, gatewaytest.RequestHeartbeat())
+		r.count(gatewaytest.Heartbeat, 0, n+1)
+	}
+	if n := r.Count(gatewaytest.ClientClosed, gatewaytest.AnyShard); n != 0 {
+		t.Errorf("%d connections were closed", n)
+	}
+	r.legal()
+}
+
+// TestNoHello: a gateway that accepts and then says nothing is given up.
+func TestNoHello(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.timing.hello = 50 * time.Millisecond
+	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
+	r.start()
+	r.ready(0)
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	if got, want := r.untold()[0], "SHARD_CONNECT"; got != want {
+		t.Errorf("first event %s, want %s", got, want)
+	}
+	r.legal()
+}
+
+// TestRestart: the drain leaves sessions that the next process resumes.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 3, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3}})
+	stop := r.start()
+	for shard := range 3 {
+		r.ready(shard)
+	}
+	r.dispatch(0, 0, 50)
+	r.messages(50)
+	start := time.Now()
+	stop()
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("the drain took %v", took)
+	}
+	for shard := range 3 {
+		if e := r.count(gatewaytest.ClientClosed, shard, 1); e.Code != int(codeKeep) {
+			t.Errorf("shard %d was closed with %d, want %d", shard, e.Code, codeKeep)
+		}
+	}
+	r.dispatch(0, 50, 50)
+	r.start()
+	for shard := range 3 {
+		r.count(gatewaytest.Resumed, shard, 1)
+	}
+	r.messages(100)
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 3 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	r.legal()
+}
+
+// TestRestartTooLate: a session that expired meanwhile is resumed in vain, and
+// it is said what is lost.
+func TestRestartTooLate(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{SessionLifetime: time.Nanosecond})
+	stop := r.start()
+	old := r.ready(0)
+	r.dispatch(0, 0, 5)
+	r.messages(5)
+	stop()
+	r.start()
+	lost := r.named("GATEHOOK_SESSION_LOST", 1)
+	var got lostData
+	if err := json.Unmarshal(lost.Data, &got); err != nil || got.SessionID != old.ID || got.AfterSeq != 6 || got.NextSessionID == "" {
+		t.Errorf("%s, %v", lost.Data, err)
+	}
+	if n := r.Count(gatewaytest.Resume, 0); n != 1 {
+		t.Errorf("%d RESUMEs", n)
+	}
+	r.legal()
+}
+
+// TestDeadSession: some dead sessions are answered with nothing but a broken
+// connection. After three of them a new one begins.
+func TestDeadSession(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.Close(1005))
+	r.do(0, gatewaytest.Drop())
+	r.count(gatewaytest.Ready, 0, 2)
+	r.named("GATEHOOK_SESSION_LOST", 1)
+	if n := r.Count(gatewaytest.Resume, 0); n != maxFailedResumes {
+		t.Errorf("%d RESUMEs, want %d", n, maxFailedResumes)
+	}
+	r.legal()
+}
+
+// TestResumeURLDown: a resume URL that can't be dialled costs the session only
+// when it is clear that the network is not at fault.
+func TestResumeURLDown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, maxFailedDials-1, gatewaytest.Status(503))
+	r.do(0, gatewaytest.Drop())
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(503))
+	r.do(0, gatewaytest.Drop())
+	r.count(gatewaytest.Ready, 0, 2)
+	r.named("GATEHOOK_SESSION_LOST", 1)
+	r.legal()
+}
+
+// TestJournalBusy: while the journal takes nothing, the connection is kept
+// alive and not taken for dead, and nothing is lost.
+func TestJournalBusy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.store.setBusy(true)
+	r.dispatch(0, 10, 500)
+	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+8)
+	r.store.setBusy(false)
+	r.messages(510)
+	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+3)
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+	r.legal()
+}
+
+// TestJournalBusyAtDrain: a drain does not wait for a journal that takes
+// nothing; what it did not take is replayed.
+func TestJournalBusyAtDrain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	stop := r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.store.setBusy(true)
+	r.dispatch(0, 10, 10)
+	stop()
+	r.store.setBusy(false)
+	r.start()
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.messages(20)
+	r.legal()
+}
+
+// TestStoredSequence: heartbeats and RESUMEs carry what is stored, not what
+// was received, and the replay of the rest is dropped.
+func TestStoredSequence(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond, TrimAcked: true})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	if err := r.WaitAcked(r.ctx, 0, 11); err != nil {
+		t.Fatal(err)
+	}
+	r.store.setFrozen(true)
+	r.dispatch(0, 10, 10)
+	r.messages(20)
+	if e := r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+2); e.Seq != 11 {
+		t.Errorf("a heartbeat with %d, want 11", e.Seq)
+	}
+	r.do(0, gatewaytest.Drop())
+	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+		t.Errorf("RESUME from %d, want 11", e.Seq)
+	}
+	r.store.setFrozen(false)
+	r.dispatch(0, 20, 10)
+	r.messages(30)
+	r.legal()
+}
+
+// TestFirstHeartbeat: before READY there is no sequence number to carry.
+func TestFirstHeartbeat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 20 * time.Millisecond})
+	hold := make(chan struct{})
+	r.slots = startsFunc(func(ctx context.Context, _ event.Snowflake, _ int) error {
+		select {
+		case <-hold:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	r.start()
+	if e := r.count(gatewaytest.Heartbeat, gatewaytest.AnyShard, 3); e.Seq != -1 {
+		t.Errorf("a heartbeat with %d before READY", e.Seq)
+	}
+	if st := r.gateway.Status()[0]; st.State != StateIdentifying || len(r.gateway.Unready()) != 1 {
+		t.Errorf("status %+v", st)
+	}
+	close(hold)
+	r.ready(0)
+	r.legal()
+}
+
+// TestOddPayloads: what is proper JSON but no envelope, or not known, is
+// dropped alone.
+func TestOddPayloads(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 5)
+	for _, payload := range []string{
+		`[]`, `{}`, `{"op":"x"}`, `{"op":99,"d":null}`, `{"op":0,"t":"X","s":null,"d":{}}`, `{"op":0,"t":null,"s":3,"d":{}}`,
+		`{"op":10,"d":{"heartbeat_interval":1}}`,
+	} {
+		r.do(0, gatewaytest.Send([]byte(payload)))
+	}
+	r.do(0, gatewaytest.TextFrame([]byte(`{"op":11}`)))
+	r.dispatch(0, 5, 5)
+	r.messages(10)
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+	r.legal()
+}
+
+// TestReconnectInsteadOfHello: op 7 may come before HELLO.
+func TestReconnectInsteadOfHello(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 2, gatewaytest.Reconnect(), gatewaytest.Skip())
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 5)
+	r.messages(5)
+	r.legal()
+}
+
+// TestRefusedIdentify: op 9 to an IDENTIFY means to try again, later.
+func TestRefusedIdentify(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.Arm(gatewaytest.AtIdentify, 0, 3, gatewaytest.Invalidate(false))
+	r.start()
+	r.ready(0)
+	if n := r.Count(gatewaytest.Identify, 0); n != 4 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	r.legal()
+}
+
+// TestBucketsOfShards: many shards keep to max_concurrency with the waits that
+// the database gives them.
+func TestBucketsOfShards(t *testing.T) {
+	t.Parallel()
+	const shards, window = 6, 100 * time.Millisecond
+	r := newRig(t, gatewaytest.Config{
+		Shards: shards, IdentifyWindow: window,
+		SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2},
+	})
+	r.slots = pacedBuckets(t, window+30*time.Millisecond)
+	r.start()
+	for shard := range shards {
+		r.ready(shard)
+	}
+	var order [2][]int
+	for _, e := range r.Log() {
+		if e.Kind == gatewaytest.Identify {
+			order[e.Shard%2] = append(order[e.Shard%2], e.Shard)
+		}
+	}
+	if !slices.Equal(order[0], []int{0, 2, 4}) && !slices.IsSorted(order[0]) || len(order[0]) != 3 || len(order[1]) != 3 {
+		t.Errorf("IDENTIFYs in the order %v", order)
+	}
+	r.legal()
+}
+
+// TestStartsUsedUp: with nothing left of the day's session starts no IDENTIFY
+// is sent, or Discord would reset the token.
+func TestStartsUsedUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{SessionStart: gatewaytest.SessionStart{Total: 1000, ResetAfter: 500 * time.Millisecond}})
+	r.start()
+	r.ready(0)
+	log := r.Log()
+	i := slices.IndexFunc(log, func(e gatewaytest.Entry) bool { return e.Kind == gatewaytest.Identify })
+	if waited := log[i].At.Sub(log[0].At); waited < 300*time.Millisecond {
+		t.Errorf("IDENTIFY %v after the connection", waited)
+	}
+	r.legal()
+}
+
+// TestAPIDown: Discord's API may fail for as long as it likes.
+func TestAPIDown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.Arm(gatewaytest.AtApplication, gatewaytest.AnyShard, 1, gatewaytest.Status(500))
+	r.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.RateLimit(10*time.Millisecond))
+	r.start()
+	r.wait("the reason is told", func() bool {
+		reasons := r.gateway.Unready()
+		return len(reasons) == 1 && strings.Contains(reasons[0], "HTTP 500")
+	})
+	r.ready(0)
+}
+
+func TestWrongToken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.cfg.Token = secret.New("wrong")
+	g := New(r.cfg, r.store, r.slots, quiet, prometheus.NewRegistry())
+	err := g.Run(r.ctx)
+	if !errors.Is(err, ErrUnauthorized) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "wrong") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestLeaseLost: when another instance has the shard, the connection is closed
+// and nothing more is told; when it is free again, the session goes on.
+func TestLeaseLost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	told := len(r.messages(10))
+	r.store.steal(shard0)
+	if e := r.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+		t.Errorf("closed with %d", e.Code)
+	}
+	r.wait("standby", func() bool { return r.gateway.Status()[0].State == StateStandby })
+	if got := names(r.store.all()[told:]); len(got) != 0 {
+		t.Errorf("told %v after the lease was lost", got)
+	}
+	if reasons := r.gateway.Unready(); reasons != nil {
+		t.Errorf("unready because of another instance's shard: %v", reasons)
+	}
+	r.dispatch(0, 10, 10)
+	r.store.free(shard0)
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.messages(20)
+	r.legal()
+}
+
+// TestMoreIntents: a session with more intents takes over without a gap and
+// without telling anything twice.
+func TestMoreIntents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5, 6}})
+	r.start()
+	old := r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
+	r.changed <- struct{}{}
+	r.count(gatewaytest.Ready, 0, 2)
+	// Both get these; the new session is not complete without its guilds.
+	r.dispatch(0, 10, 20)
+	for _, guild := range []string{`{"id":"5"}`, `{"id":"6","unavailable":true}`} {
+		if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(guild)); err != nil {
+			t.Fatal(err)
+		}
+		r.dispatch(0, 30, 0)
+	}
+	if e := r.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) || e.Session != old.ID {
+		t.Errorf("%+v", e)
+	}
+	r.wait("the new session", func() bool { return r.store.session(shard0).ID != old.ID })
+	r.dispatch(0, 30, 20)
+	r.messages(50)
+	want := []string{
+		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "GUILD_CREATE", "SHARD_DISCONNECT", "DISCONNECT",
+		"SHARD_CONNECT", "CONNECT", "READY",
+	}
+	if diff := cmp.Diff(want, r.untold()); diff != "" {
+		t.Error(diff)
+	}
+	now := r.ready(0)
+	st := r.gateway.Status()[0]
+	if now.Intents != r.intents.Load() || int64(st.Intents) != now.Intents || st.State != StateConnected || st.Received != now.Seq {
+		t.Errorf("session %+v, status %+v", now, st)
+	}
+	// The new one is resumed like any other.
+	r.do(0, gatewaytest.Drop())
+	r.dispatch(0, 50, 10)
+	r.messages(60)
+	r.legal()
+}
+
+// TestMoreIntentsAfterRestart: a stored session that has too few intents is
+// resumed first, so that nothing is lost, and replaced then.
+func TestMoreIntentsAfterRestart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	stop := r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	stop()
+	r.dispatch(0, 10, 10)
+	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
+	r.start()
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.count(gatewaytest.Ready, 0, 2)
+	r.wait("the new session", func() bool {
+		st := r.gateway.Status()[0]
+		return st.Intents == event.Intents(r.intents.Load())
+	})
+	r.dispatch(0, 20, 10)
+	r.messages(30)
+	if got := names(r.store.all()); slices.Contains(got, "GATEHOOK_SESSION_LOST") {
+		t.Error("a session was lost")
+	}
+	r.legal()
+}
+
+// TestMoreIntentsRefused: the session that there is goes on, and it is said
+// what is missing.
+func TestMoreIntentsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.intents.Store(r.intents.Load() | int64(event.IntentMessageContent))
+	r.changed <- struct{}{}
+	r.wait("the problem is told", func() bool { return strings.Contains(r.gateway.Status()[0].Problem, "MESSAGE_CONTENT") })
+	r.dispatch(0, 10, 10)
+	r.messages(20)
+	if st := r.gateway.Status()[0]; st.State != StateConnected || r.gateway.Unready() != nil {
+		t.Errorf("status %+v", st)
+	}
+	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.untold()); diff != "" {
+		t.Error(diff)
+	}
+	if n := r.Count(gatewaytest.Identify, 0); n != 2 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+}
+
+// TestMoreIntentsInterrupted: when the first connection breaks before the
+// second could take over, its session is resumed: that is where the gap would
+// be.
+func TestMoreIntentsInterrupted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5}})
+	r.start()
+	old := r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
+	r.changed <- struct{}{}
+	r.count(gatewaytest.Ready, 0, 2)
+	r.do(gatewaytest.AnyShard, gatewaytest.Drop())
+	r.dispatch(0, 10, 10)
+	if e := r.count(gatewaytest.Resumed, 0, 1); e.Session != old.ID {
+		t.Errorf("resumed %q, want %q", e.Session, old.ID)
+	}
+	r.messages(20)
+	r.legal()
+}

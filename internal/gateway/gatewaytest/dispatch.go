@@ -1,0 +1,222 @@
+package gatewaytest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Sent is where a dispatch went. It is zero if the intents of the session
+// don't include the event.
+type Sent struct {
+	Session string
+	Seq     int64
+}
+
+// Record is a dispatch in the log of Dispatched.
+type Record struct {
+	// Call numbers the calls of Dispatch, DispatchFrame, DispatchGuild and
+	// Broadcast; the copies for several sessions share it. READY, RESUMED and
+	// what answers a command have none: 0.
+	Call  int64
+	Shard int
+	Name  string
+	Sent
+}
+
+// ShardOf returns the shard that carries a guild (Discord: Sharding Formula).
+func ShardOf(guild uint64, count int) int { return int((guild >> 22) % uint64(count)) }
+
+// Dispatch sends an event to the shard: an envelope around data, whose bytes
+// go out as they are and must not be changed afterwards. Every session of the
+// shard gets it, connected or to be replayed, as two clients with the same
+// shard both do; what is returned is of the newest one. It waits while a
+// connected client is ReplayLimit dispatches behind. Without a session it
+// returns ErrNoSession: nobody will ever see the event.
+func (s *Server) Dispatch(shard int, name string, data []byte) (Sent, error) {
+	f, err := newFrame(name, data)
+	if err != nil {
+		return Sent{}, err
+	}
+	return s.dispatch(shard, name, f)
+}
+
+// Frame is a recorded dispatch, ready to be sent again.
+type Frame struct {
+	// Name is the `t` and Data the bytes of `d`.
+	Name string
+	Data []byte
+	f    frame
+}
+
+// ParseFrame reads a recorded dispatch. Its bytes go out as they are, with
+// another `s`, and must not be changed afterwards.
+func ParseFrame(recorded []byte) (Frame, error) {
+	members, err := spans(recorded)
+	if err != nil {
+		return Frame{}, fmt.Errorf("gatewaytest: parse frame: %w", err)
+	}
+	text := func(key string) []byte { return recorded[members[key].from:members[key].to] }
+	var out Frame
+	if op := text("op"); string(op) != "0" {
+		return Frame{}, fmt.Errorf("gatewaytest: parse frame: op is %q: only dispatches, op 0, can be sent again", op)
+	}
+	if err := json.Unmarshal(text("t"), &out.Name); err != nil || out.Name == "" {
+		return Frame{}, fmt.Errorf("gatewaytest: parse frame: t is %q: a dispatch has a name", text("t"))
+	}
+	seq, ok := members["s"]
+	if !ok || members["d"] == (span{}) {
+		return Frame{}, errors.New("gatewaytest: parse frame: s or d is missing: record whole frames")
+	}
+	out.Data = text("d")
+	out.f = frame{name: out.Name, head: recorded[:seq.from:seq.from], data: recorded[seq.to:]}
+	return out, nil
+}
+
+// span is where a value begins and ends.
+type span struct{ from, to int }
+
+// spans finds the values of an object's members.
+func spans(object []byte) (map[string]span, error) {
+	d := json.NewDecoder(bytes.NewReader(object))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, errors.Join(errors.New("not a JSON object"), err)
+	}
+	found := map[string]span{}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, err
+		}
+		end := int(d.InputOffset())
+		found[key.(string)] = span{end - len(value), end} // a key is always a string
+	}
+	_, err := d.Token()
+	return found, err
+}
+
+// DispatchFrame is Dispatch for a recorded frame.
+func (s *Server) DispatchFrame(shard int, f Frame) (Sent, error) {
+	if f.f.head == nil {
+		return Sent{}, errors.New("gatewaytest: dispatch an empty Frame: make one with ParseFrame")
+	}
+	return s.dispatch(shard, f.Name, f.f)
+}
+
+func (s *Server) dispatch(shard int, name string, f frame) (Sent, error) {
+	sent, err := s.send(name, f, func() []*session { return s.byShard[shard] })
+	if err != nil {
+		return Sent{}, fmt.Errorf("shard %d, %s: %w", shard, name, err)
+	}
+	return sent[len(sent)-1], nil
+}
+
+// DispatchGuild sends an event to every session whose shard carries the guild.
+func (s *Server) DispatchGuild(guild uint64, name string, data []byte) ([]Sent, error) {
+	return s.broadcast(name, data, func(ss *session) bool { return ShardOf(guild, ss.count) == ss.shard })
+}
+
+// Broadcast sends an event to every session.
+func (s *Server) Broadcast(name string, data []byte) ([]Sent, error) {
+	return s.broadcast(name, data, func(*session) bool { return true })
+}
+
+func (s *Server) broadcast(name string, data []byte, to func(*session) bool) ([]Sent, error) {
+	f, err := newFrame(name, data)
+	if err != nil {
+		return nil, err
+	}
+	return s.send(name, f, func() (found []*session) {
+		for _, sessions := range s.byShard {
+			for _, ss := range sessions {
+				if to(ss) {
+					found = append(found, ss)
+				}
+			}
+		}
+		return found
+	})
+}
+
+// newFrame checks what must not break the envelope.
+func newFrame(name string, data []byte) (frame, error) {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) {
+		return frame{}, fmt.Errorf("gatewaytest: dispatch: %q is no event name", name)
+	}
+	if len(data) == 0 {
+		data = []byte("null")
+	}
+	return frame{name: name, data: data}, nil
+}
+
+// send puts a frame into the sessions that to returns, as soon as all of them
+// have room. to is called with s.mu held.
+func (s *Server) send(name string, f frame, to func() []*session) ([]Sent, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sessions := to()
+	if s.expire(sessions...) {
+		sessions = to()
+	}
+	for !s.closed && slices.ContainsFunc(sessions, (*session).blocked) {
+		s.blocked++
+		s.room.Wait()
+		s.blocked--
+		sessions = to()
+	}
+	switch {
+	case s.closed:
+		return nil, ErrClosed
+	case len(sessions) == 0:
+		return nil, ErrNoSession
+	}
+	s.calls++
+	var one [1]Sent // the usual case needs no allocation beyond the result
+	sent := one[:0]
+	for _, ss := range sessions {
+		sent = append(sent, s.push(ss, name, f, s.calls))
+	}
+	return sent, nil
+}
+
+// push numbers a frame and hands it to the session. s.mu is held.
+func (s *Server) push(ss *session, name string, f frame, call int64) Sent {
+	if s.cfg.Wants != nil && call != 0 && !s.cfg.Wants(ss.intents, name) {
+		return Sent{}
+	}
+	ss.push(f)
+	sent := Sent{ss.id, ss.seq}
+	if s.cfg.LogDispatches {
+		s.records = append(s.records, Record{call, ss.shard, name, sent})
+	}
+	return sent
+}
+
+// Dispatched returns every dispatch since Start, READY and RESUMED included,
+// in the order of sending. It is empty without Config.LogDispatches.
+func (s *Server) Dispatched() []Record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.records)
+}
+
+// expire ends those of the sessions that have been away for too long, and tells
+// whether there were any. Nothing watches the time: it matters only when a
+// session is used. s.mu is held.
+func (s *Server) expire(sessions ...*session) (expired bool) {
+	for _, ss := range sessions {
+		if ss.dead == "" && ss.conn == nil && time.Since(ss.awaySince) > s.cfg.SessionLifetime {
+			s.kill(ss, "it was away for longer than its lifetime")
+			expired = true
+		}
+	}
+	return expired
+}

@@ -1,0 +1,94 @@
+package gatewaytest
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// corkLimit is how many bytes wait in a corked wire before they are written
+// after all.
+const corkLimit = 64 << 10
+
+// wire is the TCP connection beneath a WebSocket. It lets a batch of frames
+// leave in one system call (cork), and lets a script write bytes that no
+// WebSocket library would, or nothing at all (mute).
+type wire struct {
+	net.Conn
+	// muted swallows everything written: the peer sees a connection on which
+	// nothing happens any more.
+	muted atomic.Bool
+
+	mu     sync.Mutex // guards what follows, and the order of writes
+	corked bool
+	buf    []byte
+}
+
+// Write implements net.Conn.
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.muted.Load() {
+		return len(p), nil
+	}
+	if !w.corked && len(w.buf) == 0 {
+		return w.Conn.Write(p)
+	}
+	w.buf = append(w.buf, p...)
+	if !w.corked || len(w.buf) >= corkLimit {
+		return len(p), w.flush()
+	}
+	return len(p), nil
+}
+
+// cork holds back what is written until uncork.
+func (w *wire) cork() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.corked = true
+}
+
+// uncork writes what was held back.
+func (w *wire) uncork() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.corked = false
+	return w.flush()
+}
+
+func (w *wire) flush() error {
+	if len(w.buf) == 0 || w.muted.Load() {
+		return nil
+	}
+	_, err := w.Conn.Write(w.buf)
+	w.buf = w.buf[:0]
+	return err
+}
+
+// reset closes with a TCP RST where the system can: what the peer has not
+// read may be lost.
+func (w *wire) reset() {
+	if tcp, ok := w.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // a socket that is already closed needs no RST
+	}
+	_ = w.Close() // as above
+}
+
+// tap makes the WebSocket library hijack a wire instead of the bare TCP
+// connection.
+type tap struct {
+	http.ResponseWriter
+	wire *wire
+}
+
+// Hijack implements http.Hijacker.
+func (t *tap) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	nc, rw, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	t.wire = &wire{Conn: nc}
+	return t.wire, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(t.wire, 4<<10)), nil
+}
