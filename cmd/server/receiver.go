@@ -54,7 +54,11 @@ func (r *receiver) problems() []error {
 
 // ServeHTTP implements http.Handler.
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	got, err := r.read(req)
+	body, err := io.ReadAll(io.LimitReader(req.Body, 64<<20))
+	if err != nil {
+		return // the sender was cut off in the middle, and will come again
+	}
+	got, err := r.read(req, body)
 	if err != nil {
 		r.mu.Lock()
 		r.rejected = append(r.rejected, err)
@@ -68,11 +72,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-func (r *receiver) read(req *http.Request) (received, error) {
-	body, err := io.ReadAll(io.LimitReader(req.Body, 64<<20))
-	if err != nil {
-		return received{}, fmt.Errorf("read a delivery: %w", err)
-	}
+func (r *receiver) read(req *http.Request, body []byte) (received, error) {
 	r.mu.Lock()
 	verify := r.verify
 	r.mu.Unlock()
@@ -89,7 +89,8 @@ func (r *receiver) read(req *http.Request) (received, error) {
 		Seq   int64           `json:"seq"`
 		Data  json.RawMessage `json:"data"`
 	}
-	if err := json.Unmarshal(body, &envelope); err != nil {
+	err := json.Unmarshal(body, &envelope)
+	if err != nil {
 		return received{}, fmt.Errorf("delivery %s: %w", req.Header.Get("webhook-id"), err)
 	}
 	got := received{

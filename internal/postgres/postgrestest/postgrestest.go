@@ -26,10 +26,13 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// Main runs a package's tests, stops the cluster if one was started, and fails
-// if a goroutine is left. Call it from TestMain.
-func Main(m *testing.M) {
+// Main runs a package's tests, calls cleanups, stops the cluster if one was
+// started, and fails if a goroutine is left. Call it from TestMain.
+func Main(m *testing.M, cleanups ...func()) {
 	code := m.Run()
+	for _, f := range cleanups {
+		f()
+	}
 	if err := shared.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "stop the test cluster:", err)
 		code = 1

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+const shards = 4
+
+func startDiscord(t *testing.T) *gatewaytest.Server {
+	t.Helper()
+	discord, err := gatewaytest.Start(gatewaytest.Config{
+		Shards: shards, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, e := range discord.Illegal() {
+			t.Errorf("illegal on connection %d of shard %d: %s", e.Conn, e.Shard, e.Detail)
+		}
+		discord.Close()
+	})
+	return discord
+}
+
+func awaitReady(t *testing.T, discord *gatewaytest.Server) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for shard := range shards {
+		if _, err := discord.WaitReady(ctx, shard); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// flow sends n events over the shards in turn, at some thousands a second, and
+// calls at before the events of those numbers.
+func flow(t *testing.T, discord *gatewaytest.Server, l *ledger, n int, at map[int]func()) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for i := range n {
+		if do := at[i]; do != nil {
+			do()
+		}
+		shard := event.Shard{ID: i % shards, Count: shards}
+		sent, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE",
+			fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"1","author":{"id":"3"},"content":"%s"}`, i+1, strings.Repeat("x", i%500)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.sent(shard, sent)
+		if i%80 == 79 {
+			<-tick.C
+		}
+	}
+}
+
+// moments are five random numbers of events, in order, away from both ends.
+func moments(t *testing.T, n int) []int {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	out := make([]int, 5)
+	for i := range out {
+		out[i] = n/20 + r.IntN(n*9/10)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Killed five times while 20,000 events flow, the server loses none: every
+// restart RESUMEs, and what was stored and not delivered is delivered then.
+func TestKilledFiveTimes(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord) // with its embedded PostgreSQL, which dies with it
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	l.callback(p, "RAW_MESSAGE_CREATE")
+
+	const events = 20000
+	at := map[int]func(){}
+	kills := 0
+	for _, m := range moments(t, events) {
+		at[m] = func() {
+			p.stop(syscall.SIGKILL)
+			kills++
+			p.start()
+		}
+	}
+	flow(t, discord, l, events, at)
+	l.await(3 * time.Minute)
+	for shard := range shards {
+		if n := discord.Count(gatewaytest.Identify, shard); n != 1 {
+			t.Errorf("shard %d identified %d times", shard, n)
+		}
+	}
+	t.Logf("%d events to 2 listeners, killed %d times: none lost, %d deliveries came twice; %d RESUMEs, %d IDENTIFYs",
+		events, kills, l.twice(), discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), discord.Count(gatewaytest.Identify, gatewaytest.AnyShard))
+	l.noSecrets(p, discord.Token())
+}
+
+// Told to stop five times, the server loses nothing, repeats nothing, and
+// exits with 0.
+func TestStoppedFiveTimes(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	l.callback(p, "RAW_*")
+
+	const events = 20000
+	at := map[int]func(){}
+	for _, m := range moments(t, events) {
+		at[m] = func() {
+			if code := p.stop(syscall.SIGTERM); code != 0 {
+				t.Errorf("exit status %d", code)
+			}
+			p.start()
+		}
+	}
+	flow(t, discord, l, events, at)
+	l.await(3 * time.Minute)
+	if n := l.twice(); n != 0 {
+		t.Errorf("%d deliveries came twice", n)
+	}
+	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != shards {
+		t.Errorf("%d IDENTIFYs for %d shards", n, shards)
+	}
+	if code := p.stop(syscall.SIGINT); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	l.noSecrets(p, discord.Token())
+}
+
+// PostgreSQL away for ten seconds costs time, not events.
+func TestDatabaseAwayForTenSeconds(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	pg := postgrestest.Start(t)
+	p := newProcess(t, discord, "DATABASE_URL="+pg.URL())
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+
+	const events = 8000
+	var restarted <-chan time.Time
+	flow(t, discord, l, events, map[int]func(){
+		2000: func() {
+			pg.Stop()
+			restarted = time.After(10 * time.Second)
+		},
+		6000: func() {
+			status, body := p.get("/readyz")
+			if status != http.StatusServiceUnavailable || !strings.Contains(body, "database") {
+				t.Errorf("/readyz without a database: %d %s", status, body)
+			}
+			if status, _ := p.get("/healthz"); status != http.StatusOK {
+				t.Errorf("/healthz without a database: %d", status)
+			}
+			<-restarted
+			pg.Restart()
+		},
+	})
+	l.await(2 * time.Minute)
+	if n := l.twice(); n != 0 {
+		t.Logf("%d deliveries came twice", n)
+	}
+	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != shards {
+		t.Errorf("%d IDENTIFYs for %d shards", n, shards)
+	}
+	if status, body := p.get("/readyz"); status != http.StatusOK {
+		t.Errorf("/readyz afterwards: %d %s", status, body)
+	}
+}
+
+// A callback that hangs for the whole timeout does not delay another one.
+func TestHangingCallback(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_ATTEMPT_TIMEOUT=60s", "GATEHOOK_SHUTDOWN_TIMEOUT=1s")
+	p.start()
+	awaitReady(t, discord)
+	release := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	t.Cleanup(hanging.Close)
+	t.Cleanup(func() { close(release) })
+	l := newLedger(t)
+	l.register(p, "*", hanging.URL, &receiver{})
+	l.callback(p, "MESSAGE_CREATE")
+	start := time.Now()
+	flow(t, discord, l, 5000, nil)
+	sent := time.Since(start)
+	l.await(time.Minute)
+	t.Logf("5000 events sent in %v, all delivered after %v beside a callback that hangs", sent, time.Since(start))
+}
+
+// The shards, the metrics and the contract are served.
+func TestWhatIsServed(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	flow(t, discord, l, 40, nil)
+	l.await(time.Minute)
+
+	var list struct {
+		Data []struct {
+			ID, Count   int
+			State       string
+			SeqReceived int `json:"seq_received"`
+		}
+	}
+	if _, body := p.get("/shards"); json.Unmarshal([]byte(body), &list) != nil || len(list.Data) != shards {
+		t.Errorf("/shards: %s", body)
+	}
+	for i, s := range list.Data {
+		if s.ID != i || s.Count != shards || s.State != "connected" || s.SeqReceived != 11 {
+			t.Errorf("shard %d: %+v", i, s)
+		}
+	}
+	for path, want := range map[string]string{
+		"/healthz": `"ok"`, "/readyz": `"ok"`, "/openapi.json": `"/listeners/{id}"`, "/events/types": `"GUILD_BAN_ADD"`,
+		"/metrics": `gatehook_journal_events_stored_total 40`,
+	} {
+		if status, body := p.get(path); status != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("GET %s: %d without %s: %.300s", path, status, want, body)
+		}
+	}
+}

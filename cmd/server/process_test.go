@@ -1,0 +1,311 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+func TestMain(m *testing.M) { postgrestest.Main(m, removeBinary) }
+
+const testKey = "gk_key-of-the-tests"
+
+// binary builds the server once for all tests.
+var binary = sync.OnceValues(func() (string, error) {
+	path := binaryPath()
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+func binaryPath() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("gatehook-test-server-%d", os.Getpid()))
+}
+
+func removeBinary() {
+	if err := os.Remove(binaryPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// process is the real server as a child, started, killed and started again
+// with the same environment.
+type process struct {
+	t   *testing.T
+	env []string
+	cmd *exec.Cmd
+	url string
+
+	mu   sync.Mutex
+	log  bytes.Buffer // of all its lives
+	done chan struct{}
+	err  error // how the last life ended
+}
+
+// newProcess prepares a server in a data directory of its own.
+func newProcess(t *testing.T, discord *gatewaytest.Server, env ...string) *process {
+	t.Helper()
+	// Not t.TempDir: root's PostgreSQL runs as a user who can't enter that.
+	dir, err := os.MkdirTemp("", "gatehook-test-data-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, env: append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
+		"DISCORD_TOKEN=Bot " + discord.Token(), "DISCORD_API_URL=" + discord.APIURL(),
+		"GATEHOOK_DATA_DIR=" + dir, "GATEHOOK_ADDR=127.0.0.1:0", "GATEHOOK_API_KEY=" + testKey,
+		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", "GATEHOOK_INTENTS=53608447", "GATEHOOK_LOG_LEVEL=debug",
+		"GATEHOOK_RETRY_SCHEDULE=200ms,200ms,500ms,1s,1s,2s,2s",
+	}, env...)}
+	t.Cleanup(func() {
+		p.stop(syscall.SIGTERM)
+		if t.Failed() {
+			t.Logf("the server said at last:\n%s", p.lastLines(60))
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// start starts the server and returns when its API answers.
+func (p *process) start() {
+	p.t.Helper()
+	path, err := binary()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.cmd = exec.Command(path)
+	p.cmd.Env, p.cmd.Dir = p.env, os.TempDir()
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	ready := make(chan string, 1)
+	p.done = make(chan struct{})
+	go func() {
+		defer close(p.done)
+		p.read(stderr, ready)
+		p.err = p.cmd.Wait()
+	}()
+	select {
+	case p.url = <-ready:
+	case <-p.done:
+		p.t.Fatalf("the server ended: %v\n%s", p.err, p.lastLines(20))
+	case <-time.After(90 * time.Second):
+		p.t.Fatalf("the server did not start\n%s", p.lastLines(20))
+	}
+}
+
+func (p *process) read(stderr io.Reader, ready chan<- string) {
+	lines := bufio.NewScanner(stderr)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		p.mu.Lock()
+		p.log.Write(lines.Bytes())
+		p.log.WriteByte('\n')
+		p.mu.Unlock()
+		var line struct{ Msg, URL string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "the API answers" {
+			ready <- line.URL
+		}
+	}
+}
+
+// stop sends a signal and returns the exit status when the process is gone.
+func (p *process) stop(signal syscall.Signal) int {
+	p.t.Helper()
+	if p.cmd == nil {
+		return 0
+	}
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Error(err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(60 * time.Second):
+		p.t.Errorf("the server did not end\n%s", p.lastLines(30))
+		return -1
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+func (p *process) lastLines(n int) string {
+	lines := strings.Split(p.output(), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// get makes a call of the API.
+func (p *process) get(path string) (status int, body string) {
+	p.t.Helper()
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.url+path, nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+testKey)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// ledger holds what was sent against what came.
+type ledger struct {
+	t *testing.T
+
+	mu       sync.Mutex
+	expected map[string]bool           // event ids
+	came     map[string]map[string]int // by callback, by event id
+	changed  chan struct{}
+	secrets  []string
+}
+
+func newLedger(t *testing.T) *ledger {
+	return &ledger{t: t, expected: map[string]bool{}, came: map[string]map[string]int{}, changed: make(chan struct{}, 1)}
+}
+
+// callback is a listener's receiver that notes what comes.
+func (l *ledger) callback(p *process, eventName string) {
+	l.t.Helper()
+	came := map[string]int{}
+	r := &receiver{on: func(r received) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if r.seq == 0 {
+			return
+		}
+		came[r.eventID]++
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}}
+	srv := httptest.NewServer(r)
+	l.t.Cleanup(func() {
+		srv.Close()
+		for _, err := range r.problems() {
+			l.t.Error(err)
+		}
+	})
+	l.mu.Lock()
+	l.came[eventName] = came
+	l.mu.Unlock()
+	l.register(p, eventName, srv.URL, r)
+}
+
+func (l *ledger) register(p *process, eventName, url string, r *receiver) {
+	l.t.Helper()
+	signing, err := register(l.t.Context(), p.url, secret.New(testKey), eventName, url)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.secrets = append(l.secrets, signing)
+	if err := r.trust(signing); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// sent notes an event by the id that it must have.
+func (l *ledger) sent(shard event.Shard, s gatewaytest.Sent) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.expected[event.DispatchID(1001, s.Session, shard, s.Seq).String()] = true
+}
+
+// await waits until every event has come to every callback.
+func (l *ledger) await(timeout time.Duration) {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), timeout)
+	defer cancel()
+	for {
+		missing := l.missing()
+		if missing == 0 {
+			return
+		}
+		select {
+		case <-l.changed:
+		case <-ctx.Done():
+			l.t.Fatalf("%d deliveries are missing", missing)
+		}
+	}
+}
+
+func (l *ledger) missing() (missing int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, came := range l.came {
+		if len(came) >= len(l.expected) {
+			for id := range l.expected {
+				if came[id] == 0 {
+					missing++
+				}
+			}
+			continue
+		}
+		missing += len(l.expected) - len(came)
+	}
+	return missing
+}
+
+// twice is how many deliveries came more than once.
+func (l *ledger) twice() (twice int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, came := range l.came {
+		for _, n := range came {
+			if n > 1 {
+				twice++
+			}
+		}
+	}
+	return twice
+}
+
+// noSecrets fails if the process said anything that nobody may read.
+func (l *ledger) noSecrets(p *process, more ...string) {
+	l.t.Helper()
+	out := p.output()
+	for _, s := range append(append(more, testKey), l.secrets...) {
+		if strings.Contains(out, s) || strings.Contains(out, strings.TrimPrefix(s, "whsec_")) {
+			l.t.Errorf("the log holds the secret %.8s…", s)
+		}
+	}
+}
