@@ -107,7 +107,7 @@ func remedyFor(code int, intents event.Intents) string {
 func liftedByIntents(code int) bool { return code == 4013 || code == 4014 }
 
 // Why a connection ends, besides what the network and Discord's close frame
-// say. Each is the cause that the connection's context is cancelled with.
+// say. Each is the cause that the connection's context is canceled with.
 var (
 	errReconnect = errors.New("a reconnect was asked for (op 7)")
 	errInvalid   = errors.New("the session was invalidated (op 9)")
@@ -142,7 +142,7 @@ type ending struct {
 	cause error
 	// session: there is one to resume. opened: the socket opened. progress: a
 	// dispatch arrived, so that the session is alive. unreachable: the
-	// session's URL could not be dialled many times, while Discord's API
+	// session's URL could not be dialed many times, while Discord's API
 	// answers.
 	session, opened, progress, unreachable bool
 }
@@ -159,7 +159,7 @@ const (
 	// maxFailedResumes is how often a RESUME is tried in a row: some dead
 	// sessions are never answered with op 9, only with a broken connection.
 	maxFailedResumes = 3
-	// maxFailedDials is how often a session's URL is dialled in vain before it
+	// maxFailedDials is how often a session's URL is dialed in vain before it
 	// is asked whether it is the network that is down: about a quarter of a
 	// minute.
 	maxFailedDials = 6

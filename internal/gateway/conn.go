@@ -98,7 +98,7 @@ func dialURL(gatewayURL string, compression Compression) (string, error) {
 
 // read returns the next payload, valid until the next call. It ends with the
 // connection only, not with ctx: the library drops the socket without a close
-// frame when the context of a read is cancelled.
+// frame when the context of a read is canceled.
 func (c *conn) read(ctx context.Context) (frame, error) {
 	payload, err := c.readMessage(context.WithoutCancel(ctx))
 	if err != nil {

@@ -139,6 +139,8 @@ func (s *shard) replace(ctx context.Context, out *outlet, old *running) (*runnin
 	l := newLink(s, held, event.Session{})
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
+	old.overlap.Store(newOverlap())
+	defer old.overlap.Store(nil)
 	next := start(ctx, l)
 	if err := s.await(next, old); err != nil {
 		next.stop(err)
@@ -181,7 +183,7 @@ func (s *shard) await(next, old *running) error {
 	case <-old.done:
 		return errUpgradeFailed
 	}
-	old.overlap.Store(newOverlap())
+	old.overlap.Load().begin(time.Now())
 	patience := s.timing.load
 	if next.intents&event.IntentGuilds == 0 {
 		patience = s.timing.settle
@@ -299,13 +301,15 @@ func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID
 // open hands on what was held back, less what the connection before told
 // already, and holds nothing back from then on.
 func (h *holding) open(ctx context.Context, told *overlap) error {
+	counts := told.counts()
 	for {
 		held := h.take()
 		if held == nil {
 			return nil
 		}
 		for _, e := range held {
-			if told.take(e.event) {
+			if k := told.key(e.event); e.event.Seq > 0 && counts[k] > 0 {
+				counts[k]--
 				e.event = nil // the session moves all the same
 			}
 			if err := h.out.put(ctx, e.session, e.event); err != nil {
@@ -330,14 +334,26 @@ func (h *holding) take() []heldEvent {
 	return held
 }
 
-// overlap counts the dispatches that a connection told since another one of
+// overlapMargin is by how much a dispatch may arrive earlier on one connection
+// than on another.
+const overlapMargin = 2 * time.Second
+
+// overlap remembers the dispatches that a connection told since another one of
 // the same shard gets them as well.
 type overlap struct {
 	seed maphash.Seed
-	told map[uint64]int
+
+	mu    sync.Mutex
+	begun bool // both get them
+	told  []toldEvent
 }
 
-func newOverlap() *overlap { return &overlap{seed: maphash.MakeSeed(), told: make(map[uint64]int)} }
+type toldEvent struct {
+	key uint64
+	at  time.Time
+}
+
+func newOverlap() *overlap { return &overlap{seed: maphash.MakeSeed()} }
 
 func (o *overlap) key(e *event.Event) uint64 {
 	var h maphash.Hash
@@ -348,17 +364,39 @@ func (o *overlap) key(e *event.Event) uint64 {
 	return h.Sum64()
 }
 
-func (o *overlap) add(e *event.Event) { o.told[o.key(e)]++ }
+// add notes what was told. Until begin, only the latest is kept.
+func (o *overlap) add(e *event.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.told = append(o.told, toldEvent{o.key(e), e.ReceivedAt})
+	if !o.begun {
+		o.forget(e.ReceivedAt)
+	}
+}
 
-// take tells whether a dispatch was told already, once for every time it was.
-func (o *overlap) take(e *event.Event) bool {
-	if e.Seq == 0 {
-		return false
+func (o *overlap) forget(now time.Time) {
+	i := 0
+	for i < len(o.told) && now.Sub(o.told[i].at) > overlapMargin {
+		i++
 	}
-	k := o.key(e)
-	if o.told[k] == 0 {
-		return false
+	o.told = o.told[i:]
+}
+
+// begin is called when the other connection begins to get dispatches.
+func (o *overlap) begin(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.forget(now)
+	o.begun = true
+}
+
+// counts tells how often each dispatch was told.
+func (o *overlap) counts() map[uint64]int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	counts := make(map[uint64]int, len(o.told))
+	for _, t := range o.told {
+		counts[t.key]++
 	}
-	o.told[k]--
-	return true
+	return counts
 }

@@ -30,7 +30,7 @@ const (
 	keepPayload = 1 << 20
 )
 
-var errTooLarge = fmt.Errorf("the payload is larger than %d MiB", maxPayload>>20)
+var errTooLarge = errors.New("the payload is too large")
 
 // inflater undoes one connection's compression, one message at a time, with
 // the context that the messages of a connection share. It is for one
@@ -47,11 +47,13 @@ type inflater struct {
 	stop func()
 	rest func(struct{}) bool // lets the decoder rest; false when it is to end
 	err  error               // why the decoder ended
+
+	limit int // of one payload
 }
 
 // newInflater prepares for a connection. The caller closes it.
 func newInflater(c Compression) *inflater {
-	i := new(inflater)
+	i := &inflater{limit: maxPayload}
 	open := map[Compression]func(io.Reader) (io.Reader, error){ZlibStream: openZlib, ZstdStream: openZstd}[c]
 	i.next, i.stop = iter.Pull(func(rest func(struct{}) bool) {
 		i.rest = rest
@@ -148,7 +150,7 @@ type payloadWriter inflater
 
 // Write implements io.Writer.
 func (w *payloadWriter) Write(p []byte) (int, error) {
-	if len(w.out)+len(p) > maxPayload {
+	if len(w.out)+len(p) > w.limit {
 		return 0, errTooLarge
 	}
 	w.out = append(w.out, p...)

@@ -51,10 +51,10 @@ type link struct {
 	has       atomic.Int64 // the session's intents
 	overlap   atomic.Pointer[overlap]
 
-	// How long the reader was kept waiting by the journal, in nanoseconds, and
-	// since when it is, in Unix nanoseconds or 0.
-	blocked      atomic.Int64
-	blockedSince atomic.Int64
+	// How long the reader did something else than wait for the socket, in
+	// nanoseconds, and since when it does, in Unix nanoseconds or 0.
+	busy      atomic.Int64
+	busySince atomic.Int64
 
 	mu    sync.Mutex
 	pulse pulse
@@ -133,25 +133,28 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 	defer patience.Stop()
 	for {
 		f, err := l.conn.read(ctx)
-		if ctx.Err() != nil {
+		now := time.Now()
+		l.busySince.Store(now.UnixNano())
+		switch {
+		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		}
-		if errors.Is(err, errOddFrame) {
+		case errors.Is(err, errOddFrame):
 			l.drop(ctx, "odd", err.Error())
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if f.op == opHello {
+			err = nil
+		case err != nil:
+		case f.op == opHello:
 			patience.Stop()
 			err = l.greet(ctx, f, end, tasks)
-		} else {
-			err = l.handle(ctx, f)
+		case f.op == opDispatch:
+			err = l.dispatch(ctx, f, now)
+		default:
+			err = l.handle(ctx, f, now)
 		}
 		if err != nil {
 			return err
 		}
+		l.busySince.Store(0)
+		l.busy.Add(int64(time.Since(now)))
 	}
 }
 
@@ -245,7 +248,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 		case <-timer.C:
 			timer.Reset(interval)
 			l.mu.Lock()
-			dead := l.pulse.beat(time.Now(), l.blockedFor(), interval)
+			dead := l.pulse.beat(time.Now(), l.busyFor(), interval)
 			l.mu.Unlock()
 			if dead {
 				end(errZombie)
@@ -269,22 +272,20 @@ func (l *link) heartbeatSeq() any {
 	return nil
 }
 
-// blockedFor is how long the journal kept the reader waiting so far.
-func (l *link) blockedFor() time.Duration {
-	d := time.Duration(l.blocked.Load())
-	if since := l.blockedSince.Load(); since != 0 {
+// busyFor is for how long, so far, the reader did not wait for the socket.
+func (l *link) busyFor() time.Duration {
+	d := time.Duration(l.busy.Load())
+	if since := l.busySince.Load(); since != 0 {
 		d += time.Since(time.Unix(0, since))
 	}
 	return d
 }
 
-// handle deals with a payload other than HELLO. An error ends the connection.
-func (l *link) handle(ctx context.Context, f frame) error {
+// handle deals with a payload other than HELLO and dispatches. An error ends
+// the connection.
+func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 	switch f.op {
-	case opDispatch:
-		return l.dispatch(ctx, f)
 	case opHeartbeatACK:
-		now := time.Now()
 		l.mu.Lock()
 		done := l.pulse.acked(now)
 		latency := l.pulse.latency
@@ -312,9 +313,8 @@ func (l *link) handle(ctx context.Context, f frame) error {
 	return nil
 }
 
-// dispatch hands on an event.
-func (l *link) dispatch(ctx context.Context, f frame) error {
-	now := time.Now()
+// dispatch hands on an event that came at now.
+func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 	l.ending.progress = true
 	if len(f.name) == 0 || f.seq == 0 {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
@@ -345,7 +345,7 @@ func (l *link) dispatch(ctx context.Context, f frame) error {
 		}
 	}
 	if resumed {
-		l.establish(ctx, "session resumed")
+		l.establish(ctx, true)
 		return l.putOwn(ctx, "SHARD_RESUME", shardData{l.shard.id.ID})
 	}
 	return nil
@@ -373,17 +373,17 @@ func (l *link) begin(ctx context.Context, f frame) error {
 	l.has.Store(int64(l.intents))
 	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
 	l.expect(r.Guilds)
-	l.establish(ctx, "session began")
+	l.establish(ctx, false)
 	return nil
 }
 
 // establish notes READY or RESUMED.
-func (l *link) establish(ctx context.Context, what string) {
+func (l *link) establish(ctx context.Context, resumed bool) {
 	if !l.isLive() {
 		close(l.began)
 	}
 	l.report(l.connected(time.Now()))
-	l.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
+	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
 }
 
 // age is that of the session, as far as this process knows it.
@@ -435,7 +435,7 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 	}
 	event.FindIDs(e)
 	session := l.session
-	if err := l.append(ctx, &session, e); err != nil {
+	if err := l.out.put(ctx, &session, e); err != nil {
 		return err
 	}
 	if o := l.overlap.Load(); o != nil {
@@ -451,16 +451,7 @@ func (l *link) putOwn(ctx context.Context, name string, data any) error {
 	if err != nil {
 		return err
 	}
-	return l.append(ctx, nil, e)
-}
-
-func (l *link) append(ctx context.Context, session *event.Session, e *event.Event) error {
-	start := time.Now()
-	l.blockedSince.Store(start.UnixNano())
-	err := l.out.put(ctx, session, e)
-	l.blockedSince.Store(0)
-	l.blocked.Add(int64(time.Since(start)))
-	return err
+	return l.out.put(ctx, nil, e)
 }
 
 // farewell tells of the end of a connection that was told of.

@@ -75,6 +75,7 @@ func TestHolding(t *testing.T) {
 	o := newOutlet(t, m)
 	h := newHolding(o)
 	told := newOverlap()
+	told.begin(time.Now())
 	put := func(e *event.Event) {
 		t.Helper()
 		if err := h.put(t.Context(), &event.Session{ID: "b", Seq: e.Seq}, e); err != nil {

@@ -5,24 +5,25 @@ import "time"
 // pulse decides when a connection is dead (Discord: Heartbeat Interval). It
 // has no lock of its own.
 type pulse struct {
-	sentAt    time.Time
-	ackedAt   time.Time // zero before the first
-	latency   time.Duration
-	waiting   bool // a heartbeat that the interval demanded is not acknowledged
-	blockedBy time.Duration
+	sentAt  time.Time
+	ackedAt time.Time // zero before the first
+	latency time.Duration
+	waiting bool          // a heartbeat that the interval demanded is not acknowledged
+	busy    time.Duration // as of the last beat
 	// sent and acks count; final is the heartbeat that is the last to wait
 	// for, 0 for none.
 	sent, acks, final int
 }
 
 // beat notes that a heartbeat is due, and tells whether the connection is dead
-// instead: nothing acknowledged the one before. blocked is for how long, since
-// the connection began, the reader was kept from reading by our own journal.
-// While that took a part of the interval worth naming, the acknowledgement may
-// lie unread, and its absence proves nothing.
-func (p *pulse) beat(now time.Time, blocked, interval time.Duration) (dead bool) {
-	own := blocked - p.blockedBy
-	p.blockedBy = blocked
+// instead: nothing acknowledged the one before. busy is for how long, since the
+// connection began, the reader did something else than wait for the socket:
+// for the most part, wait for a journal that takes nothing. While that took a
+// part of the interval worth naming, the acknowledgement may lie unread, and
+// its absence proves nothing.
+func (p *pulse) beat(now time.Time, busy, interval time.Duration) (dead bool) {
+	own := busy - p.busy
+	p.busy = busy
 	if p.waiting && own < interval/4 {
 		return true
 	}

@@ -50,7 +50,7 @@ func TestPulse(t *testing.T) {
 		p.beat(at(0), 0, interval)
 		for s := 1; s < 5; s++ {
 			if p.beat(at(40*s), time.Duration(s)*interval, interval) {
-				t.Fatalf("dead at beat %d while the reader was blocked", s)
+				t.Fatalf("dead at beat %d while the reader was busy", s)
 			}
 		}
 		// The journal takes events again, and still nothing comes.

@@ -235,7 +235,7 @@ func (s *shard) fail(ctx context.Context, code int) bool {
 	intents := s.intents()
 	remedy := remedyFor(code, intents)
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
-	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped: "+remedy, slog.Int("code", code))
+	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", code), slog.String("remedy", remedy))
 	for {
 		select {
 		case <-ctx.Done():

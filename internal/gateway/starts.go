@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -34,14 +33,14 @@ type starts struct {
 	mu        sync.Mutex
 	info      gatewayInfo
 	fetchedAt time.Time
-	spent     int // since fetchedAt
-	turns     map[int]*semaphore.Weighted
+	spent     int               // since fetchedAt
+	lines     map[int]*turnLine // by bucket
 }
 
 func newStarts(id event.Snowflake, info gatewayInfo, rest *restClient, slots Starts, log *slog.Logger) *starts {
 	return &starts{
 		applicationID: id, info: info, fetchedAt: time.Now(), rest: rest, slots: slots, log: log,
-		turns: make(map[int]*semaphore.Weighted),
+		lines: make(map[int]*turnLine),
 	}
 }
 
@@ -52,23 +51,67 @@ func (s *starts) url() string {
 	return s.info.URL
 }
 
-// turn waits until no other shard of the bucket is about to IDENTIFY, in the
-// order in which they came. It comes before the dial: a shard whose slot is
-// minutes away should not hold an idle connection until then. release may be
-// called more than once.
+// turn waits until no other shard of the bucket is about to IDENTIFY; of those
+// that wait the one with the lowest id is next (Discord: Max Concurrency). It
+// comes before the dial: a shard whose slot is minutes away should not hold an
+// idle connection until then. release may be called more than once.
 func (s *starts) turn(ctx context.Context, shardID int) (release func(), err error) {
 	s.mu.Lock()
 	bucket := shardID % s.info.Limit.MaxConcurrency
-	turn := s.turns[bucket]
-	if turn == nil {
-		turn = semaphore.NewWeighted(1)
-		s.turns[bucket] = turn
+	line := s.lines[bucket]
+	if line == nil {
+		line = new(turnLine)
+		s.lines[bucket] = line
 	}
+	w := line.join(shardID)
 	s.mu.Unlock()
-	if err := turn.Acquire(ctx, 1); err != nil {
+	release = sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		line.leave(w)
+	})
+	select {
+	case <-w.turn:
+		return release, nil
+	case <-ctx.Done():
+		release()
 		return nil, context.Cause(ctx)
 	}
-	return sync.OnceFunc(func() { turn.Release(1) }), nil
+}
+
+// turnLine is who wants to IDENTIFY in one bucket.
+type turnLine struct {
+	now  *turnWaiter   // whose turn it is
+	next []*turnWaiter // by shard id
+}
+
+type turnWaiter struct {
+	shardID int
+	turn    chan struct{} // closed when it has its turn
+}
+
+func (l *turnLine) join(shardID int) *turnWaiter {
+	w := &turnWaiter{shardID, make(chan struct{})}
+	i, _ := slices.BinarySearchFunc(l.next, shardID, func(w *turnWaiter, id int) int { return w.shardID - id })
+	l.next = slices.Insert(l.next, i, w)
+	l.advance()
+	return w
+}
+
+// leave takes w out, whether it had its turn or not.
+func (l *turnLine) leave(w *turnWaiter) {
+	if l.now == w {
+		l.now = nil
+	}
+	l.next = slices.DeleteFunc(l.next, func(other *turnWaiter) bool { return other == w })
+	l.advance()
+}
+
+func (l *turnLine) advance() {
+	if l.now == nil && len(l.next) > 0 {
+		l.now, l.next = l.next[0], l.next[1:]
+		close(l.now.turn)
+	}
 }
 
 // permit returns when an IDENTIFY may be sent.

@@ -68,7 +68,7 @@ func TestStartsTurn(t *testing.T) {
 		}
 		defer other()
 		order := make(chan int, 2)
-		for _, id := range []int{2, 4} {
+		for _, id := range []int{4, 2} {
 			go func() {
 				release, err := s.turn(t.Context(), id)
 				if err != nil {
