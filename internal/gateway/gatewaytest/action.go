@@ -96,8 +96,8 @@ func Close(code int) Action {
 	return Action{verb: verbClose, code: code}
 }
 
-// Drop ends the TCP connection without a close frame, after everything sent
-// before was handed to the network.
+// Drop ends the TCP connection without a close frame, behind everything that
+// was sent: a client reads all of it and then the end.
 func Drop() Action { return Action{verb: verbDrop} }
 
 // Reset ends the TCP connection at once with RST: what was dispatched and did
@@ -159,6 +159,11 @@ func (a Action) skips() bool {
 func (a Action) expelling() bool {
 	return a.ends() || a.later == 0 &&
 		(a.verb == verbReconnect || a.verb == verbInvalidate || a.verb == verbCorrupt)
+}
+
+// killsSession tells whether nothing can be resumed after the action.
+func (a Action) killsSession() bool {
+	return a.later == 0 && (a.verb == verbInvalidate && a.code == 0 || a.verb == verbClose && ends(a.code))
 }
 
 func skipsStep(actions []Action) bool { return slices.ContainsFunc(actions, Action.skips) }
@@ -230,7 +235,7 @@ func (s *Server) Do(shard int, actions ...Action) error {
 		found = true
 		for _, a := range actions {
 			if a.verb == verbReset && a.later == 0 {
-				s.act(c, a)
+				c.abort()
 				break
 			}
 			c.enqueue(c.session.seq+a.later, a)
@@ -240,10 +245,4 @@ func (s *Server) Do(shard int, actions ...Action) error {
 		return fmt.Errorf("shard %d: %w", shard, ErrNotConnected)
 	}
 	return nil
-}
-
-// act does Reset without waiting for the writer. s.mu is held.
-func (s *Server) act(c *conn, a Action) {
-	c.bookEnd(1006)
-	c.wire.reset()
 }

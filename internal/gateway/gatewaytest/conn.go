@@ -52,7 +52,7 @@ type conn struct {
 	wire   *wire
 	resume bool // it came in on the resume URL
 	query  query
-	enc    *encoder      // the writer's
+	enc    encoder       // the writer's
 	wake   chan struct{} // holds a token when the writer has something to look at
 	done   chan struct{} // closed when the connection is over and booked
 
@@ -93,7 +93,7 @@ func (s *Server) handleGateway(w http.ResponseWriter, r *http.Request, resume bo
 		query: parseQuery(r.URL.Query()),
 		wake:  make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	c.enc = newEncoder(c.query.compress, s.cfg.SplitEvery)
+	c.enc = encoder{mode: c.query.compress, split: s.cfg.SplitEvery}
 	if !s.open(c) {
 		_ = c.wire.Close() // the server is closing
 		return
@@ -140,7 +140,6 @@ func (c *conn) serve() {
 	_ = c.wire.Close() // it is over, whichever side began
 	c.over(err)
 	<-written
-	c.enc.close()
 	close(c.done)
 }
 
@@ -190,7 +189,7 @@ func (c *conn) over(err error) {
 	if status := websocket.CloseStatus(err); status != -1 {
 		code = int(status)
 	}
-	if !c.ending && !s.closed || c.silenced && !s.closed {
+	if !s.closed && (!c.ending || c.silenced) {
 		s.note(Entry{Kind: ClientClosed, Conn: c.id, Shard: c.shard, Session: c.sessionID(), Code: code})
 	}
 	// Discord: Gateway, Initiating a Disconnect. A silenced connection stands
@@ -216,7 +215,6 @@ func (c *conn) sessionID() string {
 func (c *conn) attach(ss *session, cursor int64) {
 	ss.conn, ss.awaySince = c, time.Time{}
 	c.session, c.shard, c.cursor = ss, ss.shard, cursor
-	c.leaving = false
 	c.srv.signal()
 }
 
@@ -238,9 +236,8 @@ func (c *conn) detach() {
 func (c *conn) enqueue(after int64, a Action) {
 	if len(c.steps) >= stepLimit {
 		c.srv.illegal(c, "it sends heartbeats and does not read their ACKs")
-		c.steps = nil
-		a = Reset()
-		after = 0
+		c.abort()
+		return
 	}
 	i := len(c.steps)
 	for i > 0 && c.steps[i-1].after > after {
@@ -320,6 +317,7 @@ func (c *conn) take(batch []frame) (_ []frame, first int64) {
 	if ss == nil {
 		return batch, 0
 	}
+	c.enc.payloads = ss.compress
 	first = c.cursor + 1
 	last := min(ss.seq, c.cursor+batchLimit)
 	if len(c.steps) > 0 {
@@ -387,13 +385,12 @@ func (c *conn) perform(a Action) error {
 	case verbSilence:
 		c.silence()
 		return nil
-	default: // Drop and Reset: Arm refuses what is left
+	case verbReset:
+		c.reset()
+		return nil
+	default: // Drop: Arm refuses what is left
 		c.end(1006)
-		if a.verb == verbReset {
-			c.wire.reset()
-			return nil
-		}
-		return c.wire.Close()
+		return c.wire.closeWrite()
 	}
 }
 
@@ -444,10 +441,10 @@ func (c *conn) end(code int) {
 
 // bookEnd is end with s.mu held.
 func (c *conn) bookEnd(code int) {
-	s := c.srv
 	if c.ending {
 		return
 	}
+	s := c.srv
 	c.ending, c.leaving = true, true
 	s.note(Entry{Kind: ServerClosed, Conn: c.id, Shard: c.shard, Session: c.sessionID(), Code: code})
 	if ss := c.session; ss != nil && ends(code) {
@@ -455,6 +452,21 @@ func (c *conn) bookEnd(code int) {
 	}
 	c.detach()
 	_ = c.wire.SetReadDeadline(time.Now().Add(closeGrace)) // as in extend
+}
+
+// reset is Reset in the writer.
+func (c *conn) reset() {
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	c.abort()
+}
+
+// abort books the end and resets the TCP connection, whatever the writer is
+// at. s.mu is held.
+func (c *conn) abort() {
+	c.bookEnd(1006)
+	c.wire.reset()
+	c.nudge()
 }
 
 // ends tells whether a close code ends the session: the class "start a new

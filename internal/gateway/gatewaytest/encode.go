@@ -8,10 +8,20 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// compressFrom is the size from which payload compression compresses a
-// dispatch. Discord compresses only some payloads and does not say which, so
-// a client has to tell by the type of the message.
-const compressFrom = 256
+// The transport compressions, as the query names them.
+const (
+	zlibStream = "zlib-stream"
+	zstdStream = "zstd-stream"
+)
+
+const (
+	// compressFrom is the size from which payload compression compresses a
+	// dispatch. Discord compresses only some payloads and does not say which,
+	// so a client has to tell by the type of the message.
+	compressFrom = 256
+	// zstdWindow bounds the memory of a connection's encoder.
+	zstdWindow = 256 << 10
+)
 
 // suffix ends what a Z_SYNC_FLUSH wrote.
 var suffix = []byte{0x00, 0x00, 0xff, 0xff}
@@ -21,8 +31,7 @@ var suffix = []byte{0x00, 0x00, 0xff, 0xff}
 type encoder struct {
 	mode  string // the query's compress
 	split int
-	// payloads turns payload compression on; the writer sets it with the
-	// session.
+	// payloads turns payload compression on; it belongs to the session.
 	payloads bool
 	buf      bytes.Buffer
 	zlib     *zlib.Writer
@@ -30,24 +39,94 @@ type encoder struct {
 	messages [][]byte
 }
 
-func newEncoder(mode string, split int) *encoder { return &encoder{mode: mode, split: split} }
-
-// close frees what the stream holds, without ending it on the wire.
-func (e *encoder) close() {
-	if e.zstd != nil {
-		e.zstd.Reset(nil)
-		_ = e.zstd.Close() // writes nothing after Reset(nil)
-	}
-}
-
 // encode returns the messages that carry the payload. They are valid until the
 // next call.
 func (e *encoder) encode(payload []byte, dispatch bool) (websocket.MessageType, [][]byte, error) {
 	e.messages = e.messages[:0]
-	return websocket.MessageText, append(e.messages, payload), nil
+	e.buf.Reset()
+	var err error
+	switch {
+	case e.mode == zlibStream:
+		err = e.deflate(payload)
+		e.cut(e.buf.Bytes())
+	case e.mode == zstdStream:
+		err = e.zstandard(payload)
+		e.messages = append(e.messages, e.buf.Bytes())
+	case e.payloads && dispatch && len(payload) >= compressFrom:
+		err = e.deflateAlone(payload)
+		e.messages = append(e.messages, e.buf.Bytes())
+	default:
+		e.messages = append(e.messages, payload)
+		return websocket.MessageText, e.messages, nil
+	}
+	return websocket.MessageBinary, e.messages, err
 }
 
-// corrupt returns a message that can't be decoded.
+// deflate goes on with the connection's one zlib stream.
+func (e *encoder) deflate(payload []byte) (err error) {
+	if e.zlib == nil {
+		if e.zlib, err = zlib.NewWriterLevel(&e.buf, zlib.BestSpeed); err != nil {
+			return err
+		}
+	}
+	if _, err = e.zlib.Write(payload); err != nil {
+		return err
+	}
+	return e.zlib.Flush()
+}
+
+// deflateAlone makes a zlib stream of the payload alone.
+func (e *encoder) deflateAlone(payload []byte) (err error) {
+	if e.zlib == nil {
+		if e.zlib, err = zlib.NewWriterLevel(&e.buf, zlib.BestSpeed); err != nil {
+			return err
+		}
+	}
+	e.zlib.Reset(&e.buf)
+	if _, err = e.zlib.Write(payload); err != nil {
+		return err
+	}
+	return e.zlib.Close()
+}
+
+// zstandard goes on with the connection's one zstd frame, which never ends.
+func (e *encoder) zstandard(payload []byte) (err error) {
+	if e.zstd == nil {
+		// With a concurrency of 1 the encoder starts no goroutine, so that it
+		// needs no end.
+		e.zstd, err = zstd.NewWriter(&e.buf, zstd.WithEncoderConcurrency(1),
+			zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow))
+		if err != nil {
+			return err
+		}
+	}
+	if _, err = e.zstd.Write(payload); err != nil {
+		return err
+	}
+	return e.zstd.Flush()
+}
+
+// cut spreads a flushed payload over several messages if that is asked for. No
+// message but the last may look like the end of a payload.
+func (e *encoder) cut(b []byte) {
+	for e.split > 0 && len(b) > e.split {
+		n := e.split
+		for n < len(b) && bytes.HasSuffix(b[:n], suffix) {
+			n++
+		}
+		e.messages = append(e.messages, b[:n])
+		b = b[n:]
+	}
+	if len(b) > 0 {
+		e.messages = append(e.messages, b)
+	}
+}
+
+// corrupt returns a message that can't be decoded: JSON that ends too early,
+// or a block of the type that zlib and zstd reserve.
 func (e *encoder) corrupt() (websocket.MessageType, []byte) {
+	if e.mode != "" {
+		return websocket.MessageBinary, append([]byte{0xde, 0xad, 0xbe, 0xef}, suffix...)
+	}
 	return websocket.MessageText, []byte(`{"t":"MESSAGE_CREATE","s":`)
 }

@@ -73,7 +73,7 @@ func (c *conn) checkQuery() bool {
 		c.refuse(closeVersion, "the URL asks for version %d", q.version)
 	case q.encoding != "json":
 		c.refuse(closeDecode, "the URL asks for encoding %q: only json is simulated", q.encoding)
-	case q.compress != "" && q.compress != "zlib-stream" && q.compress != "zstd-stream":
+	case q.compress != "" && q.compress != zlibStream && q.compress != zstdStream:
 		c.refuse(closeDecode, "the URL asks for compression %q", q.compress)
 	default:
 		return true
@@ -246,13 +246,11 @@ func (c *conn) identify(d json.RawMessage) {
 		return
 	}
 	ss.intents = *p.Intents
+	c.leaving = false // of an op 9 before
 	actions := s.fire(AtIdentify, ss.shard)
 	c.enqueueAll(0, actions)
 	if !skipsStep(actions) {
-		c.enc.payloads = ss.compress
-		leaving := c.leaving
 		s.begin(c, ss)
-		c.leaving = leaving
 	}
 }
 
@@ -376,16 +374,20 @@ func (c *conn) replay(ss *session, seq int64) {
 		c.reject(ss.dead)
 		return
 	}
+	c.leaving = false // of an op 9 before
 	actions := s.fire(AtResume, ss.shard)
 	c.enqueueAll(seq, actions)
 	if skipsStep(actions) {
 		c.cursor = seq // the actions wait for no dispatch
+		for _, a := range actions {
+			if a.killsSession() {
+				s.kill(ss, "the script ended it")
+				ss.told = true
+			}
+		}
 		return
 	}
-	c.enc.payloads = ss.compress
-	leaving := c.leaving
 	c.attach(ss, seq)
-	c.leaving = leaving
 	s.note(Entry{Kind: Resumed, Conn: c.id, Shard: ss.shard, Session: ss.id, Seq: seq})
 	// The end of the replay is a dispatch with a number of its own.
 	s.push(ss, "RESUMED", frame{name: "RESUMED", data: []byte(`{"_trace":["gatewaytest"]}`)}, 0)

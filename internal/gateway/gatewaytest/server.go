@@ -92,7 +92,7 @@ func (s *Server) owned(h http.HandlerFunc) http.HandlerFunc {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
-			return
+			panic(http.ErrAbortHandler) // closes the connection without an answer
 		}
 		s.wg.Add(1)
 		s.mu.Unlock()

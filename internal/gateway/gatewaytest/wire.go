@@ -67,6 +67,15 @@ func (w *wire) flush() error {
 	return err
 }
 
+// closeWrite ends the peer's stream in order: closing would be a reset if the
+// peer had sent something meanwhile, and could cost it what it did not read.
+func (w *wire) closeWrite() error {
+	if tcp, ok := w.Conn.(*net.TCPConn); ok {
+		return tcp.CloseWrite()
+	}
+	return w.Close()
+}
+
 // reset closes with a TCP RST where the system can: what the peer has not
 // read may be lost.
 func (w *wire) reset() {
