@@ -96,11 +96,11 @@ func dialURL(gatewayURL string, compression Compression) (string, error) {
 	return u.String(), nil
 }
 
-// read returns the next payload, valid until the next call. It ends with the
-// connection only, not with ctx: the library drops the socket without a close
-// frame when the context of a read is canceled.
+// read returns the next payload, valid until the next call. ctx must be one
+// that is never canceled: the library would drop the socket without a close
+// frame. A read ends with close.
 func (c *conn) read(ctx context.Context) (frame, error) {
-	payload, err := c.readMessage(context.WithoutCancel(ctx))
+	payload, err := c.readMessage(ctx)
 	if err != nil {
 		return frame{}, err
 	}
@@ -150,8 +150,8 @@ func (c *conn) readMessage(ctx context.Context) ([]byte, error) {
 // zlibSuffix ends a payload (Discord: Zlib-stream).
 var zlibSuffix = []byte{0x00, 0x00, 0xff, 0xff}
 
-// send writes one command. It is not ended by ctx, for the same reason as
-// read.
+// send writes one command. It is not ended by ctx, which would drop the socket
+// as well.
 func (c *conn) send(ctx context.Context, op int, d any) error {
 	b, err := command{Op: op, D: d}.encode()
 	if err != nil {

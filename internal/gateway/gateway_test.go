@@ -33,6 +33,7 @@ type rig struct {
 	gateway *Gateway
 	intents atomic.Int64
 	changed chan struct{}
+	log     *slog.Logger
 }
 
 // newRig starts the simulated Discord only.
@@ -49,7 +50,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	r := &rig{
-		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: atOnce, changed: make(chan struct{}, 1),
+		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: atOnce, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
 			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, held: 10 * time.Millisecond,
 			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
@@ -68,7 +69,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 // before.
 func (r *rig) start() (stop func()) {
 	r.t.Helper()
-	r.gateway = New(r.cfg, r.store, r.slots, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	r.gateway = New(r.cfg, r.store, r.slots, r.log, prometheus.NewRegistry())
 	r.gateway.timing = r.timing
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
 	done := make(chan error, 1)
@@ -813,7 +814,7 @@ func TestLeaseLost(t *testing.T) {
 // without telling anything twice.
 func TestMoreIntents(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5, 6}})
+	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: maxInterval})
 	r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -822,12 +823,21 @@ func TestMoreIntents(t *testing.T) {
 	r.changed <- struct{}{}
 	r.count(gatewaytest.Ready, 0, 2)
 	// Both get these; the new session is not complete without its guilds.
-	r.dispatch(0, 10, 20)
-	for _, guild := range []string{`{"id":"5"}`, `{"id":"6","unavailable":true}`} {
-		if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(guild)); err != nil {
-			t.Fatal(err)
-		}
-		r.dispatch(0, 30, 0)
+	r.dispatch(0, 10, 10)
+	if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(`{"id":"5"}`)); err != nil {
+		t.Fatal(err)
+	}
+	r.dispatch(0, 20, 10)
+	r.messages(30)
+	for n := range 2 { // time enough for the first connection to end, if it did
+		r.do(0, gatewaytest.RequestHeartbeat())
+		r.count(gatewaytest.Heartbeat, 0, 2*(n+1))
+	}
+	if n := r.Count(gatewaytest.ClientClosed, 0); n != 0 {
+		t.Error("the new session took over before its guilds came")
+	}
+	if _, err := r.Dispatch(0, "GUILD_DELETE", []byte(`{"id":"6","unavailable":true}`)); err != nil {
+		t.Fatal(err)
 	}
 	if e := r.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) || e.Session != old.ID {
 		t.Errorf("%+v", e)
@@ -836,7 +846,7 @@ func TestMoreIntents(t *testing.T) {
 	r.dispatch(0, 30, 20)
 	r.messages(50)
 	want := []string{
-		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "GUILD_CREATE", "SHARD_DISCONNECT", "DISCONNECT",
+		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "GUILD_DELETE", "SHARD_DISCONNECT", "DISCONNECT",
 		"SHARD_CONNECT", "CONNECT", "READY",
 	}
 	if diff := cmp.Diff(want, r.untold()); diff != "" {
@@ -925,4 +935,56 @@ func TestMoreIntentsInterrupted(t *testing.T) {
 	}
 	r.messages(20)
 	r.legal()
+}
+
+// TestRepeatedRESUMED: Discord does not say which number RESUMED has. With
+// that of the event before, it is still told.
+func TestRepeatedRESUMED(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 3)
+	r.messages(3)
+	r.do(0, gatewaytest.Send([]byte(`{"op":0,"t":"RESUMED","s":4,"d":{"_trace":[]}}`)))
+	r.named("SHARD_RESUME", 1)
+	if e := r.named("RESUMED", 1); e.Seq != 0 || string(e.Data) != `{"_trace":[]}` {
+		t.Errorf("%+v", e)
+	}
+	if got := r.store.session(shard0).Seq; got != 4 {
+		t.Errorf("the session stands at %d", got)
+	}
+	r.legal()
+}
+
+// TestLogsTellNoSecrets: neither the token nor a session's id, which together
+// let anybody take the session over, are in the log.
+func TestLogsTellNoSecrets(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond})
+	var logs bytes.Buffer
+	r.log = slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	stop := r.start()
+	session := r.ready(0)
+	for n, act := range []gatewaytest.Action{
+		gatewaytest.Drop(), gatewaytest.Reconnect(), gatewaytest.Corrupt(), gatewaytest.Close(4000),
+	} {
+		r.do(0, act)
+		r.count(gatewaytest.Resumed, 0, n+1)
+		r.ready(0)
+	}
+	r.do(0, gatewaytest.Send([]byte(`{"op":99}`)), gatewaytest.Invalidate(false))
+	r.named("GATEHOOK_SESSION_LOST", 1)
+	second := r.ready(0)
+	stop()
+	for _, secret := range []string{r.Token(), session.ID, second.ID} {
+		if strings.Contains(logs.String(), secret) {
+			t.Errorf("%q is in the log:\n%s", secret, &logs)
+		}
+	}
+	for _, want := range []string{"session in service", "disconnected", "session lost", "shard=0/1"} {
+		if !strings.Contains(logs.String(), want) {
+			t.Errorf("%q is not in the log:\n%s", want, &logs)
+		}
+	}
 }

@@ -131,8 +131,9 @@ func (l *link) connect(ctx context.Context) error {
 func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
 	defer patience.Stop()
+	uncanceled := context.WithoutCancel(ctx)
 	for {
-		f, err := l.conn.read(ctx)
+		f, err := l.conn.read(uncanceled)
 		now := time.Now()
 		l.busySince.Store(now.UnixNano())
 		switch {

@@ -1,0 +1,74 @@
+package gateway
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// TestEventNamesAreBounded: names come from outside and must not fill the
+// memory of this server and of Prometheus.
+func TestEventNamesAreBounded(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg)
+	for i := range 2 * maxEventNames {
+		want := fmt.Sprintf("EVENT_%d", i)
+		if got := m.event([]byte(want)); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	m.event([]byte("bad \xff name"))
+	if n := testutil.CollectAndCount(m.events); n != maxEventNames+1 {
+		t.Errorf("%d label values", n)
+	}
+	if n := testutil.ToFloat64(m.events.WithLabelValues("other")); n != maxEventNames+1 {
+		t.Errorf("%v events under other", n)
+	}
+}
+
+func TestStatusMetrics(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(newStatusCollector(func() []ShardStatus {
+		return []ShardStatus{
+			{Shard: event.Shard{ID: 0, Count: 2}, State: StateConnected},
+			{Shard: event.Shard{ID: 1, Count: 2}, State: StateFailed},
+		}
+	}))
+	want := `
+# HELP gatehook_gateway_shard_connected 1 for a shard that is connected.
+# TYPE gatehook_gateway_shard_connected gauge
+gatehook_gateway_shard_connected{shard="0/2"} 1
+gatehook_gateway_shard_connected{shard="1/2"} 0
+# HELP gatehook_gateway_shards Shards in each state.
+# TYPE gatehook_gateway_shards gauge
+gatehook_gateway_shards{state="connected"} 1
+gatehook_gateway_shards{state="connecting"} 0
+gatehook_gateway_shards{state="failed"} 1
+gatehook_gateway_shards{state="identifying"} 0
+gatehook_gateway_shards{state="resuming"} 0
+gatehook_gateway_shards{state="standby"} 0
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMetricsLint(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg)
+	m.event([]byte("READY"))
+	m.dropped.WithLabelValues("odd").Inc()
+	m.reconnects.WithLabelValues("op7").Inc()
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) != 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+}
