@@ -54,6 +54,9 @@ type key struct {
 	// parked is how many of its deliveries are in the database. While there
 	// are any, everything newer goes there too.
 	parked int
+	// head is the one that failed last: it goes before all others that are
+	// parked, some of which may be on their way here already. Zero for none.
+	head event.Key
 }
 
 func newLane(d *Delivery, id int64) *lane { return &lane{d: d, id: id, limit: 1, pause: time.Second} }
@@ -126,7 +129,7 @@ func (l *lane) pushTaken(j job) bool {
 	defer l.mu.Unlock()
 	l.refresh()
 	if k := l.key(j.orderKey); k != nil {
-		if k.active {
+		if k.active || k.head != (event.Key{}) && k.head != j.stored.Key {
 			return false
 		}
 		k.active = true
@@ -329,8 +332,9 @@ func (l *lane) finishOrdered(j job, rec record) {
 	l.size--
 	l.adapt(rec)
 	k := l.key(j.orderKey)
-	k.active = false
+	k.active, k.head = false, event.Key{}
 	if rec.outcome.kind == retryAt {
+		k.head = j.stored.Key
 		if j.batch != nil {
 			k.parked++
 		}

@@ -1,0 +1,395 @@
+package delivery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+
+func testEvent() *event.Stored {
+	return &event.Stored{
+		Key: event.Key{Batch: 1 << 40, Ordinal: 7},
+		Event: event.Event{
+			ID: event.DispatchID(1, "s", event.Shard{ID: 2, Count: 5}, 9), Name: "GUILD_BAN_ADD", Shard: event.Shard{ID: 2, Count: 5}, Seq: 9,
+			ReceivedAt: time.Date(2026, 1, 2, 3, 4, 5, 678000000, time.FixedZone("", 3600)),
+			Data:       []byte("{\"a\" : 1.50e+3,\t\"b\":\"\\u00e9\\/\\ud83d\"}"),
+		},
+	}
+}
+
+func testListener(u string) *event.Listener {
+	return &event.Listener{ID: 3, Event: "RAW_GUILD_*", URL: u, Format: event.FormatStandard, Secrets: []secret.Value{secret.New(testSecret)}}
+}
+
+func send(t *testing.T, s *sender, l *event.Listener) result {
+	t.Helper()
+	target, err := newTarget(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := testEvent()
+	return s.send(t.Context(), target, e, ID{e.Key, l.ID}, 4)
+}
+
+func newTestSender(t *testing.T, timeout time.Duration) *sender {
+	t.Helper()
+	s := newSender(senderConfig{Allow: loopback, Timeout: timeout, Version: "v1"})
+	t.Cleanup(s.close)
+	return s
+}
+
+func TestBodies(t *testing.T) {
+	t.Parallel()
+	data := string(testEvent().Data)
+	tests := []struct {
+		event  string
+		format event.Format
+		want   string
+	}{
+		{
+			"RAW_*", event.FormatStandard,
+			`{"type":"RAW_GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","id":"` + testEvent().ID.String() + `","shard":[2,5],"seq":9,"data":` + data + `}`,
+		},
+		{
+			"GUILD_*", event.FormatStandard,
+			`{"type":"GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","id":"` + testEvent().ID.String() + `","shard":[2,5],"seq":9,"data":` + data + `}`,
+		},
+		{"GUILD_BAN_ADD", event.FormatChatSDK, `{"type":"GATEWAY_GUILD_BAN_ADD","timestamp":1767319445678,"data":` + data + `}`},
+	}
+	for _, tt := range tests {
+		e := &testEvent().Event
+		l := &event.Listener{Event: tt.event, Format: tt.format}
+		got := string(appendBody(nil, l, deliveredName(l, e), e))
+		if got != tt.want || !json.Valid([]byte(got)) {
+			t.Errorf("%s, %s:\n got %s\nwant %s", tt.event, tt.format, got, tt.want)
+		}
+	}
+	odd := &event.Event{Name: "A\"\\\x01\n€"}
+	var envelope struct{ Type string }
+	if b := appendBody(nil, &event.Listener{}, odd.Name, odd); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
+		t.Errorf("an odd name: %s", b)
+	}
+}
+
+func TestHeadersOfADelivery(t *testing.T) {
+	t.Parallel()
+	verify, err := standardwebhooks.NewWebhook(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type got struct {
+		header http.Header
+		body   []byte
+	}
+	calls := make(chan got, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		calls <- got{r.Header, body}
+	}))
+	defer srv.Close()
+	l := testListener(srv.URL + "/path?q=1")
+	l.Headers = map[string]string{"x-token": "t"}
+	// While a secret is rotated, either verifies.
+	l.Secrets = append([]secret.Value{secret.New("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")}, l.Secrets...)
+	if r := send(t, newTestSender(t, time.Minute), l); r.err != nil || r.status != 200 || r.class != class2xx {
+		t.Fatalf("%+v", r)
+	}
+	c := <-calls
+	if err := verify.Verify(c.body, c.header); err != nil {
+		t.Errorf("the ecosystem's library refuses it: %v", err)
+	}
+	for name, want := range map[string]string{
+		"Content-Type": "application/json", "User-Agent": "Gatehook/v1", "X-Token": "t", "Gatehook-Event": "RAW_GUILD_BAN_ADD",
+		"Gatehook-Event-Id": testEvent().ID.String(), "Gatehook-Attempt": "4", "Gatehook-Shard": "2/5",
+		"Webhook-Id": ID{testEvent().Key, 3}.String(), "Accept-Encoding": "",
+	} {
+		if c.header.Get(name) != want {
+			t.Errorf("%s is %q, want %q", name, c.header.Get(name), want)
+		}
+	}
+	if n := len(strings.Fields(c.header.Get("Webhook-Signature"))); n != 2 {
+		t.Errorf("%d signatures for 2 secrets", n)
+	}
+}
+
+func TestAnswersThatAreNone(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/followed", http.StatusFound) })
+	mux.HandleFunc("/followed", func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") })
+	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { <-release })
+	mux.HandleFunc("/drip", func(w http.ResponseWriter, r *http.Request) {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-r.Context().Done():
+				return
+			}
+			if _, err := w.Write([]byte(".")); err != nil {
+				return
+			}
+			w.(http.Flusher).Flush()
+		}
+	})
+	mux.HandleFunc("/huge", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+		for range 1000 {
+			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/header", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) })
+	mux.HandleFunc("/drop", func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			c.Close() //nolint:errcheck // that is the point
+		}
+	})
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	secure := httptest.NewTLSServer(mux)
+	secure.Config.ErrorLog = nil
+	t.Cleanup(secure.Close)
+	t.Cleanup(func() { close(release) }) // first of all: Close waits for the handlers
+	for _, tt := range []struct {
+		url    string
+		status int
+		class  class
+		kept   int
+	}{
+		{srv.URL + "/redirect", 302, class3xx, 0},
+		{srv.URL + "/hang", 0, classTimeout, 0},
+		{srv.URL + "/drip", 200, classTimeout, -1},
+		{srv.URL + "/huge", 500, class5xx, responseKept},
+		{srv.URL + "/header", 0, classConnection, 0},
+		{srv.URL + "/drop", 0, classConnection, 0},
+		{secure.URL + "/redirect", 0, classTLS, 0},
+		{"http://[::1]:9/", 0, classRefused, 0},
+		{"http://127.0.0.1:1/", 0, classConnection, 0},
+	} {
+		timeout := time.Minute
+		if tt.class == classTimeout {
+			timeout = 300 * time.Millisecond
+		}
+		r := send(t, newTestSender(t, timeout), testListener(tt.url+"?token=hunter2"))
+		if r.status != tt.status || r.class != tt.class || tt.kept >= 0 && len(r.response) != tt.kept || (r.err == nil) != (tt.class < classTimeout) {
+			t.Errorf("%s: status %d, %v, %d bytes kept, %v; want %d, %v", tt.url, r.status, r.class, len(r.response), r.err, tt.status, tt.class)
+		}
+		if r.err != nil && (strings.Contains(r.err.Error(), "hunter2") || strings.Contains(r.err.Error(), "\n")) {
+			t.Errorf("%s: %v", tt.url, r.err)
+		}
+	}
+}
+
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	g := guard{allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")}}
+	tests := []struct {
+		addr  string
+		plain bool
+		ok    bool
+	}{
+		{"93.184.216.34:443", false, true},
+		{"93.184.216.34:8443", false, true},
+		{"93.184.216.34:80", false, true},
+		{"[2606:2800:220:1::1]:443", false, true},
+		{"10.1.2.3:443", false, true},
+		{"10.1.2.3:80", true, true},
+		{"10.1.2.3:22", true, true},
+		{"[::ffff:10.1.2.3]:80", true, true},
+		{"[fd12::1]:80", true, true},
+
+		{"93.184.216.34:80", true, false},
+		{"93.184.216.34:22", false, false},
+		{"93.184.216.34:25", false, false},
+		{"0.0.0.0:443", false, false},
+		{"0.1.2.3:443", false, false},
+		{"127.0.0.1:443", false, false},
+		{"127.255.255.254:443", false, false},
+		{"10.0.0.1:443", false, false},
+		{"172.16.0.1:443", false, false},
+		{"172.31.255.255:443", false, false},
+		{"192.168.1.1:443", false, false},
+		{"169.254.169.254:443", false, false},
+		{"169.254.170.2:443", false, false},
+		{"100.64.0.1:443", false, false},
+		{"100.100.100.200:443", false, false},
+		{"192.0.0.192:443", false, false},
+		{"192.0.2.1:443", false, false},
+		{"192.88.99.1:443", false, false},
+		{"198.18.0.1:443", false, false},
+		{"198.51.100.1:443", false, false},
+		{"203.0.113.1:443", false, false},
+		{"224.0.0.1:443", false, false},
+		{"240.0.0.1:443", false, false},
+		{"255.255.255.255:443", false, false},
+		{"[::]:443", false, false},
+		{"[::1]:443", false, false},
+		{"[::127.0.0.1]:443", false, false},
+		{"[::ffff:127.0.0.1]:443", false, false},
+		{"[::ffff:169.254.169.254]:443", false, false},
+		{"[64:ff9b::7f00:1]:443", false, false},
+		{"[64:ff9b:1::1]:443", false, false},
+		{"[100::1]:443", false, false},
+		{"[2001::1]:443", false, false},
+		{"[2001:db8::1]:443", false, false},
+		{"[2002:7f00:1::]:443", false, false},
+		{"[3fff::1]:443", false, false},
+		{"[fe80::1]:443", false, false},
+		{"[fe80::1%eth0]:443", false, false},
+		{"[fec0::1]:443", false, false},
+		{"[fc00::1]:443", false, false},
+		{"[ff02::1]:443", false, false},
+		{"[fd00:ec2::254]:443", false, true}, // allowed by the list of this test
+	}
+	for _, tt := range tests {
+		err := g.check(netip.MustParseAddrPort(tt.addr), tt.plain)
+		var refused *RefusedAddressError
+		if (err == nil) != tt.ok || err != nil && !errors.As(err, &refused) {
+			t.Errorf("%s, plain %v: %v", tt.addr, tt.plain, err)
+		}
+	}
+	if err := (guard{}).check(netip.MustParseAddrPort("[fd00:ec2::254]:443"), false); err == nil {
+		t.Error("a cloud's metadata over IPv6 is not refused")
+	}
+}
+
+// The hook is asked with the address itself when it is dialed, so that a name
+// which resolves to something else by then gains nothing.
+func TestGuardIsAskedAtTheDial(t *testing.T) {
+	t.Parallel()
+	d := guard{}.dialer()
+	d.Resolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("no lookup is made in a test")
+	}}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nobody connects
+	c, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	var refused *RefusedAddressError
+	if !errors.As(err, &refused) {
+		t.Errorf("dialing loopback: %v, %v", c, err)
+	}
+}
+
+func TestCheckTarget(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		url   string
+		allow []netip.Prefix
+		ok    bool
+	}{
+		{"https://example.com", nil, true},
+		{"https://example.com:8443", nil, true},
+		{"http://example.com", nil, false},
+		{"http://example.com", loopback, true}, // the name may have an allowed address
+		{"https://example.com:22", nil, false},
+		{"https://localhost", nil, false},
+		{"https://LOCALHOST.", nil, false},
+		{"https://x.localhost", nil, false},
+		{"http://localhost:8081", loopback, true},
+		{"http://127.0.0.1:8081", loopback, true},
+		{"http://127.0.0.1:8081", nil, false},
+		{"http://93.184.216.34", loopback, false},
+		{"https://[::1]", loopback, false},
+	} {
+		u, err := url.Parse(tt.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckTarget(tt.allow, u); (err == nil) != tt.ok {
+			t.Errorf("%s with %v: %v", tt.url, tt.allow, err)
+		}
+	}
+}
+
+func TestTargetNeedsASecret(t *testing.T) {
+	t.Parallel()
+	for _, secrets := range [][]secret.Value{nil, {secret.New("whsec_!")}, {secret.New("")}} {
+		l := testListener("https://example.com")
+		l.Secrets = secrets
+		if _, err := newTarget(l); err == nil {
+			t.Errorf("no error for %d secrets", len(secrets))
+		}
+	}
+	if diff := cmp.Diff("[redacted]", secret.New("x").String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// BenchmarkSend is an attempt beside the bare cost of the same POST.
+func BenchmarkSend(b *testing.B) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer srv.Close()
+	e := testEvent()
+	e.Data = []byte(`"` + strings.Repeat("x", 1000) + `"`)
+	b.Run("gatehook", func(b *testing.B) {
+		s := newSender(senderConfig{Allow: loopback, Timeout: time.Minute, Version: "v1"})
+		defer s.close()
+		target, err := newTarget(testListener(srv.URL))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if r := s.send(b.Context(), target, e, ID{e.Key, 3}, 1); r.status != 204 {
+				b.Fatal(r.err)
+			}
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		client := &http.Client{Transport: &http.Transport{}}
+		defer client.CloseIdleConnections()
+		b.ReportAllocs()
+		for b.Loop() {
+			req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, srv.URL, strings.NewReader(string(e.Data)))
+			if err != nil {
+				b.Fatal(err)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				b.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+	})
+}
+
+func BenchmarkSign(b *testing.B) {
+	s, err := newSigner(testListener(""))
+	if err != nil {
+		b.Fatal(err)
+	}
+	body := make([]byte, 1000)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.sign("dlv_dyuvmkdd4mip_1_2", "1767319445", body)
+	}
+}

@@ -1,0 +1,121 @@
+package delivery
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	schedule := Schedule{10 * time.Second, time.Minute}
+	in := func(d time.Duration) time.Time { return now.Add(d) }
+	date := func(d time.Duration) string { return in(d).Format(http.TimeFormat) }
+	broken := errors.New("broken")
+	tests := []struct {
+		name    string
+		r       result
+		attempt int
+		maxAge  time.Duration
+		want    outcome
+	}{
+		{"200", result{status: 200}, 1, 0, outcome{kind: delivered}},
+		{"204 on a retry", result{status: 204}, 3, 0, outcome{kind: delivered}},
+		{"299", result{status: 299}, 1, 0, outcome{kind: delivered}},
+		{"200 whose body never ended", result{status: 200, err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"301", result{status: 301}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"400", result{status: 400}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"404 the second time", result{status: 404}, 2, 0, outcome{kind: retryAt, at: in(time.Minute)}},
+		{"410", result{status: 410}, 1, 0, outcome{kind: disable, reason: "gone"}},
+		{"410 at the end", result{status: 410}, 3, 0, outcome{kind: disable, reason: "gone"}},
+		{"429", result{status: 429}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"429 with seconds", result{status: 429, retryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(120 * time.Second), notBefore: in(120 * time.Second), slow: true}},
+		{"429 with fewer seconds than the schedule", result{status: 429, retryAfter: "1"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), notBefore: in(time.Second), slow: true}},
+		{"503 with a date", result{status: 503, retryAfter: date(time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(time.Hour), notBefore: in(time.Hour), slow: true}},
+		{"503 with a date in the past", result{status: 503, retryAfter: date(-time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"503 with more than a day", result{status: 503, retryAfter: "999999"}, 1, 0, outcome{kind: retryAt, at: in(24 * time.Hour), notBefore: in(24 * time.Hour), slow: true}},
+		{"500 with Retry-After, which is not for it", result{status: 500, retryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"502", result{status: 502}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"504", result{status: 504}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"no response", result{err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"the last attempt", result{status: 500}, 3, 0, outcome{kind: exhausted}},
+		{"the last attempt, slowed down", result{status: 503}, 3, 0, outcome{kind: exhausted, slow: true}},
+		{"too old by then", result{status: 500}, 1, 5 * time.Second, outcome{kind: expired}},
+		{"just not too old", result{status: 500}, 1, 11 * time.Second, outcome{kind: retryAt, at: in(10 * time.Second)}},
+	}
+	for _, tt := range tests {
+		// 0.5 is the middle of the jitter.
+		got := decide(tt.r, decision{attempt: tt.attempt, now: now, random: 0.5, schedule: schedule, receivedAt: now, maxAge: tt.maxAge})
+		if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(outcome{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+func TestEveryKindHasAName(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for k := delivered; k <= dropped; k++ {
+		if k.String() == "" || seen[k.String()] {
+			t.Errorf("kind %d is called %q", k, k)
+		}
+		seen[k.String()] = true
+	}
+}
+
+func TestSchedule(t *testing.T) {
+	t.Parallel()
+	s, err := ParseSchedule("5s, 5m,30m,2h,5h,10h,14h,20h,24h")
+	if err != nil || len(s) != 9 {
+		t.Fatalf("%v, %v", s, err)
+	}
+	for _, tt := range []struct {
+		attempt int
+		random  float64
+		want    time.Duration
+		ok      bool
+	}{
+		{1, 0, 4 * time.Second, true}, {1, 0.5, 5 * time.Second, true}, {1, 1, 6 * time.Second, true},
+		{9, 0.5, 24 * time.Hour, true}, {10, 0.5, 0, false},
+	} {
+		if got, ok := s.wait(tt.attempt, tt.random); (got-tt.want).Abs() > time.Microsecond || ok != tt.ok {
+			t.Errorf("wait(%d, %v) = %v, %v, want %v, %v", tt.attempt, tt.random, got, ok, tt.want, tt.ok)
+		}
+	}
+	for _, bad := range []string{"", "5", "5s,", "soon", "-1s", "9999h", "5s;5m"} {
+		if s, err := ParseSchedule(bad); err == nil {
+			t.Errorf("%q was read as %v", bad, s)
+		}
+	}
+}
+
+func FuzzRetryAfter(f *testing.F) {
+	for _, s := range []string{"", "0", "120", "-1", "1.5", "99999999999999999999999", "Wed, 21 Oct 2026 07:28:00 GMT", " 7 ", "+3", "٣"} {
+		f.Add(s)
+	}
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, s string) {
+		if d := retryAfter(s, now); d < 0 || d > longestRetryAfter {
+			t.Errorf("retryAfter(%q) = %v", s, d)
+		}
+	})
+}
+
+func FuzzParseID(f *testing.F) {
+	for _, s := range []string{"dlv_dyuvmkdd4mip_1_2", "dlv_0_0_0", "dlv_", "dlv_1_2", "dlv_1_2_3_4", "dlv_-1_0_0", "dlv_01_0_0", "dlv_A_0_0", "dlv_1y2p0ij32e8e8_0_0", "1_2_3"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		id, err := ParseID(s)
+		if err == nil && id.String() != s {
+			t.Errorf("%q was read as %v", s, id)
+		}
+		if again, err := ParseID(id.String()); err != nil || again != id {
+			t.Errorf("%v reads back as %v, %v", id, again, err)
+		}
+	})
+}
