@@ -1,0 +1,67 @@
+# Everything that CI checks is in .ci/run; these are the steps one uses while
+# working. `make` alone lists them.
+.DEFAULT_GOAL := help
+
+TOOL := go tool -modfile=internal/tools/go.mod
+LINT := $(TOOL) golangci-lint
+CONF := --config internal/tools/golangci.yml
+# One fuzz target or benchmark: make fuzz PKG=./internal/event FUZZ=FuzzIDs
+PKG  ?= ./...
+FUZZ ?= Fuzz
+BENCH ?= .
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/gatehook
+	CGO_ENABLED=0 go build -trimpath -o bin/gatehook ./cmd/server
+
+.PHONY: demo
+demo: ## Run the whole product here, with a simulated Discord
+	go run ./cmd/server demo
+
+.PHONY: test
+test: ## Run all tests
+	go test ./...
+
+.PHONY: race
+race: ## Run all tests with the race detector, in random order
+	go test -race -shuffle=on ./...
+
+.PHONY: bench
+bench: ## Run the benchmarks (BENCH=pattern PKG=package), ready for benchstat
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 $(PKG)
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for a few seconds (FUZZ=pattern PKG=package)
+	@go test -list '$(FUZZ)' $(PKG) | awk '/^Fuzz/ {t[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print $$2, t[i]; n = 0}' | \
+	while read -r pkg target; do \
+		echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 10s "$$pkg" || exit 1; \
+	done
+
+.PHONY: generate
+generate: ## Generate code from api/openapi.yaml
+	go generate ./...
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(LINT) fmt $(CONF) ./...
+
+.PHONY: lint
+lint: ## Lint the code
+	$(LINT) run $(CONF) ./...
+
+.PHONY: tidy
+tidy: ## Tidy both go.mod files
+	go mod tidy
+	cd internal/tools && go mod tidy
+
+.PHONY: verify
+verify: generate tidy ## Generate and tidy again, and show what that changed
+	git diff --exit-code
+
+.PHONY: ci
+ci: ## Check all that CI checks
+	.ci/run
