@@ -19,11 +19,14 @@ type discard struct {
 	last  event.Session
 }
 
-func (d *discard) Claim(context.Context, event.Snowflake, event.Shard) (Claim, error) { return d, nil }
-func (d *discard) Session() event.Session                                             { return event.Session{} }
-func (d *discard) Stored() int64                                                      { return 0 }
-func (d *discard) Lost() <-chan struct{}                                              { return nil }
-func (d *discard) Release(context.Context) error                                      { return nil }
+func (d *discard) Claim(context.Context, event.Snowflake, event.Shard) (Claim, error) {
+	return d, nil
+}
+
+func (d *discard) Session() event.Session        { return event.Session{} }
+func (d *discard) Stored() int64                 { return 0 }
+func (d *discard) Lost() <-chan struct{}         { return nil }
+func (d *discard) Release(context.Context) error { return nil }
 
 func (d *discard) Append(_ context.Context, s event.Session, e *event.Event) error {
 	d.last = s
