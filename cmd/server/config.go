@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -146,7 +148,7 @@ func (r *reader) addr(name, byDefault string) string {
 	s := r.text(name, byDefault)
 	_, port, err := net.SplitHostPort(s)
 	if err == nil {
-		_, err = net.LookupPort("tcp", port)
+		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
 		r.problem(name, s, "host:port such as "+byDefault+" or :8080", nil)
@@ -185,10 +187,8 @@ func (r *reader) duration(name string, byDefault, least, most time.Duration) tim
 
 func (r *reader) oneOf(name, byDefault string, values ...string) string {
 	s := strings.ToLower(r.text(name, byDefault))
-	for _, v := range append(values, byDefault) {
-		if s == v {
-			return s
-		}
+	if slices.Contains(append(values, byDefault), s) {
+		return s
 	}
 	r.problem(name, s, strings.Join(values, " or "), nil)
 	return byDefault

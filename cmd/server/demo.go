@@ -350,7 +350,6 @@ type books struct {
 	mu       sync.Mutex
 	expected map[int64]sentEvent
 	got      map[string]received // by event name and sequence number
-	wrong    []error
 	twice    int
 	changed  chan struct{} // closed and replaced at every delivery
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -79,8 +80,8 @@ func (l *lifecycle) stop(timeout time.Duration) error {
 	defer deadline.Stop()
 	defer l.kill(errDrained)
 	var problems []error
-	for i := len(l.parts) - 1; i >= 0; i-- {
-		p := l.parts[i]
+	for _, p := range slices.Backward(l.parts) {
+
 		start := time.Now()
 		p.stop()
 		<-p.done

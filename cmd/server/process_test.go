@@ -67,7 +67,7 @@ type process struct {
 func newProcess(t *testing.T, discord *gatewaytest.Server, env ...string) *process {
 	t.Helper()
 	// Not t.TempDir: root's PostgreSQL runs as a user who can't enter that.
-	dir, err := os.MkdirTemp("", "gatehook-test-data-")
+	dir, err := os.MkdirTemp("", "gatehook-test-data-") //nolint:usetesting // as said
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func (p *process) start() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.cmd = exec.Command(path)
+	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), path)
 	p.cmd.Env, p.cmd.Dir = p.env, os.TempDir()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -199,6 +199,7 @@ type ledger struct {
 }
 
 func newLedger(t *testing.T) *ledger {
+	t.Helper()
 	return &ledger{t: t, expected: map[string]bool{}, came: map[string]map[string]int{}, changed: make(chan struct{}, 1)}
 }
 

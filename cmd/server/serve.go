@@ -58,7 +58,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	defer func() { err = errors.Join(err, s.leave(ctx)) }()
 
 	l := newLifecycle(ctx, log)
-	s.start(l, listener)
+	s.start(l, listener) //nolint:contextcheck // the parts are stopped one by one, in order
 	base := "http://" + listener.Addr().String()
 	log.LogAttrs(ctx, slog.LevelInfo, "the API answers", slog.String("url", base), slog.String("version", version()))
 	if ready != nil {
@@ -66,7 +66,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	}
 	failed := l.wait(ctx)
 	s.draining.Store(true)
-	log.LogAttrs(l.ctx, slog.LevelInfo, "draining", slog.Duration("at_most", cfg.shutdownTimeout))
+	log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "draining", slog.Duration("at_most", cfg.shutdownTimeout))
 	return errors.Join(failed, l.stop(cfg.shutdownTimeout))
 }
 

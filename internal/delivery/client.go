@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -154,9 +155,7 @@ var errTimeout = errors.New("no complete response within the attempt timeout")
 func (s *sender) header(t *target, e *event.Stored, id ID, name string, attempt int, at time.Time, body []byte) http.Header {
 	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
 	h := make(http.Header, 10+len(t.header))
-	for k, v := range t.header {
-		h[k] = v
-	}
+	maps.Copy(h, t.header)
 	// Canonical keys, set directly: Set would search each one again.
 	h["Content-Type"] = jsonType
 	h["User-Agent"] = s.userAgent

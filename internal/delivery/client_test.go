@@ -289,8 +289,7 @@ func TestGuardIsAskedAtTheDial(t *testing.T) {
 	}
 	defer l.Close() //nolint:errcheck // nobody connects
 	c, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
-	var refused *RefusedAddressError
-	if !errors.As(err, &refused) {
+	if _, ok := errors.AsType[*RefusedAddressError](err); !ok {
 		t.Errorf("dialing loopback: %v, %v", c, err)
 	}
 }

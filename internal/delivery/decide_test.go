@@ -79,8 +79,11 @@ func TestSchedule(t *testing.T) {
 		want    time.Duration
 		ok      bool
 	}{
-		{1, 0, 4 * time.Second, true}, {1, 0.5, 5 * time.Second, true}, {1, 1, 6 * time.Second, true},
-		{9, 0.5, 24 * time.Hour, true}, {10, 0.5, 0, false},
+		{1, 0, 4 * time.Second, true},
+		{1, 0.5, 5 * time.Second, true},
+		{1, 1, 6 * time.Second, true},
+		{9, 0.5, 24 * time.Hour, true},
+		{10, 0.5, 0, false},
 	} {
 		if got, ok := s.wait(tt.attempt, tt.random); (got-tt.want).Abs() > time.Microsecond || ok != tt.ok {
 			t.Errorf("wait(%d, %v) = %v, %v, want %v, %v", tt.attempt, tt.random, got, ok, tt.want, tt.ok)

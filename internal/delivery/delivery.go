@@ -108,7 +108,7 @@ type Delivery struct {
 	kick     chan struct{} // makes the retry loop look now
 	replan   chan struct{} // makes the retry loop look at nextDue
 	workers  sync.WaitGroup
-	// attempts is the context of every POST; it ends when Run is cancelled.
+	// attempts is the context of every POST; it ends when Run is canceled.
 	attempts context.Context
 	abort    context.CancelCauseFunc
 }
@@ -145,7 +145,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 }
 
 // Run records attempts and takes up retries until Stop was called and every
-// POST in flight is finished and recorded. Cancelling ctx ends the POSTs too,
+// POST in flight is finished and recorded. Canceling ctx ends the POSTs too,
 // and gives up what could not be recorded: it is delivered again later.
 func (d *Delivery) Run(ctx context.Context) error {
 	stopAbort := context.AfterFunc(ctx, func() { d.abort(context.Cause(ctx)) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -134,9 +135,7 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	c.calls = append(c.calls, got)
 	c.mu.Unlock()
-	for k, v := range header {
-		w.Header()[k] = v
-	}
+	maps.Copy(w.Header(), header)
 	w.WriteHeader(status)
 	c.got <- got
 }
@@ -169,8 +168,10 @@ type bundle struct {
 // numbered from 1.
 func setup(t *testing.T, cfg Config, urls ...string) *bundle {
 	t.Helper()
-	b := &bundle{pool: postgrestest.New(t), registry: &registry{m: map[int64]*event.Listener{}, disabled: map[int64]string{}},
-		settled: make(chan int64, 1000)}
+	b := &bundle{
+		pool: postgrestest.New(t), registry: &registry{m: map[int64]*event.Listener{}, disabled: map[int64]string{}},
+		settled: make(chan int64, 1000),
+	}
 	for i, u := range urls {
 		id := int64(i + 1)
 		b.registry.m[id] = &event.Listener{

@@ -363,7 +363,7 @@ func (l *lane) finishOrdered(j job, rec record) {
 
 func (l *lane) record(rec record) {
 	if err := l.d.recorder.put(l.d.attempts, rec); err != nil {
-		l.d.log.LogAttrs(context.WithoutCancel(l.d.attempts), slog.LevelWarn, "attempt not recorded, its delivery may be made again",
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "attempt not recorded, its delivery may be made again",
 			slog.String("delivery", rec.job.id().String()), slog.Any("error", err))
 	}
 }

@@ -1,6 +1,6 @@
 // Package event is the vocabulary that the rest of the program shares: what
 // Discord sent (Event), where a session stands (Session), what was stored
-// (Batch), who wants it (Listener), and the catalogue of event names with
+// (Batch), who wants it (Listener), and the catalog of event names with
 // their intents. It imports nothing of the program, does no I/O and keeps no
 // state.
 package event

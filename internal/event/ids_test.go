@@ -88,11 +88,11 @@ func TestDispatchID(t *testing.T) {
 			t.Error("two dispatches share an id")
 		}
 	}
-	neighbours := func(seq uint32) bool {
+	neighbors := func(seq uint32) bool {
 		a, b := DispatchID(1, "s", Shard{0, 1}, int64(seq)), DispatchID(1, "s", Shard{0, 1}, int64(seq)+1)
 		return a != b && [8]byte(a[:8]) == [8]byte(b[:8]) && string(a[:]) < string(b[:])
 	}
-	if err := quick.Check(neighbours, nil); err != nil {
+	if err := quick.Check(neighbors, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -42,9 +42,9 @@ func (p Pattern) Matches(name string) bool {
 	return name == p.Name
 }
 
-// Known tells whether any event of the catalogue is wanted.
+// Known tells whether any event of the catalog is wanted.
 func (p Pattern) Known() bool {
-	for _, t := range catalogue {
+	for _, t := range catalog {
 		if p.Matches(t.Name) {
 			return true
 		}
@@ -54,7 +54,7 @@ func (p Pattern) Known() bool {
 
 // Needs are the intents with which all wanted events come.
 func (p Pattern) Needs() (needs Intents) {
-	for _, t := range catalogue {
+	for _, t := range catalog {
 		if p.Matches(t.Name) {
 			needs |= t.Needs()
 		}

@@ -46,7 +46,7 @@ type commit struct {
 }
 
 // Run commits what is appended, and takes over what dead instances left
-// unsettled, until Stop was called and all is committed. Cancelling ctx ends it
+// unsettled, until Stop was called and all is committed. Canceling ctx ends it
 // at once: Discord replays what was not committed. Before Run, call Recover.
 func (j *Journal) Run(ctx context.Context) error {
 	upkeep, cancel := context.WithCancelCause(ctx)

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -213,10 +214,8 @@ func (p *problems) headers(in map[string]string) map[string]string {
 }
 
 func isReserved(lower string) bool {
-	for _, name := range reserved {
-		if lower == name {
-			return true
-		}
+	if slices.Contains(reserved, lower) {
+		return true
 	}
 	for _, prefix := range reservedPrefixes {
 		if strings.HasPrefix(lower, prefix) {

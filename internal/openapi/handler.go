@@ -100,7 +100,7 @@ func openPaths(doc *openapi3.T) map[string]bool {
 func recoverer(log *slog.Logger) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			defer func() {
+			defer func() { //nolint:contextcheck // what it calls needs none
 				p := recover()
 				if p == nil {
 					return

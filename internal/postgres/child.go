@@ -93,7 +93,7 @@ func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
 		if strings.Contains(line, "the database system is ") || errors.Is(context.Cause(ctx), errStopped) {
 			level = slog.LevelDebug
 		}
-		e.log.LogAttrs(ctx, level, "postgres: "+line)
+		e.log.LogAttrs(ctx, level, "PostgreSQL says", slog.String("line", line))
 	}
 	return last
 }

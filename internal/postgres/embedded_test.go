@@ -30,7 +30,7 @@ var quiet = slog.New(slog.DiscardHandler)
 // which t.TempDir is not.
 func dataDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gatehook-test-")
+	dir, err := os.MkdirTemp("", "gatehook-test-") //nolint:usetesting // as said
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -174,7 +174,7 @@ type Server struct {
 // Start starts a cluster that only this test uses.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	dir, err := os.MkdirTemp("", dirPattern)
+	dir, err := os.MkdirTemp("", dirPattern) //nolint:usetesting // a user who runs PostgreSQL for root can't reach t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,8 +15,8 @@ func TestCatalogue(t *testing.T) {
 	for i, e := range Types() {
 		groups[e.Group]++
 		union |= e.Needs()
-		if i > 0 && catalogue[i-1].Name >= e.Name {
-			t.Errorf("%s does not come after %s", e.Name, catalogue[i-1].Name)
+		if i > 0 && catalog[i-1].Name >= e.Name {
+			t.Errorf("%s does not come after %s", e.Name, catalog[i-1].Name)
 		}
 		if got, ok := Lookup(e.Name); !ok || got != e {
 			t.Errorf("Lookup(%q) = %+v, %v", e.Name, got, ok)

@@ -42,17 +42,17 @@ func (t Type) Needs() Intents {
 // switched on in the developer portal.
 func (t Type) Privileged() bool { return t.Intents != 0 && t.Intents&^IntentsPrivileged == 0 }
 
-// Types returns the catalogue, sorted by name: all that Discord documents for
+// Types returns the catalog, sorted by name: all that Discord documents for
 // its gateway (Discord: Receive Events), and what is not Discord's.
-func Types() []Type { return slices.Clone(catalogue) }
+func Types() []Type { return slices.Clone(catalog) }
 
 // Lookup finds a name, without RAW_.
 func Lookup(name string) (Type, bool) {
-	i, ok := slices.BinarySearchFunc(catalogue, name, func(t Type, name string) int { return cmp.Compare(t.Name, name) })
+	i, ok := slices.BinarySearchFunc(catalog, name, func(t Type, name string) int { return cmp.Compare(t.Name, name) })
 	if !ok {
 		return Type{}, false
 	}
-	return catalogue[i], true
+	return catalog[i], true
 }
 
 // Nearest returns up to n known names that look most like one that is not
@@ -63,8 +63,8 @@ func Nearest(name string, n int) []string {
 		name  string
 		score int
 	}
-	all := make([]scored, 0, len(catalogue))
-	for _, t := range catalogue {
+	all := make([]scored, 0, len(catalog))
+	for _, t := range catalog {
 		all = append(all, scored{t.Name, distance(bare, t.Name)})
 	}
 	sort.SliceStable(all, func(i, j int) bool { return all[i].score < all[j].score })
@@ -111,8 +111,8 @@ func levenshtein(a, b string) int {
 	return row[len(b)]
 }
 
-// catalogue is sorted by name.
-var catalogue = []Type{
+// catalog is sorted by name.
+var catalog = []Type{
 	{Name: "APPLICATION_COMMAND_PERMISSIONS_UPDATE", Group: GroupDispatch},
 	{Name: "AUTO_MODERATION_ACTION_EXECUTION", Group: GroupDispatch, Intents: IntentAutoModerationExecution, Content: true},
 	{Name: "AUTO_MODERATION_RULE_CREATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration},
