@@ -73,7 +73,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	}
 	gw := gateway.Config{
 		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Version: version(),
-		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(),
+		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
 	}
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
@@ -70,6 +71,9 @@ type Config struct {
 	// Intents tells what sessions should receive at the moment. Safe for
 	// concurrent use.
 	Intents func() event.Intents
+	// OnlyEnabled leaves out the privileged intents that are not switched on
+	// for the application: with one of them Discord refuses the connection.
+	OnlyEnabled bool
 	// IntentsChanged tells that Intents returns something else; nil if it
 	// never does.
 	IntentsChanged <-chan struct{}
@@ -144,10 +148,10 @@ func (g *Gateway) discover(ctx context.Context) (*starts, []event.Shard, error) 
 		defer g.mu.Unlock()
 		g.problem = "Discord's API: " + err.Error()
 	}
-	var id event.Snowflake
+	var app application
 	var info gatewayInfo
 	err := g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
-		id, err = g.rest.applicationID(ctx)
+		app, err = g.rest.application(ctx)
 		return err
 	})
 	if err != nil {
@@ -160,11 +164,30 @@ func (g *Gateway) discover(ctx context.Context) (*starts, []event.Shard, error) 
 	if err != nil {
 		return nil, nil, err
 	}
+	if g.cfg.OnlyEnabled {
+		g.cfg.Intents = g.enabled(ctx, g.cfg.Intents, app)
+	}
 	list := g.cfg.Shards.list(info.Shards)
-	g.log.LogAttrs(ctx, slog.LevelInfo, "connecting shards", slog.String("application", id.String()),
+	g.log.LogAttrs(ctx, slog.LevelInfo, "connecting shards", slog.String("application", app.id.String()),
 		slog.Int("shards", len(list)), slog.Int("of", list[0].Count), slog.Int("recommended", info.Shards),
 		slog.Int("session_starts_left", info.Limit.Remaining))
-	return newStarts(id, info, g.rest, g.slots, g.log), list, nil
+	return newStarts(app.id, info, g.rest, g.slots, g.log), list, nil
+}
+
+// enabled leaves out of what is wanted the privileged intents that are not
+// switched on, and says so whenever what is left out changes.
+func (g *Gateway) enabled(ctx context.Context, want func() event.Intents, app application) func() event.Intents {
+	var told atomic.Int64
+	return func() event.Intents {
+		all := want()
+		missing := all & event.IntentsPrivileged &^ app.privileged
+		if told.Swap(int64(missing)) != int64(missing) && missing != 0 {
+			g.log.LogAttrs(ctx, slog.LevelWarn, "listeners need privileged intents that are not switched on: "+
+				"switch them on in the developer portal (Bot, Privileged Gateway Intents) and start the server again",
+				slog.String("intents", missing.String()))
+		}
+		return all &^ missing
+	}
 }
 
 // maxDials is how many connections are opened at a time: Discord counts no

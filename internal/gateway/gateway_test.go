@@ -577,19 +577,19 @@ func TestResumeURLDown(t *testing.T) {
 // alive and not taken for dead, and nothing is lost.
 func TestJournalBusy(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 150 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 400 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
 	r.store.setBusy(true)
 	r.dispatch(0, 10, 500)
-	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+8)
+	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+4)
 	r.store.setBusy(false)
 	r.messages(510)
-	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+3)
+	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+2)
 	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections; last close %+v", n, r.gateway.Status()[0].LastClose)
 	}
 	r.legal()
 }
@@ -723,7 +723,7 @@ func TestBucketsOfShards(t *testing.T) {
 		Shards: shards, IdentifyWindow: window,
 		SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2},
 	})
-	r.slots = pacedBuckets(t, window+30*time.Millisecond)
+	r.slots = pacedBuckets(t, 3*window)
 	r.start()
 	for shard := range shards {
 		r.ready(shard)
@@ -846,15 +846,22 @@ func TestMoreIntents(t *testing.T) {
 	r.dispatch(0, 30, 20)
 	r.messages(50)
 	want := []string{
-		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "GUILD_DELETE", "SHARD_DISCONNECT", "DISCONNECT",
+		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "SHARD_DISCONNECT", "DISCONNECT",
 		"SHARD_CONNECT", "CONNECT", "READY",
 	}
-	if diff := cmp.Diff(want, r.untold()); diff != "" {
+	told := r.untold()
+	// An ACK may overtake the GUILD_DELETE: then it is the second one's to tell.
+	at := slices.Index(told, "GUILD_DELETE")
+	if at < 0 {
+		t.Fatal("GUILD_DELETE was not told")
+	}
+	if diff := cmp.Diff(want, slices.Delete(told, at, at+1)); diff != "" {
 		t.Error(diff)
 	}
 	now := r.ready(0)
+	r.wait("the status tells of it", func() bool { return r.gateway.Status()[0].Received == now.Seq })
 	st := r.gateway.Status()[0]
-	if now.Intents != r.intents.Load() || int64(st.Intents) != now.Intents || st.State != StateConnected || st.Received != now.Seq {
+	if now.Intents != r.intents.Load() || int64(st.Intents) != now.Intents || st.State != StateConnected {
 		t.Errorf("session %+v, status %+v", now, st)
 	}
 	// The new one is resumed like any other.
@@ -987,4 +994,27 @@ func TestLogsTellNoSecrets(t *testing.T) {
 			t.Errorf("%q is not in the log:\n%s", want, &logs)
 		}
 	}
+}
+
+// TestOnlyEnabledIntents: a listener for everything must not cost a bot its
+// connection because a privileged intent is not switched on.
+func TestOnlyEnabledIntents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Flags: 1 << 15}) // GUILD_MEMBERS, of a small bot
+	r.intents.Store(int64(event.IntentsAll))
+	r.cfg.OnlyEnabled = true
+	r.start()
+	r.ready(0)
+	var sent struct{ Intents event.Intents }
+	for _, e := range r.Log() {
+		if e.Kind == gatewaytest.Identify {
+			if err := json.Unmarshal(e.Data, &sent); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if want := event.IntentsAll &^ (event.IntentGuildPresences | event.IntentMessageContent); sent.Intents != want {
+		t.Errorf("identified with %v, want %v", sent.Intents, want)
+	}
+	r.legal()
 }

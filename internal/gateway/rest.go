@@ -74,19 +74,41 @@ func (c *restClient) gateway(ctx context.Context) (gatewayInfo, error) {
 	return info, nil
 }
 
-// applicationID asks which application the token belongs to.
-func (c *restClient) applicationID(ctx context.Context) (event.Snowflake, error) {
-	var app struct {
-		ID string `json:"id"`
+// application is what the token belongs to.
+type application struct {
+	id event.Snowflake
+	// privileged are the privileged intents that are switched on for it.
+	privileged event.Intents
+}
+
+// privilegedFlags are the application flags that switch an intent on, in full
+// or limited to small bots (Discord: Application Flags).
+var privilegedFlags = map[event.Intents]int64{
+	event.IntentGuildPresences: 1<<12 | 1<<13,
+	event.IntentGuildMembers:   1<<14 | 1<<15,
+	event.IntentMessageContent: 1<<18 | 1<<19,
+}
+
+// application asks which application the token belongs to.
+func (c *restClient) application(ctx context.Context) (application, error) {
+	var answer struct {
+		ID    string `json:"id"`
+		Flags int64  `json:"flags"`
 	}
-	if err := c.get(ctx, "/applications/@me", &app); err != nil {
-		return 0, err
+	if err := c.get(ctx, "/applications/@me", &answer); err != nil {
+		return application{}, err
 	}
-	id, err := event.ParseSnowflake(app.ID)
+	id, err := event.ParseSnowflake(answer.ID)
 	if err != nil {
-		return 0, fmt.Errorf("GET /applications/@me: %w", err)
+		return application{}, fmt.Errorf("GET /applications/@me: %w", err)
 	}
-	return id, nil
+	app := application{id: id}
+	for intent, flags := range privilegedFlags {
+		if answer.Flags&flags != 0 {
+			app.privileged |= intent
+		}
+	}
+	return app, nil
 }
 
 // statusError is an answer other than 200.
