@@ -254,3 +254,34 @@ func TestWhatIsServed(t *testing.T) {
 		}
 	}
 }
+
+// A listener that was just created gets the very next event, although the
+// shards have to identify again for it: until then the old session delivers.
+func TestNewListenerGetsTheVeryNextEvent(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_INTENTS=auto")
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	flow(t, discord, l, 400, nil)
+	l.await(time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for shard := range shards {
+		e, err := discord.WaitIdentify(ctx, shard, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var identify struct{ Intents event.Intents }
+		want := event.IntentGuildMessages | event.IntentDirectMessages | event.IntentMessageContent
+		if err := json.Unmarshal(e.Data, &identify); err != nil || identify.Intents != want {
+			t.Errorf("identified with %v, %v; want %v", identify.Intents, err, want)
+		}
+	}
+	awaitReady(t, discord)
+	if n := l.twice(); n != 0 {
+		t.Errorf("%d deliveries came twice", n)
+	}
+}
