@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+func env(pairs ...string) func(string) string {
+	return func(name string) string {
+		for i := 0; i < len(pairs); i += 2 {
+			if pairs[i] == name {
+				return pairs[i+1]
+			}
+		}
+		return ""
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	t.Parallel()
+	c, err := readConfig(env("DISCORD_TOKEN", " Bot abc.def "), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.token.Reveal() != "abc.def" || c.discordURL != "https://discord.com/api/v10" || c.addr != "127.0.0.1:8080" || c.dataDir != ".gatehook" ||
+		!c.intents.auto || len(c.schedule) != 9 || c.attemptTimeout != 15*time.Second || c.retention != 168*time.Hour ||
+		c.shutdownTimeout != 30*time.Second || c.logFormat != "" || !c.databaseURL.Empty() || len(c.allowTargets) != 0 {
+		t.Errorf("%+v", c)
+	}
+	c, err = readConfig(env("DISCORD_TOKEN", "a", "GATEHOOK_INTENTS", "GUILDS,guild_messages", "GATEHOOK_ALLOW_TARGETS", "127.0.0.0/8, ::1/128"), true)
+	if err != nil || c.intents != (intents{fixed: event.IntentGuilds | event.IntentGuildMessages}) || len(c.allowTargets) != 2 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// Every unusable value is named with what is accepted, all of them at once,
+// and none that is secret is shown.
+func TestConfigProblems(t *testing.T) {
+	t.Parallel()
+	values := []string{
+		"DISCORD_TOKEN", "hunter2 hunter2", "DATABASE_URL", "mysql://u:hunter2@h/d", "DISCORD_API_URL", "discord.com",
+		"GATEHOOK_ADDR", "8080", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
+		"GATEHOOK_RETRY_SCHEDULE", "soon", "GATEHOOK_ATTEMPT_TIMEOUT", "0s", "GATEHOOK_RETENTION", "week",
+		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
+	}
+	_, err := readConfig(env(values...), true)
+	if err == nil {
+		t.Fatal("nothing is wrong")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != len(values)/2 {
+		t.Errorf("%d lines for %d problems:\n%v", len(lines), len(values)/2, err)
+	}
+	for i := 0; i < len(values); i += 2 {
+		found := false
+		for _, line := range lines {
+			secret := strings.Contains(values[i+1], "hunter2")
+			found = found || strings.HasPrefix(line, values[i]+"=") && strings.Contains(line, "accepted is") &&
+				(secret || strings.Contains(line, values[i+1]))
+		}
+		if !found {
+			t.Errorf("%s=%s is not said:\n%v", values[i], values[i+1], err)
+		}
+	}
+	if strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a secret is shown:\n%v", err)
+	}
+	if _, err := readConfig(env(), true); err == nil || !strings.Contains(err.Error(), "DISCORD_TOKEN is not set") {
+		t.Errorf("without a token: %v", err)
+	}
+	if _, err := readConfig(env(), false); err != nil {
+		t.Errorf("migrate without a token: %v", err)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"serve"}, {"migrate", "now"}, {"demo", "--nope"}, {"demo", "extra"}} {
+		var stderr bytes.Buffer
+		if err := run(t.Context(), args, env(), &stderr, &stderr); !errors.Is(err, errUsage) || stderr.Len() == 0 && len(args) < 2 {
+			t.Errorf("%v: %v, %s", args, err, &stderr)
+		}
+	}
+	for _, args := range [][]string{{"demo", "--rate", "0"}, {"demo", "--frames", t.TempDir()}} {
+		if err := run(t.Context(), args, env(), &bytes.Buffer{}, &bytes.Buffer{}); err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+func TestDataDirKeepsItsNameAndKey(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "a", "b")
+	first, err := openDataDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, fresh, err := first.apiKey()
+	if err != nil || !fresh || !strings.HasPrefix(key.Reveal(), "gk_") {
+		t.Errorf("the first key: fresh %v, %v", fresh, err)
+	}
+	if info, err := os.Stat(filepath.Join(path, apiKeyFile)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key's file: %v, %v", info, err)
+	}
+	// While the first one lives, a second is somebody else.
+	second, err := openDataDir(path)
+	if err == nil || second.name == first.name {
+		t.Errorf("a second one at once: %v", err)
+	}
+	if err := errors.Join(second.close(), first.close()); err != nil {
+		t.Error(err)
+	}
+	again, err := openDataDir(path)
+	if err != nil || again.name != first.name {
+		t.Errorf("after a restart: %v, %v, want %v", err, again.name, first.name)
+	}
+	defer again.close() //nolint:errcheck // read only
+	if same, fresh, err := again.apiKey(); err != nil || fresh || same != key {
+		t.Errorf("the key after a restart: fresh %v, %v", fresh, err)
+	}
+}
+
+// Parts stop in the reverse order, each waited for; one that does not end is
+// killed when the time is over; one that fails ends the wait.
+func TestLifecycle(t *testing.T) {
+	t.Parallel()
+	l := newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
+	var order []string
+	add := func(name string) {
+		stop := make(chan struct{})
+		l.add(name, func(context.Context) error { <-stop; return nil }, func() { order = append(order, name); close(stop) })
+	}
+	add("first")
+	l.add("stuck", func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }, func() { order = append(order, "stuck") })
+	add("last")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.wait(ended); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	if err := l.stop(50 * time.Millisecond); !errors.Is(err, errTooLate) {
+		t.Errorf("stop: %v", err)
+	}
+	if diff := cmp.Diff([]string{"last", "stuck", "first"}, order); diff != "" {
+		t.Error(diff)
+	}
+	broken := errors.New("broken")
+	l = newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
+	l.add("broken", func(context.Context) error { return broken }, func() {})
+	if err := l.wait(t.Context()); !errors.Is(err, broken) || !strings.Contains(err.Error(), "broken: ") {
+		t.Errorf("wait: %v", err)
+	}
+	if err := l.stop(time.Second); !errors.Is(err, broken) {
+		t.Errorf("stop: %v", err)
+	}
+}
