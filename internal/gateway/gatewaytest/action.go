@@ -40,7 +40,6 @@ func (m Moment) knowsShard() bool { return m >= AtIdentify }
 type Action struct {
 	verb    verb
 	code    int
-	text    string
 	wait    time.Duration
 	payload []byte
 	later   int64
@@ -237,6 +236,9 @@ func (s *Server) Do(shard int, actions ...Action) error {
 			if a.verb == verbReset && a.later == 0 {
 				c.abort()
 				break
+			}
+			if a.verb == verbSilence && a.later == 0 {
+				c.deaf = true // not only once the writer comes to it
 			}
 			c.enqueue(c.session.seq+a.later, a)
 		}

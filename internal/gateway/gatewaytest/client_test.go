@@ -246,7 +246,14 @@ func wantIllegal(t *testing.T, srv *gatewaytest.Server, want ...string) {
 	}
 }
 
-func get(t *testing.T, url, authorization string) (*http.Response, map[string]any) {
+// answer is what a REST call got.
+type answer struct {
+	status int
+	header http.Header
+	body   map[string]any
+}
+
+func get(t *testing.T, url, authorization string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(within(t), http.MethodGet, url, nil)
 	if err != nil {
@@ -261,9 +268,9 @@ func get(t *testing.T, url, authorization string) (*http.Response, map[string]an
 		t.Fatal(err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	var body map[string]any
-	if err := json.NewDecoder(res.Body).Decode(&body); err != nil {
+	a := answer{status: res.StatusCode, header: res.Header}
+	if err := json.NewDecoder(res.Body).Decode(&a.body); err != nil {
 		t.Fatalf("%s: %v", res.Status, err)
 	}
-	return res, body
+	return a
 }

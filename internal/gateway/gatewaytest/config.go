@@ -120,16 +120,16 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var errs []error
 	if c.Shards < 0 {
-		errs = append(errs, fmt.Errorf("Shards is %d: give 1 or more", c.Shards))
+		errs = append(errs, fmt.Errorf("a Shards of %d: give 1 or more", c.Shards))
 	}
 	if c.HeartbeatInterval < time.Millisecond {
-		errs = append(errs, fmt.Errorf("HeartbeatInterval is %v: HELLO can't say less than 1ms", c.HeartbeatInterval))
+		errs = append(errs, fmt.Errorf("a HeartbeatInterval of %v: HELLO can't say less than 1ms", c.HeartbeatInterval))
 	}
 	if c.ReplayLimit < 1 {
-		errs = append(errs, fmt.Errorf("ReplayLimit is %d: give 1 or more", c.ReplayLimit))
+		errs = append(errs, fmt.Errorf("a ReplayLimit of %d: give 1 or more", c.ReplayLimit))
 	}
 	if c.SplitEvery < 0 {
-		errs = append(errs, fmt.Errorf("SplitEvery is %d: give 0 or more", c.SplitEvery))
+		errs = append(errs, fmt.Errorf("a SplitEvery of %d: give 0 or more", c.SplitEvery))
 	}
 	return errors.Join(errs...)
 }

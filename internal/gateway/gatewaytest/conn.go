@@ -47,7 +47,7 @@ type step struct {
 type conn struct {
 	srv    *Server
 	id     int
-	ctx    context.Context // never cancelled: wire's end ends everything
+	ctx    context.Context // never done: the end of wire ends everything
 	ws     *websocket.Conn
 	wire   *wire
 	resume bool // it came in on the resume URL
@@ -63,7 +63,7 @@ type conn struct {
 	steps    []step
 	sends    []time.Time // when the last commands came, for the rate limit
 	leaving  bool        // something was done that makes a client leave
-	deaf     bool        // a violation was found: what comes is ignored
+	deaf     bool        // what comes is ignored: it is being closed or silenced
 	ending   bool        // nothing is sent any more and what comes is ignored
 	silenced bool        // ending, by Silence
 }
@@ -116,9 +116,9 @@ func (s *Server) open(c *conn) bool {
 		return true
 	}
 	actions := s.fire(AtHello, AnyShard)
-	c.enqueueAll(0, actions)
+	c.now(actions...)
 	if !skipsStep(actions) {
-		c.enqueue(0, Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["gatewaytest"]}}`,
+		c.now(Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["gatewaytest"]}}`,
 			s.cfg.HeartbeatInterval.Milliseconds())))
 	}
 	c.extend()
@@ -172,7 +172,7 @@ func (c *conn) missed() bool {
 	}
 	s.note(Entry{Kind: Missed, Conn: c.id, Shard: c.shard, Session: c.sessionID()})
 	c.deaf = true
-	c.enqueue(0, Close(4000))
+	c.now(Close(closeUnknown))
 	// A client that does not read either must not hold the writer for ever.
 	at := time.Now().Add(closeGrace)
 	_ = c.wire.SetDeadline(at) // as in extend
@@ -194,7 +194,7 @@ func (c *conn) over(err error) {
 	}
 	// Discord: Gateway, Initiating a Disconnect. A silenced connection stands
 	// for one on which Discord does not hear the client.
-	if ss := c.session; ss != nil && !c.ending && (code == 1000 || code == 1001) {
+	if ss := c.session; ss != nil && !c.ending && !c.deaf && (code == 1000 || code == 1001) {
 		s.kill(ss, fmt.Sprintf("the client closed with %d", code))
 		ss.told = true
 	}
@@ -210,11 +210,22 @@ func (c *conn) sessionID() string {
 	return c.session.id
 }
 
-// attach makes c the connection of the session, from the dispatch behind
-// cursor on. s.mu is held.
-func (c *conn) attach(ss *session, cursor int64) {
+// rewind prepares for a session of which the client has the dispatches up to
+// cursor: steps that are due stay so. s.mu is held.
+func (c *conn) rewind(cursor int64) {
+	for i := range c.steps {
+		if c.steps[i].after <= c.cursor {
+			c.steps[i].after = 0
+		}
+	}
+	c.cursor = cursor
+	c.leaving = false // it was told to leave, with op 9, and tries anew
+}
+
+// attach makes c the connection of the session. s.mu is held.
+func (c *conn) attach(ss *session) {
 	ss.conn, ss.awaySince = c, time.Time{}
-	c.session, c.shard, c.cursor = ss, ss.shard, cursor
+	c.session, c.shard = ss, ss.shard
 	c.srv.signal()
 }
 
@@ -231,6 +242,9 @@ func (c *conn) detach() {
 	c.srv.room.Broadcast()
 	c.srv.signal()
 }
+
+// now adds a step behind those that are due by now. s.mu is held.
+func (c *conn) now(actions ...Action) { c.enqueueAll(c.cursor, actions) }
 
 // enqueue adds a step behind those that are due no later. s.mu is held.
 func (c *conn) enqueue(after int64, a Action) {

@@ -112,7 +112,8 @@ func (s *Server) DispatchFrame(shard int, f Frame) (Sent, error) {
 }
 
 func (s *Server) dispatch(shard int, name string, f frame) (Sent, error) {
-	sent, err := s.send(name, f, func() []*session { return s.byShard[shard] })
+	var one [1]Sent // more only if two clients have this shard
+	sent, err := s.send(one[:0], name, f, func() []*session { return s.byShard[shard] })
 	if err != nil {
 		return Sent{}, fmt.Errorf("shard %d, %s: %w", shard, name, err)
 	}
@@ -134,7 +135,7 @@ func (s *Server) broadcast(name string, data []byte, to func(*session) bool) ([]
 	if err != nil {
 		return nil, err
 	}
-	return s.send(name, f, func() (found []*session) {
+	return s.send(nil, name, f, func() (found []*session) {
 		for _, sessions := range s.byShard {
 			for _, ss := range sessions {
 				if to(ss) {
@@ -158,8 +159,8 @@ func newFrame(name string, data []byte) (frame, error) {
 }
 
 // send puts a frame into the sessions that to returns, as soon as all of them
-// have room. to is called with s.mu held.
-func (s *Server) send(name string, f frame, to func() []*session) ([]Sent, error) {
+// have room, and appends where it went. to is called with s.mu held.
+func (s *Server) send(sent []Sent, name string, f frame, to func() []*session) ([]Sent, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := to()
@@ -179,8 +180,6 @@ func (s *Server) send(name string, f frame, to func() []*session) ([]Sent, error
 		return nil, ErrNoSession
 	}
 	s.calls++
-	var one [1]Sent // the usual case needs no allocation beyond the result
-	sent := one[:0]
 	for _, ss := range sessions {
 		sent = append(sent, s.push(ss, name, f, s.calls))
 	}

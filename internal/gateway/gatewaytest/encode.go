@@ -63,30 +63,33 @@ func (e *encoder) encode(payload []byte, dispatch bool) (websocket.MessageType, 
 }
 
 // deflate goes on with the connection's one zlib stream.
-func (e *encoder) deflate(payload []byte) (err error) {
-	if e.zlib == nil {
-		if e.zlib, err = zlib.NewWriterLevel(&e.buf, zlib.BestSpeed); err != nil {
-			return err
-		}
+func (e *encoder) deflate(payload []byte) error {
+	if err := e.openZlib(); err != nil {
+		return err
 	}
-	if _, err = e.zlib.Write(payload); err != nil {
+	if _, err := e.zlib.Write(payload); err != nil {
 		return err
 	}
 	return e.zlib.Flush()
 }
 
 // deflateAlone makes a zlib stream of the payload alone.
-func (e *encoder) deflateAlone(payload []byte) (err error) {
-	if e.zlib == nil {
-		if e.zlib, err = zlib.NewWriterLevel(&e.buf, zlib.BestSpeed); err != nil {
-			return err
-		}
+func (e *encoder) deflateAlone(payload []byte) error {
+	if err := e.openZlib(); err != nil {
+		return err
 	}
 	e.zlib.Reset(&e.buf)
-	if _, err = e.zlib.Write(payload); err != nil {
+	if _, err := e.zlib.Write(payload); err != nil {
 		return err
 	}
 	return e.zlib.Close()
+}
+
+func (e *encoder) openZlib() (err error) {
+	if e.zlib == nil {
+		e.zlib, err = zlib.NewWriterLevel(&e.buf, zlib.BestSpeed)
+	}
+	return err
 }
 
 // zstandard goes on with the connection's one zstd frame, which never ends.
@@ -106,13 +109,14 @@ func (e *encoder) zstandard(payload []byte) (err error) {
 	return e.zstd.Flush()
 }
 
-// cut spreads a flushed payload over several messages if that is asked for. No
-// message but the last may look like the end of a payload.
+// cut spreads a flushed payload over several messages if that is asked for. The
+// last message holds the suffix whole, and no other ends like it: by that a
+// client tells the end of a payload (Discord: Gateway, zlib-stream).
 func (e *encoder) cut(b []byte) {
-	for e.split > 0 && len(b) > e.split {
-		n := e.split
-		for n < len(b) && bytes.HasSuffix(b[:n], suffix) {
-			n++
+	for e.split > 0 && len(b) > max(e.split, len(suffix)) {
+		n := min(e.split, len(b)-len(suffix))
+		if bytes.HasSuffix(b[:n], suffix) {
+			n-- // no payload ends here
 		}
 		e.messages = append(e.messages, b[:n])
 		b = b[n:]

@@ -90,7 +90,7 @@ func (s *Server) illegal(c *conn, format string, args ...any) {
 func (c *conn) refuse(code int, format string, args ...any) {
 	c.srv.illegal(c, format, args...)
 	c.deaf = true
-	c.enqueue(0, Close(code))
+	c.now(Close(code))
 }
 
 // receive handles one message of the client.
@@ -174,9 +174,9 @@ func (c *conn) heartbeat(d json.RawMessage) {
 		s.signal()
 	}
 	actions := s.fire(AtHeartbeat, c.shard)
-	c.enqueueAll(0, actions)
+	c.now(actions...)
 	if !skipsStep(actions) {
-		c.enqueue(0, Send([]byte(`{"t":null,"s":null,"op":11,"d":null}`)))
+		c.now(Send([]byte(`{"t":null,"s":null,"op":11,"d":null}`)))
 	}
 }
 
@@ -246,9 +246,9 @@ func (c *conn) identify(d json.RawMessage) {
 		return
 	}
 	ss.intents = *p.Intents
-	c.leaving = false // of an op 9 before
+	c.rewind(0)
 	actions := s.fire(AtIdentify, ss.shard)
-	c.enqueueAll(0, actions)
+	c.now(actions...)
 	if !skipsStep(actions) {
 		s.begin(c, ss)
 	}
@@ -280,7 +280,7 @@ func (s *Server) spend(c *conn) bool {
 	for other := range s.conns {
 		if other != c && other.session != nil {
 			other.deaf = true
-			other.enqueue(0, Close(closeAuthFailed))
+			other.now(Close(closeAuthFailed))
 		}
 	}
 	c.refuse(closeAuthFailed, "IDENTIFY after the session start limit was used up: the token is reset")
@@ -301,7 +301,7 @@ func (s *Server) takeBucket(shard int) bool {
 // reject answers IDENTIFY or RESUME with op 9, not resumable. s.mu is held.
 func (c *conn) reject(why string) {
 	c.srv.note(Entry{Kind: Refused, Conn: c.id, Shard: c.shard, Detail: why})
-	c.enqueue(0, Invalidate(false))
+	c.now(Invalidate(false))
 }
 
 // resumeSession handles op 6 (Discord: Gateway, Resuming). s.mu is held, but
@@ -374,11 +374,10 @@ func (c *conn) replay(ss *session, seq int64) {
 		c.reject(ss.dead)
 		return
 	}
-	c.leaving = false // of an op 9 before
+	c.rewind(seq)
 	actions := s.fire(AtResume, ss.shard)
-	c.enqueueAll(seq, actions)
+	c.now(actions...)
 	if skipsStep(actions) {
-		c.cursor = seq // the actions wait for no dispatch
 		for _, a := range actions {
 			if a.killsSession() {
 				s.kill(ss, "the script ended it")
@@ -387,7 +386,7 @@ func (c *conn) replay(ss *session, seq int64) {
 		}
 		return
 	}
-	c.attach(ss, seq)
+	c.attach(ss)
 	s.note(Entry{Kind: Resumed, Conn: c.id, Shard: ss.shard, Session: ss.id, Seq: seq})
 	// The end of the replay is a dispatch with a number of its own.
 	s.push(ss, "RESUMED", frame{name: "RESUMED", data: []byte(`{"_trace":["gatewaytest"]}`)}, 0)
@@ -414,7 +413,7 @@ func (s *Server) fence(c *conn, ss *session) {
 		old = ss.conn
 		old.detach()
 		old.deaf = true
-		old.enqueue(0, Close(closeSession))
+		old.now(Close(closeSession))
 	}
 }
 

@@ -21,7 +21,7 @@ type Server struct {
 	// gateway serves the REST calls and the gateway's URL, resume the resume
 	// URL only: another port, so that a client that takes one for the other
 	// is found out.
-	gateway, resume net.Listener
+	gateway, resume *net.TCPListener
 	servers         []*http.Server
 	done            chan struct{}  // closed by Close
 	wg              sync.WaitGroup // servers, handlers and writers
@@ -65,11 +65,12 @@ func Start(cfg Config) (*Server, error) {
 		log:      journal{counts: map[counted]int{}, changed: make(chan struct{})},
 	}
 	s.room = sync.NewCond(&s.mu)
+	loopback := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} // any port
 	var err error
-	if s.gateway, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if s.gateway, err = net.ListenTCP("tcp4", loopback); err != nil {
 		return nil, fmt.Errorf("gatewaytest: start: %w", err)
 	}
-	if s.resume, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if s.resume, err = net.ListenTCP("tcp4", loopback); err != nil {
 		return nil, fmt.Errorf("gatewaytest: start: %w", errors.Join(err, s.gateway.Close()))
 	}
 	s.serve(s.gateway, s.handleAPI)
@@ -188,7 +189,7 @@ func (s *Server) begin(c *conn, ss *session) {
 	s.sessions[ss.id] = ss
 	s.order = append(s.order, ss)
 	s.byShard[ss.shard] = append(s.byShard[ss.shard], ss)
-	c.attach(ss, 0)
+	c.attach(ss)
 	s.push(ss, "READY", frame{name: "READY", data: s.readyData(ss)}, 0)
 	s.note(Entry{Kind: Ready, Conn: c.id, Shard: ss.shard, Session: ss.id})
 }

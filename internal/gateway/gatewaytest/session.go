@@ -42,8 +42,13 @@ func newSessionID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// push appends a dispatch and wakes the connection's writer.
+// push appends a dispatch and wakes the connection's writer. What the client
+// was not sent yet never makes room: RESUMED and the answers to commands, which
+// can't wait as Dispatch does, exceed the limit instead.
 func (ss *session) push(f frame) {
+	for ss.frames.full() && (ss.conn == nil || ss.frames.first <= ss.conn.cursor) {
+		ss.frames.trim(ss.frames.first)
+	}
 	ss.seq++
 	ss.frames.push(f)
 	if ss.conn != nil {
@@ -90,9 +95,9 @@ func (f *frame) append(b []byte, seq int64) []byte {
 }
 
 // ring keeps the last dispatches of a session: those with the numbers first to
-// first+n-1. It grows up to limit.
+// first+n-1.
 type ring struct {
-	limit int
+	limit int // from how many on it is full; it takes more
 	slots []frame
 	head  int
 	n     int
@@ -101,13 +106,10 @@ type ring struct {
 
 func newRing(limit int) ring { return ring{limit: limit, first: 1} }
 
-func (r *ring) full() bool { return r.n == r.limit }
+func (r *ring) full() bool { return r.n >= r.limit }
 
 func (r *ring) push(f frame) {
-	switch {
-	case r.full():
-		r.trim(r.first)
-	case r.n == len(r.slots):
+	if r.n == len(r.slots) {
 		r.grow()
 	}
 	r.slots[(r.head+r.n)%len(r.slots)] = f
@@ -115,7 +117,7 @@ func (r *ring) push(f frame) {
 }
 
 func (r *ring) grow() {
-	slots := make([]frame, min(max(64, 2*len(r.slots)), r.limit))
+	slots := make([]frame, max(64, 2*len(r.slots)))
 	for i := range r.n {
 		slots[i] = r.slots[(r.head+i)%len(r.slots)]
 	}

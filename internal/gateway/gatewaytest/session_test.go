@@ -1,7 +1,9 @@
 package gatewaytest_test
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 
@@ -33,5 +35,230 @@ func TestDispatchDropResume(t *testing.T) {
 	dispatch(t, srv, 0, "TYPING_START", `{}`)
 	c.expect("TYPING_START 6")
 	_ = c.ws.Close(websocket.StatusNormalClosure, "")
+	wantIllegal(t, srv)
+}
+
+func TestResumeRefused(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		cfg     gatewaytest.Config
+		script  func(t *testing.T, srv *gatewaytest.Server, c *client)
+		seq     int64
+		want    string // the answer, or a close code
+		illegal []string
+	}{
+		{
+			name: "1000", seq: 1, want: "op 9 false",
+			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(1000, "") },
+			illegal: []string{"RESUME of a session that the client knows is gone: the client closed with 1000"},
+		},
+		{
+			name: "1001", seq: 1, want: "op 9 false",
+			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(1001, "") },
+			illegal: []string{"RESUME of a session that the client knows is gone: the client closed with 1001"},
+		},
+		{
+			name: "4900", seq: 1, want: "RESUMED 2",
+			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(4900, "") },
+		},
+		{
+			name: "no close frame", seq: 1, want: "RESUMED 2",
+			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+		},
+		{
+			name: "too late", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{SessionLifetime: time.Nanosecond},
+			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+		},
+		{
+			name: "future", seq: 3, want: "4007",
+			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+			illegal: []string{"RESUME from 3, of 1"},
+		},
+		{
+			name: "told by op 9", seq: 1, want: "op 9 false",
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				do(t, srv, 0, gatewaytest.Invalidate(false))
+				c.expect("op 9 false")
+				_ = c.ws.CloseNow()
+			},
+			illegal: []string{"RESUME of a session that the client knows is gone: it was invalidated"},
+		},
+		{
+			name: "resumable op 9", seq: 1, want: "RESUMED 2",
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				do(t, srv, 0, gatewaytest.Invalidate(true))
+				c.expect("op 9 true")
+				_ = c.ws.CloseNow()
+			},
+		},
+		{
+			name: "more than is kept", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{ReplayLimit: 3},
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				drop(t, srv, c)
+				for range 4 {
+					dispatch(t, srv, 0, "TYPING_START", "{}")
+				}
+			},
+		},
+		{
+			name: "as much as is kept", seq: 2, want: "TYPING_START 3", cfg: gatewaytest.Config{ReplayLimit: 3},
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				drop(t, srv, c)
+				for range 4 {
+					dispatch(t, srv, 0, "TYPING_START", "{}")
+				}
+			},
+		},
+		{
+			name: "from before an acknowledged one", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{TrimAcked: true},
+			script: acknowledgeTwo,
+		},
+		{
+			name: "from an acknowledged one", seq: 2, want: "TYPING_START 3", cfg: gatewaytest.Config{TrimAcked: true},
+			script: acknowledgeTwo,
+		},
+		{
+			name: "untrimmed", seq: 1, want: "TYPING_START 2",
+			script: acknowledgeTwo,
+		},
+		{
+			name: "changed query", seq: 1, want: "RESUMED 2",
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				do(t, srv, 0, gatewaytest.Drop())
+				c.expectClose(1006)
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			srv := start(t, tt.cfg)
+			c, session := ready(t, srv, 0, 1)
+			tt.script(t, srv, c)
+			c = resumed(t, srv, session, tt.seq)
+			if tt.want == "4007" {
+				c.expectClose(4007)
+			} else {
+				c.expect(tt.want)
+			}
+			wantIllegal(t, srv, tt.illegal...)
+			if e, err := srv.WaitResume(within(t), 0, 1); err != nil || e.Seq != tt.seq || e.Session != session {
+				t.Errorf("log: %v, %v", e, err)
+			}
+		})
+	}
+}
+
+// drop drops the client's connection and waits until both sides know.
+func drop(t *testing.T, srv *gatewaytest.Server, c *client) {
+	t.Helper()
+	do(t, srv, 0, gatewaytest.Drop())
+	c.expectClose(1006)
+}
+
+func acknowledgeTwo(t *testing.T, srv *gatewaytest.Server, c *client) {
+	t.Helper()
+	dispatch(t, srv, 0, "TYPING_START", "{}")
+	dispatch(t, srv, 0, "TYPING_START", "{}")
+	c.expect("TYPING_START 2", "TYPING_START 3")
+	c.send(`{"op":1,"d":2}`)
+	c.expect("op 11 null")
+	drop(t, srv, c)
+}
+
+func TestUnknownSession(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c := resumed(t, srv, "deadbeef", 7)
+	c.expect("op 9 false")
+	wantIllegal(t, srv)
+	c.identify(0, 1)
+	c.ready()
+	wantIllegal(t, srv, "IDENTIFY on the resume URL")
+}
+
+func TestWrongURLs(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c, session := ready(t, srv, 0, 1)
+	drop(t, srv, c)
+	c = hello(t, srv, srv.GatewayURL())
+	c.resume(session, 1)
+	c.expect("RESUMED 2")
+	drop(t, srv, c)
+	c = dial(t, srv, srv.ResumeURL()+"/?v=9&encoding=json")
+	c.next()
+	c.resume(session, 2)
+	c.expect("RESUMED 3")
+	wantIllegal(t, srv, "RESUME on the gateway's URL", "RESUME with another query")
+}
+
+func TestTwoConnectionsOnOneSession(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	old, session := ready(t, srv, 0, 1)
+	c := resumed(t, srv, session, 1)
+	c.expect("RESUMED 2")
+	old.expectClose(4006)
+	wantIllegal(t, srv, "two connections on one session")
+	dispatch(t, srv, 0, "TYPING_START", "{}")
+	c.expect("TYPING_START 3")
+	drop(t, srv, c)
+	resumed(t, srv, session, 3).expect("RESUMED 4") // 4006 ended the old connection only
+}
+
+// TestReconnectAtOnce resumes without waiting for the server to notice that
+// the connection before is gone.
+func TestReconnectAtOnce(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c, session := ready(t, srv, 0, 1)
+	for seq := int64(1); seq < 50; seq++ {
+		_ = c.ws.CloseNow()
+		c = resumed(t, srv, session, seq)
+		c.expect(fmt.Sprintf("RESUMED %d", seq+1))
+	}
+	wantIllegal(t, srv)
+}
+
+func TestInterruptedReplay(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c, session := ready(t, srv, 0, 1)
+	drop(t, srv, c)
+	for range 5 {
+		dispatch(t, srv, 0, "TYPING_START", "{}")
+	}
+	srv.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(2, gatewaytest.Drop()))
+	c = resumed(t, srv, session, 1)
+	c.expect("TYPING_START 2", "TYPING_START 3")
+	c.expectClose(1006)
+	c = resumed(t, srv, session, 3)
+	c.expect("TYPING_START 4", "TYPING_START 5", "TYPING_START 6", "RESUMED 7", "RESUMED 8")
+}
+
+func TestHandoverOfAShard(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	old, first := ready(t, srv, 0, 1)
+	c, second := ready(t, srv, 0, 2)
+	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent.Session != second {
+		t.Errorf("sent %v, want the newer session %s", sent, second)
+	}
+	old.expect("TYPING_START 2")
+	c.expect("TYPING_START 2")
+	_ = c.ws.Close(1000, "")
+	if _, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent.Session != first {
+		t.Errorf("sent %v, want the older session %s", sent, first)
+	}
 	wantIllegal(t, srv)
 }
