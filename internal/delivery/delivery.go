@@ -8,6 +8,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,15 +73,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.AttemptTimeout == 0 {
-		c.AttemptTimeout = 15 * time.Second
-	}
-	if c.LaneQueue == 0 {
-		c.LaneQueue = 1024
-	}
-	if c.Retention == 0 {
-		c.Retention = 168 * time.Hour
-	}
+	c.AttemptTimeout = cmp.Or(c.AttemptTimeout, 15*time.Second)
+	c.LaneQueue = cmp.Or(c.LaneQueue, 1024)
+	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	return c
 }
 
@@ -184,7 +179,7 @@ func (d *Delivery) Stop() {
 }
 
 // Err says why attempts can't be recorded at the moment, or nil.
-func (d *Delivery) Err() error { return d.recorder.health.get() }
+func (d *Delivery) Err() error { return d.recorder.health.Err() }
 
 // Deliver takes a batch that was just committed. It waits only while neither
 // the lanes nor the recorder have room.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +13,7 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 const (
@@ -58,7 +58,7 @@ type recorder struct {
 	d       *Delivery
 	in      chan record
 	stopped chan struct{}
-	health  health
+	health  postgres.Health
 }
 
 func newRecorder(d *Delivery) *recorder {
@@ -136,7 +136,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
 			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))
 		}
-		r.health.set(err)
+		r.health.Set(err)
 		if err == nil {
 			return nil
 		}
@@ -323,22 +323,4 @@ func (s *statements) queue(b *pgx.Batch, settle func(*pgx.Batch, []int64)) {
 	if len(s.settled) > 0 {
 		settle(b, s.settled)
 	}
-}
-
-// health remembers whether the last transaction went through.
-type health struct {
-	mu  sync.Mutex
-	err error
-}
-
-func (h *health) set(err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.err = err
-}
-
-func (h *health) get() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.err
 }

@@ -10,6 +10,7 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"time"
@@ -57,20 +58,13 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.QueueEvents, 8192)
-	setDefault(&c.QueueBytes, 64<<20)
-	setDefault(&c.BatchEvents, 1024)
-	setDefault(&c.CursorDelay, time.Second)
-	setDefault(&c.LeaseTTL, 10*time.Second)
-	setDefault(&c.Retention, 168*time.Hour)
+	c.QueueEvents = cmp.Or(c.QueueEvents, 8192)
+	c.QueueBytes = cmp.Or(c.QueueBytes, 64<<20)
+	c.BatchEvents = cmp.Or(c.BatchEvents, 1024)
+	c.CursorDelay = cmp.Or(c.CursorDelay, time.Second)
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)
+	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	return c
-}
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 // Journal is one instance's view of the journal. Make it with Open, then Run
@@ -85,7 +79,7 @@ type Journal struct {
 	instance  *Instance
 	queue     *queue
 	parts     postgres.Partitions
-	health    health
+	health    postgres.Health
 	lastBatch int64 // the writer's alone
 }
 
@@ -111,7 +105,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, instance *Instance, m Matcher
 }
 
 // Err says why the journal can't commit at the moment, or nil.
-func (j *Journal) Err() error { return j.health.get() }
+func (j *Journal) Err() error { return j.health.Err() }
 
 // Settle queues the statement that forgets batches whose deliveries all are
 // settled. It belongs into the transaction that records the last of them.

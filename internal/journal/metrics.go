@@ -1,8 +1,6 @@
 package journal
 
 import (
-	"sync"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -38,22 +36,4 @@ func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
 		commitTime:  histogram("commit_seconds", "Time that one commit took.", seconds),
 		lag:         histogram("lag_seconds", "Time from an event's receipt to its commit.", seconds),
 	}
-}
-
-// health remembers whether the last commit went through.
-type health struct {
-	mu  sync.Mutex
-	err error
-}
-
-func (h *health) set(err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.err = err
-}
-
-func (h *health) get() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.err
 }

@@ -168,7 +168,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 		switch {
 		case err == nil:
 			j.metrics.commitTime.Observe(time.Since(start).Seconds())
-			j.health.set(nil)
+			j.health.Set(nil)
 			return nil
 		case errors.As(err, &fenced):
 			j.drop(ctx, c, fenced.shards)
@@ -177,7 +177,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 		}
 		if ctx.Err() == nil {
 			j.metrics.retried.Inc()
-			j.health.set(err)
+			j.health.Set(err)
 			j.log.LogAttrs(ctx, slog.LevelWarn, "commit failed, trying again", slog.Int("events", len(c.batch.Events)), slog.Any("error", err))
 		}
 		return retry.RetryableError(err)
