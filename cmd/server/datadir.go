@@ -64,7 +64,9 @@ func (d *dataDir) close() error {
 	if d.lock == nil {
 		return nil
 	}
-	return d.lock.Close()
+	// Closing alone would not do: a process that is being forked at this
+	// moment has the file too, until it executes its program.
+	return errors.Join(unix.Flock(int(d.lock.Fd()), unix.LOCK_UN), d.lock.Close())
 }
 
 // apiKey returns the key that was generated at the first start, made now if

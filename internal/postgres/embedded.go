@@ -105,7 +105,7 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	}
 	e := &Embedded{log: cfg.Logger, lock: lock, ended: make(chan struct{})}
 	if err := e.start(ctx, dir, cfg.Settings); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, unlockFile(lock))
 	}
 	return e, nil
 }
@@ -150,7 +150,7 @@ func (e *Embedded) URL() secret.Value {
 
 // Close stops the server and waits for it. Close every pool before.
 func (e *Embedded) Close() error {
-	return errors.Join(e.halt(), os.RemoveAll(e.sockets), e.lock.Close())
+	return errors.Join(e.halt(), os.RemoveAll(e.sockets), unlockFile(e.lock))
 }
 
 func (e *Embedded) halt() error {
@@ -314,6 +314,12 @@ func lockFile(path string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the data directory: %w", errors.Join(err, f.Close()))
 	}
 	return f, nil
+}
+
+// unlockFile gives the lock up. Closing alone would not do: a process that is
+// being forked at this moment has the file too, until it executes its program.
+func unlockFile(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // shortHash names a directory in a few characters.
