@@ -476,7 +476,7 @@ func TestNoHello(t *testing.T) {
 	r.timing.hello = 50 * time.Millisecond
 	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
 	r.start()
-	r.ready(0)
+	r.named("READY", 1)
 	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
 		t.Errorf("%d connections", n)
 	}

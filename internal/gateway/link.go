@@ -380,10 +380,11 @@ func (l *link) begin(ctx context.Context, f frame) error {
 
 // establish notes READY or RESUMED.
 func (l *link) establish(ctx context.Context, resumed bool) {
+	// In this order: what follows from being live may have more to report.
+	l.report(l.connected(time.Now()))
 	if !l.isLive() {
 		close(l.began)
 	}
-	l.report(l.connected(time.Now()))
 	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
 }
 
