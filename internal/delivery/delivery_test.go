@@ -380,7 +380,7 @@ func TestTimeoutIsAnAttempt(t *testing.T) {
 		}
 		return http.StatusOK, nil
 	})
-	b := setup(t, Config{AttemptTimeout: 50 * time.Millisecond}, c.URL)
+	b := setup(t, Config{AttemptTimeout: time.Second}, c.URL)
 	b.deliver(t, b.commit(t, 1, 1, 1))
 	if got := c.await(t, 1)[0]; got.attempt != 2 {
 		t.Errorf("attempt %d came first, want 2", got.attempt)

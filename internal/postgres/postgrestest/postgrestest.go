@@ -143,7 +143,10 @@ func (c *cluster) close() error {
 // fast: a test's cluster does not outlive a crash of the machine.
 var fast = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400", "checkpoint_timeout=1h"}
 
-const dirPattern = "gatehook-test-"
+// dirPattern names the directories of shared clusters only: sweep takes one
+// that is not locked for one that was left behind, and a test's own cluster is
+// not locked while it is stopped.
+const dirPattern = "gatehook-test-cluster-"
 
 // sweep removes what test binaries left behind that were killed. A live one
 // holds its lock.
@@ -174,7 +177,7 @@ type Server struct {
 // Start starts a cluster that only this test uses.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	dir, err := os.MkdirTemp("", dirPattern) //nolint:usetesting // a user who runs PostgreSQL for root can't reach t.TempDir
+	dir, err := os.MkdirTemp("", "gatehook-test-own-") //nolint:usetesting // a user who runs PostgreSQL for root can't reach t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}
