@@ -55,9 +55,9 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
 		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
 		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
-		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, 100*time.Millisecond, 10*time.Minute),
-		retention:       r.duration("GATEHOOK_RETENTION", 168*time.Hour, time.Minute, 10*365*24*time.Hour),
-		shutdownTimeout: r.duration("GATEHOOK_SHUTDOWN_TIMEOUT", 30*time.Second, time.Second, time.Hour),
+		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, time.Millisecond, 10*time.Minute),
+		retention:       r.duration("GATEHOOK_RETENTION", 168*time.Hour, time.Second, 10*365*24*time.Hour),
+		shutdownTimeout: r.duration("GATEHOOK_SHUTDOWN_TIMEOUT", 30*time.Second, 100*time.Millisecond, time.Hour),
 		logFormat:       r.oneOf("GATEHOOK_LOG_FORMAT", "", "text", "json"),
 		logLevel:        r.oneOf("GATEHOOK_LOG_LEVEL", "info", "debug", "info", "warn", "error"),
 	}

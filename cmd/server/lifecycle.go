@@ -27,6 +27,7 @@ type part struct {
 	stop func()
 	done chan struct{}
 	err  error
+	told bool // wait has returned the error
 }
 
 var (
@@ -66,6 +67,7 @@ func (l *lifecycle) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case p := <-l.ended:
+		p.told = true
 		if p.err == nil {
 			return fmt.Errorf("%s ended without being told to", p.name)
 		}
@@ -85,7 +87,7 @@ func (l *lifecycle) stop(timeout time.Duration) error {
 		start := time.Now()
 		p.stop()
 		<-p.done
-		if p.err != nil && !errors.Is(p.err, errDrained) {
+		if p.err != nil && !p.told && !errors.Is(p.err, errDrained) {
 			problems = append(problems, fmt.Errorf("stop %s: %w", p.name, p.err))
 		}
 		l.log.LogAttrs(l.ctx, slog.LevelInfo, "stopped", slog.String("part", p.name), slog.Duration("took", time.Since(start)))

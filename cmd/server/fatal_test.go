@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// output is a buffer that the server and the test share.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// A token that Discord does not know ends the server, with one line that says
+// so and does not show it.
+func TestUnknownTokenEndsTheServer(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	var stdout, stderr output
+	err := run(t.Context(), nil, env(
+		"DISCORD_TOKEN", "not-the-token", "DISCORD_API_URL", discord.APIURL(), "DATABASE_URL", postgrestest.URL(t),
+		"GATEHOOK_ADDR", "127.0.0.1:0", "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr)
+	if err == nil || !strings.Contains(err.Error(), "token") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
+	if all := err.Error() + stdout.String() + stderr.String(); strings.Contains(all, "not-the-token") {
+		t.Errorf("the token is shown: %s", all)
+	}
+	key := strings.TrimSpace(stdout.String()[strings.LastIndex(stdout.String(), " ")+1:])
+	if !strings.HasPrefix(key, "gk_") || strings.Contains(stderr.String(), key) {
+		t.Errorf("stdout: %s", stdout.String())
+	}
+}
+
+// An address that is in use is said before anything starts.
+func TestAddressInUseIsSaid(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	var stdout, stderr output
+	err := run(t.Context(), nil, env(
+		"DISCORD_TOKEN", discord.Token(), "DISCORD_API_URL", discord.APIURL(), "DATABASE_URL", postgrestest.URL(t),
+		"GATEHOOK_ADDR", discord.GatewayURL()[len("ws://"):], "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr)
+	if err == nil || !strings.Contains(err.Error(), "GATEHOOK_ADDR") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
+}
