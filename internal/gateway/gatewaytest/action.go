@@ -207,10 +207,7 @@ func (s *Server) fire(at Moment, shard int) []Action {
 		if f.at != at || f.shard != AnyShard && f.shard != shard || f.times == 0 {
 			continue
 		}
-		if f.times > 0 {
-			f.times--
-		}
-		if f.times == 0 {
+		if f.times--; f.times == 0 {
 			s.faults = slices.Delete(s.faults, i, i+1)
 		}
 		return f.actions

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,7 +105,9 @@ func TestReset(t *testing.T) {
 	do(t, srv, 0, gatewaytest.Delay(time.Hour))
 	dispatch(t, srv, 0, "TYPING_START", "{}")
 	do(t, srv, 0, gatewaytest.Reset())
-	c.expectClose(1006)
+	if p, _, err := c.read(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("got %s, %v; want ECONNRESET", p, err)
+	}
 	resumed(t, srv, session, 1).expect("TYPING_START 2", "RESUMED 3")
 }
 
@@ -113,13 +116,21 @@ func TestSilence(t *testing.T) {
 	srv := start(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond, HeartbeatGrace: 50 * time.Millisecond})
 	c, session := ready(t, srv, 0, 1)
 	do(t, srv, 0, gatewaytest.Silence())
+	if _, err := srv.WaitCount(within(t), gatewaytest.Silenced, 0, 1); err != nil {
+		t.Fatal(err)
+	}
 	dispatch(t, srv, 0, "TYPING_START", "{}")
 	c.send(`{"op":1,"d":1}`)
 	// Several heartbeats later the socket is still there.
 	quiet, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
+	pong := make(chan error, 1)
+	go func() { pong <- c.ws.Ping(quiet) }()
 	if _, message, err := c.ws.Read(quiet); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %q, %v; want silence", message, err)
+	}
+	if <-pong == nil {
+		t.Error("a ping was answered")
 	}
 	c = resumed(t, srv, session, 1)
 	c.expect("TYPING_START 2", "RESUMED 3")
@@ -206,6 +217,11 @@ func TestArmIdentify(t *testing.T) {
 	c = hello(t, srv, srv.GatewayURL())
 	c.identify(1, 2)
 	c.expect("op 9 false")
+	c.send(`{"op":1,"d":null}`)
+	c.expect("op 11 null")
+	if n := srv.Count(gatewaytest.Ready, 1); n != 0 {
+		t.Errorf("%d sessions began", n)
+	}
 	c = hello(t, srv, srv.GatewayURL())
 	c.identify(1, 2)
 	c.expect("op 7 null", "READY 1")
@@ -248,6 +264,9 @@ func TestArmResume(t *testing.T) {
 			}
 			_ = c.ws.CloseNow()
 			resumed(t, srv, session, 1).expect(tt.then)
+			if tt.name == "invalidate" {
+				wantIllegal(t, srv, "RESUME of a session that the client knows is gone")
+			}
 		})
 	}
 }

@@ -494,6 +494,7 @@ func (c *conn) silence() {
 	s := c.srv
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.note(Entry{Kind: Silenced, Conn: c.id, Shard: c.shard, Session: c.sessionID()})
 	c.ending, c.leaving, c.silenced = true, true, true
 	c.wire.muted.Store(true)
 	c.detach()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,7 +134,7 @@ func TestRouting(t *testing.T) {
 func TestWants(t *testing.T) {
 	t.Parallel()
 	srv := start(t, gatewaytest.Config{Wants: func(intents int64, name string) bool {
-		return intents == 513 && name != "TYPING_START"
+		return intents == 513 && name == "X" // READY and RESUMED come anyway
 	}})
 	c, session := ready(t, srv, 0, 1)
 	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent != (gatewaytest.Sent{}) {
@@ -226,7 +227,9 @@ func TestWaitsEndWithTheServer(t *testing.T) {
 	}
 	results := make(chan error, len(waits))
 	for _, wait := range waits {
-		go func() { results <- wait(t.Context()) }()
+		waiting := make(chan struct{})
+		go func() { results <- wait(&signal{Context: t.Context(), asked: waiting}) }()
+		<-waiting
 	}
 	srv.Close()
 	for range waits {
@@ -244,4 +247,16 @@ func TestStartRefuses(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
+}
+
+// signal is a context that tells when somebody waits for its end.
+type signal struct {
+	context.Context
+	once  sync.Once
+	asked chan struct{}
+}
+
+func (s *signal) Done() <-chan struct{} {
+	s.once.Do(func() { close(s.asked) })
+	return s.Context.Done()
 }

@@ -33,6 +33,9 @@
 // RateLimit. Moments: AtGatewayBot, AtApplication, AtConnect, AtResumeConnect,
 // AtHello, AtIdentify, AtResume, AtHeartbeat.
 //
-// Where Discord's documentation is silent, the choice made is told at the
-// declaration: Config, Close, and the constants in receive.go.
+// Sessions outlive connections as they do at Discord: dispatches are numbered
+// per session from READY on and kept for replay, RESUMED has a number too, and
+// a connection is a cursor into what is kept. What a client is told when it
+// breaks a rule, and what is chosen where Discord's documentation is silent,
+// stands at Config, Close and in receive.go.
 package gatewaytest

@@ -32,13 +32,14 @@ const (
 	Command                  // a client sent op 3, 4, 8, 31 or 43
 	ClientClosed             // a client ended its connection; Code is its close code
 	ServerClosed             // Discord ended a connection; Code is the close code
+	Silenced                 // Discord left a connection half-open
 	Illegal                  // a client did what it must not do
 	kinds
 )
 
 var kindNames = [kinds]string{
 	"connected", "identify", "resume", "ready", "resumed", "refused", "heartbeat", "missed heartbeat",
-	"command", "client closed", "server closed", "illegal",
+	"command", "client closed", "server closed", "silenced", "illegal",
 }
 
 // String returns the kind in words.

@@ -18,30 +18,33 @@ const (
 	sendWindow   = 60 * time.Second // a sliding one here; Discord does not say
 )
 
-// What it does not say.
+// fenceGrace is how long a RESUME waits for the session's old connection to
+// end, before it counts as a second connection on one session: the end of the
+// old one may be on its way.
+const fenceGrace = 500 * time.Millisecond
+
+// Close codes (Discord: Gateway Close Event Codes). 4006 is undocumented: seen
+// for a wrong token in RESUME and for two connections on one session. Which
+// code a missed heartbeat gets is undocumented too; 4000 can be resumed from,
+// as it must.
 const (
-	// fenceGrace is how long a RESUME waits for the session's old connection
-	// to end, before it counts as a second connection on one session: the
-	// end of the old one may be underway.
-	fenceGrace = 500 * time.Millisecond
+	closeUnknown     = 4000
+	closeOpcode      = 4001 // also for a bad payload of a known op
+	closeDecode      = 4002
+	closeNotAuth     = 4003
+	closeAuthFailed  = 4004
+	closeAlreadyAuth = 4005
+	closeSession     = 4006
+	closeSeq         = 4007
+	closeRateLimited = 4008
+	closeShard       = 4010
+	closeVersion     = 4012
+	closeIntents     = 4013
+	closeDisallowed  = 4014
 )
 
-// Close codes (Discord: Gateway Close Event Codes). 4006 is undocumented:
-// seen for a wrong token in RESUME and for two connections on one session.
+// Op codes that a client sends (Discord: Gateway Opcodes).
 const (
-	closeUnknown       = 4000
-	closeOpcode        = 4001
-	closeDecode        = 4002
-	closeNotAuth       = 4003
-	closeAuthFailed    = 4004
-	closeAlreadyAuth   = 4005
-	closeSession       = 4006
-	closeSeq           = 4007
-	closeRateLimited   = 4008
-	closeShard         = 4010
-	closeVersion       = 4012
-	closeIntents       = 4013
-	closeDisallowed    = 4014
 	opHeartbeat        = 1
 	opIdentify         = 2
 	opPresence         = 3
@@ -180,17 +183,41 @@ func (c *conn) heartbeat(d json.RawMessage) {
 	}
 }
 
+// identification is the `d` of IDENTIFY, as far as it is checked.
+type identification struct {
+	Token      string            `json:"token"`
+	Properties map[string]string `json:"properties"`
+	Compress   bool              `json:"compress"`
+	Threshold  *int              `json:"large_threshold"`
+	Shard      []int             `json:"shard"`
+	Intents    *int64            `json:"intents"`
+}
+
+// check returns what Discord refuses it for, given the application's flags, and
+// the close code; 0 if it is in order.
+func (p *identification) check(flags int64) (code int, why string) {
+	switch {
+	case p.Properties == nil:
+		return closeOpcode, "IDENTIFY without properties"
+	case p.Threshold != nil && (*p.Threshold < 50 || *p.Threshold > 250):
+		return closeOpcode, fmt.Sprintf("IDENTIFY with large_threshold %d: 50 to 250 are accepted", *p.Threshold)
+	case p.Shard != nil && (len(p.Shard) != 2 || p.Shard[0] < 0 || p.Shard[0] >= p.Shard[1]):
+		return closeShard, fmt.Sprintf("IDENTIFY with shard %v", p.Shard)
+	case p.Intents == nil || *p.Intents&^AllIntents != 0:
+		return closeIntents, "IDENTIFY without intents, or with bits that don't exist"
+	}
+	for bit, enabling := range privileged {
+		if *p.Intents&bit != 0 && flags&enabling == 0 {
+			return closeDisallowed, fmt.Sprintf("IDENTIFY with the privileged intent %d, which is not enabled", bit)
+		}
+	}
+	return 0, ""
+}
+
 // identify handles op 2 (Discord: Gateway, Identifying). s.mu is held.
 func (c *conn) identify(d json.RawMessage) {
 	s := c.srv
-	var p struct {
-		Token      string            `json:"token"`
-		Properties map[string]string `json:"properties"`
-		Compress   bool              `json:"compress"`
-		Threshold  *int              `json:"large_threshold"`
-		Shard      []int             `json:"shard"`
-		Intents    *int64            `json:"intents"`
-	}
+	var p identification
 	err := json.Unmarshal(d, &p)
 	ss := &session{count: 1, compress: p.Compress && c.query.compress == "", query: c.query}
 	if len(p.Shard) == 2 {
@@ -217,25 +244,9 @@ func (c *conn) identify(d json.RawMessage) {
 	if !s.spend(c) {
 		return
 	}
-	switch {
-	case p.Properties == nil:
-		c.refuse(closeOpcode, "IDENTIFY without properties")
+	if code, why := p.check(s.cfg.Flags); code != 0 {
+		c.refuse(code, "%s", why)
 		return
-	case p.Threshold != nil && (*p.Threshold < 50 || *p.Threshold > 250):
-		c.refuse(closeOpcode, "IDENTIFY with large_threshold %d: 50 to 250 are accepted", *p.Threshold)
-		return
-	case p.Shard != nil && len(p.Shard) != 2 || ss.shard < 0 || ss.shard >= ss.count:
-		c.refuse(closeShard, "IDENTIFY with shard %v", p.Shard)
-		return
-	case p.Intents == nil || *p.Intents&^AllIntents != 0:
-		c.refuse(closeIntents, "IDENTIFY without intents, or with bits that don't exist")
-		return
-	}
-	for bit, flags := range privileged {
-		if *p.Intents&bit != 0 && s.cfg.Flags&flags == 0 {
-			c.refuse(closeDisallowed, "IDENTIFY with the privileged intent %d, which is not enabled", bit)
-			return
-		}
 	}
 	if p.Compress && !ss.compress {
 		s.illegal(c, "payload compression together with transport compression")

@@ -114,9 +114,8 @@ func (s *Server) Close() {
 	s.closed = true
 	close(s.done)
 	for c := range s.conns {
-		_ = c.wire.Close() // whatever state it is in, it is over
+		_ = c.wire.Close() // whatever state it is in: its reader books the end
 	}
-	s.room.Broadcast()
 	s.signal()
 	s.mu.Unlock()
 	for _, srv := range s.servers {

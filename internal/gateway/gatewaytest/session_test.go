@@ -71,9 +71,9 @@ func TestResumeRefused(t *testing.T) {
 			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
 		},
 		{
-			name: "future", seq: 3, want: "4007",
+			name: "future", seq: 2, want: "4007",
 			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
-			illegal: []string{"RESUME from 3, of 1"},
+			illegal: []string{"RESUME from 2, of 1"},
 		},
 		{
 			name: "told by op 9", seq: 1, want: "op 9 false",
@@ -261,4 +261,23 @@ func TestHandoverOfAShard(t *testing.T) {
 		t.Errorf("sent %v, want the older session %s", sent, first)
 	}
 	wantIllegal(t, srv)
+}
+
+// TestResumeOnTheSameSocket rewinds to before what was already sent: actions
+// that were due by then still are.
+func TestResumeOnTheSameSocket(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c, session := ready(t, srv, 0, 1)
+	dispatch(t, srv, 0, "X", "")
+	dispatch(t, srv, 0, "X", "")
+	c.expect("X 2", "X 3")
+	srv.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Send([]byte(`{"op":98,"d":{}}`)))
+	do(t, srv, 0, gatewaytest.Invalidate(true), gatewaytest.Delay(50*time.Millisecond), gatewaytest.Send([]byte(`{"op":99,"d":{}}`)))
+	c.expect("op 9 true")
+	c.resume(session, 1)
+	c.expect("op 99 {}", "op 98 {}", "X 2", "X 3", "RESUMED 4")
+	if _, err := srv.WaitReady(within(t), 0); err != nil {
+		t.Error(err)
+	}
 }

@@ -1,0 +1,56 @@
+package gatewaytest
+
+import (
+	"net"
+	"slices"
+	"testing"
+)
+
+// counter is a TCP connection that counts bytes by system call.
+type counter struct {
+	net.Conn
+	writes []int
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.writes = append(c.writes, len(p))
+	return len(p), nil
+}
+
+func TestCork(t *testing.T) {
+	t.Parallel()
+	var c counter
+	w := wire{Conn: &c}
+	write := func(n int) {
+		t.Helper()
+		if m, err := w.Write(make([]byte, n)); m != n || err != nil {
+			t.Fatalf("wrote %d of %d, %v", m, n, err)
+		}
+	}
+	uncork := func() {
+		t.Helper()
+		if err := w.uncork(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1)
+	w.cork()
+	write(2)
+	write(3)
+	uncork()
+	uncork()
+	write(4)
+	w.cork()
+	write(corkLimit - 1)
+	write(1)
+	write(5)
+	uncork()
+	w.cork()
+	write(6)
+	w.muted.Store(true)
+	write(7)
+	uncork()
+	if want := []int{1, 5, 4, corkLimit, 5}; !slices.Equal(c.writes, want) {
+		t.Errorf("wrote %v, want %v", c.writes, want)
+	}
+}
