@@ -126,14 +126,6 @@ func TestResumeRefused(t *testing.T) {
 			name: "untrimmed", seq: 1, want: "TYPING_START 2",
 			script: acknowledgeTwo,
 		},
-		{
-			name: "changed query", seq: 1, want: "RESUMED 2",
-			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
-				t.Helper()
-				do(t, srv, 0, gatewaytest.Drop())
-				c.expectClose(1006)
-			},
-		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
