@@ -2,8 +2,10 @@ package openapi
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -28,7 +30,37 @@ func (e *Error) Error() string { return e.Detail }
 
 // FieldError is a 400 for one field.
 func FieldError(field, detail string) *Error {
-	return &Error{Status: http.StatusBadRequest, Detail: field + ": " + detail, Fields: []FieldProblem{{Field: field, Detail: detail}}}
+	return FieldErrors([]FieldProblem{{Field: field, Detail: detail}})
+}
+
+// FieldErrors is a 400 for at least one field. Of many only the first are
+// told, and of a long text its beginning: what a client sends must not decide
+// how large the answer is.
+func FieldErrors(fields []FieldProblem) *Error {
+	e := &Error{Status: http.StatusBadRequest}
+	for _, f := range fields[:min(len(fields), mostFields)] {
+		f.Field, f.Detail = cut(f.Field), cut(f.Detail)
+		e.Fields = append(e.Fields, f)
+		e.Detail += "; " + f.Field + ": " + f.Detail
+	}
+	e.Detail = strings.TrimPrefix(e.Detail, "; ")
+	if more := len(fields) - mostFields; more > 0 {
+		e.Detail += fmt.Sprintf("; and %d more", more)
+	}
+	return e
+}
+
+const (
+	mostFields = 20
+	longest    = 300 // bytes
+)
+
+// cut shortens a text that is too long to be shown.
+func cut(s string) string {
+	if len(s) <= longest {
+		return s
+	}
+	return strings.ToValidUTF8(s[:longest], "") + "…"
 }
 
 // NotFound is a 404.

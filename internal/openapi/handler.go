@@ -17,9 +17,7 @@ import (
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
-	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/go-chi/chi/v5"
-	middleware "github.com/oapi-codegen/nethttp-middleware"
 
 	"github.com/gatehook/gatehook/api"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -66,8 +64,7 @@ func NewHandler(server StrictServerInterface, o Options) (http.Handler, error) {
 	}
 	doc.Servers = nil // it is served wherever it is
 	r := chi.NewRouter()
-	r.Use(recoverer(o.Logger), limitBody, authorize(o.APIKey, openPaths(doc)), validate(doc))
-	r.NotFound(func(w http.ResponseWriter, r *http.Request) { notFound(r).write(w) })
+	r.Use(recoverer(o.Logger), headIsGet, limitBody, authorize(o.APIKey, openPaths(doc)), routed(r), wellFormed, validate(doc))
 	strict := NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: func(w http.ResponseWriter, _ *http.Request, err error) { requestError(err).write(w) },
 		ResponseErrorHandlerFunc: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -78,10 +75,6 @@ func NewHandler(server StrictServerInterface, o Options) (http.Handler, error) {
 		BaseRouter:       r,
 		ErrorHandlerFunc: func(w http.ResponseWriter, _ *http.Request, err error) { requestError(err).write(w) },
 	}), nil
-}
-
-func notFound(r *http.Request) *Error {
-	return NotFound(fmt.Sprintf("there is no %s: GET /openapi.json lists what there is", r.URL.Path))
 }
 
 // openPaths are those whose operations ask for no key.
@@ -121,11 +114,62 @@ func internal() *Error {
 	return &Error{Status: http.StatusInternalServerError, Detail: "something went wrong here: the server's log says what"}
 }
 
+// headIsGet lets HEAD ask what GET would answer (RFC 9110, section 9.1), as
+// uptime checks do. net/http leaves out the body.
+func headIsGet(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			r = r.WithContext(r.Context()) // a copy: net/http looks at the one that it made
+			r.Method = http.MethodGet
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 func limitBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, bodyLimit)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// routed answers what no route is for. It comes before validate, which knows
+// no difference between a path that is none and a method that is not for it.
+func routed(routes chi.Routes) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			path := r.URL.EscapedPath()
+			if routes.Match(chi.NewRouteContext(), r.Method, path) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			allowed := allowedMethods(routes, path)
+			if allowed == "" {
+				noPath(r).write(w)
+				return
+			}
+			w.Header().Set("Allow", allowed)
+			(&Error{
+				Status: http.StatusMethodNotAllowed,
+				Detail: fmt.Sprintf("%s is not for %s: use %s", r.Method, cut(r.URL.Path), allowed),
+			}).write(w)
+		})
+	}
+}
+
+func noPath(r *http.Request) *Error {
+	return NotFound(fmt.Sprintf("there is no %s: GET /openapi.json lists what there is", cut(r.URL.Path)))
+}
+
+// allowedMethods are those of a path, joined; "" for a path that is none.
+func allowedMethods(routes chi.Routes, path string) string {
+	var methods []string
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if routes.Match(chi.NewRouteContext(), m, path) {
+			methods = append(methods, m)
+		}
+	}
+	return strings.Join(methods, ", ")
 }
 
 // authorize asks for the key, compared in constant time.
@@ -146,146 +190,6 @@ func authorize(key secret.Value, open map[string]bool) func(http.Handler) http.H
 			}
 		})
 	}
-}
-
-// validate refuses what the contract does not allow.
-func validate(doc *openapi3.T) func(http.Handler) http.Handler {
-	return middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
-		Options: openapi3filter.Options{
-			MultiError:         true,
-			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // authorize has done it
-		},
-		DoNotValidateServers:  true,
-		DiscardValidatedValue: true,
-		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, o middleware.ErrorHandlerOpts) {
-			contractError(err, o.StatusCode, doc, r, w.Header()).write(w)
-		},
-	})
-}
-
-// contractError says what a request lacks to keep the contract. The validator
-// calls it a missing path when only the method is wrong.
-func contractError(err error, status int, doc *openapi3.T, r *http.Request, h http.Header) *Error {
-	if status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
-		return requestError(err)
-	}
-	allowed := allowedMethods(doc, r.URL.Path)
-	if allowed == "" {
-		return notFound(r)
-	}
-	h.Set("Allow", allowed)
-	return &Error{Status: http.StatusMethodNotAllowed, Detail: fmt.Sprintf("%s is not for %s: use %s", r.Method, r.URL.Path, allowed)}
-}
-
-// allowedMethods are those of a path, joined; "" for a path that is none.
-func allowedMethods(doc *openapi3.T, path string) string {
-	item := doc.Paths.Find(path)
-	if i := strings.LastIndexByte(path, '/'); item == nil && i > 0 {
-		item = doc.Paths.Find(path[:i] + "/{id}")
-	}
-	if item == nil {
-		return ""
-	}
-	var methods []string
-	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
-		if item.GetOperation(m) != nil {
-			methods = append(methods, m)
-		}
-	}
-	return strings.Join(methods, ", ")
-}
-
-// requestError names the fields of a request that are at fault.
-func requestError(err error) *Error {
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return &Error{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
-	}
-	var fields []FieldProblem
-	collect(err, &fields)
-	e := &Error{Status: http.StatusBadRequest, Fields: fields}
-	for _, f := range fields {
-		if f.Field == contentType {
-			e.Status = http.StatusUnsupportedMediaType
-		}
-		e.Detail += "; " + f.Field + ": " + f.Detail
-	}
-	e.Detail = strings.TrimPrefix(e.Detail, "; ")
-	return e
-}
-
-// contentType and body stand for a field where the fault is in no field.
-const (
-	contentType = "Content-Type"
-	body        = "body"
-)
-
-// collect walks what the validator found.
-func collect(err error, fields *[]FieldProblem) {
-	add := func(field, detail string) {
-		if field == "" {
-			field = body
-		}
-		*fields = append(*fields, FieldProblem{Field: field, Detail: oneLine(detail)})
-	}
-	var multi openapi3.MultiError
-	switch e := err.(type) { //nolint:errorlint // each layer is looked at for itself
-	case openapi3.MultiError:
-		multi = e
-	case *openapi3filter.RequestError:
-		switch {
-		case e.Parameter != nil && e.Err != nil:
-			var inner []FieldProblem
-			collect(e.Err, &inner)
-			add(e.Parameter.Name, inner[0].Detail)
-		case e.Parameter != nil:
-			add(e.Parameter.Name, e.Reason)
-		case strings.HasPrefix(e.Reason, "header Content-Type"):
-			add(contentType, "send application/json")
-		case e.Err != nil:
-			collect(e.Err, fields)
-		default:
-			add(body, e.Reason)
-		}
-	case *openapi3.SchemaError:
-		if m, ok := e.Origin.(openapi3.MultiError); ok { //nolint:errorlint // as above
-			multi = m
-			break
-		}
-		path := e.JSONPointer()
-		name, detail := strings.Join(path, "."), e.Reason
-		// Of a field that is missing or unknown the name is in the text only.
-		if quoted := between(detail, `property "`, `"`); quoted != "" && (len(path) == 0 || path[len(path)-1] != quoted) {
-			name = strings.Join(append(path, quoted), ".")
-		}
-		add(name, detail)
-	case *openapi3filter.ParseError:
-		add(body, "it is not JSON: "+e.RootCause().Error())
-	case *InvalidParamFormatError:
-		add(e.ParamName, e.Err.Error())
-	case *RequiredParamError:
-		add(e.ParamName, "it is required")
-	case *TooManyValuesForParamError:
-		add(e.ParamName, "it may be given once")
-	default:
-		add(body, err.Error())
-	}
-	for _, inner := range multi {
-		collect(inner, fields)
-	}
-}
-
-func between(s, before, after string) string {
-	_, rest, ok := strings.Cut(s, before)
-	if !ok {
-		return ""
-	}
-	found, _, _ := strings.Cut(rest, after)
-	return found
-}
-
-func oneLine(s string) string {
-	s, _, _ = strings.Cut(s, "\n")
-	return strings.TrimSpace(s)
 }
 
 // handlerError is the one place that turns an error into an answer.

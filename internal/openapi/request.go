@@ -1,0 +1,193 @@
+package openapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/go-json-experiment/json/jsontext"
+	middleware "github.com/oapi-codegen/nethttp-middleware"
+)
+
+const jsonType = "application/json"
+
+// wellFormed refuses a body that is not exactly one JSON value. The decoders
+// behind it stop after the first value, keep the last of two members with one
+// name, and replace what is not UTF-8: what they take is not what was meant.
+func wellFormed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != jsonType {
+			next.ServeHTTP(w, r) // validate refuses it where a body is asked for
+			return
+		}
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			requestError(err).write(w)
+			return
+		}
+		if e := syntaxError(b); e != nil {
+			e.write(w)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(b))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// syntaxError says where a body is not JSON, or nil. An empty one is left to
+// validate.
+func syntaxError(b []byte) *Error {
+	if len(b) == 0 {
+		return nil
+	}
+	d := jsontext.NewDecoder(bytes.NewBuffer(b))
+	err := d.SkipValue()
+	if err == nil {
+		end := d.InputOffset()
+		switch _, err = d.ReadToken(); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err == nil:
+			return FieldError(body, "there is more after the JSON value that ends at "+position(b, end))
+		}
+	}
+	var syntax *jsontext.SyntacticError
+	switch {
+	case !errors.As(err, &syntax):
+		return FieldError(body, "there is no JSON value in it")
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return FieldError(strings.Join(slices.Collect(syntax.JSONPointer.Tokens()), "."), "it is given twice")
+	default:
+		return FieldError(body, fmt.Sprintf("it is not JSON at %s: %v", position(b, syntax.ByteOffset), syntax.Err))
+	}
+}
+
+// position is what an editor shows for an offset.
+func position(b []byte, offset int64) string {
+	before := b[:min(offset, int64(len(b)))]
+	line := before[bytes.LastIndexByte(before, '\n')+1:]
+	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte{'\n'})+1, utf8.RuneCount(line)+1)
+}
+
+// validate refuses what the contract does not allow.
+func validate(doc *openapi3.T) func(http.Handler) http.Handler {
+	return middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
+		Options: openapi3filter.Options{
+			MultiError:         true,
+			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // authorize has done it
+		},
+		DoNotValidateServers:  true,
+		DiscardValidatedValue: true,
+		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, o middleware.ErrorHandlerOpts) {
+			if o.MatchedRoute == nil { // its router is another one than routed's
+				noPath(r).write(w)
+				return
+			}
+			requestError(err).write(w)
+		},
+	})
+}
+
+// requestError names the fields of a request that are at fault.
+func requestError(err error) *Error {
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return &Error{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
+	}
+	// What validate lets through and Go's decoder does not: a whole number
+	// written as 16.0 or 1e2.
+	if number := (*json.UnmarshalTypeError)(nil); errors.As(err, &number) {
+		return FieldError(number.Field, number.Value+" is not accepted: write it without a point or an exponent")
+	}
+	var fields []FieldProblem
+	collect(err, &fields)
+	e := FieldErrors(fields)
+	if slices.ContainsFunc(fields, func(f FieldProblem) bool { return f.Field == contentType }) {
+		e.Status = http.StatusUnsupportedMediaType
+	}
+	return e
+}
+
+// contentType and body stand for a field where the fault is in no field.
+const (
+	contentType = "Content-Type"
+	body        = "body"
+)
+
+// collect walks what the validator found.
+func collect(err error, fields *[]FieldProblem) {
+	add := func(field, detail string) {
+		if field == "" {
+			field = body
+		}
+		*fields = append(*fields, FieldProblem{Field: field, Detail: oneLine(detail)})
+	}
+	var multi openapi3.MultiError
+	switch e := err.(type) { //nolint:errorlint // each layer is looked at for itself
+	case openapi3.MultiError:
+		multi = e
+	case *openapi3filter.RequestError:
+		switch {
+		case e.Parameter != nil && e.Err != nil:
+			var inner []FieldProblem
+			collect(e.Err, &inner)
+			add(e.Parameter.Name, inner[0].Detail)
+		case e.Parameter != nil:
+			add(e.Parameter.Name, e.Reason)
+		case strings.HasPrefix(e.Reason, "header Content-Type"):
+			add(contentType, "send "+jsonType)
+		case e.Err != nil:
+			collect(e.Err, fields)
+		default:
+			add(body, e.Reason)
+		}
+	case *openapi3.SchemaError:
+		if m, ok := e.Origin.(openapi3.MultiError); ok { //nolint:errorlint // as above
+			multi = m
+			break
+		}
+		path := e.JSONPointer()
+		name, detail := strings.Join(path, "."), e.Reason
+		// Of a field that is missing or unknown the name is in the text only.
+		if quoted := between(detail, `property "`, `"`); quoted != "" && (len(path) == 0 || path[len(path)-1] != quoted) {
+			name = strings.Join(append(path, quoted), ".")
+		}
+		add(name, detail)
+	case *openapi3filter.ParseError:
+		add(body, "it is not JSON: "+e.RootCause().Error())
+	case *InvalidParamFormatError:
+		add(e.ParamName, e.Err.Error())
+	case *RequiredParamError:
+		add(e.ParamName, "it is required")
+	case *TooManyValuesForParamError:
+		add(e.ParamName, "it may be given once")
+	default:
+		add(body, err.Error())
+	}
+	for _, inner := range multi {
+		collect(inner, fields)
+	}
+}
+
+func between(s, before, after string) string {
+	_, rest, ok := strings.Cut(s, before)
+	if !ok {
+		return ""
+	}
+	found, _, _ := strings.Cut(rest, after)
+	return found
+}
+
+func oneLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	return strings.TrimSpace(s)
+}
