@@ -119,6 +119,8 @@ func TestBodies(t *testing.T) {
 		{"half a surrogate pair", `{"event":"\ud800"}`, 400, "body", "line 1"},
 		{"a name twice", `{"event":"READY","url":"https://e.com","event":"RESUMED"}`, 400, "event", "twice"},
 		{"a name twice inside", `{"event":"READY","url":"https://e.com","headers":{"a":"1","a":"2"}}`, 400, "headers.a", "twice"},
+		{"no name twice", `{"":1,"":1}`, 400, "body", `"" is given twice`},
+		{"no name", `{"":1,"event":"READY","url":"https://e.com"}`, 400, "body", ""},
 		{"another case", `{"Event":"READY","event":"READY","url":"https://e.com"}`, 400, "Event", ""},
 		{"unknown", `{"event":"READY","url":"https://e.com","a\nb":1}`, 400, `a\nb`, ""},
 		{"null", `{"event":null,"url":"https://e.com"}`, 400, "event", ""},

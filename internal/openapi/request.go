@@ -2,6 +2,7 @@ package openapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -66,7 +67,8 @@ func syntaxError(b []byte) *Error {
 	case !errors.As(err, &syntax):
 		return FieldError(body, "there is no JSON value in it")
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return FieldError(strings.Join(slices.Collect(syntax.JSONPointer.Tokens()), "."), "it is given twice")
+		name := strings.Join(slices.Collect(syntax.JSONPointer.Tokens()), ".")
+		return FieldError(cmp.Or(name, body), fmt.Sprintf("the name %q is given twice", syntax.JSONPointer.LastToken()))
 	default:
 		return FieldError(body, fmt.Sprintf("it is not JSON at %s: %v", position(b, syntax.ByteOffset), syntax.Err))
 	}
