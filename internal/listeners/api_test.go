@@ -475,20 +475,3 @@ func FuzzBodies(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkMatch(b *testing.B) {
-	tb := newTable()
-	var all []*event.Listener
-	for i := range 10000 {
-		all = append(all, &event.Listener{
-			ID: int64(i + 1), Event: event.Types()[i%79].Name, Enabled: true,
-			Filter: event.Filter{GuildIDs: []event.Snowflake{event.Snowflake(i + 1)}},
-		})
-	}
-	tb.replace(1, all)
-	e := &event.Event{Name: "MESSAGE_CREATE", GuildID: 1}
-	b.ReportAllocs()
-	for b.Loop() {
-		tb.match(e)
-	}
-}

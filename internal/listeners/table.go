@@ -9,28 +9,32 @@ import (
 
 // table is the registrations in memory: who wants an event is asked for every
 // event that Discord sends. It is safe for concurrent use.
+//
+// It is changed in place: with thousands of listeners a copy for every change
+// would cost more than the lock.
 type table struct {
 	mu      sync.RWMutex
 	version int64
 	byID    map[int64]*entry
-	// exact and prefixed hold the enabled ones: by the event's name, and
-	// those that match many names.
-	exact    map[string][]*entry
-	prefixed []*entry
+	// exact and prefixed hold the enabled ones by what they registered for:
+	// the name of one event, or the beginning of many.
+	exact    map[event.Pattern]*bucket
+	prefixed []*bucket
 	needs    event.Intents
 	changed  chan struct{} // holds a token when needs changed
 }
 
+func newTable() *table {
+	return &table{byID: map[int64]*entry{}, exact: map[event.Pattern]*bucket{}, changed: make(chan struct{}, 1)}
+}
+
+// entry is one listener, its filter as sets; nil lets everything pass.
 type entry struct {
 	listener *event.Listener
 	pattern  event.Pattern
-	guilds   map[event.Snowflake]bool
+	guilds   []event.Snowflake
 	channels map[event.Snowflake]bool
 	users    map[event.Snowflake]bool
-}
-
-func newTable() *table {
-	return &table{byID: map[int64]*entry{}, exact: map[string][]*entry{}, changed: make(chan struct{}, 1)}
 }
 
 func newEntry(l *event.Listener) *entry {
@@ -39,9 +43,11 @@ func newEntry(l *event.Listener) *entry {
 	if err != nil {
 		pattern = event.Pattern{Name: "\x00"}
 	}
+	guilds := slices.Clone(l.Filter.GuildIDs)
+	slices.Sort(guilds)
 	return &entry{
 		listener: l, pattern: pattern,
-		guilds: set(l.Filter.GuildIDs), channels: set(l.Filter.ChannelIDs), users: set(l.Filter.UserIDs),
+		guilds: slices.Compact(guilds), channels: set(l.Filter.ChannelIDs), users: set(l.Filter.UserIDs),
 	}
 }
 
@@ -56,35 +62,81 @@ func set(ids []event.Snowflake) map[event.Snowflake]bool {
 	return m
 }
 
-// passes tells whether an event is in every list that is given.
-func (e *entry) passes(ev *event.Event) bool {
-	return (e.guilds == nil || e.guilds[ev.GuildID]) && (e.channels == nil || e.channels[ev.ChannelID]) &&
-		(e.users == nil || e.users[ev.UserID])
+// bucket holds the enabled listeners of one pattern. Those with a list of
+// guilds are under each of them: where every customer of a bot registers for
+// their own guild, an event does not look at all the others.
+type bucket struct {
+	pattern event.Pattern
+	needs   event.Intents
+	byGuild map[event.Snowflake][]*entry
+	rest    []*entry // those of all guilds
 }
 
-// match returns the ids of the enabled listeners that want an event: the raw
-// ones first, because raw deliveries are dispatched first.
-func (t *table) match(e *event.Event) []int64 {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	exact := t.exact[e.Name]
-	if len(exact) == 0 && len(t.prefixed) == 0 {
-		return nil
+func newBucket(p event.Pattern) *bucket {
+	return &bucket{pattern: p, needs: p.Needs(), byGuild: map[event.Snowflake][]*entry{}}
+}
+
+func (b *bucket) empty() bool { return len(b.byGuild) == 0 && len(b.rest) == 0 }
+
+func (b *bucket) put(e *entry) {
+	if len(e.guilds) == 0 {
+		b.rest = append(b.rest, e)
 	}
-	var ids []int64
-	for _, raw := range []bool{true, false} {
-		for _, x := range exact {
-			if x.pattern.Raw == raw && x.passes(e) {
-				ids = append(ids, x.listener.ID)
-			}
+	for _, id := range e.guilds {
+		b.byGuild[id] = append(b.byGuild[id], e)
+	}
+}
+
+func (b *bucket) remove(e *entry) {
+	is := func(x *entry) bool { return x == e }
+	if len(e.guilds) == 0 {
+		b.rest = slices.DeleteFunc(b.rest, is)
+	}
+	for _, id := range e.guilds {
+		if b.byGuild[id] = slices.DeleteFunc(b.byGuild[id], is); len(b.byGuild[id]) == 0 {
+			delete(b.byGuild, id)
 		}
-		for _, x := range t.prefixed {
-			if x.pattern.Raw == raw && x.pattern.Matches(e.Name) && x.passes(e) {
+	}
+}
+
+// match appends the ids of those whose filter lets an event pass.
+func (b *bucket) match(e *event.Event, ids []int64) []int64 {
+	for _, list := range [...][]*entry{b.byGuild[e.GuildID], b.rest} {
+		for _, x := range list {
+			if (x.channels == nil || x.channels[e.ChannelID]) && (x.users == nil || x.users[e.UserID]) {
 				ids = append(ids, x.listener.ID)
 			}
 		}
 	}
 	return ids
+}
+
+// match returns the ids of the enabled listeners that want an event: the raw
+// ones first, because raw deliveries are dispatched first. What it returns is
+// the caller's.
+func (t *table) match(e *event.Event) []int64 {
+	var few [64]int64 // so that a usual answer is allocated once, none not at all
+	ids := few[:0]
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, raw := range [...]bool{true, false} {
+		if b := t.exact[event.Pattern{Raw: raw, Name: e.Name}]; b != nil {
+			ids = b.match(e, ids)
+		}
+		for _, b := range t.prefixed {
+			if b.pattern.Raw == raw && b.pattern.Matches(e.Name) {
+				ids = b.match(e, ids)
+			}
+		}
+	}
+	switch {
+	case len(ids) == 0:
+		return nil
+	case len(ids) <= len(few):
+		return slices.Clone(ids)
+	default: // append has moved them already
+		return ids
+	}
 }
 
 func (t *table) listener(id int64) *event.Listener {
@@ -111,17 +163,18 @@ func (t *table) at() int64 {
 // replace takes all registrations as they are at a version, unless it has a
 // newer one.
 func (t *table) replace(version int64, all []*event.Listener) {
+	// Before the lock: no event waits for thousands of listeners to be sorted.
+	fresh := newTable()
+	for _, l := range all {
+		fresh.put(newEntry(l))
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if version < t.version {
 		return
 	}
 	t.version = version
-	t.byID = make(map[int64]*entry, len(all))
-	t.exact, t.prefixed = map[string][]*entry{}, nil
-	for _, l := range all {
-		t.put(newEntry(l))
-	}
+	t.byID, t.exact, t.prefixed = fresh.byID, fresh.exact, fresh.prefixed
 	t.count()
 }
 
@@ -145,17 +198,22 @@ func (t *table) apply(version, id int64, l *event.Listener) bool {
 	return true
 }
 
-// put and remove are called with the lock held. The slices that match reads
-// are changed under it too.
+// put and remove are called with the lock held.
 func (t *table) put(e *entry) {
 	t.byID[e.listener.ID] = e
-	switch {
-	case !e.listener.Enabled:
-	case e.pattern.Prefix:
-		t.prefixed = append(t.prefixed, e)
-	default:
-		t.exact[e.pattern.Name] = append(t.exact[e.pattern.Name], e)
+	if !e.listener.Enabled {
+		return
 	}
+	b := t.bucket(e.pattern)
+	if b == nil {
+		b = newBucket(e.pattern)
+		if e.pattern.Prefix {
+			t.prefixed = append(t.prefixed, b)
+		} else {
+			t.exact[e.pattern] = b
+		}
+	}
+	b.put(e)
 }
 
 func (t *table) remove(id int64) {
@@ -164,23 +222,32 @@ func (t *table) remove(id int64) {
 		return
 	}
 	delete(t.byID, id)
-	is := func(x *entry) bool { return x == e }
-	t.prefixed = slices.DeleteFunc(t.prefixed, is)
-	if list := slices.DeleteFunc(t.exact[e.pattern.Name], is); len(list) > 0 {
-		t.exact[e.pattern.Name] = list
-	} else {
-		delete(t.exact, e.pattern.Name)
+	if !e.listener.Enabled {
+		return
 	}
+	b := t.bucket(e.pattern)
+	if b.remove(e); b.empty() {
+		delete(t.exact, e.pattern)
+		t.prefixed = slices.DeleteFunc(t.prefixed, func(x *bucket) bool { return x == b })
+	}
+}
+
+// bucket is that of a pattern, or nil.
+func (t *table) bucket(p event.Pattern) *bucket {
+	if i := slices.IndexFunc(t.prefixed, func(b *bucket) bool { return b.pattern == p }); i >= 0 {
+		return t.prefixed[i]
+	}
+	return t.exact[p]
 }
 
 // count works out what the enabled listeners need.
 func (t *table) count() {
 	var needs event.Intents
-	for name := range t.exact {
-		needs |= event.Pattern{Name: name}.Needs()
+	for _, b := range t.exact {
+		needs |= b.needs
 	}
-	for _, e := range t.prefixed {
-		needs |= e.pattern.Needs()
+	for _, b := range t.prefixed {
+		needs |= b.needs
 	}
 	if needs == t.needs {
 		return
