@@ -9,16 +9,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -74,12 +78,17 @@ func setup(t testing.TB) *api {
 	t.Helper()
 	a := &api{pool: postgrestest.New(t)}
 	a.Listeners = open(t, a.pool)
-	h, err := openapi.NewHandler(calls{Listeners: a.Listeners}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
+	a.handler = handlerOf(t, a.Listeners)
+	return a
+}
+
+func handlerOf(t testing.TB, s *Listeners) http.Handler {
+	t.Helper()
+	h, err := openapi.NewHandler(calls{Listeners: s}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.handler = h
-	return a
+	return h
 }
 
 type answered struct {
@@ -96,7 +105,11 @@ func (a *api) call(t testing.TB, method, path, body string) answered {
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return a.do(t, req)
+	got := a.do(t, req)
+	if got.status == http.StatusInternalServerError {
+		t.Errorf("%s %s %s: %v", method, path, body[:min(len(body), 200)], got.body)
+	}
+	return got
 }
 
 // do makes a call, and checks what holds for every error.
@@ -208,6 +221,11 @@ func TestListenerThroughItsLife(t *testing.T) {
 func TestEveryFieldIsChecked(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
+	var large string // together, though none is too long
+	for i := range 5 {
+		large += fmt.Sprintf(`,"x-%d":"%s"`, i, strings.Repeat("v", 4000))
+	}
+	large = large[1:]
 	key := func(n int) string { return "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, n)) }
 	tests := []struct {
 		body   string
@@ -228,6 +246,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{`{"event":"READY","url":"http://93.184.216.34/"}`, 400, "url", "https://"},
 		{`{"event":"READY","url":"https://u:p@e.com"}`, 400, "url", "password"},
 		{`{"event":"READY","url":"https://e.com/#x"}`, 400, "url", "fragment"},
+		{`{"event":"READY","url":"https://e.com/` + strings.Repeat("€", 1000) + `"}`, 400, "url", "2048 bytes"},
 		{`{"event":"READY","url":"https://10.0.0.1/"}`, 400, "url", "private"},
 		{`{"event":"READY","url":"https://[::ffff:10.0.0.1]/"}`, 400, "url", "private"},
 		{`{"event":"READY","url":"https://e.com:99999/"}`, 400, "url", "port"},
@@ -239,6 +258,9 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{`{"event":"READY","url":"https://e.com","headers":{"content-type":"x"}}`, 400, "headers.content-type", "itself"},
 		{`{"event":"READY","url":"https://e.com","headers":{"a b":"x"}}`, 400, "headers.a b", ""},
 		{`{"event":"READY","url":"https://e.com","headers":{"a":"x\r\ny: z"}}`, 400, "headers.a", ""},
+		{`{"event":"READY","url":"https://e.com","headers":{"X-A":"","x-a":"1"}}`, 400, "headers.x-a", "twice"},
+		{`{"event":"READY","url":"https://e.com","headers":{"b c":"","a b":"1"}}`, 400, "headers.a b", ""},
+		{`{"event":"READY","url":"https://e.com","headers":{` + large + `}}`, 400, "headers", "16384"},
 		{`{"event":"READY","url":"https://e.com","headers":{"a":1}}`, 400, "headers.a", ""},
 		{`{"event":"READY","url":"https://e.com","filter":{"guild_ids":["x"]}}`, 400, "filter.guild_ids.0", ""},
 		{`{"event":"READY","url":"https://e.com","filter":{"user_ids":["0"]}}`, 400, "filter.user_ids.0", ""},
@@ -249,6 +271,8 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{`{"event":"READY","url":"https://e.com","max_in_flight":1.5}`, 400, "max_in_flight", ""},
 		{`{"event":"READY","url":"https://e.com","max_age":"soon"}`, 400, "max_age", "soon"},
 		{`{"event":"READY","url":"https://e.com","max_age":"-1s"}`, 400, "max_age", ""},
+		{`{"event":"READY","url":"https://e.com","max_age":"1.5ms"}`, 400, "max_age", "whole milliseconds"},
+		{`{"event":"READY","url":"https://e.com","max_age":"721h"}`, 400, "max_age", "720h"},
 		{`{"event":"READY","url":"https://e.com","enabled":"yes"}`, 400, "enabled", ""},
 		{`{"event":"READY","url":"https://e.com","description":"a\u0000b"}`, 400, "description", ""},
 		{`{`, 400, "body", ""},
@@ -297,6 +321,12 @@ func TestWhatIsAccepted(t *testing.T) {
 			t.Errorf("the given secret became %v", got.body["secret"])
 		}
 	}
+	// As long as the pair may be, and nothing in it that an index could compress.
+	random := make([]byte, 2048)
+	for i := range random {
+		random[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"[rand.IntN(27)]
+	}
+	a.create(t, fmt.Sprintf(`{"event":"%s","url":"https://e.com/%s","allow_unknown":true}`, random[:100], random[14:]))
 	if got := a.create(t, `{"event":"INTERACTION_CREATE","url":"https://example.com/1"}`); got.body["max_age"] != "3s" {
 		t.Errorf("max_age of INTERACTION_CREATE is %v", got.body["max_age"])
 	}
@@ -334,7 +364,10 @@ func TestPages(t *testing.T) {
 	if data, _ := got.body["data"].([]any); len(data) != 2 {
 		t.Errorf("%d listeners of one url, want 2", len(data))
 	}
-	for query, field := range map[string]string{"limit=0": "limit", "limit=251": "limit", "limit=x": "limit", "cursor=%21": "cursor"} {
+	for query, field := range map[string]string{
+		"limit=0": "limit", "limit=251": "limit", "limit=x": "limit", "limit=1&limit=2": "limit", "cursor=%21": "cursor", "cursor=": "cursor",
+		"event=%00": "event", "url=%00": "url", "url=%ff": "url",
+	} {
 		if got := a.call(t, "GET", "/listeners?"+query, ""); got.status != 400 || deref(got.problem.Field) != field {
 			t.Errorf("%s: %d %v", query, got.status, got.body)
 		}
@@ -381,39 +414,144 @@ func TestKeyRoutesAndMethods(t *testing.T) {
 	}
 }
 
-// Another instance hears of a change without being asked.
-func TestChangeReachesAnotherInstance(t *testing.T) {
-	t.Parallel()
-	a := setup(t)
-	other := open(t, a.pool)
+// run runs an instance until the test ends.
+func run(t *testing.T, s *Listeners) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- other.Run(ctx) }()
-	defer func() {
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+}
+
+// awaitNeeds waits until an instance knows of a change.
+func awaitNeeds(t *testing.T, s *Listeners, want event.Intents) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	for s.Needs() != want {
+		select {
+		case <-s.NeedsChanged():
+		case <-deadline:
+			t.Fatalf("it needs %v, want %v: nothing was heard", s.Needs(), want)
+		}
+	}
+}
+
+// Another instance hears of a change without asking, also after its connection
+// broke.
+func TestChangeIsAnnounced(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	other := open(t, a.pool)
+	other.poll = time.Hour
+	run(t, other)
 	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
-	select {
-	case <-other.NeedsChanged():
-	case <-time.After(30 * time.Second):
-		t.Fatal("nothing was heard")
+	awaitNeeds(t, other, event.IntentGuildModeration)
+	if len(other.Match(&event.Event{Name: "GUILD_BAN_ADD"})) != 1 {
+		t.Error("the other instance does not match it")
 	}
-	if other.Needs() != event.IntentGuildModeration || len(other.Match(&event.Event{Name: "GUILD_BAN_ADD"})) != 1 {
-		t.Errorf("the other instance needs %v", other.Needs())
+	var broken int
+	if err := a.pool.QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+			WHERE datname = current_database() AND query LIKE 'LISTEN %'`).Scan(&broken); err != nil || broken != 1 {
+		t.Fatalf("%d connections listen, %v", broken, err)
 	}
-	// A change that this instance makes after one that it has not heard of.
-	if _, err := other.insert(t.Context(), registration{
-		Listener: event.Listener{Event: "TYPING_START", URL: "https://example.com/b", Enabled: true, Format: "standard", Ordering: "none", MaxInFlight: 1, Headers: map[string]string{}},
-	}); err != nil {
+	a.create(t, `{"event":"INVITE_CREATE","url":"https://example.com/a"}`)
+	awaitNeeds(t, other, event.IntentGuildModeration|event.IntentGuildInvites)
+	if got := a.call(t, "DELETE", "/listeners/lst_1", ""); got.status != 204 {
+		t.Fatalf("DELETE: %d %v", got.status, got.body)
+	}
+	awaitNeeds(t, other, event.IntentGuildInvites)
+}
+
+// Where nothing is announced, as through some poolers, it asks.
+func TestChangeIsPolled(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	a.poll = 10 * time.Millisecond
+	run(t, a.Listeners)
+	// Twice, because it also looks once when it begins to listen.
+	needs := event.Intents(0)
+	for name, intent := range map[string]event.Intents{"GUILD_BAN_ADD": event.IntentGuildModeration, "INVITE_CREATE": event.IntentGuildInvites} {
+		if _, err := a.pool.Exec(t.Context(), `WITH v AS (UPDATE listeners_version SET version = version + 1)
+				INSERT INTO listeners (event, url) VALUES ($1, 'https://example.com/a')`, name); err != nil {
+			t.Fatal(err)
+		}
+		needs |= intent
+		awaitNeeds(t, a.Listeners, needs)
+	}
+}
+
+// An instance that makes a change after one that it has not heard of knows
+// both when it answers.
+func TestChangeAfterAnUnheardOne(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	b := *a
+	b.Listeners = open(t, a.pool)
+	b.handler = handlerOf(t, b.Listeners)
+	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
+	b.create(t, `{"event":"TYPING_START","url":"https://example.com/b"}`)
+	for _, name := range []string{"GUILD_BAN_ADD", "TYPING_START"} {
+		if len(b.Match(&event.Event{Name: name})) != 1 {
+			t.Errorf("%s has no listener", name)
+		}
+	}
+}
+
+// Whatever many callers do at once, the table ends as the database is, and no
+// pair is there twice.
+func TestChangesAtOnce(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	b := *a
+	b.Listeners = open(t, a.pool)
+	b.handler = handlerOf(t, b.Listeners)
+	run(t, a.Listeners)
+	run(t, b.Listeners)
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			via := []*api{a, &b}[worker%2]
+			for i := range 10 {
+				body := fmt.Sprintf(`{"event":"READY","url":"https://example.com/%d"}`, i)
+				got := via.call(t, "POST", "/listeners", body)
+				switch got.status {
+				case http.StatusCreated:
+					if i%2 == 0 {
+						via.call(t, "DELETE", "/listeners/"+fmt.Sprint(got.body["id"]), "")
+					}
+				case http.StatusConflict:
+					moved := via.call(t, "PATCH", "/listeners/"+deref(got.problem.ListenerId), fmt.Sprintf(`{"url":"https://example.com/%d"}`, (i+1+worker)%10))
+					if !slices.Contains([]int{200, 404, 409}, moved.status) {
+						t.Errorf("PATCH: %d %v", moved.status, moved.body)
+					}
+				default:
+					t.Errorf("POST %s: %d %v", body, got.status, got.body)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var stored []int64
+	rows, err := a.pool.Query(t.Context(), `SELECT id FROM listeners ORDER BY id`)
+	if err == nil {
+		stored, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	a.create(t, `{"event":"INVITE_CREATE","url":"https://example.com/c"}`)
-	for _, name := range []string{"GUILD_BAN_ADD", "TYPING_START", "INVITE_CREATE"} {
-		if len(a.Match(&event.Event{Name: name})) != 1 {
-			t.Errorf("%s has no listener on the first instance", name)
+	for _, s := range []*Listeners{a.Listeners, b.Listeners} {
+		if err := s.refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		matched := s.Match(&event.Event{Name: "READY"})
+		slices.Sort(matched)
+		if !slices.Equal(matched, stored) {
+			t.Errorf("the table has %v, the database %v", matched, stored)
 		}
 	}
 }
@@ -423,11 +561,7 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 	pg := postgrestest.Start(t)
 	pool := pg.Pool()
 	a := &api{Listeners: open(t, pool)}
-	h, err := openapi.NewHandler(calls{Listeners: a.Listeners}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.handler = h
+	a.handler = handlerOf(t, a.Listeners)
 	a.create(t, `{"event":"READY","url":"https://example.com/a"}`)
 	pg.Stop()
 	for _, call := range [][3]string{
@@ -450,11 +584,40 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 	pool.Close()
 }
 
+func TestWhatIsUnavailable(t *testing.T) {
+	t.Parallel()
+	pg := func(code string) error { return fmt.Errorf("store: %w", &pgconn.PgError{Code: code}) }
+	tests := []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"terminated by an administrator", pg("57P01"), true},
+		{"too many connections", pg("53300"), true},
+		{"a standby", pg("25006"), true},
+		{"a deadlock", pg("40P01"), true},
+		{"a refused login", fmt.Errorf("connect: %w", &pgconn.ConnectError{}), true},
+		{"killed in an answer", fmt.Errorf("read: %w", io.ErrUnexpectedEOF), true},
+		{"a broken connection", &net.OpError{Op: "read", Err: errors.New("broken pipe")}, true},
+		{"too slow", fmt.Errorf("query: %w", context.DeadlineExceeded), true},
+		{"a value that can't be stored", pg("22021"), false},
+		{"a missing table", pg("42P01"), false},
+		{"ours", errors.New("scan"), false},
+	}
+	for _, tt := range tests {
+		var e *openapi.Error
+		got := answer(tt.err)
+		if errors.As(got, &e) != tt.want || tt.want && e.Status != http.StatusServiceUnavailable || !tt.want && !errors.Is(got, tt.err) {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
 func FuzzBodies(f *testing.F) {
 	for _, s := range []string{
 		`{"event":"READY","url":"https://e.com"}`, `{"event":"*","url":"http://127.0.0.1:1/","filter":{"guild_ids":["1"]},"headers":{"a":"b"}}`,
 		`{"max_age":"3s","enabled":true}`, `{"max_age":null}`, `{"event":"\u0000","url":"\ud800"}`, `[]`, `{"event":{}}`, `{"event":"A","event":"B"}`,
-		`{"headers":{"":""}}`, `{"max_in_flight":1e400}`, "\xff\xfe", `{"url":"https://[::1%25eth0]/"}`,
+		`{"headers":{"":""}}`, `{"":"", ""`, `{"max_in_flight":1e400}`, "\xff\xfe", `{"url":"https://[::1%25eth0]/"}`,
 	} {
 		f.Add([]byte(s))
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,9 +64,8 @@ func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListeners
 		}
 		before = id
 	}
-	if req.Params.Event != nil {
-		name := strings.ToUpper(strings.TrimSpace(*req.Params.Event))
-		req.Params.Event = &name
+	if err := checkPair(req.Params.Event, req.Params.Url); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -139,12 +140,14 @@ func (s *Listeners) DeleteListener(ctx context.Context, req openapi.DeleteListen
 
 // DeleteListenerByPair implements DELETE /listeners?event=&url=.
 func (s *Listeners) DeleteListenerByPair(ctx context.Context, req openapi.DeleteListenerByPairRequestObject) (openapi.DeleteListenerByPairResponseObject, error) {
-	name := strings.ToUpper(strings.TrimSpace(req.Params.Event))
+	if err := checkPair(&req.Params.Event, &req.Params.Url); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := s.remove(ctx, `l.event = $1 AND l.url = $2`, name, req.Params.Url)
+	err := s.remove(ctx, `l.event = $1 AND l.url = $2`, req.Params.Event, req.Params.Url)
 	if errors.Is(err, errNone) {
-		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", name))
+		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", req.Params.Event))
 	}
 	if err != nil {
 		return nil, answer(err)
@@ -164,6 +167,20 @@ func (s *Listeners) ListEventTypes(context.Context, openapi.ListEventTypesReques
 	return openapi.ListEventTypes200JSONResponse(out), nil
 }
 
+// checkPair normalizes the event that a query asks for, and refuses what
+// nothing can be registered for. nil is not asked for.
+func checkPair(name, url *string) error {
+	var p problems
+	if name != nil {
+		*name = strings.ToUpper(strings.TrimSpace(*name))
+		p.storable("event", *name)
+	}
+	if url != nil {
+		p.storable("url", *url)
+	}
+	return p.err()
+}
+
 func noListener(id string) error {
 	return openapi.NotFound(fmt.Sprintf("there is no listener %q: GET /listeners lists them", id))
 }
@@ -173,8 +190,6 @@ func answer(err error) error {
 	var (
 		taken   *takenError
 		refused *openapi.Error
-		pgErr   *pgconn.PgError
-		netErr  net.Error
 	)
 	switch {
 	case errors.As(err, &refused):
@@ -185,20 +200,32 @@ func answer(err error) error {
 			Detail: fmt.Sprintf("listener %s is registered for this event and url: change or delete it", formatID(taken.id)),
 			Fields: []openapi.FieldProblem{{Field: "url", Detail: "the pair of event and url is taken"}},
 		}
-	case errors.As(err, &pgErr):
-		// Classes 08, 53, 57 and 58 are the server's state, not the statement's
-		// fault (PostgreSQL, Error Codes).
-		switch pgErr.Code[:2] {
-		case "08", "53", "57", "58":
-			return openapi.Unavailable()
-		case "22":
-			return &openapi.Error{Status: http.StatusBadRequest, Detail: "a value has characters that can't be stored, such as a NUL byte"}
-		}
-		return err
-	case errors.As(err, &netErr), pgconn.Timeout(err), pgconn.SafeToRetry(err), errors.Is(err, context.DeadlineExceeded):
+	case unavailable(err):
 		return openapi.Unavailable()
 	default:
 		return err
+	}
+}
+
+// unavailable tells whether an error is the database's state and not the
+// statement's fault, so that the same call may succeed later.
+func unavailable(err error) bool {
+	var (
+		connect *pgconn.ConnectError
+		pgErr   *pgconn.PgError
+		netErr  net.Error
+	)
+	switch {
+	case errors.As(err, &connect): // whatever the server said to it
+		return true
+	case errors.As(err, &pgErr):
+		// Connection, read-only, deadlock, resources, operator and system
+		// (PostgreSQL, Error Codes: classes).
+		return len(pgErr.Code) == 5 && slices.Contains([]string{"08", "25", "40", "53", "57", "58"}, pgErr.Code[:2])
+	default:
+		// A server that dies in the middle of an answer is a bare io error.
+		return errors.As(err, &netErr) || errors.Is(err, errVanished) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+			pgconn.Timeout(err) || pgconn.SafeToRetry(err) || errors.Is(err, context.DeadlineExceeded)
 	}
 }
 

@@ -39,11 +39,12 @@ type Listeners struct {
 	log   *slog.Logger
 	table *table
 	look  chan struct{} // holds a token when the database should be looked at
+	poll  time.Duration // how often it is looked at anyway
 }
 
 // Open reads the registrations. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
-	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1)}
+	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1), poll: pollEvery}
 	if err := s.load(ctx); err != nil {
 		return nil, err
 	}
@@ -94,7 +95,7 @@ func (s *Listeners) Run(ctx context.Context) error {
 		s.hear(ctx)
 	}()
 	defer func() { <-heard }()
-	poll := time.NewTicker(pollEvery)
+	poll := time.NewTicker(s.poll)
 	defer poll.Stop()
 	for {
 		select {
@@ -130,13 +131,25 @@ func (s *Listeners) wake() {
 	}
 }
 
+// longestWait is between two tries to hear of changes.
+const longestWait = 10 * time.Second
+
+func newBackoff() retry.Backoff {
+	return retry.WithCappedDuration(longestWait, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
+}
+
 // hear waits for announcements of changes on a connection of its own.
 func (s *Listeners) hear(ctx context.Context) {
-	backoff := retry.WithCappedDuration(10*time.Second, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
+	backoff := newBackoff()
+	next := retry.BackoffFunc(func() (time.Duration, bool) { return backoff.Next() })
 	// It ends with ctx only: every failure is tried again, and polling stands
 	// in meanwhile.
-	_ = retry.Do(ctx, backoff, func(ctx context.Context) error {
+	_ = retry.Do(ctx, next, func(ctx context.Context) error {
+		began := time.Now()
 		err := s.hearOn(ctx)
+		if time.Since(began) > longestWait { // it worked: what broke it now is something new
+			backoff = newBackoff()
+		}
 		if ctx.Err() == nil {
 			s.log.LogAttrs(ctx, slog.LevelDebug, "not hearing of listener changes, polling", slog.Any("error", err))
 		}

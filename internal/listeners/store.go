@@ -151,7 +151,27 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 	return after, nil
 }
 
+// errVanished says that what was in the way was gone when it was looked at.
+var errVanished = errors.New("the listener in the way is gone")
+
+// again repeats a change as long as what was in its way vanishes: another
+// caller can remove a listener between the refusal and the look at it. It gives
+// up where that can't be chance.
+func again(change func() (*registration, error)) (after *registration, err error) {
+	for range 5 {
+		if after, err = change(); !errors.Is(err, errVanished) {
+			break
+		}
+	}
+	return after, err
+}
+
+// insert stores a new listener, or returns a takenError.
 func (s *Listeners) insert(ctx context.Context, r registration) (*registration, error) {
+	return again(func() (*registration, error) { return s.tryInsert(ctx, r) })
+}
+
+func (s *Listeners) tryInsert(ctx context.Context, r registration) (*registration, error) {
 	return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO listeners
@@ -176,6 +196,9 @@ func (s *Listeners) insert(ctx context.Context, r registration) (*registration, 
 
 func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error {
 	other, err := s.find(ctx, tx, `l.event = $1 AND l.url = $2`, r.Event, r.URL)
+	if errors.Is(err, errNone) {
+		return errVanished
+	}
 	if err != nil {
 		return fmt.Errorf("find the listener in the way: %w", err)
 	}
@@ -183,8 +206,12 @@ func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error
 }
 
 // update changes a listener as f says, with its row locked, so that two
-// updates at once can't undo each other.
+// updates at once can't undo each other. It may call f several times.
 func (s *Listeners) update(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
+	return again(func() (*registration, error) { return s.tryUpdate(ctx, id, f) })
+}
+
+func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
 	var wanted registration
 	after, err := s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 		before, err := s.find(ctx, tx, `l.id = $1 FOR UPDATE OF l`, id)

@@ -4,10 +4,12 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/oapi-codegen/nullable"
 	"golang.org/x/net/http/httpguts"
@@ -30,6 +32,9 @@ const (
 	mostSecret     = 64
 	secretPrefix   = "whsec_"
 	mostHeaderSize = 16 << 10
+	// mostURL is in bytes, where the contract counts characters: PostgreSQL
+	// refuses an index entry of more than 2704.
+	mostURL = 2048
 )
 
 // problems collects what is wrong with a request, field by field.
@@ -44,12 +49,7 @@ func (p problems) err() error {
 	if len(p) == 0 {
 		return nil
 	}
-	e := openapi.FieldError(p[0].Field, p[0].Detail)
-	e.Fields = p
-	for _, more := range p[1:] {
-		e.Detail += "; " + more.Field + ": " + more.Detail
-	}
-	return e
+	return openapi.FieldErrors(p)
 }
 
 // fromCreate makes a registration of a request.
@@ -109,10 +109,8 @@ func (s *Listeners) apply(p *problems, r *registration, c change) {
 		r.URL = s.checkURL(p, *c.url)
 	}
 	if c.description != nil {
-		r.description = strings.ToValidUTF8(*c.description, "\uFFFD")
-		if strings.ContainsRune(r.description, 0) {
-			p.add("description", "it holds a NUL byte")
-		}
+		r.description = *c.description
+		p.storable("description", r.description)
 	}
 	if c.enabled != nil {
 		r.Enabled = *c.enabled
@@ -141,6 +139,13 @@ func (s *Listeners) apply(p *problems, r *registration, c change) {
 	}
 }
 
+// storable refuses what PostgreSQL can't keep as text.
+func (p *problems) storable(field, s string) {
+	if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
+		p.add(field, "it holds a NUL byte or is not UTF-8")
+	}
+}
+
 // event normalizes a name or pattern, and refuses one that no event has.
 func (p *problems) event(s string, allowUnknown bool) string {
 	s = strings.ToUpper(strings.TrimSpace(s))
@@ -162,6 +167,8 @@ func (p *problems) event(s string, allowUnknown bool) string {
 func (s *Listeners) checkURL(p *problems, raw string) string {
 	u, err := url.Parse(raw)
 	switch {
+	case len(raw) > mostURL:
+		p.add("url", "it is longer than %d bytes", mostURL)
 	case err != nil || strings.ContainsAny(raw, " \t\r\n\x00"):
 		p.add("url", "it is not a URL such as https://example.com/discord")
 	case u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
@@ -191,9 +198,10 @@ var reservedPrefixes = []string{"webhook-", "gatehook-", "x-signature-"}
 func (p *problems) headers(in map[string]string) map[string]string {
 	out := make(map[string]string, len(in))
 	size := 0
-	for name, value := range in {
-		field := "headers." + name
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		value, field := in[name], "headers."+name
 		lower := strings.ToLower(name)
+		_, twice := out[lower]
 		size += len(name) + len(value)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
@@ -202,7 +210,7 @@ func (p *problems) headers(in map[string]string) map[string]string {
 			p.add(field, "its value has characters that a header can't hold")
 		case isReserved(lower):
 			p.add(field, "Gatehook sets %s itself", name)
-		case out[lower] != "":
+		case twice:
 			p.add(field, "it is given twice")
 		}
 		out[lower] = value
@@ -246,8 +254,8 @@ func (p *problems) maxAge(given nullable.Nullable[string]) time.Duration {
 		return 0 // null: no limit
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Millisecond || d > longestAge {
-		p.add("max_age", "%q is not a duration from 1ms to %v such as 3s, or null", s, longestAge)
+	if err != nil || d < time.Millisecond || d > longestAge || d%time.Millisecond != 0 {
+		p.add("max_age", "%q is not a duration in whole milliseconds from 1ms to %s such as 3s, or null", s, shortDuration(longestAge))
 	}
 	return d
 }
