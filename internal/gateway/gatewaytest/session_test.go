@@ -68,7 +68,14 @@ func TestResumeRefused(t *testing.T) {
 		},
 		{
 			name: "too late", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{SessionLifetime: time.Nanosecond},
-			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+				t.Helper()
+				_ = c.ws.CloseNow()
+				// Its lifetime begins when the server has seen the end.
+				if _, err := srv.WaitCount(t.Context(), gatewaytest.ClientClosed, gatewaytest.AnyShard, 1); err != nil {
+					t.Fatal(err)
+				}
+			},
 		},
 		{
 			name: "future", seq: 2, want: "4007",
