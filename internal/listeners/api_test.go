@@ -556,6 +556,37 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 }
 
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	deadlock := fmt.Errorf("update a listener: %w", &pgconn.PgError{Code: "40P01"})
+	for _, tt := range []struct {
+		name  string
+		errs  []error // of one try after the other; then none
+		tries int
+		want  error
+	}{
+		{"at once", nil, 1, nil},
+		{"it vanished", []error{errVanished, errVanished}, 3, nil},
+		{"a deadlock", []error{deadlock}, 2, nil},
+		{"refused", []error{&takenError{id: 1}}, 1, &takenError{id: 1}},
+		{"perhaps stored", []error{&pgconn.PgError{Code: "40003"}}, 1, &pgconn.PgError{Code: "40003"}},
+		{"a broken connection", []error{io.ErrUnexpectedEOF}, 1, io.ErrUnexpectedEOF}, // it may have been stored
+		{"without end", slices.Repeat([]error{deadlock}, 10), mostTries, deadlock},
+	} {
+		tries := 0
+		_, err := again(func() (*registration, error) {
+			tries++
+			if tries > len(tt.errs) {
+				return nil, nil
+			}
+			return nil, tt.errs[tries-1]
+		})
+		if tries != tt.tries || fmt.Sprint(err) != fmt.Sprint(tt.want) {
+			t.Errorf("%s: %d tries, %v; want %d, %v", tt.name, tries, err, tt.tries, tt.want)
+		}
+	}
+}
+
 func TestDatabaseAwayIsSaid(t *testing.T) {
 	t.Parallel()
 	pg := postgrestest.Start(t)

@@ -154,17 +154,23 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 // errVanished says that what was in the way was gone when it was looked at.
 var errVanished = errors.New("the listener in the way is gone")
 
-// again repeats a change as long as what was in its way vanishes: another
-// caller can remove a listener between the refusal and the look at it. It gives
+// again repeats a change that lost against another one, and stored nothing:
+// what was in its way was removed between the refusal and the look at it, or
+// each waited for the other (PostgreSQL, Error Codes: 40001 and 40P01). It gives
 // up where that can't be chance.
 func again(change func() (*registration, error)) (after *registration, err error) {
-	for range 5 {
-		if after, err = change(); !errors.Is(err, errVanished) {
+	for range mostTries {
+		after, err = change()
+		pgErr := (*pgconn.PgError)(nil)
+		lost := errors.Is(err, errVanished) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
+		if !lost {
 			break
 		}
 	}
 	return after, err
 }
+
+const mostTries = 5
 
 // insert stores a new listener, or returns a takenError.
 func (s *Listeners) insert(ctx context.Context, r registration) (*registration, error) {
@@ -243,12 +249,14 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 
 // remove deletes a listener and what waits for it.
 func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
-	_, err := s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
-		var id int64
-		if err := tx.QueryRow(ctx, `DELETE FROM listeners l WHERE `+where+` RETURNING id`, args...).Scan(&id); err != nil {
-			return 0, nil, err
-		}
-		return id, nil, s.cfg.Forget(ctx, tx, id)
+	_, err := again(func() (*registration, error) {
+		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+			var id int64
+			if err := tx.QueryRow(ctx, `DELETE FROM listeners l WHERE `+where+` RETURNING id`, args...).Scan(&id); err != nil {
+				return 0, nil, err
+			}
+			return id, nil, s.cfg.Forget(ctx, tx, id)
+		})
 	})
 	return err
 }
