@@ -61,6 +61,7 @@ func (p payload) String() string {
 type client struct {
 	t      *testing.T
 	srv    *gatewaytest.Server
+	token  string
 	ctx    context.Context
 	ws     *websocket.Conn
 	decode func(websocket.MessageType, []byte) ([]byte, error)
@@ -91,7 +92,7 @@ func dial(t *testing.T, srv *gatewaytest.Server, url string) *client {
 	}
 	ws.SetReadLimit(-1)
 	t.Cleanup(func() { _ = ws.CloseNow() })
-	return &client{t, srv, ctx, ws, decodePlain}
+	return &client{t, srv, srv.Token(), ctx, ws, decodePlain}
 }
 
 // read reads one payload, or the error that ends the connection.
@@ -178,12 +179,12 @@ func hello(t *testing.T, srv *gatewaytest.Server, base string) *client {
 func (c *client) identify(shard, count int) {
 	c.t.Helper()
 	c.send(`{"op":2,"d":{"token":%q,"properties":{"os":"linux","browser":"x","device":"x"},"shard":[%d,%d],"intents":513}}`,
-		c.srv.Token(), shard, count)
+		c.token, shard, count)
 }
 
 func (c *client) resume(session string, seq int64) {
 	c.t.Helper()
-	c.send(`{"op":6,"d":{"token":%q,"session_id":%q,"seq":%d}}`, c.srv.Token(), session, seq)
+	c.send(`{"op":6,"d":{"token":%q,"session_id":%q,"seq":%d}}`, c.token, session, seq)
 }
 
 // ready dials, identifies and reads READY. It returns the session's id.

@@ -63,6 +63,8 @@ type conn struct {
 	steps    []step
 	sends    []time.Time // when the last commands came, for the rate limit
 	leaving  bool        // something was done that makes a client leave
+	client   string      // whose token it came with
+	stopped  bool        // the client was suspended with this connection open
 	deaf     bool        // what comes is ignored: it is being closed or silenced
 	ending   bool        // nothing is sent any more and what comes is ignored
 	silenced bool        // ending, by Silence
@@ -195,8 +197,8 @@ func (c *conn) over(err error) {
 	// Discord: Gateway, Initiating a Disconnect. A silenced connection stands
 	// for one on which Discord does not hear the client.
 	if ss := c.session; ss != nil && !c.ending && !c.deaf && (code == 1000 || code == 1001) {
-		s.kill(ss, fmt.Sprintf("the client closed with %d", code))
-		ss.told = true
+		s.kill(ss, fmt.Sprintf("the client closed with %d", code), true)
+		ss.tell(c.client)
 	}
 	c.ending = true
 	c.detach()
@@ -224,7 +226,7 @@ func (c *conn) rewind(cursor int64) {
 
 // attach makes c the connection of the session. s.mu is held.
 func (c *conn) attach(ss *session) {
-	ss.conn, ss.awaySince = c, time.Time{}
+	ss.conn, ss.awaySince, ss.client = c, time.Time{}, c.client
 	c.session, c.shard = ss, ss.shard
 	c.srv.signal()
 }
@@ -441,8 +443,8 @@ func (c *conn) invalidate(resumable bool) {
 	}
 	c.detach()
 	if !resumable {
-		s.kill(ss, "it was invalidated with op 9")
-		ss.told = true
+		s.kill(ss, "it was invalidated with op 9", false)
+		ss.tell(c.client)
 	}
 }
 
@@ -462,7 +464,8 @@ func (c *conn) bookEnd(code int) {
 	c.ending, c.leaving = true, true
 	s.note(Entry{Kind: ServerClosed, Conn: c.id, Shard: c.shard, Session: c.sessionID(), Code: code})
 	if ss := c.session; ss != nil && ends(code) {
-		s.kill(ss, fmt.Sprintf("the connection was closed with %d", code))
+		// Deaf: it was refused, for what it must not do.
+		s.kill(ss, fmt.Sprintf("the connection was closed with %d", code), c.deaf)
 	}
 	c.detach()
 	_ = c.wire.SetReadDeadline(time.Now().Add(closeGrace)) // as in extend

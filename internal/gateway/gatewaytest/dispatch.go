@@ -213,7 +213,7 @@ func (s *Server) Dispatched() []Record {
 func (s *Server) expire(sessions ...*session) (expired bool) {
 	for _, ss := range sessions {
 		if ss.dead == "" && ss.conn == nil && time.Since(ss.awaySince) > s.cfg.SessionLifetime {
-			s.kill(ss, "it was away for longer than its lifetime")
+			s.kill(ss, "it was away for longer than its lifetime", false)
 			expired = true
 		}
 	}

@@ -26,7 +26,8 @@
 //	Arm(moment, shard, times, actions...)               faults at a moment to come
 //	SetShards, SetSessionStart, SetFlags                what the REST calls answer from now on
 //	WaitReady, WaitConnected, WaitIdentify, WaitResume, WaitAcked, WaitCount
-//	Log, Count, Illegal, Dispatched, Session            what happened
+//	TokenOf, Suspend, Continue                          several clients of one bot, one of which is stopped
+//	Log, Count, Illegal, Dispatched, Session, Sessions  what happened
 //
 // Actions: Reconnect (op 7), Invalidate (op 9), RequestHeartbeat (op 1), Close,
 // Drop, Reset, Silence, Corrupt, TextFrame, Send, Delay, Skip, After, Status,

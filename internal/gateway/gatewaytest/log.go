@@ -173,6 +173,19 @@ func (s *Server) Session(shard int) (Session, bool) {
 	return Session{}, false
 }
 
+// Sessions returns all sessions, those that are gone too, in the order in which
+// they began. Of very many only the newest are remembered.
+func (s *Server) Sessions() []Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(s.order...)
+	list := make([]Session, len(s.order))
+	for i, ss := range s.order {
+		list[i] = ss.snapshot()
+	}
+	return list
+}
+
 // WaitReady waits until the newest session of the shard is in service (see
 // Session.Connected) and returns it. It is not the history that counts, but
 // the present: after Do(shard, Drop()) it waits for the client to come back.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -234,7 +235,7 @@ func (c *conn) identify(d json.RawMessage) {
 	case err != nil:
 		c.refuse(closeOpcode, "IDENTIFY can't be decoded: %v", err)
 		return
-	case p.Token != s.token:
+	case !c.authenticate(p.Token):
 		c.refuse(closeAuthFailed, "IDENTIFY with a wrong token%s", hint(p.Token))
 		return
 	}
@@ -341,7 +342,7 @@ func (c *conn) resumeSession(d json.RawMessage) {
 	case err != nil || p.Seq == nil || *p.Seq < 0:
 		c.refuse(closeOpcode, "RESUME without a sequence number, or that can't be decoded")
 		return
-	case p.Token != s.token:
+	case !c.authenticate(p.Token):
 		c.refuse(closeSession, "RESUME with a wrong token%s", hint(p.Token))
 		return
 	}
@@ -353,7 +354,7 @@ func (c *conn) resumeSession(d json.RawMessage) {
 		return
 	}
 	s.expire(ss)
-	if ss.told {
+	if slices.Contains(ss.told, c.client) {
 		s.illegal(c, "RESUME of a session that the client knows is gone: %s", ss.dead)
 	}
 	if ss.dead == "" {
@@ -372,16 +373,16 @@ func (c *conn) replay(ss *session, seq int64) {
 	case c.ending || c.deaf || s.closed:
 		return
 	case ss.dead != "":
-		ss.told = true
+		ss.tell(c.client)
 		c.reject(ss.dead)
 		return
 	case seq > ss.seq:
-		s.kill(ss, "its RESUME had a wrong sequence number")
+		s.kill(ss, "its RESUME had a wrong sequence number", true)
 		c.refuse(closeSeq, "RESUME from %d, of %d", seq, ss.seq)
 		return
 	case seq < ss.frames.first-1:
-		s.kill(ss, fmt.Sprintf("RESUME from %d, but what is behind %d only is kept", seq, ss.frames.first-1))
-		ss.told = true
+		s.kill(ss, fmt.Sprintf("RESUME from %d, but what is behind %d only is kept", seq, ss.frames.first-1), false)
+		ss.tell(c.client)
 		c.reject(ss.dead)
 		return
 	}
@@ -391,8 +392,8 @@ func (c *conn) replay(ss *session, seq int64) {
 	if skipsStep(actions) {
 		for _, a := range actions {
 			if a.killsSession() {
-				s.kill(ss, "the script ended it")
-				ss.told = true
+				s.kill(ss, "the script ended it", false)
+				ss.tell(c.client)
 			}
 		}
 		return
@@ -410,6 +411,10 @@ func (s *Server) fence(c *conn, ss *session) {
 	if old == nil {
 		return
 	}
+	if old.stopped && old.client != c.client {
+		s.expel(old)
+		return
+	}
 	s.mu.Unlock()
 	t := time.NewTimer(fenceGrace)
 	select {
@@ -421,11 +426,15 @@ func (s *Server) fence(c *conn, ss *session) {
 	s.mu.Lock()
 	if ss.conn != nil && ss.conn != c {
 		s.illegal(c, "two connections on one session")
-		old = ss.conn
-		old.detach()
-		old.deaf = true
-		old.now(Close(closeSession))
+		s.expel(ss.conn)
 	}
+}
+
+// expel takes the session away from a connection. s.mu is held.
+func (s *Server) expel(old *conn) {
+	old.detach()
+	old.deaf = true
+	old.now(Close(closeSession))
 }
 
 // command handles what a bot may send besides. s.mu is held.

@@ -32,7 +32,10 @@ func (s *Server) handleAPI(w http.ResponseWriter, r *http.Request) {
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, at Moment, body func() any) {
 	s.mu.Lock()
 	actions := s.fire(at, AnyShard)
-	authorized := r.Header.Get("Authorization") == "Bot "+s.token
+	token, authorized := strings.CutPrefix(r.Header.Get("Authorization"), "Bot ")
+	if authorized {
+		_, authorized = s.clientOf(token)
+	}
 	s.mu.Unlock()
 	switch {
 	case !s.actHTTP(w, r, actions):

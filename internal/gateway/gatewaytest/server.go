@@ -39,6 +39,7 @@ type Server struct {
 	sessions map[string]*session
 	order    []*session         // as they began
 	byShard  map[int][]*session // that are not gone, as they began
+	stopped  map[string]bool    // the clients that are suspended
 	faults   []*armed
 	log      journal
 	calls    int64
@@ -62,6 +63,7 @@ func Start(cfg Config) (*Server, error) {
 		conns:    map[*conn]struct{}{},
 		sessions: map[string]*session{},
 		byShard:  map[int][]*session{},
+		stopped:  map[string]bool{},
 		log:      journal{counts: map[counted]int{}, changed: make(chan struct{})},
 	}
 	s.room = sync.NewCond(&s.mu)
@@ -206,11 +208,11 @@ func (s *Server) forget() {
 }
 
 // kill ends a session: nobody can resume it any more. s.mu is held.
-func (s *Server) kill(ss *session, why string) {
+func (s *Server) kill(ss *session, why string, byClient bool) {
 	if ss.dead != "" {
 		return
 	}
-	ss.dead = why
+	ss.dead, ss.byClient = why, byClient
 	ss.frames = ring{limit: 1, first: ss.seq + 1}
 	// A new slice: somebody may be walking over the old one.
 	s.byShard[ss.shard] = slices.DeleteFunc(slices.Clone(s.byShard[ss.shard]), func(other *session) bool { return other == ss })

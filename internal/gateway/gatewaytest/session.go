@@ -19,6 +19,13 @@ type Session struct {
 	// Connected tells whether a client is connected and in service: READY or
 	// RESUMED is on its way and nothing has been done to send it away.
 	Connected bool
+	// Client is who began or resumed it last (see Server.TokenOf).
+	Client string
+	// Ended is why nobody can resume it any more; empty while it can be
+	// resumed, as far as anybody tried. ByClient: the client ended it, with
+	// 1000 or 1001 or by what it must not do.
+	Ended    string
+	ByClient bool
 }
 
 // session is one gateway session. Server.mu guards it.
@@ -32,8 +39,10 @@ type session struct {
 	frames       ring
 	conn         *conn     // nil while away
 	awaySince    time.Time // zero while connected
+	client       string    // of the last connection
 	dead         string    // why it can't be resumed; empty while it can
-	told         bool      // the client knows that it is dead
+	byClient     bool      // it is dead by the client's doing
+	told         []string  // the clients that know that it is dead
 }
 
 func newSessionID() string {
@@ -65,7 +74,7 @@ func (ss *session) blocked() bool {
 func (ss *session) snapshot() Session {
 	return Session{
 		ID: ss.id, Shard: ss.shard, Count: ss.count, Intents: ss.intents, Seq: ss.seq, Acked: ss.acked,
-		Connected: ss.conn != nil && !ss.conn.leaving,
+		Connected: ss.conn != nil && !ss.conn.leaving, Client: ss.client, Ended: ss.dead, ByClient: ss.byClient,
 	}
 }
 

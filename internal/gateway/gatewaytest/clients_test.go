@@ -1,0 +1,102 @@
+package gatewaytest_test
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// as makes a connection that of another client of the bot.
+func as(c *client, name string) *client {
+	c.token = c.srv.TokenOf(name)
+	return c
+}
+
+// What one client was told, another one does not know.
+func TestToldIsWhoWasTold(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c := as(hello(t, srv, srv.GatewayURL()), "a")
+	c.identify(0, 1)
+	session := c.ready()
+	do(t, srv, 0, gatewaytest.Invalidate(false))
+	c.expect("op 9 false")
+	for _, illegal := range [][]string{nil, {"RESUME of a session that the client knows is gone"}} {
+		other := as(hello(t, srv, srv.ResumeURL()), "b")
+		other.resume(session, 1)
+		other.expect("op 9 false")
+		wantIllegal(t, srv, illegal...)
+	}
+	for token, want := range map[string]int{srv.TokenOf("a"): http.StatusOK, srv.Token() + "x": http.StatusUnauthorized} {
+		if a := get(t, srv.APIURL()+"/gateway/bot", "Bot "+token); a.status != want {
+			t.Errorf("GET /gateway/bot: %d, want %d", a.status, want)
+		}
+	}
+}
+
+// The session of a client that is stopped may be taken over, and by nobody
+// that is awake again may it be taken back.
+func TestSuspend(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	a := as(hello(t, srv, srv.GatewayURL()), "a")
+	a.identify(0, 1)
+	session := a.ready()
+	late := as(hello(t, srv, srv.ResumeURL()), "a")
+	srv.Suspend("a")
+	b := as(hello(t, srv, srv.ResumeURL()), "b")
+	b.resume(session, 1)
+	b.expect("RESUMED 2")
+	a.expectClose(4006)
+	wantIllegal(t, srv)
+	if s, ok := srv.Session(0); !ok || s.ID != session || s.Client != "b" {
+		t.Errorf("session: %+v, %t", s, ok)
+	}
+	srv.Continue("a")
+	late.resume(session, 1)
+	late.expect("RESUMED 2", "RESUMED 3")
+	b.expectClose(4006)
+	wantIllegal(t, srv, "two connections on one session")
+}
+
+// Of every session it is known whether and why it ended, and by whose doing.
+func TestSessions(t *testing.T) {
+	t.Parallel()
+	srv := start(t, gatewaytest.Config{})
+	c, invalidated := ready(t, srv, 0, 4)
+	do(t, srv, 0, gatewaytest.Invalidate(false))
+	c.expect("op 9 false")
+	c, closed := ready(t, srv, 1, 4)
+	do(t, srv, 1, gatewaytest.Close(4009))
+	c.expectClose(4009)
+	c, left := ready(t, srv, 2, 4)
+	_ = c.ws.Close(1000, "")
+	if _, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	c, refused := ready(t, srv, 3, 4)
+	c.send(`{"op":99}`)
+	c.expectClose(4001)
+	_, alive := ready(t, srv, 3, 4)
+	type end struct {
+		id, why  string
+		byClient bool
+	}
+	want := []end{
+		{invalidated, "it was invalidated with op 9", false},
+		{closed, "the connection was closed with 4009", false},
+		{left, "the client closed with 1000", true},
+		{refused, "the connection was closed with 4001", true},
+		{alive, "", false},
+	}
+	got := srv.Sessions()
+	if len(got) != len(want) {
+		t.Fatalf("%d sessions: %+v", len(got), got)
+	}
+	for i, s := range got {
+		if (end{s.ID, s.Ended, s.ByClient}) != want[i] {
+			t.Errorf("session %d: %+v, want %+v", i, s, want[i])
+		}
+	}
+}
