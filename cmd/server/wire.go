@@ -78,7 +78,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
 	}
-	s.gateway = gateway.New(gw, claims{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	s.gateway = gateway.New(gw, store{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	return s, s.makeHTTP(key)
 }
 
@@ -89,19 +89,17 @@ func (s *server) leave(ctx context.Context) error {
 	return s.instance.Leave(ctx)
 }
 
-// claims lets the gateway use the journal without either knowing the other.
-type claims struct{ j *journal.Journal }
+// store lets the gateway use the journal without either knowing the other.
+type store struct{ *journal.Journal }
 
 // Claim implements gateway.Store.
-func (c claims) Claim(ctx context.Context, applicationID event.Snowflake, shard event.Shard) (gateway.Claim, error) {
-	s, err := c.j.Claim(ctx, applicationID, shard)
-	if errors.Is(err, journal.ErrHeld) {
-		return nil, gateway.ErrHeld
+func (s store) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]gateway.Claim, error) {
+	claimed, err := s.Journal.Claim(ctx, applicationID, shards)
+	claims := make([]gateway.Claim, len(claimed))
+	for i, c := range claimed {
+		claims[i] = c
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return claims, err
 }
 
 // calls is the REST API: every package implements its own operations.

@@ -11,22 +11,17 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// discard is a Store that counts and keeps nothing.
+// discard is the lease on the only shard of a Store: it counts and keeps
+// nothing.
 type discard struct {
+	*memoryClaim
 	n     int
 	total int
 	done  chan struct{}
 	last  event.Session
 }
 
-func (d *discard) Claim(context.Context, event.Snowflake, event.Shard) (Claim, error) {
-	return d, nil
-}
-
-func (d *discard) Session() event.Session        { return event.Session{} }
-func (d *discard) Stored() int64                 { return 0 }
-func (d *discard) Lost() <-chan struct{}         { return nil }
-func (d *discard) Release(context.Context) error { return nil }
+func (d *discard) Stored() int64 { return 0 }
 
 func (d *discard) Append(_ context.Context, s event.Session, e *event.Event) error {
 	d.last = s
@@ -36,6 +31,21 @@ func (d *discard) Append(_ context.Context, s event.Session, e *event.Event) err
 		}
 	}
 	return nil
+}
+
+// discarding is a Store whose claims discard.
+type discarding struct {
+	*peer
+	*discard
+}
+
+func (d discarding) Claim(ctx context.Context, id event.Snowflake, shards []event.Shard) ([]Claim, error) {
+	claims, err := d.peer.Claim(ctx, id, shards)
+	for i := range claims {
+		d.memoryClaim = claims[i].(*memoryClaim)
+		claims[i] = d.discard
+	}
+	return claims, err
 }
 
 // BenchmarkEvents takes dispatches of a usual size from the simulated Discord,
@@ -53,7 +63,7 @@ func BenchmarkEvents(b *testing.B) {
 			g := New(Config{
 				Token: secret.New(srv.Token()), APIURL: srv.APIURL(), Compression: c,
 				Intents: func() event.Intents { return event.IntentGuildMessages },
-			}, store, atOnce, quiet, prometheus.NewRegistry())
+			}, discarding{newMemory().join(), store}, &slots{}, quiet, prometheus.NewRegistry())
 			ctx, cancel := context.WithCancel(b.Context())
 			done := make(chan error)
 			go func() { done <- g.Run(ctx) }()

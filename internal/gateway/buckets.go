@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -17,7 +18,7 @@ import (
 const slotLength = 5*time.Second + 250*time.Millisecond
 
 // Buckets paces IDENTIFYs through the database, so that instances which share
-// it never overrun a bucket together.
+// it never overrun a bucket together, nor the budget of the day.
 type Buckets struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger
@@ -29,17 +30,46 @@ func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
 	return &Buckets{pool: pool, log: log, slot: slotLength}
 }
 
+// Learn implements Starts. Until the reset the number only falls: a start that
+// another instance is making may not be in Discord's answer yet. Only when
+// nobody made one for some time Discord knows better.
+func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
+	return b.insist(ctx, func(ctx context.Context) error {
+		_, err := b.pool.Exec(ctx, `INSERT INTO session_starts AS s (application_id, total, remaining, reset_at)
+			VALUES ($1, $2, $3, now() + $4)
+			ON CONFLICT (application_id) DO UPDATE SET total = $2, reset_at = now() + $4,
+				remaining = CASE WHEN s.reset_at <= now() OR s.spent_at < now() - interval '1 minute' THEN $3
+					ELSE least(s.remaining, $3) END`,
+			int64(applicationID), total, remaining, resetAfter)
+		return err
+	})
+}
+
+// Spend implements Starts. A twentieth of the total is kept back, so that a
+// person can still start something else: past the total Discord resets the
+// token (Discord: Identifying).
+func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake) (wait time.Duration, err error) {
+	err = b.insist(ctx, func(ctx context.Context) error {
+		wait = 0
+		tag, err := b.pool.Exec(ctx, `UPDATE session_starts SET remaining = remaining - 1, spent_at = now()
+			WHERE application_id = $1 AND remaining > total / 20`, int64(applicationID))
+		if err != nil || tag.RowsAffected() == 1 {
+			return err
+		}
+		return b.pool.QueryRow(ctx, `SELECT greatest(reset_at - now(), interval '1 s') FROM session_starts WHERE application_id = $1`,
+			int64(applicationID)).Scan(&wait)
+	})
+	return wait, err
+}
+
 // Wait takes the bucket's next free slot and returns when it has come. Slots
 // are given in the order in which they are asked for; one that is not used is
-// lost. A database that does not answer is asked until ctx ends.
+// lost.
 func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error {
 	var wait time.Duration
-	err := retry.Do(ctx, newBackoff(100*time.Millisecond), func(ctx context.Context) error {
-		var err error
-		if wait, err = b.reserve(ctx, applicationID, bucket); err != nil && ctx.Err() == nil {
-			b.log.LogAttrs(ctx, slog.LevelWarn, "could not reserve an identify slot, trying again", slog.Any("error", err))
-		}
-		return retry.RetryableError(err)
+	err := b.insist(ctx, func(ctx context.Context) (err error) {
+		wait, err = b.reserve(ctx, applicationID, bucket)
+		return err
 	})
 	if err != nil {
 		return err
@@ -47,11 +77,22 @@ func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucke
 	return sleep(ctx, wait)
 }
 
+// insist tries until the database answers or ctx ends.
+func (b *Buckets) insist(ctx context.Context, f func(context.Context) error) error {
+	return retry.Do(ctx, newBackoff(100*time.Millisecond), func(ctx context.Context) error {
+		try, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
+		defer cancel()
+		err := f(try)
+		if err != nil && ctx.Err() == nil {
+			b.log.LogAttrs(ctx, slog.LevelWarn, "could not reserve a session start, trying again", slog.Any("error", err))
+		}
+		return retry.RetryableError(err)
+	})
+}
+
 // reserve returns how long to wait for the slot. All times are the database's:
 // the clocks of instances differ.
 func (b *Buckets) reserve(ctx context.Context, applicationID event.Snowflake, bucket int) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	var wait time.Duration
 	err := b.pool.QueryRow(ctx, `INSERT INTO identify_buckets AS b (application_id, bucket, next_at)
 		VALUES ($1, $2, clock_timestamp() + $3)

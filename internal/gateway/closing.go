@@ -37,6 +37,9 @@ type closeCode struct {
 	remedy string
 }
 
+// codeShardingRequired says that a shard has more guilds than Discord allows.
+const codeShardingRequired = 4011
+
 var closeCodes = map[int]closeCode{
 	4000: {courseResume, "unknown error", ""},
 	// Staff: never resumable. It, 4002, 4003 and 4005 would be our own defect,
@@ -116,7 +119,8 @@ var (
 	errNoHello   = errors.New("no HELLO came in time")
 	errDefect    = errors.New("what arrived could not be understood")
 	errLeaseLost = errors.New("another instance took the shard over")
-	errReplaced  = errors.New("a session with more intents took over")
+	errReplaced  = errors.New("another session took over")
+	errShared    = errors.New("another instance gets its share of the shards")
 	errDrain     = errors.New("this server is shutting down")
 )
 
@@ -134,6 +138,7 @@ var ownCauses = []struct {
 	{errDefect, "defect"},
 	{errLeaseLost, "lease_lost"},
 	{errReplaced, "replaced"},
+	{errShared, "shared"},
 	{errDrain, "shutdown"},
 }
 

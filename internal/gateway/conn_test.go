@@ -41,7 +41,7 @@ func TestShardURL(t *testing.T) {
 		{"wss://g", "nowhere", "wss://g"},
 	}
 	for _, tt := range tests {
-		s := &shard{starts: newStarts(1, gatewayInfo{URL: tt.gateway}, nil, atOnce, quiet)}
+		s := &shard{starts: newStarts(1, gatewayInfo{URL: tt.gateway}, nil, &slots{}, quiet)}
 		if got := s.url(tt.resume); got != tt.want {
 			t.Errorf("gateway %s, resume %q: %s, want %s", tt.gateway, tt.resume, got, tt.want)
 		}

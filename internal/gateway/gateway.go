@@ -12,47 +12,69 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/semaphore"
+	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// ErrHeld is what Store.Claim returns while a live instance owns the shard.
-var ErrHeld = errors.New("another live instance owns the shard")
-
-// Store hands out the durable side of a shard.
+// Store is what all instances of an application share: the plan of its shards,
+// their leases and sessions.
 type Store interface {
-	// Claim takes the shard's lease and tells where its session stands. The
-	// error is ErrHeld while another instance has it.
-	Claim(ctx context.Context, applicationID event.Snowflake, shard event.Shard) (Claim, error)
+	// Plan returns the plan. The first one to ask makes it, with so many
+	// shards.
+	Plan(ctx context.Context, applicationID event.Snowflake, count int) (event.Plan, error)
+	// Replan replaces a plan by another, and tells whether it did: not so if
+	// another instance was faster.
+	Replan(ctx context.Context, applicationID event.Snowflake, from, to event.Plan) (bool, error)
+	// Survey tells how the shards of a range of a set are held, and lets the
+	// other instances know which ones this one is willing to run: a range of
+	// one set and all of any other; the zero value for all of any.
+	Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error)
+	// Claim takes the leases on those shards that are free.
+	Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]Claim, error)
+	// Withdraw tells the others that this instance will not take any shard.
+	Withdraw(ctx context.Context) error
+	// Told lists the dispatches that a set of shards handed on since a time,
+	// for listeners that want them.
+	Told(ctx context.Context, count int, since time.Time) ([]event.Told, error)
 }
 
 // Claim is the lease on one shard. It is used by one goroutine at a time, save
-// for Stored and Lost.
+// for Stored, Lost and Mark.
 type Claim interface {
+	// Shard says which one it is.
+	Shard() event.Shard
 	// Session is where the session stood at the claim; the zero value means
 	// that there is nothing to resume.
 	Session() event.Session
+	// Stage is how far the shard was at the claim.
+	Stage() event.Stage
 	// Append hands over an event together with where the session stands after
-	// it. It blocks only while the journal's queue is full.
+	// it; without an event only the latter. It blocks only while the journal's
+	// queue is full.
 	Append(ctx context.Context, session event.Session, e *event.Event) error
 	// Stored is the highest committed sequence number of the session that was
 	// appended to last; 0 for none.
 	Stored() int64
 	// Lost is closed when another instance has the lease.
 	Lost() <-chan struct{}
+	// Mark stores how far the shard is on the way from one set to the next.
+	Mark(ctx context.Context, stage event.Stage) error
 	// Release gives the lease back once all that was appended is committed.
 	Release(ctx context.Context) error
+	// End is Release for a shard whose session nobody takes up again.
+	End(ctx context.Context) error
 }
 
 // Config of a Gateway.
@@ -92,7 +114,8 @@ type Gateway struct {
 	metrics *metrics
 
 	mu      sync.Mutex
-	shards  []*shard
+	shards  map[event.Shard]*shard
+	plan    event.Plan
 	problem string // why there are no shards yet
 }
 
@@ -108,6 +131,7 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 		cfg: cfg, agent: agent, store: store, slots: slots, timing: usualTiming, log: log, metrics: newMetrics(reg),
 		rest:    newRESTClient(cfg.APIURL, cfg.Token, agent, log),
 		problem: "Discord's API was not asked yet",
+		shards:  make(map[event.Shard]*shard),
 	}
 	reg.MustRegister(newStatusCollector(g.Status))
 	return g
@@ -119,7 +143,7 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 // called once.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.rest.close()
-	starts, list, err := g.discover(ctx)
+	starts, recommended, err := g.discover(ctx)
 	if errors.Is(err, ErrUnauthorized) {
 		return err
 	}
@@ -127,22 +151,16 @@ func (g *Gateway) Run(ctx context.Context) error {
 		return nil // ctx has ended
 	}
 	// Whatever ended ctx, for the shards it is the drain.
-	shardsCtx, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	tenures, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(errDrain)
-	stop := context.AfterFunc(ctx, func() { end(errDrain) })
-	defer stop()
-	g.makeShards(starts, list)
-	var running sync.WaitGroup
-	for _, s := range g.shards {
-		running.Go(func() { s.run(shardsCtx) })
-	}
-	running.Go(func() { g.spread(shardsCtx) })
-	running.Wait()
+	f := g.newFleet(tenures, starts, recommended)
+	f.run(ctx)
+	f.stop(ctx, end)
 	return nil
 }
 
 // discover asks Discord who the bot is and how to connect.
-func (g *Gateway) discover(ctx context.Context) (*starts, []event.Shard, error) {
+func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err error) {
 	report := func(err error) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -150,28 +168,26 @@ func (g *Gateway) discover(ctx context.Context) (*starts, []event.Shard, error) 
 	}
 	var app application
 	var info gatewayInfo
-	err := g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
+	err = g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
 		app, err = g.rest.application(ctx)
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, err
 	}
 	err = g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
 		info, err = g.rest.gateway(ctx)
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, err
 	}
 	if g.cfg.OnlyEnabled {
 		g.cfg.Intents = g.enabled(ctx, g.cfg.Intents, app)
 	}
-	list := g.cfg.Shards.list(info.Shards)
-	g.log.LogAttrs(ctx, slog.LevelInfo, "connecting shards", slog.String("application", app.id.String()),
-		slog.Int("shards", len(list)), slog.Int("of", list[0].Count), slog.Int("recommended", info.Shards),
-		slog.Int("session_starts_left", info.Limit.Remaining))
-	return newStarts(app.id, info, g.rest, g.slots, g.log), list, nil
+	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.id.String()),
+		slog.Int("recommended_shards", info.Shards), slog.Int("session_starts_left", info.Limit.Remaining))
+	return newStarts(app.id, info, g.rest, g.slots, g.log), info.Shards, nil
 }
 
 // enabled leaves out of what is wanted the privileged intents that are not
@@ -190,52 +206,25 @@ func (g *Gateway) enabled(ctx context.Context, want func() event.Intents, app ap
 	}
 }
 
-// maxDials is how many connections are opened at a time: Discord counts no
-// resumes, but thousands of handshakes at once would be rude.
-const maxDials = 16
-
-func (g *Gateway) makeShards(starts *starts, list []event.Shard) {
-	dials := semaphore.NewWeighted(maxDials)
-	shards := make([]*shard, len(list))
-	for i, id := range list {
-		shards[i] = &shard{
-			id: id, token: g.cfg.Token, agent: g.agent, compression: g.cfg.Compression,
-			store: g.store, starts: starts, dials: dials, intents: g.cfg.Intents, changed: make(chan struct{}, 1),
-			timing: g.timing, log: g.log.With(slog.String("shard", id.String())), metrics: g.metrics,
-			status: ShardStatus{Shard: id, State: StateStandby},
-		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.shards, g.problem = shards, ""
-}
-
-// spread passes a change of the intents on to every shard.
-func (g *Gateway) spread(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-g.cfg.IntentsChanged:
-		}
-		for _, s := range g.shards {
-			select {
-			case s.changed <- struct{}{}:
-			default: // it has not seen the change before this one
-			}
-		}
-	}
-}
-
-// Status tells how every shard is doing, in the order of their ids. It is
-// empty until Discord has said how many there are.
+// Status tells how every shard is doing: those of the set that delivers in the
+// order of their ids, then those of the next one. It is empty until it is
+// known how many there are.
 func (g *Gateway) Status() []ShardStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	list := make([]ShardStatus, len(g.shards))
-	for i, s := range g.shards {
-		list[i] = s.snapshot()
+	list := make([]ShardStatus, 0, len(g.shards))
+	for _, s := range g.shards {
+		list = append(list, s.snapshot())
 	}
+	slices.SortFunc(list, func(a, b ShardStatus) int {
+		if a.Shard.Count != b.Shard.Count && a.Shard.Count == g.plan.Next {
+			return 1
+		}
+		if a.Shard.Count != b.Shard.Count && b.Shard.Count == g.plan.Next {
+			return -1
+		}
+		return cmp.Or(a.Shard.Count-b.Shard.Count, a.Shard.ID-b.Shard.ID)
+	})
 	return list
 }
 

@@ -50,9 +50,9 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	r := &rig{
-		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: atOnce, changed: make(chan struct{}, 1), log: quiet,
+		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &slots{}, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
-			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, held: 10 * time.Millisecond,
+			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, overlap: time.Second,
 			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
 		},
 	}
@@ -69,7 +69,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 // before.
 func (r *rig) start() (stop func()) {
 	r.t.Helper()
-	r.gateway = New(r.cfg, r.store, r.slots, r.log, prometheus.NewRegistry())
+	r.gateway = New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry())
 	r.gateway.timing = r.timing
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
 	done := make(chan error, 1)
@@ -646,14 +646,14 @@ func TestFirstHeartbeat(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 20 * time.Millisecond})
 	hold := make(chan struct{})
-	r.slots = startsFunc(func(ctx context.Context, _ event.Snowflake, _ int) error {
+	r.slots = &slots{wait: func(ctx context.Context, _ int) error {
 		select {
 		case <-hold:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-	})
+	}}
 	r.start()
 	if e := r.count(gatewaytest.Heartbeat, gatewaytest.AnyShard, 3); e.Seq != -1 {
 		t.Errorf("a heartbeat with %d before READY", e.Seq)
@@ -776,7 +776,7 @@ func TestWrongToken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, gatewaytest.Config{})
 	r.cfg.Token = secret.New("wrong")
-	g := New(r.cfg, r.store, r.slots, quiet, prometheus.NewRegistry())
+	g := New(r.cfg, r.store.join(), r.slots, quiet, prometheus.NewRegistry())
 	err := g.Run(r.ctx)
 	if !errors.Is(err, ErrUnauthorized) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("error %v", err)

@@ -3,10 +3,8 @@ package gateway
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/sethvargo/go-retry"
@@ -20,13 +18,6 @@ import (
 // What the second one gets is held back until it gets everything; then the
 // first one is read to its end, and the second takes its place. So no event
 // falls between the two, and what came on both is told once.
-
-const (
-	// maxHeldEvents and maxHeldBytes bound what is held back. A second
-	// connection that meets them is not read on.
-	maxHeldEvents = 8192
-	maxHeldBytes  = 64 << 20
-)
 
 // errUpgradeFailed is why a second connection is let go that could not take
 // over.
@@ -58,23 +49,40 @@ func (r *running) stop(cause error) {
 
 // carry runs a link to its end, and lets another one take its place whenever
 // more intents are needed. It returns the one that was last.
-func (s *shard) carry(ctx context.Context, out *outlet, l *link) (*link, ending) {
+func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
+	var leave, loaded <-chan struct{}
+	if l.session.ID == "" {
+		leave = t.leave // there is nothing to be read to its end
+	}
 	current := start(ctx, l)
 	defer func() { current.stop(errDrain) }()
 	began := current.began
-	var again <-chan time.Time
-	for {
+	var again, patience <-chan time.Time
+	for leaving := false; ; {
 		select {
 		case <-current.done:
 			return current.link, current.end
 		case <-began:
-			began = nil
+			began, leave = nil, t.leave
+			loaded, patience = current.loaded, time.After(s.patience(current.link))
+		case <-loaded:
+			loaded = nil
+			t.serve()
+		case <-patience:
+			t.serve()
+		case <-leave:
+			leave, leaving = nil, true
+			if current.isLive() {
+				close(current.leave)
+			} else {
+				current.cancel(errReplaced)
+			}
 		case <-s.changed:
 		case <-again:
 		}
 		again = nil
 		wanted := s.intents()
-		if !current.isLive() || current.lacks(wanted) == 0 {
+		if leaving || !current.isLive() || current.lacks(wanted) == 0 {
 			continue
 		}
 		if wait := s.upgrades.wait(wanted, time.Now()); wait > 0 {
@@ -82,7 +90,7 @@ func (s *shard) carry(ctx context.Context, out *outlet, l *link) (*link, ending)
 			s.set(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			continue
 		}
-		next, err := s.replace(ctx, out, current)
+		next, err := s.replace(ctx, t.sink(), current)
 		switch {
 		case err == nil:
 			current = next
@@ -134,12 +142,12 @@ func (l *link) lacks(wanted event.Intents) event.Intents {
 
 // replace begins a session with the intents that are needed and lets it take
 // over from old, which has ended then. On an error old is as it was.
-func (s *shard) replace(ctx context.Context, out *outlet, old *running) (*running, error) {
+func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
 	held := newHolding(out)
 	l := newLink(s, held, event.Session{})
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
-	old.overlap.Store(newOverlap())
+	old.overlap.Store(new(overlap))
 	defer old.overlap.Store(nil)
 	next := start(ctx, l)
 	if err := s.await(next, old); err != nil {
@@ -154,7 +162,7 @@ func (s *shard) replace(ctx context.Context, out *outlet, old *running) (*runnin
 		next.stop(errUpgradeFailed)
 		return nil, errUpgradeFailed
 	}
-	if err := held.open(ctx, old.overlap.Load()); err != nil {
+	if err := held.open(ctx, old.overlap.Load().counts()); err != nil {
 		next.stop(err)
 		return nil, err
 	}
@@ -184,11 +192,7 @@ func (s *shard) await(next, old *running) error {
 		return errUpgradeFailed
 	}
 	old.overlap.Load().begin(time.Now())
-	patience := s.timing.load
-	if next.intents&event.IntentGuilds == 0 {
-		patience = s.timing.settle
-	}
-	limit := time.NewTimer(patience)
+	limit := time.NewTimer(s.patience(next.link))
 	defer limit.Stop()
 	select {
 	case <-next.loaded:
@@ -201,10 +205,18 @@ func (s *shard) await(next, old *running) error {
 	return nil
 }
 
+// patience is how long a link may take to be told of all its guilds.
+func (s *shard) patience(l *link) time.Duration {
+	if l.intents&event.IntentGuilds == 0 {
+		return s.timing.settle
+	}
+	return s.timing.load
+}
+
 // expect notes the guilds that a new session is still to be told of (Discord:
-// Guild Availability). Only a link that waits to take over wants to know.
+// Guild Availability): before that it does not get everything.
 func (l *link) expect(guilds []guildID) {
-	if l.primary.Load() || l.intents&event.IntentGuilds == 0 || l.loading != nil {
+	if l.intents&event.IntentGuilds == 0 || l.loading != nil {
 		return
 	}
 	l.loading = make(map[event.Snowflake]bool, len(guilds))
@@ -227,176 +239,4 @@ func (l *link) loads(e *event.Event) {
 	if len(l.loading) == 0 {
 		close(l.loaded)
 	}
-}
-
-// holding keeps what a link puts until it is opened, and from then on hands it
-// on to the outlet.
-type holding struct {
-	out *outlet
-
-	mu     sync.Mutex
-	held   []heldEvent
-	bytes  int
-	space  chan struct{} // closed and replaced when held was taken
-	opened chan struct{} // closed when nothing is held back any more
-}
-
-type heldEvent struct {
-	session *event.Session
-	event   *event.Event
-}
-
-func newHolding(out *outlet) *holding {
-	return &holding{out: out, space: make(chan struct{}), opened: make(chan struct{})}
-}
-
-// put implements sink. It waits while the holding is full.
-func (h *holding) put(ctx context.Context, session *event.Session, e *event.Event) error {
-	for {
-		space, kept := h.keep(session, e)
-		if kept {
-			return nil
-		}
-		select {
-		case <-h.opened:
-			return h.out.put(ctx, session, e)
-		case <-space:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// keep holds an event back if that is still to be done and there is room.
-func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan struct{}, kept bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.isOpen() || len(h.held) > 0 && (len(h.held) >= maxHeldEvents || h.bytes+len(e.Data) > maxHeldBytes) {
-		return h.space, false
-	}
-	h.held = append(h.held, heldEvent{session, e})
-	h.bytes += len(e.Data)
-	return nil, true
-}
-
-func (h *holding) isOpen() bool {
-	select {
-	case <-h.opened:
-		return true
-	default:
-		return false
-	}
-}
-
-// putSoon implements sink. Of a link that never took over nothing is told.
-func (h *holding) putSoon(ctx context.Context, limit time.Duration, events ...*event.Event) {
-	if h.isOpen() {
-		h.out.putSoon(ctx, limit, events...)
-	}
-}
-
-// stored implements sink.
-func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID) }
-
-// open hands on what was held back, less what the connection before told
-// already, and holds nothing back from then on.
-func (h *holding) open(ctx context.Context, told *overlap) error {
-	counts := told.counts()
-	for {
-		held := h.take()
-		if held == nil {
-			return nil
-		}
-		for _, e := range held {
-			if k := told.key(e.event); e.event.Seq > 0 && counts[k] > 0 {
-				counts[k]--
-				e.event = nil // the session moves all the same
-			}
-			if err := h.out.put(ctx, e.session, e.event); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// take returns what is held. When that is nothing, the holding is open.
-func (h *holding) take() []heldEvent {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	held := h.held
-	h.held, h.bytes = nil, 0
-	if held == nil {
-		close(h.opened)
-		return nil
-	}
-	close(h.space)
-	h.space = make(chan struct{})
-	return held
-}
-
-// overlapMargin is by how much a dispatch may arrive earlier on one connection
-// than on another.
-const overlapMargin = 2 * time.Second
-
-// overlap remembers the dispatches that a connection told since another one of
-// the same shard gets them as well.
-type overlap struct {
-	seed maphash.Seed
-
-	mu    sync.Mutex
-	begun bool // both get them
-	told  []toldEvent
-}
-
-type toldEvent struct {
-	key uint64
-	at  time.Time
-}
-
-func newOverlap() *overlap { return &overlap{seed: maphash.MakeSeed()} }
-
-func (o *overlap) key(e *event.Event) uint64 {
-	var h maphash.Hash
-	h.SetSeed(o.seed)
-	_, _ = h.WriteString(e.Name) // a hash takes everything
-	_ = h.WriteByte(0)
-	_, _ = h.Write(e.Data)
-	return h.Sum64()
-}
-
-// add notes what was told. Until begin, only the latest is kept.
-func (o *overlap) add(e *event.Event) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.told = append(o.told, toldEvent{o.key(e), e.ReceivedAt})
-	if !o.begun {
-		o.forget(e.ReceivedAt)
-	}
-}
-
-func (o *overlap) forget(now time.Time) {
-	i := 0
-	for i < len(o.told) && now.Sub(o.told[i].at) > overlapMargin {
-		i++
-	}
-	o.told = o.told[i:]
-}
-
-// begin is called when the other connection begins to get dispatches.
-func (o *overlap) begin(now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.forget(now)
-	o.begun = true
-}
-
-// counts tells how often each dispatch was told.
-func (o *overlap) counts() map[uint64]int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	counts := make(map[uint64]int, len(o.told))
-	for _, t := range o.told {
-		counts[t.key]++
-	}
-	return counts
 }

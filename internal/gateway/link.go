@@ -383,6 +383,9 @@ func (l *link) establish(ctx context.Context, resumed bool) {
 	// In this order: what follows from being live may have more to report.
 	l.report(l.connected(time.Now()))
 	if !l.isLive() {
+		if resumed && l.loading == nil {
+			close(l.loaded) // it is told of its guilds with READY only
+		}
 		close(l.began)
 	}
 	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))

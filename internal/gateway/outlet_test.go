@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -14,11 +13,11 @@ var shard0 = event.Shard{ID: 0, Count: 1}
 
 func newOutlet(t *testing.T, m *memory) *outlet {
 	t.Helper()
-	claim, err := m.Claim(t.Context(), 1, shard0)
+	claims, err := m.join().Claim(t.Context(), 1, []event.Shard{shard0})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &outlet{claim: claim, cursor: claim.Session()}
+	return newTenure(claims[0], dutyDeliver, nil).out
 }
 
 func named(name string, seq int64) *event.Event {
@@ -56,7 +55,7 @@ func TestOutletKeepsLateNotices(t *testing.T) {
 func TestOutletCursor(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
-	m.sessions[shard0] = event.Session{ID: "old", Seq: 7}
+	m.row(shard0).session = event.Session{ID: "old", Seq: 7}
 	o := newOutlet(t, m)
 	if err := o.put(t.Context(), nil, named("SHARD_CONNECT", 0)); err != nil {
 		t.Fatal(err)
@@ -66,75 +65,6 @@ func TestOutletCursor(t *testing.T) {
 	}
 	if o.stored("old") != 7 || o.stored("new") != 0 || o.stored("") != 0 {
 		t.Errorf("stored %d, %d, %d", o.stored("old"), o.stored("new"), o.stored(""))
-	}
-}
-
-func TestHolding(t *testing.T) {
-	t.Parallel()
-	m := newMemory()
-	o := newOutlet(t, m)
-	h := newHolding(o)
-	told := newOverlap()
-	told.begin(time.Now())
-	put := func(e *event.Event) {
-		t.Helper()
-		if err := h.put(t.Context(), &event.Session{ID: "b", Seq: e.Seq}, e); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := h.put(t.Context(), nil, named("CONNECT", 0)); err != nil {
-		t.Fatal(err)
-	}
-	for i, name := range []string{"READY", "X", "Y", "X", "X"} {
-		put(named(name, int64(i+1)))
-	}
-	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
-	if len(m.all()) != 0 {
-		t.Fatalf("told %v before it was opened", names(m.all()))
-	}
-	// The connection before told X twice; once more is news.
-	told.add(named("X", 50))
-	told.add(named("X", 51))
-	if err := h.open(t.Context(), told); err != nil {
-		t.Fatal(err)
-	}
-	put(named("X", 6))
-	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
-	want := []string{"CONNECT", "READY", "Y", "X", "X", "DISCONNECT"}
-	if got := names(m.all()); !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
-	}
-	if got := m.session(shard0); got.ID != "b" || got.Seq != 6 {
-		t.Errorf("session %+v", got)
-	}
-}
-
-// TestHoldingIsBounded: a full holding makes the reader wait, until it is
-// opened or its connection ends.
-func TestHoldingIsBounded(t *testing.T) {
-	t.Parallel()
-	m := newMemory()
-	h := newHolding(newOutlet(t, m))
-	for i := range maxHeldEvents {
-		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errDrain)
-	if err := h.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {
-		t.Fatalf("error %v, want %v", err, errDrain)
-	}
-	last := make(chan error)
-	go func() { last <- h.put(t.Context(), nil, named("LAST", 1)) }()
-	if err := h.open(t.Context(), newOverlap()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-last; err != nil {
-		t.Fatal(err)
-	}
-	if got := m.all(); len(got) != maxHeldEvents+1 || got[maxHeldEvents].Name != "LAST" {
-		t.Errorf("%d events", len(got))
 	}
 }
 

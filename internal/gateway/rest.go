@@ -69,6 +69,9 @@ func (c *restClient) gateway(ctx context.Context) (gatewayInfo, error) {
 	if info.URL == "" || info.Shards < 1 || info.Shards > maxShards {
 		return gatewayInfo{}, fmt.Errorf("GET /gateway/bot: url %q with %d shards is not usable", info.URL, info.Shards)
 	}
+	if info.Limit.Total <= 0 { // not told: what every bot has
+		info.Limit.Total, info.Limit.Remaining, info.Limit.ResetAfter = 1000, 1000, (24 * time.Hour).Milliseconds()
+	}
 	// 0 would divide by zero; Discord never gives less than 1.
 	info.Limit.MaxConcurrency = max(info.Limit.MaxConcurrency, 1)
 	return info, nil

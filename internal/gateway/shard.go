@@ -23,8 +23,13 @@ type timing struct {
 	reconnect time.Duration
 	// invalid is the shortest pause after op 9; the longest is five times it.
 	invalid time.Duration
-	// held is how often, about, a shard that another instance has is asked for.
-	held time.Duration
+	// survey is how often is looked who has which shards.
+	survey time.Duration
+	// recommend is how often Discord is asked how many shards there should be.
+	recommend time.Duration
+	// overlap is how long two sets of shards receive the same before the first
+	// one is let go: by so much may it be behind the other.
+	overlap time.Duration
 	// notice is how long the journal may take for a SHARD_DISCONNECT.
 	notice time.Duration
 	// release bounds giving a shard back.
@@ -40,28 +45,33 @@ var usualTiming = timing{
 	hello:     20 * time.Second,
 	reconnect: 500 * time.Millisecond,
 	invalid:   time.Second,
-	held:      2 * time.Second,
+	survey:    time.Second,
+	recommend: 10 * time.Minute,
+	overlap:   5 * time.Second,
 	notice:    time.Second,
 	release:   5 * time.Second,
 	load:      15 * time.Second,
 	settle:    5 * time.Second,
 }
 
-// shard keeps one shard connected: it claims it, connects, and decides after
-// every connection what follows.
+// shard is one shard that this instance may run. While it does there is a
+// tenure: it keeps it connected, and decides after every connection what
+// follows.
 type shard struct {
 	id          event.Shard
 	token       secret.Value
 	agent       string
 	compression Compression
-	store       Store
 	starts      *starts
 	dials       *semaphore.Weighted
 	intents     func() event.Intents
 	changed     chan struct{} // holds one token after the intents changed
-	timing      timing
-	log         *slog.Logger
-	metrics     *metrics
+	outgrown    func()        // says that there are too few shards
+	// told lists what the set of shards before this one delivered.
+	told    func(context.Context) ([]event.Told, error)
+	timing  timing
+	log     *slog.Logger
+	metrics *metrics
 
 	// The run loop's and, while a link runs, its reader's.
 	lost     *lostData // a session that could not be resumed, until it was told
@@ -69,7 +79,14 @@ type shard struct {
 
 	mu     sync.Mutex // guards what follows
 	status ShardStatus
-	out    *outlet
+	tenure *tenure // nil while another instance has it
+}
+
+// held is the shard's tenure, or nil.
+func (s *shard) held() *tenure {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tenure
 }
 
 func (s *shard) set(f func(*ShardStatus)) {
@@ -83,101 +100,31 @@ func (s *shard) snapshot() ShardStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.status
-	if s.out != nil {
-		st.Received, st.Stored = s.out.at().Seq, s.out.claim.Stored()
+	if s.tenure != nil {
+		st.Received, st.Stored = s.tenure.out.at().Seq, s.tenure.claim.Stored()
 	}
 	return st
 }
 
-// run claims the shard and keeps it connected until ctx ends. Whenever another
-// instance takes it over, it starts again.
-func (s *shard) run(ctx context.Context) {
-	for {
-		claim, err := s.claim(ctx)
-		if err != nil {
-			return
-		}
-		s.own(ctx, claim)
-		if ctx.Err() != nil {
-			return
-		}
-	}
-}
-
-// claim tries until it has the shard or ctx ends.
-func (s *shard) claim(ctx context.Context) (Claim, error) {
-	s.set(func(st *ShardStatus) { st.State, st.Problem = StateStandby, "" })
-	backoff := newBackoff(s.timing.reconnect)
-	for {
-		claim, err := s.store.Claim(ctx, s.starts.applicationID, s.id)
-		if err == nil {
-			return claim, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		wait, _ := backoff.Next()
-		if errors.Is(err, ErrHeld) {
-			wait, backoff = s.timing.held/2+rand.N(s.timing.held), newBackoff(s.timing.reconnect)
-			s.set(func(st *ShardStatus) { st.Problem = "" })
-		} else {
-			s.set(func(st *ShardStatus) { st.Problem = err.Error() })
-			s.log.LogAttrs(ctx, slog.LevelWarn, "could not claim the shard, trying again", slog.Any("error", err))
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// own keeps a claimed shard connected until ctx ends or the lease is lost.
-func (s *shard) own(parent context.Context, claim Claim) {
-	ctx, end := context.WithCancelCause(parent)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		select {
-		case <-claim.Lost():
-			end(errLeaseLost)
-		case <-ctx.Done():
-		}
-	})
-	out := &outlet{claim: claim, cursor: claim.Session()}
-	s.adopt(out)
-	s.keep(ctx, out)
-	end(errDrain)
-	watch.Wait()
-	if errors.Is(context.Cause(ctx), errLeaseLost) {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
-		return
-	}
-	release, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the journal is busy"))
-	defer cancel()
-	if err := claim.Release(release); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not given back: its lease has to run out", slog.Any("error", err))
-	}
-}
-
-func (s *shard) adopt(out *outlet) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.out = out
-	s.status = ShardStatus{
-		Shard: s.id, State: StateConnecting, Intents: out.at().Intents,
-		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
-	}
-}
-
-// keep connects again and again until ctx ends.
-func (s *shard) keep(ctx context.Context, out *outlet) {
-	session := out.at()
+// keep connects again and again until ctx ends. It returns true if the session
+// was read to its end, because another set of shards takes over.
+func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
+	session := t.out.at()
 	s.lost = nil
 	failed, failedDials := 0, 0
 	backoff := newBackoff(s.timing.reconnect)
 	for {
-		l, end := s.carry(ctx, out, s.prepare(out, session))
+		if t.leaving() && session.ID == "" {
+			s.tellLost(ctx, t)
+			return true
+		}
+		l, end := s.carry(ctx, t, s.prepare(t, session))
 		session = l.session
+		if t.leaving() && errors.Is(end.cause, errReplaced) {
+			return true
+		}
 		if ctx.Err() != nil {
-			return
+			return false
 		}
 		if l.isLive() {
 			backoff = newBackoff(s.timing.reconnect)
@@ -190,23 +137,31 @@ func (s *shard) keep(ctx context.Context, out *outlet) {
 		next, failed = decide(end, failed)
 		switch {
 		case next == courseStop:
-			if !s.fail(ctx, end.code()) {
-				return
+			if s.fail(ctx, t, end.code()) {
+				break
 			}
+			if !t.leaving() {
+				return false
+			}
+			if session.ID != "" {
+				s.lose(ctx, t, session, end)
+				session = event.Session{}
+			}
+			continue
 		case next == courseIdentify && session.ID != "":
-			s.lose(ctx, session, end)
+			s.lose(ctx, t, session, end)
 			session = event.Session{}
 		}
 		wait, _ := backoff.Next()
 		if sleep(ctx, max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))) != nil {
-			return
+			return false
 		}
 	}
 }
 
 // prepare makes the next connection.
-func (s *shard) prepare(out *outlet, session event.Session) *link {
-	l := newLink(s, out, session)
+func (s *shard) prepare(t *tenure, session event.Session) *link {
+	l := newLink(s, t.sink(), session)
 	l.primary.Store(true)
 	state := StateResuming
 	if session.ID == "" {
@@ -218,27 +173,48 @@ func (s *shard) prepare(out *outlet, session event.Session) *link {
 
 // lose notes that a session is gone. It is told with the next READY, when the
 // gap has an end.
-func (s *shard) lose(ctx context.Context, session event.Session, end ending) {
+func (s *shard) lose(ctx context.Context, t *tenure, session event.Session, end ending) {
 	_, reason := closeText(end.cause)
 	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
 		reason = "it could not be resumed"
 	}
 	s.metrics.lost.Inc()
+	t.lose()
 	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
 	s.set(func(st *ShardStatus) { st.SessionSince = time.Time{} })
 	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
 }
 
+// tellLost tells of a lost session that no other one of this shard follows.
+func (s *shard) tellLost(ctx context.Context, t *tenure) {
+	if s.lost == nil {
+		return
+	}
+	e, err := ownEvent(s.id, "GATEHOOK_SESSION_LOST", s.lost)
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", "GATEHOOK_SESSION_LOST"), slog.Any("error", err))
+		return
+	}
+	s.lost = nil
+	t.sink().putSoon(ctx, s.timing.release, e)
+}
+
 // fail stays where a person has to change something. It returns true if the
-// intents changed and that may be enough, false when ctx ends.
-func (s *shard) fail(ctx context.Context, code int) bool {
+// intents changed and that may be enough, false when ctx ends or the shard is
+// to be let go.
+func (s *shard) fail(ctx context.Context, t *tenure, code int) bool {
 	intents := s.intents()
 	remedy := remedyFor(code, intents)
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", code), slog.String("remedy", remedy))
+	if code == codeShardingRequired {
+		s.outgrown()
+	}
 	for {
 		select {
 		case <-ctx.Done():
+			return false
+		case <-t.leave:
 			return false
 		case <-s.changed:
 			if liftedByIntents(code) && s.intents() != intents {

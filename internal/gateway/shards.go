@@ -11,12 +11,7 @@ import (
 
 // Shards says which shards of how many are kept connected. The zero value
 // means all of them, as many as Discord recommends.
-type Shards struct {
-	// First and Last are shard ids, both included.
-	First, Last int
-	// Count is num_shards; 0 for what Discord recommends.
-	Count int
-}
+type Shards event.ShardRange
 
 // maxShards is far beyond the largest bot, and keeps a slip of the keyboard
 // from making a million goroutines.
@@ -59,16 +54,4 @@ func ParseShards(s string) (Shards, error) {
 		return Shards{}, fmt.Errorf("the last of %d shards is %d, not %d", count, count-1, shards.Last)
 	}
 	return shards, nil
-}
-
-// list names the shards, given how many Discord recommends.
-func (s Shards) list(recommended int) []event.Shard {
-	if s.Count == 0 {
-		s = Shards{Last: recommended - 1, Count: recommended}
-	}
-	list := make([]event.Shard, 0, s.Last-s.First+1)
-	for id := s.First; id <= s.Last; id++ {
-		list = append(list, event.Shard{ID: id, Count: s.Count})
-	}
-	return list
 }

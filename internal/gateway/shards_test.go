@@ -1,11 +1,8 @@
 package gateway
 
 import (
-	"slices"
 	"strings"
 	"testing"
-
-	"github.com/gatehook/gatehook/internal/event"
 )
 
 func TestParseShards(t *testing.T) {
@@ -41,23 +38,6 @@ func TestParseShards(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("ParseShards(%q) = %v, want %v", tt.in, got, tt.want)
-		}
-	}
-}
-
-func TestShardsList(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		in   Shards
-		want []event.Shard
-	}{
-		{Shards{}, []event.Shard{{ID: 0, Count: 2}, {ID: 1, Count: 2}}},
-		{Shards{0, 0, 1}, []event.Shard{{ID: 0, Count: 1}}},
-		{Shards{1, 2, 4}, []event.Shard{{ID: 1, Count: 4}, {ID: 2, Count: 4}}},
-	}
-	for _, tt := range tests {
-		if got := tt.in.list(2); !slices.Equal(got, tt.want) {
-			t.Errorf("%+v: %v, want %v", tt.in, got, tt.want)
 		}
 	}
 }

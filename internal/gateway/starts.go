@@ -11,10 +11,17 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Starts paces IDENTIFYs across all instances that share a token (Discord: Max
-// Concurrency). Buckets implements it.
+// Starts paces IDENTIFYs across all instances that share a token. Buckets
+// implements it.
 type Starts interface {
-	// Wait returns when the caller may send one IDENTIFY of this bucket.
+	// Learn notes what Discord said of the session starts left (Discord:
+	// Session Start Limit Object).
+	Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error
+	// Spend takes one of the session starts left, or tells how long to wait
+	// until there are more.
+	Spend(ctx context.Context, applicationID event.Snowflake) (wait time.Duration, err error)
+	// Wait returns when the caller may send one IDENTIFY of this bucket
+	// (Discord: Max Concurrency).
 	Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error
 }
 
@@ -33,7 +40,7 @@ type starts struct {
 	mu        sync.Mutex
 	info      gatewayInfo
 	fetchedAt time.Time
-	spent     int               // since fetchedAt
+	learned   bool              // info is in the database
 	lines     map[int]*turnLine // by bucket
 }
 
@@ -114,16 +121,19 @@ func (l *turnLine) advance() {
 	}
 }
 
-// permit returns when an IDENTIFY may be sent.
+// permit returns when an IDENTIFY may be sent. It counts it.
 func (s *starts) permit(ctx context.Context, shardID int) error {
+	fresh := infoFresh
 	for {
-		s.refresh(ctx, infoFresh)
-		wait, bucket := s.reserve(shardID, time.Now())
-		if wait == 0 {
-			if err := s.slots.Wait(ctx, s.applicationID, bucket); err != nil {
-				return fmt.Errorf("wait for identify bucket %d: %w", bucket, err)
-			}
-			return nil
+		if err := s.refresh(ctx, fresh); err != nil {
+			return err
+		}
+		wait, err := s.slots.Spend(ctx, s.applicationID)
+		if err != nil {
+			return fmt.Errorf("take one of the session starts left: %w", err)
+		}
+		if wait <= 0 {
+			break
 		}
 		s.log.LogAttrs(ctx, slog.LevelWarn, "the session starts that Discord allows are used up, waiting",
 			slog.Int("shard", shardID), slog.Duration("wait", wait))
@@ -131,49 +141,49 @@ func (s *starts) permit(ctx context.Context, shardID int) error {
 			return err
 		}
 		// Ask again before believing a number from before the wait.
-		s.refresh(ctx, 0)
+		fresh = 0
 	}
+	bucket := s.bucket(shardID)
+	if err := s.slots.Wait(ctx, s.applicationID, bucket); err != nil {
+		return fmt.Errorf("wait for identify bucket %d: %w", bucket, err)
+	}
+	return nil
 }
 
-// reserve counts one start, or tells how long to wait for the budget.
-func (s *starts) reserve(shardID int, now time.Time) (wait time.Duration, bucket int) {
+func (s *starts) bucket(shardID int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wait = budgetWait(s.info.Limit, s.spent, now.Sub(s.fetchedAt))
-	if wait == 0 {
-		s.spent++
-	}
-	return wait, shardID % s.info.Limit.MaxConcurrency
+	return shardID % s.info.Limit.MaxConcurrency
 }
 
-// budgetWait tells how long to wait before one more session start, when spent
-// starts were made in the time since the limit was learned. A twentieth of the
-// total is kept back, so that a person can still start something else.
-func budgetWait(l startLimit, spent int, since time.Duration) time.Duration {
-	if l.Total <= 0 || l.Remaining-spent > l.Total/20 {
-		return 0
-	}
-	reset := time.Duration(l.ResetAfter) * time.Millisecond
-	return max(reset-since, 0)
-}
-
-// refresh asks for the limit anew unless it is fresh. When Discord does not
-// answer, the old one stands.
-func (s *starts) refresh(ctx context.Context, fresh time.Duration) {
+// refresh asks for the limit anew unless it is fresh, and lets all instances
+// know. When Discord does not answer, the old one stands.
+func (s *starts) refresh(ctx context.Context, fresh time.Duration) error {
 	s.mu.Lock()
-	old := time.Since(s.fetchedAt) >= fresh
+	info, learned, old := s.info, s.learned, time.Since(s.fetchedAt) >= fresh
 	s.mu.Unlock()
-	if !old {
-		return
+	if old {
+		asked, err := s.rest.gateway(ctx)
+		if err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the session starts left", slog.Any("error", err))
+		} else {
+			info, learned = asked, false
+		}
 	}
-	info, err := s.rest.gateway(ctx)
-	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the session starts left", slog.Any("error", err))
-		return
+	if learned {
+		return nil
+	}
+	l := info.Limit
+	if err := s.slots.Learn(ctx, s.applicationID, l.Total, l.Remaining, time.Duration(l.ResetAfter)*time.Millisecond); err != nil {
+		return fmt.Errorf("store the session starts left: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.info, s.fetchedAt, s.spent = info, time.Now(), 0
+	if old {
+		s.fetchedAt = time.Now()
+	}
+	s.info, s.learned = info, true
+	return nil
 }
 
 // reachable tells whether Discord's API answers.

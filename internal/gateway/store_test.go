@@ -2,29 +2,37 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// memory is a Store that commits at once, unless it is held up. What it keeps
-// outlives a Gateway, as a database does.
+// memory is what instances share, as a database does: it outlives a Gateway.
+// It commits at once, unless it is held up.
 type memory struct {
-	mu       sync.Mutex
-	sessions map[event.Shard]event.Session
-	events   []*event.Event
-	owners   map[event.Shard]*memoryClaim
-	busy     bool          // appending waits
-	frozen   bool          // appended things are not committed
-	change   chan struct{} // closed and replaced at every change
+	mu      sync.Mutex
+	plan    event.Plan
+	since   time.Time // of the plan's phase
+	rows    map[event.Shard]*memoryRow
+	members map[int64]*event.ShardRange // what an instance that lives is willing to run; nil for nothing
+	joined  int64
+	events  []*event.Event
+	busy    bool          // appending waits
+	frozen  bool          // appended things are not committed
+	change  chan struct{} // closed and replaced at every change
+}
+
+type memoryRow struct {
+	session event.Session
+	stage   event.Stage
+	owner   *memoryClaim
 }
 
 func newMemory() *memory {
-	return &memory{
-		sessions: make(map[event.Shard]event.Session), owners: make(map[event.Shard]*memoryClaim),
-		change: make(chan struct{}),
-	}
+	return &memory{rows: make(map[event.Shard]*memoryRow), members: make(map[int64]*event.ShardRange), change: make(chan struct{})}
 }
 
 func (m *memory) changed() {
@@ -42,16 +50,25 @@ func (m *memory) do(f func()) {
 func (m *memory) setBusy(busy bool)     { m.do(func() { m.busy = busy }) }
 func (m *memory) setFrozen(frozen bool) { m.do(func() { m.frozen = frozen }) }
 
+func (m *memory) row(s event.Shard) *memoryRow {
+	r := m.rows[s]
+	if r == nil {
+		r = &memoryRow{}
+		m.rows[s] = r
+	}
+	return r
+}
+
 func (m *memory) session(s event.Shard) event.Session {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.sessions[s]
+	return m.row(s).session
 }
 
 func (m *memory) all() []*event.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return append([]*event.Event(nil), m.events...)
+	return slices.Clone(m.events)
 }
 
 // wait returns the events as soon as they are as wanted.
@@ -59,7 +76,7 @@ func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted fun
 	t.Helper()
 	for {
 		m.mu.Lock()
-		events, change := append([]*event.Event(nil), m.events...), m.change
+		events, change := slices.Clone(m.events), m.change
 		m.mu.Unlock()
 		if wanted(events) {
 			return events
@@ -72,39 +89,192 @@ func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted fun
 	}
 }
 
-func (m *memory) Claim(_ context.Context, _ event.Snowflake, shard event.Shard) (Claim, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.owners[shard] != nil {
-		return nil, ErrHeld
-	}
-	c := &memoryClaim{memory: m, shard: shard, claimed: m.sessions[shard], lost: make(chan struct{})}
-	c.appended, c.stored = c.claimed, c.claimed.Seq
-	m.owners[shard] = c
-	return c, nil
-}
+// another is an instance that no test runs.
+const another = -1
 
 // steal takes a shard away as another instance would.
 func (m *memory) steal(shard event.Shard) {
 	m.do(func() {
-		close(m.owners[shard].lost)
-		m.owners[shard] = &memoryClaim{}
+		close(m.row(shard).owner.lost)
+		m.row(shard).owner = &memoryClaim{instance: another}
+		m.members[another] = nil
 	})
 }
 
 // free gives a stolen shard back.
-func (m *memory) free(shard event.Shard) { m.do(func() { delete(m.owners, shard) }) }
+func (m *memory) free(shard event.Shard) { m.do(func() { m.row(shard).owner = nil }) }
+
+// owners is how many shards of a set each instance has.
+func (m *memory) owners(count int) map[int64]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := make(map[int64]int)
+	for id, r := range m.rows {
+		if id.Count == count && r.owner != nil {
+			n[r.owner.instance]++
+		}
+	}
+	return n
+}
+
+// peer is one instance's Store.
+type peer struct {
+	*memory
+	instance int64
+}
+
+// join adds an instance.
+func (m *memory) join() *peer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.joined++
+	id := m.joined
+	m.members[id] = nil
+	return &peer{m, id}
+}
+
+// die makes the shards of an instance free, as when its lease has run out.
+func (m *peer) die() { m.do(func() { delete(m.members, m.instance) }) }
+
+func (m *peer) Plan(_ context.Context, _ event.Snowflake, count int) (event.Plan, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.plan.Version == 0 {
+		m.plan, m.since = event.Plan{Version: 1, Current: count, Phase: event.Steady}, time.Now()
+		m.add(count)
+	}
+	p := m.plan
+	p.Age = time.Since(m.since)
+	return p, nil
+}
+
+func (m *memory) add(count int) {
+	for id := range count {
+		m.row(event.Shard{ID: id, Count: count}).stage = event.StageNone
+	}
+}
+
+func (m *peer) Replan(_ context.Context, _ event.Snowflake, from, to event.Plan) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.plan.Version != from.Version {
+		return false, nil
+	}
+	if to.Next != 0 && to.Next != from.Next {
+		m.add(to.Next)
+	}
+	to.Version, m.since = from.Version+1, time.Now()
+	if to.Phase == event.Holding {
+		to.OverlapAt = m.since
+	}
+	m.plan = to
+	m.changed()
+	return true, nil
+}
+
+func (m *peer) Survey(_ context.Context, _ event.Snowflake, r, willing event.ShardRange) (event.Survey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.members[m.instance] = &willing
+	s := event.Survey{Self: m.instance}
+	covered := make(map[int]bool)
+	for id, has := range m.members {
+		if has == nil {
+			continue
+		}
+		theirs := *has
+		if theirs.Count != r.Count {
+			theirs = event.ShardRange{Last: r.Count - 1, Count: r.Count}
+		}
+		if theirs == r {
+			s.Peers = append(s.Peers, id)
+		}
+		for id := theirs.First; id <= theirs.Last; id++ {
+			covered[id] = true
+		}
+	}
+	slices.Sort(s.Peers)
+	for id := range r.Count {
+		if !covered[id] {
+			continue
+		}
+		row := m.row(event.Shard{ID: id, Count: r.Count})
+		if row.owner != nil && row.owner.instance == m.instance {
+			s.Owned = append(s.Owned, id)
+		}
+		if row.free(m.memory) && row.stage != event.StageEnded && id >= r.First && id <= r.Last {
+			s.Free = append(s.Free, id)
+		}
+		s.Shards++
+		switch row.stage {
+		case event.StageReady:
+			s.Ready++
+		case event.StageHolding:
+			s.Ready++
+			s.Holding++
+		case event.StageEnded:
+			s.Ended++
+		case event.StageNone:
+		}
+	}
+	return s, nil
+}
+
+func (r *memoryRow) free(m *memory) bool {
+	if r.owner == nil {
+		return true
+	}
+	_, lives := m.members[r.owner.instance]
+	return !lives
+}
+
+func (m *peer) Claim(_ context.Context, _ event.Snowflake, shards []event.Shard) ([]Claim, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var claims []Claim
+	for _, id := range shards {
+		row := m.row(id)
+		if !row.free(m.memory) && row.owner.instance != m.instance || row.stage == event.StageEnded {
+			continue
+		}
+		c := &memoryClaim{
+			memory: m.memory, instance: m.instance, shard: id, claimed: row.session, stage: row.stage,
+			appended: row.session, stored: row.session.Seq, lost: make(chan struct{}),
+		}
+		row.owner = c
+		claims = append(claims, c)
+	}
+	return claims, nil
+}
+
+func (m *peer) Withdraw(context.Context) error {
+	m.do(func() { m.members[m.instance] = nil })
+	return nil
+}
+
+func (m *peer) Told(_ context.Context, count int, since time.Time) (told []event.Told, err error) {
+	for _, e := range m.all() {
+		if e.Shard.Count == count && e.Seq > 0 && !e.ReceivedAt.Before(since) {
+			told = append(told, toldOf(e))
+		}
+	}
+	return told, nil
+}
 
 type memoryClaim struct {
 	memory   *memory
+	instance int64
 	shard    event.Shard
 	claimed  event.Session
+	stage    event.Stage
 	lost     chan struct{}
 	appended event.Session
 	stored   int64
 }
 
+func (c *memoryClaim) Shard() event.Shard     { return c.shard }
 func (c *memoryClaim) Session() event.Session { return c.claimed }
+func (c *memoryClaim) Stage() event.Stage     { return c.stage }
 
 func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *event.Event) error {
 	m := c.memory
@@ -127,7 +297,7 @@ func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *even
 	}
 	c.appended = session
 	if !m.frozen {
-		m.sessions[c.shard], c.stored = session, session.Seq
+		m.row(c.shard).session, c.stored = session, session.Seq
 	}
 	if e != nil {
 		m.events = append(m.events, e)
@@ -144,9 +314,26 @@ func (c *memoryClaim) Stored() int64 {
 
 func (c *memoryClaim) Lost() <-chan struct{} { return c.lost }
 
-func (c *memoryClaim) Release(context.Context) error {
-	c.memory.do(func() { delete(c.memory.owners, c.shard) })
+// update changes the row as long as it is this claim's.
+func (c *memoryClaim) update(f func(*memoryRow)) error {
+	c.memory.do(func() {
+		if row := c.memory.row(c.shard); row.owner == c {
+			f(row)
+		}
+	})
 	return nil
+}
+
+func (c *memoryClaim) Mark(_ context.Context, stage event.Stage) error {
+	return c.update(func(r *memoryRow) { r.stage = stage })
+}
+
+func (c *memoryClaim) Release(context.Context) error {
+	return c.update(func(r *memoryRow) { r.owner = nil })
+}
+
+func (c *memoryClaim) End(context.Context) error {
+	return c.update(func(r *memoryRow) { *r = memoryRow{stage: event.StageEnded} })
 }
 
 func names(events []*event.Event) []string {

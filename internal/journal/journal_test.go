@@ -125,11 +125,11 @@ func (b *bundle) start(t *testing.T) *bundle {
 
 func (b *bundle) claim(t *testing.T, s event.Shard) *Shard {
 	t.Helper()
-	claim, err := b.Claim(t.Context(), app, s)
-	if err != nil {
-		t.Fatal(err)
+	claimed, err := b.Claim(t.Context(), app, []event.Shard{s})
+	if err != nil || len(claimed) != 1 {
+		t.Fatalf("claimed %d shards, %v", len(claimed), err)
 	}
-	return claim
+	return claimed[0]
 }
 
 func wanted(s event.Shard, seq int64) *event.Event {
@@ -201,8 +201,8 @@ func TestEventsAreStoredBeforeTheyAreDelivered(t *testing.T) {
 	}
 
 	again := open(t, pool, join(t, pool, uuid.New()), Config{})
-	if _, err := again.Claim(t.Context(), app, shard0); !errors.Is(err, ErrHeld) {
-		t.Errorf("claim of a live instance's shard: %v, want ErrHeld", err)
+	if claimed, err := again.Claim(t.Context(), app, []event.Shard{shard0}); err != nil || len(claimed) != 0 {
+		t.Errorf("claimed %d shards of a live instance, %v", len(claimed), err)
 	}
 }
 
@@ -478,10 +478,11 @@ func BenchmarkJournal(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			claim, err := j.Claim(b.Context(), app, shard0)
+			claimed, err := j.Claim(b.Context(), app, []event.Shard{shard0})
 			if err != nil {
 				b.Fatal(err)
 			}
+			claim := claimed[0]
 			done := make(chan error, 1)
 			go func() { done <- j.Run(b.Context()) }()
 			e := wanted(shard0, 1)

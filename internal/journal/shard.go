@@ -11,9 +11,6 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// ErrHeld is what Claim returns while a live instance owns the shard.
-var ErrHeld = errors.New("another live instance owns this shard")
-
 // ErrLost is what Append returns once another instance owns the shard.
 var ErrLost = errors.New("another instance took over this shard")
 
@@ -24,6 +21,7 @@ type Shard struct {
 	shard         event.Shard
 	epoch         int64
 	claimed       event.Session
+	stage         event.Stage
 	lost          chan struct{}
 
 	mu sync.Mutex
@@ -36,29 +34,46 @@ type Shard struct {
 	gone    bool
 }
 
-// Claim takes the lease on a shard of an application, if it is free or its
-// owner is dead, and tells where its session stands. Otherwise the error is
-// ErrHeld. The caller releases it.
-func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shard event.Shard) (*Shard, error) {
-	s := &Shard{journal: j, applicationID: applicationID, shard: shard, lost: make(chan struct{})}
-	err := j.pool.QueryRow(ctx, `INSERT INTO shards AS s (application_id, shard_count, shard_id, owner, epoch)
-		VALUES ($1, $2, $3, $4, 1)
+// Claim takes the leases on those of an application's shards that are free or
+// whose owner is dead, and that have not ended; the others are missing from what it returns. The caller
+// releases each.
+func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]*Shard, error) {
+	ids, counts := make([]int32, len(shards)), make([]int32, len(shards))
+	for i, s := range shards {
+		ids[i], counts[i] = int32(s.ID), int32(s.Count)
+	}
+	// Sorted, so that two instances that claim the same shards don't wait for
+	// each other crosswise.
+	rows, err := j.pool.Query(ctx, `INSERT INTO shards AS s (application_id, shard_count, shard_id, owner, epoch)
+		SELECT $1, u.count, u.id, $4, 1 FROM unnest($2::int[], $3::int[]) AS u (count, id) ORDER BY u.count, u.id
 		ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
 		SET owner = $4, epoch = s.epoch + 1, updated_at = now()
-		WHERE s.owner IS NULL OR s.owner = $4
-		   OR NOT EXISTS (SELECT FROM instances i WHERE i.id = s.owner AND i.lease_until > now())
-		RETURNING epoch, session_id, resume_url, seq, intents`,
-		int64(applicationID), shard.Count, shard.ID, j.instance.id,
-	).Scan(&s.epoch, &s.claimed.ID, &s.claimed.ResumeURL, &s.claimed.Seq, &s.claimed.Intents)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("claim shard %v: %w", shard, ErrHeld)
-	}
+		WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4
+		   OR NOT EXISTS (SELECT FROM instances i WHERE i.id = s.owner AND i.lease_until > now()))
+		RETURNING shard_id, shard_count, epoch, stage, session_id, resume_url, seq, intents`,
+		int64(applicationID), counts, ids, j.instance.id)
 	if err != nil {
-		return nil, fmt.Errorf("claim shard %v: %w", shard, err)
+		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
 	}
-	s.appended, s.begunID, s.stored = s.claimed.ID, s.claimed.ID, s.claimed.Seq
-	return s, nil
+	claimed, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Shard, error) {
+		s := &Shard{journal: j, applicationID: applicationID, lost: make(chan struct{})}
+		err := row.Scan(&s.shard.ID, &s.shard.Count, &s.epoch, &s.stage,
+			&s.claimed.ID, &s.claimed.ResumeURL, &s.claimed.Seq, &s.claimed.Intents)
+		s.appended, s.begunID, s.stored = s.claimed.ID, s.claimed.ID, s.claimed.Seq
+		return s, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
+	}
+	return claimed, nil
 }
+
+// Shard says which one it is.
+func (s *Shard) Shard() event.Shard { return s.shard }
+
+// Stage is how far the shard was, when it was claimed, on the way from one set
+// to the next.
+func (s *Shard) Stage() event.Stage { return s.stage }
 
 // Session is where the session stood when the shard was claimed. The zero
 // value means that there is nothing to resume.
@@ -91,24 +106,55 @@ func (s *Shard) Stored() int64 {
 // Lost is closed when another instance has taken the shard over.
 func (s *Shard) Lost() <-chan struct{} { return s.lost }
 
+// Mark stores how far the shard is on the way from one set to the next. The
+// error is ErrLost if another instance has it.
+func (s *Shard) Mark(ctx context.Context, stage event.Stage) error {
+	return s.update(ctx, "mark", `stage = $5`, string(stage))
+}
+
 // Release gives the lease back once all that was appended is committed, so that
 // another instance need not wait for the lease to run out. The caller must not
 // append any more.
 func (s *Shard) Release(ctx context.Context) error {
+	if err := s.settled(ctx); err != nil {
+		return fmt.Errorf("release shard %v: %w", s.shard, err)
+	}
+	return s.update(ctx, "release", `owner = NULL`)
+}
+
+// End is Release for a shard whose set was replaced: its session is forgotten
+// and nobody takes it up again.
+func (s *Shard) End(ctx context.Context) error {
+	if err := s.settled(ctx); err != nil {
+		return fmt.Errorf("end shard %v: %w", s.shard, err)
+	}
+	return s.update(ctx, "end", `owner = NULL, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
+}
+
+// settled returns when all that was appended is committed.
+func (s *Shard) settled(ctx context.Context) error {
 	done := make(chan struct{})
 	if err := s.journal.queue.push(ctx, entry{done: done}); err != nil {
-		return fmt.Errorf("release shard %v: %w", s.shard, err)
+		return err
 	}
 	select {
 	case <-done:
+		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("release shard %v: %w", s.shard, context.Cause(ctx))
+		return context.Cause(ctx)
 	}
-	_, err := s.journal.pool.Exec(ctx, `UPDATE shards SET owner = NULL, updated_at = now()
+}
+
+// update changes the shard's row, as long as it is this instance's.
+func (s *Shard) update(ctx context.Context, verb, set string, args ...any) error {
+	tag, err := s.journal.pool.Exec(ctx, `UPDATE shards SET `+set+`, updated_at = now()
 		WHERE application_id = $1 AND shard_count = $2 AND shard_id = $3 AND epoch = $4`,
-		int64(s.applicationID), s.shard.Count, s.shard.ID, s.epoch)
+		append([]any{int64(s.applicationID), s.shard.Count, s.shard.ID, s.epoch}, args...)...)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrLost
+	}
 	if err != nil {
-		return fmt.Errorf("release shard %v: %w", s.shard, err)
+		return fmt.Errorf("%s shard %v: %w", verb, s.shard, err)
 	}
 	return nil
 }

@@ -1,0 +1,302 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// instance is one Gateway of several on a rig.
+type instance struct {
+	*Gateway
+	peer *peer
+	stop func()
+}
+
+// join runs another Gateway. change may change its configuration.
+func (r *rig) join(change func(*Config)) *instance {
+	r.t.Helper()
+	cfg := r.cfg
+	cfg.IntentsChanged = nil
+	if change != nil {
+		change(&cfg)
+	}
+	i := &instance{peer: r.store.join()}
+	i.Gateway = New(cfg, i.peer, r.slots, r.log, prometheus.NewRegistry())
+	i.timing = r.timing
+	if r.gateway == nil {
+		r.gateway = i.Gateway
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
+	done := make(chan error, 1)
+	go func() { done <- i.Run(ctx) }()
+	stopped := false
+	i.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel(errors.New("the test ends"))
+		if err := <-done; err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	}
+	r.t.Cleanup(i.stop)
+	return i
+}
+
+// owners waits until the shards of a set are owned as wanted.
+func (r *rig) owners(count int, want map[*instance]int) {
+	r.t.Helper()
+	r.wait(fmt.Sprintf("the owners of %d shards", count), func() bool {
+		have := r.store.owners(count)
+		for i, n := range want {
+			if have[i.peer.instance] != n {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// connected waits until all shards of an instance are.
+func (r *rig) connected(i *instance) {
+	r.t.Helper()
+	r.wait("all connected", func() bool {
+		st := i.Status()
+		return len(st) > 0 && !slices.ContainsFunc(st, func(s ShardStatus) bool { return s.State != StateConnected })
+	})
+}
+
+// spreadMessages dispatches messages to guilds all over the shards: message i
+// is of guild i<<22.
+func (r *rig) spreadMessages(from, n int) {
+	r.t.Helper()
+	for i := from; i < from+n; i++ {
+		if _, err := r.DispatchGuild(uint64(i)<<22, "MESSAGE_CREATE", guildMessage(i)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+func guildMessage(i int) []byte {
+	return fmt.Appendf(nil, `{"id":"%d","guild_id":"%d","channel_id":"8","author":{"id":"9"}}`, i+1, uint64(i)<<22)
+}
+
+// once waits until the first n of those messages were told, and checks that
+// each was told once.
+func (r *rig) once(n int) {
+	r.t.Helper()
+	counts := func(events []*event.Event) map[string]int {
+		told := make(map[string]int)
+		for _, e := range events {
+			if e.Name == "MESSAGE_CREATE" {
+				told[string(e.Data)]++
+			}
+		}
+		return told
+	}
+	told := counts(r.store.wait(r.ctx, r.t, fmt.Sprintf("%d messages", n), func(events []*event.Event) bool { return len(counts(events)) >= n }))
+	for i := range n {
+		if got := told[string(guildMessage(i))]; got != 1 {
+			r.t.Errorf("message %d was told %d times", i, got)
+		}
+	}
+}
+
+// TestShardsAreShared: instances that join and leave share the shards evenly,
+// and every session is resumed where it moves to.
+func TestShardsAreShared(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 8})
+	a := r.join(nil)
+	r.owners(8, map[*instance]int{a: 8})
+	r.connected(a)
+	r.spreadMessages(0, 80)
+	b := r.join(nil)
+	r.owners(8, map[*instance]int{a: 4, b: 4})
+	r.spreadMessages(80, 80)
+	c := r.join(nil)
+	r.owners(8, map[*instance]int{a: 3, b: 3, c: 2})
+	r.spreadMessages(160, 80)
+	b.stop()
+	r.owners(8, map[*instance]int{a: 4, c: 4})
+	r.spreadMessages(240, 80)
+	r.once(320)
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 8 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	if standby := slices.IndexFunc(c.Status(), func(s ShardStatus) bool { return s.State == StateStandby }); standby < 0 || len(c.Status()) != 8 {
+		t.Errorf("status %+v", c.Status())
+	}
+	if reasons := c.Unready(); len(reasons) != 0 {
+		t.Errorf("not ready: %v", reasons)
+	}
+	r.legal()
+}
+
+// TestDeadInstance: the shards of an instance whose lease has run out are taken
+// over by RESUME.
+func TestDeadInstance(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 4})
+	a := r.join(nil)
+	b := r.join(nil)
+	r.owners(4, map[*instance]int{a: 2, b: 2})
+	for shard := range 4 {
+		r.ready(shard)
+	}
+	r.spreadMessages(0, 40)
+	r.once(40)
+	// It is let go of first: two connections on a session would be a theft.
+	a.stop()
+	a.peer.die()
+	r.spreadMessages(40, 40)
+	r.owners(4, map[*instance]int{b: 4})
+	r.once(80)
+	r.legal()
+}
+
+// TestReshard: a new number of shards takes over without a gap, and what both
+// sets received is told once.
+func TestReshard(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ from, to int }{{2, 5}, {4, 1}, {3, 6}} {
+		t.Run(fmt.Sprintf("%d to %d", tt.from, tt.to), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{Shards: tt.from, Guilds: []uint64{1 << 22, 2 << 22}, HeartbeatInterval: maxInterval})
+			r.timing.load = 50 * time.Millisecond
+			a := r.join(func(c *Config) { c.Shards = Shards{Last: tt.from - 1, Count: tt.from} })
+			r.owners(tt.from, map[*instance]int{a: tt.from})
+			r.connected(a)
+			sent := 0
+			flow := func(until string, done func() bool) {
+				t.Helper()
+				r.wait(until, func() bool {
+					r.spreadMessages(sent, 10)
+					sent += 10
+					return done()
+				})
+			}
+			flow("some events", func() bool { return sent >= 100 })
+			// Another instance is started with the new number; the first one
+			// follows the plan.
+			b := r.join(func(c *Config) { c.Shards = Shards{Last: tt.to - 1, Count: tt.to} })
+			flow("the new set", func() bool {
+				p, err := b.peer.Plan(r.ctx, 0, 0)
+				return err == nil && p.Current == tt.to && p.Phase == event.Steady
+			})
+			flow("some more events", func() bool { return sent%200 == 0 })
+			r.once(sent)
+			r.wait("the old set is gone", func() bool { return len(a.Status()) == tt.to && len(b.Status()) == tt.to })
+			for _, e := range r.store.all() {
+				if e.Name == "READY" && e.Shard.Count == tt.to || e.Name == "GATEHOOK_SESSION_LOST" {
+					t.Errorf("told %s of shard %v", e.Name, e.Shard)
+				}
+			}
+			if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != tt.from+tt.to {
+				t.Errorf("%d IDENTIFYs", n)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestReshardInterrupted: instances that stop in any phase of a change cost
+// nothing: those that come after go on with it.
+func TestReshardInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
+		t.Run(string(phase), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval})
+			r.timing.load = 20 * time.Millisecond
+			a := r.join(func(c *Config) { c.Shards = Shards{Last: 1, Count: 2} })
+			r.owners(2, map[*instance]int{a: 2})
+			r.connected(a)
+			a.stop()
+			sent := 0
+			flow := func(n int) {
+				r.spreadMessages(sent, n)
+				sent += n
+			}
+			flow(20)
+			three := func(c *Config) { c.Shards = Shards{Last: 2, Count: 3} }
+			b := r.join(three)
+			r.wait(string(phase), func() bool {
+				flow(2)
+				p, err := b.peer.Plan(r.ctx, 0, 0)
+				return err == nil && p.Phase == phase || p.Current == 3 // too fast to be seen
+			})
+			b.stop()
+			flow(20)
+			c := r.join(three)
+			r.wait("the new set", func() bool {
+				flow(2)
+				p, err := c.peer.Plan(r.ctx, 0, 0)
+				return err == nil && p.Current == 3 && p.Phase == event.Steady
+			})
+			flow(20)
+			r.once(sent)
+			for _, e := range r.store.all() {
+				if e.Name == "GATEHOOK_SESSION_LOST" {
+					t.Errorf("told %s: %s", e.Name, e.Data)
+				}
+			}
+			if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 5 {
+				t.Errorf("%d IDENTIFYs", n)
+			}
+			r.legal()
+		})
+	}
+}
+
+// TestRecommendation: with auto, more shards are brought up when Discord says
+// that there are too few.
+func TestRecommendation(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 1})
+	r.timing.load = 20 * time.Millisecond
+	a := r.join(nil)
+	r.ready(0)
+	r.SetShards(2)
+	r.do(0, gatewaytest.Close(codeShardingRequired))
+	r.wait("two shards", func() bool {
+		p, err := a.peer.Plan(r.ctx, 0, 0)
+		return err == nil && p.Current == 2 && p.Phase == event.Steady
+	})
+	if s := strings.Join(names(r.store.all()), " "); !strings.Contains(s, "GATEHOOK_SESSION_LOST") {
+		t.Errorf("told %s", s)
+	}
+	r.wait("both connected", func() bool {
+		st := a.Status()
+		return len(st) == 2 && st[0].State == StateConnected && st[1].State == StateConnected
+	})
+	r.legal()
+}
+
+// TestRangesOfInstances: what is configured as a range stays within it.
+func TestRangesOfInstances(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	low := r.join(func(c *Config) { c.Shards = Shards{First: 0, Last: 2, Count: 5} })
+	high := r.join(func(c *Config) { c.Shards = Shards{First: 3, Last: 4, Count: 5} })
+	r.owners(5, map[*instance]int{low: 3, high: 2})
+	r.connected(low)
+	r.connected(high)
+	if st := high.Status(); len(st) != 2 || st[0].Shard.ID != 3 {
+		t.Errorf("status %+v", st)
+	}
+	r.spreadMessages(0, 50)
+	r.once(50)
+	r.legal()
+}

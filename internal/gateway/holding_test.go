@@ -1,0 +1,80 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+func TestHolding(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	o := newOutlet(t, m)
+	h := newHolding(o)
+	var told overlap
+	told.begin(time.Now())
+	put := func(e *event.Event) {
+		t.Helper()
+		if err := h.put(t.Context(), &event.Session{ID: "b", Seq: e.Seq}, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.put(t.Context(), nil, named("CONNECT", 0)); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"READY", "X", "Y", "X", "X"} {
+		put(named(name, int64(i+1)))
+	}
+	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
+	if len(m.all()) != 0 {
+		t.Fatalf("told %v before it was opened", names(m.all()))
+	}
+	// The connection before told X twice; once more is news.
+	told.add(named("X", 50))
+	told.add(named("X", 51))
+	if err := h.open(t.Context(), told.counts()); err != nil {
+		t.Fatal(err)
+	}
+	put(named("X", 6))
+	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
+	want := []string{"CONNECT", "READY", "Y", "X", "X", "DISCONNECT"}
+	if got := names(m.all()); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := m.session(shard0); got.ID != "b" || got.Seq != 6 {
+		t.Errorf("session %+v", got)
+	}
+}
+
+// TestHoldingIsBounded: a full holding makes the reader wait, until it is
+// opened or its connection ends.
+func TestHoldingIsBounded(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	h := newHolding(newOutlet(t, m))
+	for i := range maxHeldEvents {
+		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errDrain)
+	if err := h.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {
+		t.Fatalf("error %v, want %v", err, errDrain)
+	}
+	last := make(chan error)
+	go func() { last <- h.put(t.Context(), nil, named("LAST", 1)) }()
+	if err := h.open(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-last; err != nil {
+		t.Fatal(err)
+	}
+	if got := m.all(); len(got) != maxHeldEvents+1 || got[maxHeldEvents].Name != "LAST" {
+		t.Errorf("%d events", len(got))
+	}
+}

@@ -1,0 +1,147 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Plan returns the plan of an application. The first one to ask makes it, with
+// so many shards.
+func (j *Journal) Plan(ctx context.Context, applicationID event.Snowflake, count int) (event.Plan, error) {
+	p, err := j.readPlan(ctx, applicationID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `INSERT INTO shard_plans (application_id, current_count) VALUES ($1, $2)
+				ON CONFLICT (application_id) DO NOTHING`, int64(applicationID), count); err != nil {
+				return err
+			}
+			return addShards(ctx, tx, applicationID, count)
+		})
+		if err == nil {
+			p, err = j.readPlan(ctx, applicationID)
+		}
+	}
+	if err != nil {
+		return event.Plan{}, fmt.Errorf("read the plan of the shards: %w", err)
+	}
+	return p, nil
+}
+
+func (j *Journal) readPlan(ctx context.Context, applicationID event.Snowflake) (p event.Plan, err error) {
+	var overlap *time.Time
+	err = j.pool.QueryRow(ctx, `SELECT version, current_count, next_count, previous_count, phase, now() - since, overlap_at
+		FROM shard_plans WHERE application_id = $1`, int64(applicationID)).
+		Scan(&p.Version, &p.Current, &p.Next, &p.Previous, &p.Phase, &p.Age, &overlap)
+	if overlap != nil {
+		p.OverlapAt = *overlap
+	}
+	return p, err
+}
+
+// Replan replaces the plan from by the plan to, and tells whether it did: not
+// so if another instance was faster.
+func (j *Journal) Replan(ctx context.Context, applicationID event.Snowflake, from, to event.Plan) (bool, error) {
+	done := false
+	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE shard_plans SET version = version + 1, current_count = $3, next_count = $4,
+				previous_count = $5, phase = $6, since = now(),
+				overlap_at = CASE WHEN $6 = 'holding' THEN now() ELSE overlap_at END
+			WHERE application_id = $1 AND version = $2`,
+			int64(applicationID), from.Version, to.Current, to.Next, to.Previous, to.Phase)
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		done = true
+		if to.Next == 0 || to.Next == from.Next {
+			return nil
+		}
+		return addShards(ctx, tx, applicationID, to.Next)
+	})
+	if err != nil {
+		return false, fmt.Errorf("change the plan of the shards: %w", err)
+	}
+	return done, nil
+}
+
+// addShards makes the rows of a set. Those that an earlier plan left keep their
+// epoch, so that an owner from then is fenced still.
+func addShards(ctx context.Context, tx pgx.Tx, applicationID event.Snowflake, count int) error {
+	_, err := tx.Exec(ctx, `INSERT INTO shards (application_id, shard_count, shard_id)
+		SELECT $1, $2::int, id FROM generate_series(0, $2::int - 1) AS id
+		ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE SET stage = ''`, int64(applicationID), count)
+	return err
+}
+
+// Survey tells how the shards of a range of a set are held, and lets the other
+// instances know which ones this one is willing to run: a range of one set and
+// all of any other; the zero value for all of any.
+func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error) {
+	s := event.Survey{Self: j.instance.id}
+	var b pgx.Batch
+	b.Queue(`UPDATE instances SET application_id = $2, shard_first = $3, shard_last = $4, shard_count = $5, sharing = true
+		WHERE id = $1 AND (application_id, shard_first, shard_last, shard_count, sharing) IS DISTINCT FROM ($2, $3, $4, $5, true)`,
+		s.Self, int64(applicationID), willing.First, willing.Last, willing.Count)
+	b.Queue(`WITH live AS (
+			SELECT * FROM instances WHERE lease_until > now()
+		), peer AS (
+			SELECT id, CASE WHEN shard_count = $2 THEN shard_first ELSE 0 END AS first,
+				CASE WHEN shard_count = $2 THEN shard_last ELSE $2 - 1 END AS last
+			FROM live WHERE application_id = $1 AND sharing
+		), shard AS (
+			SELECT shard_id, stage, s.owner, l.id IS NULL AS free
+			FROM shards s LEFT JOIN live l ON l.id = s.owner
+			WHERE s.application_id = $1 AND s.shard_count = $2
+				AND EXISTS (SELECT FROM peer WHERE shard_id BETWEEN first AND last)
+		)
+		SELECT (SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM peer WHERE first = $3 AND last = $4),
+			(SELECT coalesce(array_agg(shard_id ORDER BY shard_id), '{}') FROM shard WHERE owner = $5),
+			(SELECT coalesce(array_agg(shard_id ORDER BY shard_id), '{}') FROM shard
+				WHERE free AND stage <> 'ended' AND shard_id BETWEEN $3 AND $4),
+			count(*), count(*) FILTER (WHERE stage IN ('ready', 'holding')), count(*) FILTER (WHERE stage = 'holding'),
+			count(*) FILTER (WHERE stage = 'ended') FROM shard`,
+		int64(applicationID), r.Count, r.First, r.Last, s.Self).
+		QueryRow(func(row pgx.Row) error {
+			return row.Scan(&s.Peers, &s.Owned, &s.Free, &s.Shards, &s.Ready, &s.Holding, &s.Ended)
+		})
+	if err := j.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return event.Survey{}, fmt.Errorf("survey the shards: %w", err)
+	}
+	return s, nil
+}
+
+// Withdraw tells the other instances that this one will not take any shard:
+// they need not leave it a share while it drains.
+func (j *Journal) Withdraw(ctx context.Context) error {
+	if _, err := j.pool.Exec(ctx, `UPDATE instances SET sharing = false WHERE id = $1`, j.instance.id); err != nil {
+		return fmt.Errorf("withdraw from sharing the shards: %w", err)
+	}
+	return nil
+}
+
+// Told lists the wanted dispatches that a set of shards received at or after
+// a time.
+func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event.Told, error) {
+	// The batch's number is its commit's clock: a bound for the index.
+	rows, err := j.pool.Query(ctx, `SELECT name, decode(md5(data), 'hex') FROM events
+		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
+		since.Add(-time.Minute).UnixMicro()<<batchShift, count, since)
+	if err != nil {
+		return nil, fmt.Errorf("read what the shards of %d told: %w", count, err)
+	}
+	told, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t event.Told, err error) {
+		var digest []byte
+		err = row.Scan(&t.Name, &digest)
+		copy(t.Digest[:], digest)
+		return t, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read what the shards of %d told: %w", count, err)
+	}
+	return told, nil
+}

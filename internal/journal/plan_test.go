@@ -1,0 +1,194 @@
+package journal
+
+import (
+	"crypto/md5"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+var ignoreTimes = cmpopts.IgnoreFields(event.Plan{}, "Version", "Age", "OverlapAt")
+
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	steady, err := b.Plan(t.Context(), app, 4)
+	if diff := cmp.Diff(event.Plan{Current: 4, Phase: event.Steady}, steady, ignoreTimes); diff != "" || err != nil {
+		t.Fatal(diff, err)
+	}
+	if again, err := b.Plan(t.Context(), app, 16); err != nil || again.Current != 4 || again.Version != steady.Version {
+		t.Errorf("whoever comes later makes it %+v, %v", again, err)
+	}
+	// Of all that change a plan at once only one does.
+	warming := event.Plan{Current: 4, Next: 2, Phase: event.Warming}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	changed := 0
+	for range 5 {
+		all.Go(func() {
+			done, err := b.Replan(t.Context(), app, steady, warming)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if done {
+				changed++
+			}
+		})
+	}
+	all.Wait()
+	if changed != 1 {
+		t.Errorf("%d of 5 changed the plan", changed)
+	}
+	now, err := b.Plan(t.Context(), app, 4)
+	if diff := cmp.Diff(warming, now, ignoreTimes); diff != "" || err != nil || !now.OverlapAt.IsZero() {
+		t.Fatal(diff, err, now.OverlapAt)
+	}
+	holding := now
+	holding.Phase = event.Holding
+	if done, err := b.Replan(t.Context(), app, now, holding); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	now, err = b.Plan(t.Context(), app, 4)
+	if err != nil || now.Phase != event.Holding || now.OverlapAt.IsZero() || now.Age < 0 || now.Age > time.Minute {
+		t.Errorf("%+v, %v", now, err)
+	}
+}
+
+// survey asks for a whole set.
+func (b *bundle) survey(t *testing.T, r, willing event.ShardRange) event.Survey {
+	t.Helper()
+	s, err := b.Survey(t.Context(), app, r, willing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSurvey(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	dead := join(t, pool, uuid.New())
+	d := open(t, pool, dead, Config{})
+	a := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	if _, err := a.Plan(t.Context(), app, 4); err != nil {
+		t.Fatal(err)
+	}
+	whole := event.ShardRange{First: 0, Last: 3, Count: 4}
+	d.survey(t, whole, event.ShardRange{})
+	if _, err := d.Claim(t.Context(), app, []event.Shard{{ID: 3, Count: 4}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 s' WHERE id = $1`, dead.ID()); err != nil {
+		t.Fatal(err)
+	}
+	got := a.survey(t, whole, event.ShardRange{})
+	want := event.Survey{Self: a.instance.id, Peers: []int64{a.instance.id}, Owned: []int{}, Free: []int{0, 1, 2, 3}, Shards: 4}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("alone:\n%s", diff)
+	}
+	claimed, err := a.Claim(t.Context(), app, []event.Shard{{ID: 2, Count: 4}, {ID: 0, Count: 4}, {ID: 3, Count: 4}})
+	if err != nil || len(claimed) != 3 {
+		t.Fatal(claimed, err)
+	}
+	if err := claimed[0].Mark(t.Context(), event.StageReady); err != nil {
+		t.Fatal(err)
+	}
+	if err := claimed[1].Mark(t.Context(), event.StageHolding); err != nil {
+		t.Fatal(err)
+	}
+	got = b.survey(t, whole, event.ShardRange{})
+	want = event.Survey{
+		Self: b.instance.id, Peers: []int64{a.instance.id, b.instance.id}, Owned: []int{}, Free: []int{1},
+		Shards: 4, Ready: 2, Holding: 1,
+	}
+	slices.Sort(want.Peers)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("beside another:\n%s", diff)
+	}
+	if err := claimed[2].End(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := claimed[1].Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got = a.survey(t, whole, event.ShardRange{})
+	ended, freed := claimed[2].Shard().ID, claimed[1].Shard().ID
+	if slices.Contains(got.Free, ended) || !slices.Contains(got.Free, freed) || slices.Contains(got.Owned, freed) || got.Ended != 1 {
+		t.Errorf("after shard %d ended and %d was released: %+v", ended, freed, got)
+	}
+	// A shard that was released is not this claim's any more once another has it.
+	if _, err := b.Claim(t.Context(), app, []event.Shard{{ID: freed, Count: 4}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := claimed[1].Mark(t.Context(), event.StageNone); !errors.Is(err, ErrLost) {
+		t.Errorf("marking another's shard: %v", err)
+	}
+	// One that drains leaves its share to the others.
+	if err := b.Withdraw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.survey(t, whole, event.ShardRange{}); len(got.Peers) != 1 {
+		t.Errorf("peers after one withdrew: %v", got.Peers)
+	}
+}
+
+// Those of a fixed range share with those of the same range, and the set is
+// what all of them cover.
+func TestSurveyOfRanges(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	if _, err := a.Plan(t.Context(), app, 16); err != nil {
+		t.Fatal(err)
+	}
+	low, high := event.ShardRange{First: 0, Last: 3, Count: 16}, event.ShardRange{First: 8, Last: 9, Count: 16}
+	if got := a.survey(t, low, low); got.Shards != 4 || len(got.Free) != 4 {
+		t.Errorf("a range of 4: %+v", got)
+	}
+	if got := b.survey(t, high, high); got.Shards != 6 || !slices.Equal(got.Free, []int{8, 9}) || len(got.Peers) != 1 {
+		t.Errorf("beside a range of 4, one of 2: %+v", got)
+	}
+	// Of another set both run all.
+	if _, err := a.Replan(t.Context(), app, event.Plan{Version: 1}, event.Plan{Current: 16, Next: 2, Phase: event.Warming}); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.survey(t, event.ShardRange{First: 0, Last: 1, Count: 2}, low); len(got.Peers) != 2 || got.Shards != 2 {
+		t.Errorf("of another set: %+v", got)
+	}
+}
+
+func TestTold(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
+	s := b.claim(t, shard0)
+	since := time.Now().UTC().Add(-time.Second)
+	early, e, unwanted := wanted(shard0, 1), wanted(shard0, 2), wanted(shard0, 3)
+	early.ReceivedAt = since.Add(-time.Second)
+	unwanted.Name = "UNWANTED"
+	s.appendAll(t, early, e, unwanted)
+	if err := s.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told, err := b.Told(t.Context(), shard0.Count, since)
+	if err != nil || len(told) != 1 || told[0].Name != "WANTED" || told[0].Digest != md5.Sum(e.Data) {
+		t.Fatalf("%+v, %v", told, err)
+	}
+	if none, err := b.Told(t.Context(), shard0.Count+1, since); err != nil || len(none) != 0 {
+		t.Errorf("of another set: %+v, %v", none, err)
+	}
+}
