@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,4 +86,91 @@ func pacedBuckets(t *testing.T, slot time.Duration) *Buckets {
 	b := NewBuckets(postgrestest.New(t), quiet)
 	b.slot = slot
 	return b
+}
+
+// TestBudget: whatever the number of instances, no more sessions are started
+// than Discord allows, less the part that is kept back.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	const instances, tries = 4, 20
+	for range instances {
+		b := NewBuckets(pool, quiet)
+		if err := b.Learn(t.Context(), 1, 100, 30, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var running sync.WaitGroup
+	var spent, waits atomic.Int64
+	for range instances {
+		b := NewBuckets(pool, quiet)
+		running.Go(func() {
+			for range tries {
+				wait, err := b.Spend(t.Context(), 1)
+				switch {
+				case err != nil:
+					t.Error(err)
+				case wait == 0:
+					spent.Add(1)
+				case wait > time.Hour || wait < 50*time.Minute:
+					t.Errorf("waits %v for a reset in an hour", wait)
+				default:
+					waits.Add(1)
+				}
+			}
+		})
+	}
+	running.Wait()
+	// Of 30 left, a twentieth of 100 is kept back.
+	if spent.Load() != 25 || waits.Load() != instances*tries-25 {
+		t.Errorf("%d spent, %d had to wait", spent.Load(), waits.Load())
+	}
+}
+
+func TestBudgetLearns(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := NewBuckets(pool, quiet)
+	left := func() (n int) {
+		t.Helper()
+		if err := pool.QueryRow(t.Context(), `SELECT remaining FROM session_starts`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	learn := func(remaining int, reset time.Duration) {
+		t.Helper()
+		if err := b.Learn(t.Context(), 1, 1000, remaining, reset); err != nil {
+			t.Fatal(err)
+		}
+	}
+	learn(500, time.Hour)
+	if wait, err := b.Spend(t.Context(), 1); err != nil || wait != 0 {
+		t.Fatal(wait, err)
+	}
+	learn(500, time.Hour)
+	if got := left(); got != 499 {
+		t.Errorf("a start that Discord may not have counted yet is forgotten: %d left", got)
+	}
+	learn(400, time.Hour)
+	if got := left(); got != 400 {
+		t.Errorf("somebody else's starts are not seen: %d left", got)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = now() - interval '2 minutes'`); err != nil {
+		t.Fatal(err)
+	}
+	learn(450, time.Hour)
+	if got := left(); got != 450 {
+		t.Errorf("starts that were never made are not given back: %d left", got)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = now(), remaining = 50, reset_at = now() - interval '1 s'`); err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := b.Spend(t.Context(), 1); err != nil || wait <= 0 || wait > time.Minute {
+		t.Errorf("with nothing left and the reset due: %v, %v", wait, err)
+	}
+	learn(1000, 24*time.Hour)
+	if got := left(); got != 1000 {
+		t.Errorf("after the reset: %d left", got)
+	}
 }

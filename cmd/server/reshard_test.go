@@ -1,0 +1,142 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// TestReshardedUnderLoad: started again with another number of shards, the
+// server brings the new set up beside the old one. While events flow to both,
+// each is delivered once, and none is missing.
+func TestReshardedUnderLoad(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_SHARDS=4")
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	raw, parsed := l.messages(p, "RAW_MESSAGE_CREATE"), l.messages(p, "MESSAGE_CREATE")
+	sent := 0
+	send := func(n int) {
+		for range n {
+			guild := uint64(sent) << 22
+			if _, err := discord.DispatchGuild(guild, "MESSAGE_CREATE",
+				fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"%d","author":{"id":"3"},"content":"x"}`, sent+1, guild)); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	send(400)
+	if code := p.stop(syscall.SIGTERM); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	send(100)
+	p.env = append(p.env, "GATEHOOK_SHARDS=6")
+	p.start()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(2 * time.Minute)
+	for p.shardCounts()[4] > 0 || p.shardCounts()[6] < 6 {
+		send(5)
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("the shards are %v", p.shardCounts())
+		}
+	}
+	send(200)
+	for _, m := range []*messages{raw, parsed} {
+		m.await(t, sent)
+	}
+	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 4+6 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	t.Logf("%d events while 4 shards became 6: each delivered once to 2 listeners", sent)
+}
+
+// shardCounts is how many connected shards of each set /shards shows.
+func (p *process) shardCounts() map[int]int {
+	p.t.Helper()
+	var list struct {
+		Data []struct {
+			Count int
+			State string
+		}
+	}
+	if _, body := p.get("/shards"); json.Unmarshal([]byte(body), &list) != nil {
+		p.t.Fatalf("/shards: %s", body)
+	}
+	counts := map[int]int{}
+	for _, s := range list.Data {
+		if s.State == "connected" {
+			counts[s.Count]++
+		}
+	}
+	return counts
+}
+
+// messages is what came to one callback, by the messages' own ids: the ids of
+// events differ from one set of shards to the other.
+type messages struct {
+	mu      sync.Mutex
+	came    map[string]int
+	changed chan struct{}
+}
+
+// messages registers a callback that counts messages.
+func (l *ledger) messages(p *process, eventName string) *messages {
+	l.t.Helper()
+	m := &messages{came: map[string]int{}, changed: make(chan struct{}, 1)}
+	r := &receiver{on: func(r received) {
+		var message struct{ ID string }
+		if err := json.Unmarshal(r.data, &message); err != nil {
+			l.t.Error(err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.came[message.ID]++
+		select {
+		case m.changed <- struct{}{}:
+		default:
+		}
+	}}
+	srv := httptest.NewServer(r)
+	l.t.Cleanup(srv.Close)
+	l.register(p, eventName, srv.URL, r)
+	return m
+}
+
+// await waits until n messages came, and checks that each came once.
+func (m *messages) await(t *testing.T, n int) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		m.mu.Lock()
+		have := len(m.came)
+		m.mu.Unlock()
+		if have >= n {
+			break
+		}
+		select {
+		case <-m.changed:
+		case <-deadline:
+			t.Fatalf("%d of %d messages came", have, n)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, times := range m.came {
+		if times != 1 {
+			t.Errorf("message %s came %d times", id, times)
+		}
+	}
+}
