@@ -300,3 +300,38 @@ func TestRangesOfInstances(t *testing.T) {
 	r.once(50)
 	r.legal()
 }
+
+// TestDeadSessionAfterAnotherClaim: a session that is known to be gone is not
+// tried again when the shard, taken away before the new one was stored, comes
+// back.
+func TestDeadSessionAfterAnotherClaim(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	a := r.join(nil)
+	r.connected(a)
+	old := r.ready(0)
+	r.dispatch(0, 0, 3)
+	r.messages(3)
+	r.store.setFrozen(true)
+	r.do(0, gatewaytest.Invalidate(false))
+	r.count(gatewaytest.Ready, 0, 2)
+	r.wait("the new session", func() bool { return a.Status()[0].State == StateConnected })
+	r.store.steal(shard0)
+	r.wait("standby", func() bool { return a.Status()[0].State == StateStandby })
+	r.store.setFrozen(false)
+	r.store.free(shard0)
+	r.count(gatewaytest.Ready, 0, 3)
+	r.wait("told twice", func() bool {
+		lost := 0
+		for _, e := range r.store.all() {
+			if e.Name == "GATEHOOK_SESSION_LOST" && strings.Contains(string(e.Data), old.ID) {
+				lost++
+			}
+		}
+		return lost == 2 // the first telling was not stored, as far as the shard can know
+	})
+	if n := r.Count(gatewaytest.Resume, 0); n != 0 {
+		t.Errorf("%d RESUMEs of a session that is gone", n)
+	}
+	r.legal()
+}

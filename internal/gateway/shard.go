@@ -75,6 +75,7 @@ type shard struct {
 
 	// The run loop's and, while a link runs, its reader's.
 	lost     *lostData // a session that could not be resumed, until it was told
+	dead     string    // its id: it is not tried again, should a new claim name it
 	upgrades upgrades
 
 	mu     sync.Mutex // guards what follows
@@ -111,6 +112,10 @@ func (s *shard) snapshot() ShardStatus {
 func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 	session := t.out.at()
 	s.lost = nil
+	if session.ID != "" && session.ID == s.dead {
+		s.lose(ctx, t, session, "it could not be resumed")
+		session = event.Session{}
+	}
 	failed, failedDials := 0, 0
 	backoff := newBackoff(s.timing.reconnect)
 	for {
@@ -144,12 +149,12 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 				return false
 			}
 			if session.ID != "" {
-				s.lose(ctx, t, session, end)
+				s.lose(ctx, t, session, lossOf(end))
 				session = event.Session{}
 			}
 			continue
 		case next == courseIdentify && session.ID != "":
-			s.lose(ctx, t, session, end)
+			s.lose(ctx, t, session, lossOf(end))
 			session = event.Session{}
 		}
 		wait, _ := backoff.Next()
@@ -173,16 +178,22 @@ func (s *shard) prepare(t *tenure, session event.Session) *link {
 
 // lose notes that a session is gone. It is told with the next READY, when the
 // gap has an end.
-func (s *shard) lose(ctx context.Context, t *tenure, session event.Session, end ending) {
-	_, reason := closeText(end.cause)
-	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
-		reason = "it could not be resumed"
-	}
+func (s *shard) lose(ctx context.Context, t *tenure, session event.Session, reason string) {
 	s.metrics.lost.Inc()
+	s.dead = session.ID
 	t.lose()
 	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
 	s.set(func(st *ShardStatus) { st.SessionSince = time.Time{} })
 	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
+}
+
+// lossOf says for people why a session is gone.
+func lossOf(end ending) string {
+	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
+		return "it could not be resumed"
+	}
+	_, reason := closeText(end.cause)
+	return reason
 }
 
 // tellLost tells of a lost session that no other one of this shard follows.
