@@ -33,7 +33,8 @@ type Server struct {
 	token    string
 	limit    SessionStart
 	resetAt  time.Time
-	buckets  map[int]time.Time // when the bucket was last taken
+	buckets  map[int]time.Time    // when the bucket was last taken
+	asked    map[string]time.Time // when all members of a guild were last asked for
 	lastConn int
 	conns    map[*conn]struct{}
 	sessions map[string]*session
@@ -60,6 +61,7 @@ func Start(cfg Config) (*Server, error) {
 		limit:    cfg.SessionStart,
 		resetAt:  time.Now().Add(cfg.SessionStart.ResetAfter),
 		buckets:  map[int]time.Time{},
+		asked:    map[string]time.Time{},
 		conns:    map[*conn]struct{}{},
 		sessions: map[string]*session{},
 		byShard:  map[int][]*session{},
