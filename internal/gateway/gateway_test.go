@@ -417,6 +417,71 @@ func TestFatalIntentsLifted(t *testing.T) {
 	r.ready(0)
 }
 
+// failed waits until n shards have failed and returns their statuses.
+func (r *rig) failed(n int) (list []ShardStatus) {
+	r.t.Helper()
+	r.wait(fmt.Sprintf("%d shards failed", n), func() bool {
+		list = slices.DeleteFunc(r.gateway.Status(), func(st ShardStatus) bool { return st.State != StateFailed })
+		return len(list) == n
+	})
+	return list
+}
+
+// TestFatalForAll: what one shard learned about the application costs the
+// others no IDENTIFY, until the intents change.
+func TestFatalForAll(t *testing.T) {
+	t.Parallel()
+	const shards = 4
+	r := newRig(t, gatewaytest.Config{Shards: shards, Flags: gatewaytest.NoFlags})
+	r.slots = pacedBuckets(t, 20*time.Millisecond)
+	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
+	r.start()
+	for _, st := range r.failed(shards) {
+		if !strings.Contains(st.Problem, "MESSAGE_CONTENT") {
+			t.Errorf("status %+v", st)
+		}
+	}
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 1 {
+		t.Errorf("%d IDENTIFYs, want 1", n)
+	}
+	r.intents.Store(int64(event.IntentGuilds))
+	r.changed <- struct{}{}
+	for shard := range shards {
+		r.ready(shard)
+	}
+}
+
+// TestRetry: a shard that has failed tries again when a person asks for it,
+// and so does every one that is asked. What the token may not be used for any
+// more is nothing to a session that goes on.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 2, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
+	r.start()
+	r.named("READY", 2)
+	r.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4004))
+	r.do(0, gatewaytest.Invalidate(false))
+	r.failed(1)
+	r.do(1, gatewaytest.Drop())
+	r.count(gatewaytest.Resumed, 1, 1)
+	r.do(1, gatewaytest.Invalidate(false))
+	if st := r.failed(2)[1]; !strings.Contains(st.Problem, "DISCORD_TOKEN") {
+		t.Errorf("status %+v", st)
+	}
+	if n := r.Count(gatewaytest.Identify, 1); n != 1 {
+		t.Errorf("%d IDENTIFYs of the shard that could have known", n)
+	}
+	for shard := range 2 {
+		r.gateway.mu.Lock()
+		s := r.gateway.shards[event.Shard{ID: shard, Count: 2}]
+		r.gateway.mu.Unlock()
+		s.retry()
+		s.retry() // asked twice, tried once
+		r.ready(shard)
+	}
+	r.legal()
+}
+
 // TestZombie: when nothing acknowledges a heartbeat, the connection is given
 // up and the session is not.
 func TestZombie(t *testing.T) {
