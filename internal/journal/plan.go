@@ -124,6 +124,27 @@ func (j *Journal) Withdraw(ctx context.Context) error {
 	return nil
 }
 
+// Holders names the live instances that own the shards of a set, for people.
+func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]string, error) {
+	rows, err := j.pool.Query(ctx, `SELECT s.shard_id, i.hostname || '#' || i.id FROM shards s JOIN instances i ON i.id = s.owner
+		WHERE s.application_id = $1 AND s.shard_count = $2 AND i.lease_until > now()`, int64(applicationID), count)
+	if err != nil {
+		return nil, fmt.Errorf("list who has the shards: %w", err)
+	}
+	holders := make(map[int]string)
+	var (
+		id   int
+		name string
+	)
+	if _, err := pgx.ForEachRow(rows, []any{&id, &name}, func() error {
+		holders[id] = name
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("list who has the shards: %w", err)
+	}
+	return holders, nil
+}
+
 // Told lists the wanted dispatches that a set of shards received at or after
 // a time.
 func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event.Told, error) {
