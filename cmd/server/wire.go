@@ -72,7 +72,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		return nil, err
 	}
 	gw := gateway.Config{
-		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Version: version(),
+		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
 	}
 	if !cfg.intents.auto {
