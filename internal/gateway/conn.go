@@ -38,6 +38,7 @@ type conn struct {
 	ws          *websocket.Conn
 	socket      net.Conn
 	compression Compression
+	limit       int
 	inflater    *inflater // nil without compression
 	parser      frameParser
 	message     bytes.Buffer
@@ -47,16 +48,30 @@ type conn struct {
 	sent window
 }
 
+// dialer opens connections. It is shared by all shards.
+type dialer struct {
+	agent       string
+	compression Compression
+	limit       int // of one payload, in bytes, as it arrives and inflated
+	metrics     *metrics
+	// socket opens what is beneath them.
+	socket func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+func newDialer(agent string, compression Compression, m *metrics) *dialer {
+	return &dialer{agent: agent, compression: compression, limit: maxPayload, metrics: m, socket: new(net.Dialer).DialContext}
+}
+
 // dial opens a connection to a gateway URL. The caller ends it with close and
 // then calls release.
-func dial(ctx context.Context, gatewayURL, agent string, compression Compression, m *metrics) (*conn, error) {
-	target, err := dialURL(gatewayURL, compression)
+func (d *dialer) dial(ctx context.Context, gatewayURL string) (*conn, error) {
+	target, err := dialURL(gatewayURL, d.compression)
 	if err != nil {
 		return nil, fmt.Errorf("dial the gateway: %w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no answer within %v", dialTimeout))
 	defer cancel()
-	c := &conn{compression: compression, metrics: m, sent: window{length: sendWindow, limit: sendLimit}}
+	c := &conn{compression: d.compression, limit: d.limit, metrics: d.metrics, sent: window{length: sendWindow, limit: sendLimit}}
 	// The socket is kept so that close can be bounded: the library waits up to
 	// ten seconds for a peer that says nothing.
 	transport := &http.Transport{
@@ -64,14 +79,18 @@ func dial(ctx context.Context, gatewayURL, agent string, compression Compression
 		TLSHandshakeTimeout: dialTimeout,
 		DisableKeepAlives:   true,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			socket, err := new(net.Dialer).DialContext(ctx, network, addr)
+			socket, err := d.socket(ctx, network, addr)
 			c.socket = socket
 			return socket, err
 		},
 	}
 	ws, _, err := websocket.Dial(ctx, target, &websocket.DialOptions{ //nolint:bodyclose // the library says: never close it
-		HTTPClient: &http.Client{Transport: transport},
-		HTTPHeader: http.Header{"User-Agent": {agent}},
+		HTTPClient: &http.Client{
+			Transport: transport,
+			// IDENTIFY would carry the token to wherever a redirect points.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		HTTPHeader: http.Header{"User-Agent": {d.agent}},
 	})
 	if err != nil {
 		if ctx.Err() != nil {
@@ -79,10 +98,10 @@ func dial(ctx context.Context, gatewayURL, agent string, compression Compression
 		}
 		return nil, fmt.Errorf("dial the gateway: %w", err)
 	}
-	ws.SetReadLimit(maxPayload)
+	ws.SetReadLimit(int64(d.limit))
 	c.ws = ws
-	if compression != NoCompression {
-		c.inflater = newInflater(compression)
+	if d.compression != NoCompression {
+		c.inflater = newInflater(d.compression, d.limit)
 	}
 	return c, nil
 }
@@ -148,7 +167,7 @@ func (c *conn) readMessage(ctx context.Context) ([]byte, error) {
 			return part, nil
 		case c.compression == ZlibStream && !bytes.HasSuffix(part, zlibSuffix):
 			// The payload goes on in the next message.
-			if c.message.Len() > maxPayload {
+			if c.message.Len() > c.limit {
 				return nil, fmt.Errorf("%w: %w", errDefect, errTooLarge)
 			}
 			continue

@@ -107,7 +107,7 @@ type Config struct {
 // it.
 type Gateway struct {
 	cfg     Config
-	agent   string
+	dialer  *dialer
 	rest    *restClient
 	store   Store
 	slots   Starts
@@ -131,8 +131,10 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 	// Discord wants the prefix on REST calls and refuses it in IDENTIFY.
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
+	m := newMetrics(reg)
 	g := &Gateway{
-		cfg: cfg, agent: agent, store: store, slots: slots, timing: usualTiming, log: log, metrics: newMetrics(reg),
+		cfg: cfg, store: store, slots: slots, timing: usualTiming, log: log, metrics: m,
+		dialer:  newDialer(agent, cfg.Compression, m),
 		rest:    newRESTClient(cfg.APIURL, cfg.Token, agent, log),
 		problem: "Discord's API was not asked yet",
 		shards:  make(map[event.Shard]*shard),

@@ -135,7 +135,7 @@ func (l *link) connect(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	defer s.dials.Release(1)
-	conn, err := dial(ctx, s.url(l.session.ResumeURL), s.agent, s.compression, s.metrics)
+	conn, err := s.dialer.dial(ctx, s.url(l.session.ResumeURL))
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 func TestSendLimits(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, gatewaytest.Config{})
-	c, err := dial(r.ctx, r.GatewayURL(), "test", NoCompression, newMetrics(prometheus.NewRegistry()))
+	c, err := newDialer("test", NoCompression, newMetrics(prometheus.NewRegistry())).dial(r.ctx, r.GatewayURL())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,16 +58,15 @@ var usualTiming = timing{
 // tenure: it keeps it connected, and decides after every connection what
 // follows.
 type shard struct {
-	id          event.Shard
-	token       secret.Value
-	agent       string
-	compression Compression
-	starts      *starts
-	dials       *semaphore.Weighted
-	intents     func() event.Intents
-	changed     chan struct{} // holds one token after the intents changed
-	again       chan struct{} // holds one token after retry
-	outgrown    func()        // says that there are too few shards
+	id       event.Shard
+	token    secret.Value
+	dialer   *dialer
+	starts   *starts
+	dials    *semaphore.Weighted
+	intents  func() event.Intents
+	changed  chan struct{} // holds one token after the intents changed
+	again    chan struct{} // holds one token after retry
+	outgrown func()        // says that there are too few shards
 	// told lists what the set of shards before this one delivered.
 	told    func(context.Context) ([]event.Told, error)
 	timing  timing
