@@ -30,6 +30,11 @@ test: ## Run all tests
 race: ## Run all tests with the race detector, in random order
 	go test -race -shuffle=on ./...
 
+CHAOS ?= 10m
+.PHONY: chaos
+chaos: ## Break everything around the real server for long (CHAOS=10m), a minute a plan
+	GATEHOOK_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -v -run '^TestChaos' ./cmd/server
+
 .PHONY: bench
 bench: ## Run the benchmarks (BENCH=pattern PKG=package), ready for benchstat
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 $(PKG)

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,13 +19,22 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-const shards = 4
+const (
+	shards     = 4
+	manyShards = 8
+)
 
 func startDiscord(t *testing.T) *gatewaytest.Server {
 	t.Helper()
-	discord, err := gatewaytest.Start(gatewaytest.Config{
-		Shards: shards, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16},
-	})
+	return startDiscordAs(t, gatewaytest.Config{Shards: shards})
+}
+
+// startDiscordAs starts a simulated Discord at which all shards may identify
+// at once.
+func startDiscordAs(t *testing.T, cfg gatewaytest.Config) *gatewaytest.Server {
+	t.Helper()
+	cfg.SessionStart = gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16}
+	discord, err := gatewaytest.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,9 +49,14 @@ func startDiscord(t *testing.T) *gatewaytest.Server {
 
 func awaitReady(t *testing.T, discord *gatewaytest.Server) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	awaitShards(t, discord, shards)
+}
+
+func awaitShards(t *testing.T, discord *gatewaytest.Server, count int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	for shard := range shards {
+	for shard := range count {
 		if _, err := discord.WaitReady(ctx, shard); err != nil {
 			t.Fatal(err)
 		}
@@ -59,14 +74,68 @@ func flow(t *testing.T, discord *gatewaytest.Server, l *ledger, n int, at map[in
 			do()
 		}
 		shard := event.Shard{ID: i % shards, Count: shards}
-		sent, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE",
-			fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"1","author":{"id":"3"},"content":"%s"}`, i+1, strings.Repeat("x", i%500)))
+		sent, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i))
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.sent(shard, sent)
 		if i%80 == 79 {
 			<-tick.C
+		}
+	}
+}
+
+// load sends an event a tick, to one shard after the other, until stop is
+// called.
+func load(t *testing.T, discord *gatewaytest.Server, l *ledger, every time.Duration) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			shard := event.Shard{ID: i % manyShards, Count: manyShards}
+			s, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i))
+			if err != nil {
+				continue // nobody will ever see it: the shard has no session at the moment
+			}
+			l.sent(shard, s)
+		}
+	})
+	stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func message(i int) []byte {
+	return fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"1","author":{"id":"3"},"content":"%s"}`, i+1, strings.Repeat("x", i%500))
+}
+
+// eventually looks, some times a second, until what it waits for is so.
+func eventually(t *testing.T, limit time.Duration, what string, is func() (done bool, state string)) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		done, state := is()
+		if done {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("after %v still not %s: %s", limit, what, state)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,10 +53,13 @@ func removeBinary() {
 // process is the real server as a child, started, killed and started again
 // with the same environment.
 type process struct {
-	t   *testing.T
-	env []string
-	cmd *exec.Cmd
-	url string
+	t       *testing.T
+	discord *gatewaytest.Server
+	name    string
+	env     []string
+	lives   int
+	cmd     *exec.Cmd
+	url     string
 
 	mu   sync.Mutex
 	log  bytes.Buffer // of all its lives
@@ -63,25 +67,38 @@ type process struct {
 	err  error // how the last life ended
 }
 
-// newProcess prepares a server in a data directory of its own.
+// newProcess prepares a server in a data directory of its own. A variable that
+// is given again replaces the one before.
 func newProcess(t *testing.T, discord *gatewaytest.Server, env ...string) *process {
+	t.Helper()
+	return newNamed(t, discord, "server", env...)
+}
+
+// newNamed is newProcess for one of several servers.
+func newNamed(t *testing.T, discord *gatewaytest.Server, name string, env ...string) *process {
 	t.Helper()
 	// Not t.TempDir: root's PostgreSQL runs as a user who can't enter that.
 	dir, err := os.MkdirTemp("", "gatehook-test-data-") //nolint:usetesting // as said
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, env: append([]string{
+	p := &process{t: t, discord: discord, name: name, env: append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
-		"DISCORD_TOKEN=Bot " + discord.Token(), "DISCORD_API_URL=" + discord.APIURL(),
+		"DISCORD_API_URL=" + discord.APIURL(),
 		"GATEHOOK_DATA_DIR=" + dir, "GATEHOOK_ADDR=127.0.0.1:0", "GATEHOOK_API_KEY=" + testKey,
 		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", "GATEHOOK_INTENTS=53608447", "GATEHOOK_LOG_LEVEL=debug",
 		"GATEHOOK_RETRY_SCHEDULE=200ms,200ms,500ms,1s,1s,2s,2s",
 	}, env...)}
 	t.Cleanup(func() {
+		if p.cmd != nil {
+			p.signal(syscall.SIGCONT) // or it would not hear the next one
+		}
 		p.stop(syscall.SIGTERM)
 		if t.Failed() {
-			t.Logf("the server said at last:\n%s", p.lastLines(60))
+			t.Logf("%s said at last:\n%s", p.name, p.lastLines(60))
+			if err := os.WriteFile(filepath.Join(t.ArtifactDir(), p.name+".log"), []byte(p.output()), 0o600); err != nil {
+				t.Error(err) // with -artifacts one finds the whole there
+			}
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -90,6 +107,9 @@ func newProcess(t *testing.T, discord *gatewaytest.Server, env ...string) *proce
 	return p
 }
 
+// client is how the simulated Discord calls the server in its present life.
+func (p *process) client() string { return fmt.Sprintf("%s-%d", p.name, p.lives) }
+
 // start starts the server and returns when its API answers.
 func (p *process) start() {
 	p.t.Helper()
@@ -97,8 +117,9 @@ func (p *process) start() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	p.lives++
 	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), path)
-	p.cmd.Env, p.cmd.Dir = p.env, os.TempDir()
+	p.cmd.Env, p.cmd.Dir = append(slices.Clip(p.env), "DISCORD_TOKEN=Bot "+p.discord.TokenOf(p.client())), os.TempDir()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		p.t.Fatal(err)
@@ -143,9 +164,7 @@ func (p *process) stop(signal syscall.Signal) int {
 	if p.cmd == nil {
 		return 0
 	}
-	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		p.t.Error(err)
-	}
+	p.signal(signal)
 	select {
 	case <-p.done:
 	case <-time.After(60 * time.Second):
@@ -153,6 +172,13 @@ func (p *process) stop(signal syscall.Signal) int {
 		return -1
 	}
 	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) signal(signal syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Error(err)
+	}
 }
 
 func (p *process) output() string {
@@ -169,22 +195,30 @@ func (p *process) lastLines(n int) string {
 // get makes a call of the API.
 func (p *process) get(path string) (status int, body string) {
 	p.t.Helper()
-	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.url+path, nil)
+	status, body, err := p.ask(path)
 	if err != nil {
 		p.t.Fatal(err)
+	}
+	return status, body
+}
+
+// ask is get for a server that may be down or stopped.
+func (p *process) ask(path string) (status int, body string, err error) {
+	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+path, nil)
+	if err != nil {
+		return 0, "", err
 	}
 	req.Header.Set("Authorization", "Bearer "+testKey)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {
-		p.t.Fatal(err)
+		return 0, "", err
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	return resp.StatusCode, string(b), err
 }
 
 // ledger holds what was sent against what came.
@@ -192,43 +226,100 @@ type ledger struct {
 	t *testing.T
 
 	mu       sync.Mutex
-	expected map[string]bool           // event ids
-	came     map[string]map[string]int // by callback, by event id
+	expected map[string]sent                // by event id
+	came     map[string]map[string]*arrival // by callback, by event id
+	losses   []loss
 	changed  chan struct{}
 	secrets  []string
 }
 
+// sent is where an event went.
+type sent struct {
+	shard int
+	gatewaytest.Sent
+}
+
+// arrival is what came of an event to one callback.
+type arrival struct {
+	times int
+	id    string // the webhook-id of the first time
+	ids   int    // how many there were
+}
+
+// loss is the data of GATEHOOK_SESSION_LOST, as far as it is checked.
+type loss struct {
+	Shard   int    `json:"shard_id"`
+	Session string `json:"session_id"`
+	After   int64  `json:"after_seq"`
+	Next    string `json:"next_session_id"`
+	NextSeq int64  `json:"next_seq"`
+}
+
 func newLedger(t *testing.T) *ledger {
 	t.Helper()
-	return &ledger{t: t, expected: map[string]bool{}, came: map[string]map[string]int{}, changed: make(chan struct{}, 1)}
+	return &ledger{t: t, expected: map[string]sent{}, came: map[string]map[string]*arrival{}, changed: make(chan struct{}, 1)}
 }
 
 // callback is a listener's receiver that notes what comes.
 func (l *ledger) callback(p *process, eventName string) {
 	l.t.Helper()
-	came := map[string]int{}
-	r := &receiver{on: func(r received) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
+	l.callbackBehind(p, eventName, func(h http.Handler) http.Handler { return h })
+}
+
+// callbackBehind is callback with something in front of the receiver.
+func (l *ledger) callbackBehind(p *process, eventName string, front func(http.Handler) http.Handler) {
+	l.t.Helper()
+	came := map[string]*arrival{}
+	l.mu.Lock()
+	l.came[eventName] = came
+	l.mu.Unlock()
+	l.receive(p, eventName, front, func(r received) {
 		if r.seq == 0 {
 			return
 		}
-		came[r.eventID]++
+		a := came[r.eventID]
+		if a == nil {
+			a = &arrival{id: r.id, ids: 1}
+			came[r.eventID] = a
+		}
+		a.times++
+		if a.id != r.id {
+			a.ids++
+		}
+	})
+}
+
+// hearLosses notes what the GATEHOOK_SESSION_LOST tell.
+func (l *ledger) hearLosses(p *process, front func(http.Handler) http.Handler) {
+	l.t.Helper()
+	l.receive(p, "GATEHOOK_SESSION_LOST", front, func(r received) {
+		var told loss
+		if err := json.Unmarshal(r.data, &told); err != nil {
+			l.t.Errorf("GATEHOOK_SESSION_LOST: %v: %s", err, r.data)
+		}
+		l.losses = append(l.losses, told)
+	})
+}
+
+// receive registers a listener. on is called with l.mu held.
+func (l *ledger) receive(p *process, eventName string, front func(http.Handler) http.Handler, on func(received)) {
+	l.t.Helper()
+	r := &receiver{on: func(r received) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		on(r)
 		select {
 		case l.changed <- struct{}{}:
 		default:
 		}
 	}}
-	srv := httptest.NewServer(r)
+	srv := httptest.NewServer(front(r))
 	l.t.Cleanup(func() {
 		srv.Close()
 		for _, err := range r.problems() {
 			l.t.Error(err)
 		}
 	})
-	l.mu.Lock()
-	l.came[eventName] = came
-	l.mu.Unlock()
 	l.register(p, eventName, srv.URL, r)
 }
 
@@ -248,7 +339,7 @@ func (l *ledger) register(p *process, eventName, url string, r *receiver) {
 func (l *ledger) sent(shard event.Shard, s gatewaytest.Sent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.expected[event.DispatchID(1001, s.Session, shard, s.Seq).String()] = true
+	l.expected[event.DispatchID(1001, s.Session, shard, s.Seq).String()] = sent{shard.ID, s}
 }
 
 // await waits until every event has come to every callback.
@@ -275,7 +366,7 @@ func (l *ledger) missing() (missing int) {
 	for _, came := range l.came {
 		if len(came) >= len(l.expected) {
 			for id := range l.expected {
-				if came[id] == 0 {
+				if came[id] == nil {
 					missing++
 				}
 			}
@@ -291,13 +382,29 @@ func (l *ledger) twice() (twice int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, came := range l.came {
-		for _, n := range came {
-			if n > 1 {
+		for _, a := range came {
+			if a.times > 1 {
 				twice++
 			}
 		}
 	}
 	return twice
+}
+
+// oneID fails if an event came to a callback with two webhook-ids: it was
+// stored twice, and no receiver could tell that it is the same delivery.
+func (l *ledger) oneID() {
+	l.t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, came := range l.came {
+		for id, a := range came {
+			if a.ids > 1 {
+				s := l.expected[id]
+				l.t.Errorf("%s: event %s (shard %d, session %s, seq %d) came with %d webhook-ids", name, id, s.shard, s.Session, s.Seq, a.ids)
+			}
+		}
+	}
 }
 
 // noSecrets fails if the process said anything that nobody may read.

@@ -1,0 +1,395 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// How long the faults go on, and from which seed they are drawn; a longer run
+// is made of cycles of a minute. `make chaos` sets the first.
+const (
+	chaosLength = "GATEHOOK_CHAOS"
+	chaosSeed   = "GATEHOOK_CHAOS_SEED"
+
+	shortLength = 18 * time.Second
+	cycleLength = time.Minute
+)
+
+// One server keeps every event that Discord can replay, through everything
+// that can happen to its connections, to its database and to itself.
+func TestChaosOneServer(t *testing.T) {
+	t.Parallel()
+	chaos(t, 1)
+}
+
+// So do two servers that share the shards.
+func TestChaosTwoServers(t *testing.T) {
+	t.Parallel()
+	chaos(t, 2)
+}
+
+func chaos(t *testing.T, servers int) {
+	t.Helper()
+	length, seed := shortLength, rand.Uint64()
+	var err error
+	if s := os.Getenv(chaosLength); s != "" {
+		if length, err = time.ParseDuration(s); err != nil {
+			t.Fatalf("%s=%q is not a duration such as 10m", chaosLength, s)
+		}
+	}
+	if s := os.Getenv(chaosSeed); s != "" {
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("%s=%q is not a seed", chaosSeed, s)
+		}
+	}
+	t.Logf("repeat with: %s=%v %s=%d go test -count=1 -timeout=%v -run '^%s$' ./cmd/server",
+		chaosLength, length, chaosSeed, seed, 10*time.Minute+2*length, t.Name())
+	w := startWorld(t, servers, length > cycleLength)
+	for cycle := uint64(0); length > 0 && !t.Failed(); cycle++ {
+		w.cycle(planFaults(seed, cycle, min(length, cycleLength), servers))
+		length -= cycleLength
+	}
+	w.finish()
+}
+
+// world is the servers and all that they depend on.
+type world struct {
+	t         *testing.T
+	discord   *gatewaytest.Server
+	database  *database
+	servers   []*process
+	ledger    *ledger
+	callbacks callbacks
+	disarm    map[kind]func()
+	done      map[kind]int
+
+	mu   sync.Mutex
+	died map[string]bool // clients that were killed or stopped
+}
+
+func startWorld(t *testing.T, servers int, long bool) *world {
+	t.Helper()
+	w := &world{
+		t: t, ledger: newLedger(t), database: startDatabase(t), died: map[string]bool{},
+		disarm: map[kind]func(){}, done: map[kind]int{},
+		discord: startDiscordAs(t, gatewaytest.Config{
+			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second,
+			TrimAcked: true, // Discord does not say that it does not
+		}),
+	}
+	level := "debug"
+	if long {
+		level = "info" // or the log would not fit into memory
+	}
+	for i := range servers {
+		w.servers = append(w.servers, newNamed(t, w.discord, string(rune('a'+i)), "DATABASE_URL="+w.database.url,
+			"GATEHOOK_LOG_LEVEL="+level, "GATEHOOK_ATTEMPT_TIMEOUT=5s", "GATEHOOK_RETRY_SCHEDULE=200ms,500ms,1s,1s,2s,2s,2s,5s,5s,5s,10s,10s,10s"))
+	}
+	w.servers[0].start()
+	w.ledger.callbackBehind(w.servers[0], "MESSAGE_CREATE", w.callbacks.front)
+	w.ledger.callbackBehind(w.servers[0], "RAW_*", w.callbacks.front)
+	w.ledger.hearLosses(w.servers[0], w.callbacks.front)
+	for _, p := range w.servers[1:] {
+		p.start()
+	}
+	awaitShards(t, w.discord, manyShards)
+	return w
+}
+
+// cycle lets the faults of a plan happen under load, and then waits until all
+// is well again.
+func (w *world) cycle(p plan) {
+	w.t.Helper()
+	stop := load(w.t, w.discord, w.ledger, 3*time.Millisecond)
+	w.awaitAll() // so that no session is lost of which nothing is stored
+	begin := time.Now()
+	var light sync.WaitGroup
+	light.Go(func() {
+		for _, f := range p.light {
+			<-time.After(time.Until(begin.Add(f.at)))
+			w.happen(f)
+		}
+	})
+	for _, f := range p.heavy {
+		<-time.After(time.Until(begin.Add(f.at)))
+		w.t.Logf("%5.1fs: %v", time.Since(begin).Seconds(), f)
+		w.strike(f)
+	}
+	light.Wait()
+	for _, disarm := range w.disarm {
+		disarm()
+	}
+	awaitShards(w.t, w.discord, manyShards)
+	stop()
+	w.awaitAll()
+}
+
+// happen makes a light fault happen, if there is a connection for it.
+func (w *world) happen(f fault) {
+	shard, found := f.shard, false
+	for i := range manyShards {
+		shard = (f.shard + i) % manyShards
+		if s, ok := w.discord.Session(shard); ok && s.Connected {
+			found = true
+			break
+		}
+	}
+	if !found {
+		return
+	}
+	any := gatewaytest.AnyShard
+	now := func(a ...gatewaytest.Action) bool { return w.discord.Do(shard, a...) == nil }
+	// arm takes back what is left of the last time: a client that gets too
+	// many of them in a row rightly takes the session for dead.
+	arm := func(at gatewaytest.Moment, shard, times int, a ...gatewaytest.Action) {
+		if disarm := w.disarm[f.kind]; disarm != nil {
+			disarm()
+		}
+		w.disarm[f.kind] = w.discord.Arm(at, shard, times, a...)
+	}
+	onResume := func(times int, a ...gatewaytest.Action) bool {
+		arm(gatewaytest.AtResume, shard, times, a...)
+		return now(gatewaytest.Drop())
+	}
+	happened := true
+	switch f.kind {
+	case dropped:
+		happened = now(gatewaytest.Drop())
+	case reset:
+		happened = now(gatewaytest.Reset())
+	case closed4000:
+		happened = now(gatewaytest.Close(4000))
+	case closed1001:
+		happened = now(gatewaytest.Close(1001))
+	case closedNoCode:
+		happened = now(gatewaytest.Close(1005))
+	case halfOpen:
+		happened = now(gatewaytest.Silence())
+	case corrupt:
+		happened = now(gatewaytest.Corrupt())
+	case textFrame:
+		happened = now(gatewaytest.TextFrame([]byte(`{"op":11}`)))
+	case oddPayload:
+		happened = now(gatewaytest.Send([]byte(`{"op":99,"d":{"a":[]}}`)))
+	case reconnect:
+		happened = now(gatewaytest.Reconnect())
+	case resumable:
+		happened = now(gatewaytest.Invalidate(true))
+	case invalidated:
+		happened = now(gatewaytest.Invalidate(false))
+	case closed4009:
+		happened = now(gatewaytest.Close(4009))
+	case asked:
+		happened = now(gatewaytest.RequestHeartbeat())
+	case noAcks:
+		arm(gatewaytest.AtHeartbeat, shard, 2+f.times, gatewaytest.Skip())
+	case resumeClosed:
+		happened = onResume(f.times, gatewaytest.Close(1005))
+	case resumeDropped:
+		happened = onResume(f.times, gatewaytest.Drop())
+	case resumeOp7:
+		happened = onResume(f.times, gatewaytest.Reconnect(), gatewaytest.Skip())
+	case resumeTrue:
+		happened = onResume(f.times, gatewaytest.Invalidate(true))
+	case resumeFalse:
+		happened = onResume(1, gatewaytest.Invalidate(false))
+	case resumeCut:
+		happened = onResume(f.times, gatewaytest.After(3, gatewaytest.Drop()))
+	case identifyCut:
+		arm(gatewaytest.AtIdentify, shard, 1, gatewaytest.Drop())
+		happened = now(gatewaytest.Invalidate(false))
+	case dialReset:
+		arm(gatewaytest.AtResumeConnect, any, f.times, gatewaytest.Reset())
+		happened = now(gatewaytest.Drop())
+	case dialRefused:
+		arm(gatewaytest.AtResumeConnect, any, f.times, gatewaytest.Status(503))
+		happened = now(gatewaytest.Drop())
+	case helloLate:
+		arm(gatewaytest.AtHello, any, f.times, gatewaytest.Delay(f.lasts))
+		happened = now(gatewaytest.Drop())
+	case botLimited:
+		arm(gatewaytest.AtGatewayBot, any, f.times, gatewaytest.RateLimit(f.lasts))
+	case botBroken:
+		arm(gatewaytest.AtGatewayBot, any, f.times, gatewaytest.Status(500))
+	default:
+		w.callbacks.fail(f.kind, f.lasts)
+	}
+	if happened {
+		w.done[f.kind]++
+	}
+}
+
+// strike makes a heavy fault happen and returns when it is over.
+func (w *world) strike(f fault) {
+	w.t.Helper()
+	p := w.servers[f.server]
+	select {
+	case <-p.done:
+		w.t.Fatalf("server %s ended by itself: %v", p.name, p.err)
+	default:
+	}
+	over := time.After(f.lasts)
+	switch f.kind {
+	case killed, killedLong:
+		w.dies(p)
+		p.stop(syscall.SIGKILL)
+		<-over
+		p.start()
+	case killedSlow:
+		w.database.proxy.slow(20 * time.Millisecond)
+		<-over
+		w.dies(p)
+		p.stop(syscall.SIGKILL)
+		p.start()
+		w.database.proxy.slow(0)
+	case stopped:
+		if code := p.stop(syscall.SIGTERM); code != 0 {
+			w.t.Errorf("server %s: exit status %d", p.name, code)
+		}
+		<-over
+		p.start()
+	case paused, pausedLong:
+		w.dies(p)
+		p.signal(syscall.SIGSTOP)
+		w.discord.Suspend(p.client())
+		<-over
+		w.discord.Continue(p.client())
+		p.signal(syscall.SIGCONT)
+	case databaseSlow:
+		w.database.proxy.slow(50 * time.Millisecond)
+		<-over
+		w.database.proxy.slow(0)
+	case databaseHeld:
+		w.database.proxy.stall(true)
+		<-over
+		w.database.proxy.stall(false)
+	case databaseCut:
+		w.database.proxy.away(true)
+		<-over
+		w.database.proxy.away(false)
+	case databaseDown, databaseLong:
+		w.database.Stop()
+		<-over
+		w.database.Restart()
+	default:
+		w.t.Fatalf("no such fault: %v", f)
+	}
+}
+
+// dies notes that what the server holds in memory only may be lost.
+func (w *world) dies(p *process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.died[p.client()] = true
+}
+
+func (w *world) hasDied(client string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.died[client]
+}
+
+// awaitAll waits until every event has come, or is told as lost.
+func (w *world) awaitAll() {
+	w.t.Helper()
+	eventually(w.t, 2*time.Minute, "complete", func() (bool, string) {
+		v := judge(w.ledger, w.discord.Sessions(), w.hasDied)
+		slices.Sort(v.open)
+		return len(v.open) == 0, fmt.Sprintf("%d deliveries are missing:\n%s\nlosses told: %+v",
+			len(v.open), strings.Join(v.open[:min(len(v.open), 20)], "\n"), w.ledger.losses)
+	})
+}
+
+// finish stops the servers and checks the whole.
+func (w *world) finish() {
+	w.t.Helper()
+	for _, p := range w.servers {
+		if code := p.stop(syscall.SIGTERM); code != 0 {
+			w.t.Errorf("server %s: exit status %d", p.name, code)
+		}
+		w.ledger.noSecrets(p, w.discord.Token())
+		if strings.Contains(p.output(), "panic") {
+			w.t.Errorf("server %s says panic", p.name)
+		}
+	}
+	for _, e := range w.discord.Illegal() {
+		w.t.Error(e)
+	}
+	sessions := w.discord.Sessions()
+	v := judge(w.ledger, sessions, w.hasDied)
+	for _, wrong := range append(v.wrong, v.open...) {
+		w.t.Error(wrong)
+	}
+	newest := map[int]string{}
+	for _, s := range sessions {
+		newest[s.Shard] = s.ID
+	}
+	ended := 0
+	for _, s := range sessions {
+		if s.Ended != "" {
+			ended++
+		}
+		if s.Ended == "" && newest[s.Shard] != s.ID && !w.hasDied(s.Client) {
+			w.t.Errorf("shard %d: session %s of %s was left for another one, although it could be resumed", s.Shard, s.ID, s.Client)
+		}
+	}
+	w.ledger.oneID()
+	w.t.Logf("%d events to 2 listeners; Discord ended %d of %d sessions, and so %d deliveries were lost and told; %d came twice; %d RESUMEs, %d IDENTIFYs; faults: %v",
+		len(w.ledger.expected), ended, len(sessions), v.lost, w.ledger.twice(),
+		w.discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), w.discord.Count(gatewaytest.Identify, gatewaytest.AnyShard), w.done)
+}
+
+// callbacks is what stands in front of the receivers and fails in their name.
+type callbacks struct {
+	mu    sync.Mutex
+	kind  kind
+	until time.Time
+}
+
+// fail makes all callbacks fail for a while.
+func (c *callbacks) fail(k kind, lasts time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kind, c.until = k, time.Now().Add(lasts)
+}
+
+func (c *callbacks) now() kind {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Now().After(c.until) {
+		return ""
+	}
+	return c.kind
+}
+
+func (c *callbacks) front(receiver http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch c.now() {
+		case callback500:
+			http.Error(w, "broken", http.StatusInternalServerError)
+		case callback503:
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		case callbackCut:
+			panic(http.ErrAbortHandler) // closes the connection without an answer
+		case callbackLost:
+			receiver.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler) // as above
+		default:
+			receiver.ServeHTTP(w, r)
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // what was cut off is sent again
+	})
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// database is a PostgreSQL that only one test uses, with a proxy in front of it
+// that delays, holds up and cuts what passes.
+type database struct {
+	*postgrestest.Server
+	proxy *proxy
+	url   string
+}
+
+func startDatabase(t *testing.T) *database {
+	t.Helper()
+	d := &database{Server: postgrestest.Start(t)}
+	cfg, err := pgconn.ParseConfig(d.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+	if d.proxy, err = startProxy(t.Context(), network, address); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.proxy.close)
+	d.url = fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", cfg.User, d.proxy.listener.Addr(), cfg.Database)
+	return d
+}
+
+// proxy passes TCP connections of the loopback on to a server, and breaks them
+// when it is told to.
+type proxy struct {
+	listener         net.Listener
+	network, address string
+	ctx              context.Context
+	end              context.CancelFunc
+	wg               sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	conns  map[net.Conn]struct{}
+	delay  time.Duration
+	flow   chan struct{} // closed while bytes pass
+	refuse bool
+}
+
+func startProxy(ctx context.Context, network, address string) (*proxy, error) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return nil, err
+	}
+	p := &proxy{
+		listener: l, network: network, address: address,
+		conns: map[net.Conn]struct{}{}, flow: make(chan struct{}),
+	}
+	p.ctx, p.end = context.WithCancel(context.WithoutCancel(ctx)) // until close
+	close(p.flow)
+	p.wg.Go(p.accept)
+	return p, nil
+}
+
+func (p *proxy) close() {
+	p.end()
+	_ = p.listener.Close() // makes accept end
+	p.away(true)
+	p.wg.Wait()
+}
+
+// slow holds every piece of what passes back for d; 0 ends it.
+func (p *proxy) slow(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
+}
+
+// stall lets nothing pass, with all connections open; false ends it.
+func (p *proxy) stall(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if on {
+		p.flow = make(chan struct{})
+	} else {
+		close(p.flow)
+	}
+}
+
+// away cuts all connections and accepts none; false ends it.
+func (p *proxy) away(on bool) {
+	p.mu.Lock()
+	p.refuse = on
+	p.mu.Unlock()
+	if on {
+		p.cut()
+	}
+}
+
+// cut resets all connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // a closed one needs no reset
+		}
+		_ = c.Close() // as above
+	}
+}
+
+func (p *proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		if !p.keep(client) {
+			_ = client.Close() // it was refused
+			continue
+		}
+		p.wg.Go(func() { p.serve(client) })
+	}
+}
+
+// keep notes an open connection, unless none is accepted.
+func (p *proxy) keep(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refuse {
+		return false
+	}
+	p.conns[c] = struct{}{}
+	return true
+}
+
+func (p *proxy) serve(client net.Conn) {
+	server, err := new(net.Dialer).DialContext(p.ctx, p.network, p.address)
+	if err != nil {
+		p.drop(client)
+		return
+	}
+	if !p.keep(server) {
+		p.drop(client, server)
+		return
+	}
+	p.wg.Go(func() { p.pass(server, client) })
+	p.pass(client, server)
+}
+
+// pass copies until either side is closed, and closes both.
+func (p *proxy) pass(from, to net.Conn) {
+	defer p.drop(from, to)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if err != nil || !p.wait() {
+			return
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// wait holds a piece back for as long as it must.
+func (p *proxy) wait() bool {
+	p.mu.Lock()
+	delay, flow := p.delay, p.flow
+	p.mu.Unlock()
+	if delay > 0 {
+		t := time.NewTimer(delay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-p.ctx.Done():
+		}
+	}
+	select {
+	case <-flow:
+		return true
+	case <-p.ctx.Done():
+		return false
+	}
+}
+
+func (p *proxy) drop(conns ...net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range conns {
+		delete(p.conns, c)
+		_ = c.Close() // either side may have closed it
+	}
+}
