@@ -27,6 +27,7 @@ type config struct {
 	apiKey          secret.Value
 	intents         intents
 	shards          gateway.Shards
+	compression     gateway.Compression
 	allowTargets    []netip.Prefix
 	schedule        delivery.Schedule
 	attemptTimeout  time.Duration
@@ -61,6 +62,8 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		logFormat:       r.oneOf("GATEHOOK_LOG_FORMAT", "", "text", "json"),
 		logLevel:        r.oneOf("GATEHOOK_LOG_LEVEL", "info", "debug", "info", "warn", "error"),
 	}
+	c.compression = gateway.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(gateway.ZstdStream),
+		string(gateway.ZstdStream), string(gateway.ZlibStream), string(gateway.NoCompression)))
 	c.intents = parsed(&r, "GATEHOOK_INTENTS", "auto",
 		"auto, a number such as 513, or names such as GUILDS,GUILD_MESSAGES", parseIntents)
 	c.shards = parsed(&r, "GATEHOOK_SHARDS", "auto",

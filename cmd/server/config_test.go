@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway"
 )
 
 func env(pairs ...string) func(string) string {
@@ -35,12 +36,20 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	if c.token.Reveal() != "abc.def" || c.discordURL != "https://discord.com/api/v10" || c.addr != "127.0.0.1:8080" || c.dataDir != ".gatehook" ||
 		!c.intents.auto || len(c.schedule) != 9 || c.attemptTimeout != 15*time.Second || c.retention != 168*time.Hour ||
-		c.shutdownTimeout != 30*time.Second || c.logFormat != "" || !c.databaseURL.Empty() || len(c.allowTargets) != 0 {
+		c.shutdownTimeout != 30*time.Second || c.logFormat != "" || !c.databaseURL.Empty() || len(c.allowTargets) != 0 ||
+		c.compression != gateway.ZstdStream {
 		t.Errorf("%+v", c)
 	}
 	c, err = readConfig(env("DISCORD_TOKEN", "a", "GATEHOOK_INTENTS", "GUILDS,guild_messages", "GATEHOOK_ALLOW_TARGETS", "127.0.0.0/8, ::1/128"), true)
 	if err != nil || c.intents != (intents{fixed: event.IntentGuilds | event.IntentGuildMessages}) || len(c.allowTargets) != 2 {
 		t.Errorf("%+v, %v", c, err)
+	}
+	for s, want := range map[string]gateway.Compression{
+		"zlib-stream": gateway.ZlibStream, " ZSTD-stream ": gateway.ZstdStream, "none": gateway.NoCompression,
+	} {
+		if c, err := readConfig(env("GATEHOOK_COMPRESSION", s), false); err != nil || c.compression != want {
+			t.Errorf("GATEHOOK_COMPRESSION=%q: %q, %v", s, c.compression, err)
+		}
 	}
 }
 
@@ -52,7 +61,7 @@ func TestConfigProblems(t *testing.T) {
 		"DISCORD_TOKEN", "hunter2 hunter2", "DATABASE_URL", "mysql://u:hunter2@h/d", "DISCORD_API_URL", "discord.com",
 		"GATEHOOK_ADDR", "8080", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
 		"GATEHOOK_RETRY_SCHEDULE", "soon", "GATEHOOK_ATTEMPT_TIMEOUT", "0s", "GATEHOOK_RETENTION", "week",
-		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
+		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
 	}
 	_, err := readConfig(env(values...), true)
 	if err == nil {

@@ -45,12 +45,13 @@ func TestReshardedUnderLoad(t *testing.T) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(2 * time.Minute)
-	for p.shardCounts()[4] > 0 || p.shardCounts()[6] < 6 {
+	roles := map[string]bool{}
+	for p.shardCounts(roles)[4] > 0 || p.shardCounts(roles)[6] < 6 {
 		send(5)
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("the shards are %v", p.shardCounts())
+			t.Fatalf("the shards are %v", p.shardCounts(roles))
 		}
 	}
 	send(200)
@@ -60,16 +61,20 @@ func TestReshardedUnderLoad(t *testing.T) {
 	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 4+6 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
+	if !roles["warming"] || !roles["holding"] || !roles["delivering"] {
+		t.Errorf("/shards showed the roles %v", roles)
+	}
 	t.Logf("%d events while 4 shards became 6: each delivered once to 2 listeners", sent)
 }
 
-// shardCounts is how many connected shards of each set /shards shows.
-func (p *process) shardCounts() map[int]int {
+// shardCounts is how many connected shards of each set /shards shows. It notes
+// their roles.
+func (p *process) shardCounts(roles map[string]bool) map[int]int {
 	p.t.Helper()
 	var list struct {
 		Data []struct {
-			Count int
-			State string
+			Count                 int
+			State, Role, Instance string
 		}
 	}
 	if _, body := p.get("/shards"); json.Unmarshal([]byte(body), &list) != nil {
@@ -79,6 +84,9 @@ func (p *process) shardCounts() map[int]int {
 	for _, s := range list.Data {
 		if s.State == "connected" {
 			counts[s.Count]++
+			if roles[s.Role] = true; s.Instance == "" && s.Role != "leaving" {
+				p.t.Errorf("/shards does not say who has a shard: %+v", s)
+			}
 		}
 	}
 	return counts

@@ -60,7 +60,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		Events: func(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
 			return journal.Events(ctx, pool, keys)
 		},
-		Settle: journal.Settle,
+		Settle: journal.Settle, Own: journal.Own,
 	}, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets,
 		Version: version(), Retention: cfg.retention,
@@ -72,7 +72,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		return nil, err
 	}
 	gw := gateway.Config{
-		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Version: version(),
+		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
 	}
 	if !cfg.intents.auto {

@@ -11,9 +11,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,15 +44,22 @@ type Store struct {
 	// Events reads stored events by their keys; those past retention are
 	// missing from the answer.
 	Events func(ctx context.Context, keys []event.Key) ([]event.Stored, error)
-	// Settle queues the statement that forgets settled batches.
-	Settle func(b *pgx.Batch, ids []int64)
+	// Settle queues the statement that forgets settled batches of an owner.
+	Settle func(b *pgx.Batch, owner int64, ids []int64)
+	// Own returns which batches are an owner's, and lets nobody else have them
+	// until the transaction ends.
+	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
 }
 
-// Instance is this process among those that share the database.
+// Instance is this process among those that share the database. Its number is
+// the owner of what it has in hand; when another instance has taken that over,
+// the number is another one.
 type Instance interface {
+	// ID is the number at the moment.
 	ID() int64
-	// Live returns the ids of all instances alive, this one among them.
-	Live() []int64
+	// Hold returns the number while the instance may act under it, and waits
+	// while it may not. It is called before every POST: it has to be cheap.
+	Hold(ctx context.Context) (int64, error)
 }
 
 // Config of a Delivery. The zero value of a field means its default, where
@@ -97,15 +105,19 @@ type Delivery struct {
 	lanes map[int64]*lane
 	// nextDue is when the next retry known of is due; zero for none.
 	nextDue time.Time
+	// unsure is what may be claimed and is in no lane: the retry loop's alone.
+	unsure keyRows
 
 	stopping atomic.Bool
-	stop     chan struct{} // closed by Stop
 	kick     chan struct{} // makes the retry loop look now
 	replan   chan struct{} // makes the retry loop look at nextDue
 	workers  sync.WaitGroup
 	// attempts is the context of every POST; it ends when Run is canceled.
 	attempts context.Context
 	abort    context.CancelCauseFunc
+	// working is the context of taking up work; it ends with Stop.
+	working context.Context
+	halt    context.CancelCauseFunc
 }
 
 // Open prepares delivery: the partitions for attempts exist when it returns,
@@ -124,17 +136,17 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 			Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" },
 		},
 		lanes: make(map[int64]*lane),
-		stop:  make(chan struct{}),
 		kick:  make(chan struct{}, 1), replan: make(chan struct{}, 1),
 	}
 	d.attempts, d.abort = context.WithCancelCause(context.WithoutCancel(ctx))
+	d.working, d.halt = context.WithCancelCause(d.attempts)
 	d.metrics = newMetrics(reg, d)
 	d.recorder = newRecorder(d)
 	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
 		return nil, err
 	}
-	if err := d.loadParked(ctx); err != nil {
-		return nil, fmt.Errorf("load what waits for a retry: %w", err)
+	if err := d.Prepare(ctx); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
@@ -156,7 +168,7 @@ func (d *Delivery) Run(ctx context.Context) error {
 	}()
 
 	select {
-	case <-d.stop:
+	case <-d.working.Done():
 	case <-ctx.Done():
 		d.Stop()
 	}
@@ -174,7 +186,7 @@ func (d *Delivery) Run(ctx context.Context) error {
 // database.
 func (d *Delivery) Stop() {
 	if d.stopping.CompareAndSwap(false, true) {
-		close(d.stop)
+		d.halt(ErrStopped)
 	}
 }
 
@@ -184,12 +196,13 @@ func (d *Delivery) Err() error { return d.recorder.health.Err() }
 // Deliver takes a batch that was just committed. It waits only while neither
 // the lanes nor the recorder have room.
 func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
-	return d.dispatch(ctx, b, nil)
+	return d.dispatch(ctx, b, nil, false)
 }
 
 // dispatch hands the deliveries of a batch to their lanes, less those that
-// skip names. From here on the batch counts down until all are settled.
-func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]bool) error {
+// skip names. From here on the batch counts down until all are settled. Of one
+// that was inherited, what is ordered goes by way of the database.
+func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]bool, inherited bool) error {
 	if d.stopping.Load() {
 		return ErrStopped
 	}
@@ -201,7 +214,7 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 			}
 		}
 	}
-	t := &batch{id: b.ID, left: left}
+	t := &batch{id: b.ID, owner: b.Owner, left: left}
 	if left == 0 {
 		return d.recorder.put(ctx, record{settle: t})
 	}
@@ -211,7 +224,7 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 			if skip[ID{e.Key, l}] {
 				continue
 			}
-			if err := d.lane(l).push(ctx, job{stored: e, listener: l, batch: t}); err != nil {
+			if err := d.lane(l).push(ctx, job{stored: e, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
 				return err
 			}
 		}
@@ -236,6 +249,13 @@ func (d *Delivery) lane(id int64) *lane {
 	return l
 }
 
+// all is the lanes that were made so far.
+func (d *Delivery) all() []*lane {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return slices.Collect(maps.Values(d.lanes))
+}
+
 // wake makes the retry loop look now.
 func (d *Delivery) wake() {
 	select {
@@ -247,14 +267,17 @@ func (d *Delivery) wake() {
 // batch counts what is not settled of a stored batch. Only the recorder counts
 // down, in the transaction that settles.
 type batch struct {
-	id   int64
-	left int
+	id    int64
+	owner int64
+	left  int
 }
 
 // job is one delivery on its way through a lane.
 type job struct {
 	stored   *event.Stored
 	listener int64
+	// owner is the number of this instance under which it has the delivery.
+	owner int64
 	// attempt is how many were made.
 	attempt int
 	// orderKey is what it is ordered by; "" for nothing.

@@ -73,8 +73,8 @@ func (r *registry) remove(id int64) {
 // self is an instance of its own.
 type self int64
 
-func (s self) ID() int64     { return int64(s) }
-func (s self) Live() []int64 { return []int64{int64(s)} }
+func (s self) ID() int64                           { return int64(s) }
+func (s self) Hold(context.Context) (int64, error) { return int64(s), nil }
 
 // call is one POST that a callback received.
 type call struct {
@@ -194,11 +194,18 @@ func (b *bundle) open(t *testing.T, cfg Config, instance int64) {
 	t.Helper()
 	store := Store{
 		Events: b.events,
-		Settle: func(batch *pgx.Batch, ids []int64) {
-			batch.Queue(`DELETE FROM batches WHERE id = ANY($1)`, ids)
+		Settle: func(batch *pgx.Batch, owner int64, ids []int64) {
+			batch.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
 			for _, id := range ids {
 				b.settled <- id
 			}
+		},
+		Own: func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
+			rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 FOR SHARE`, ids, owner)
+			if err != nil {
+				return nil, err
+			}
+			return pgx.CollectRows(rows, pgx.RowTo[int64])
 		},
 	}
 	d, err := Open(t.Context(), b.pool, b.registry, store, self(instance), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
@@ -235,7 +242,7 @@ func (b *bundle) events(ctx context.Context, keys []event.Key) (out []event.Stor
 func (b *bundle) commit(t *testing.T, n int, channels int, listeners ...int64) *event.Batch {
 	t.Helper()
 	b.batch += 1024
-	batch := &event.Batch{ID: b.batch}
+	batch := &event.Batch{ID: b.batch, Owner: 1}
 	rows := [][]any{}
 	for i := range n {
 		e := event.Stored{Key: event.Key{Batch: b.batch, Ordinal: int32(i)}, Listeners: listeners}
@@ -254,6 +261,15 @@ func (b *bundle) commit(t *testing.T, n int, channels int, listeners ...int64) *
 		t.Fatal(err)
 	}
 	return batch
+}
+
+// inherit makes a batch the second instance's, as the journal would.
+func (b *bundle) inherit(t *testing.T, batch *event.Batch) {
+	t.Helper()
+	if _, err := b.pool.Exec(t.Context(), `UPDATE batches SET owner = 2 WHERE id = $1`, batch.ID); err != nil {
+		t.Fatal(err)
+	}
+	batch.Owner = 2
 }
 
 func (b *bundle) deliver(t *testing.T, batch *event.Batch) {
@@ -480,6 +496,7 @@ func TestRestartDispatchesWhatIsNotSettled(t *testing.T) {
 		t.Fatalf("%d batches are unsettled, want 1", n)
 	}
 	b.open(t, Config{Schedule: cfg.Schedule, AllowTargets: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, 2)
+	b.inherit(t, batch)
 	if err := b.Recover(t.Context(), []*event.Batch{batch}); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,8 @@ type lane struct {
 	until time.Time
 	timer *time.Timer
 	keys  map[string]*key
+	// rowed is the deliveries in hand that got a row in retries meanwhile.
+	rowed map[event.Key]bool
 	// spilled: retries may hold deliveries that are due and only lack room.
 	spilled bool
 
@@ -46,65 +49,150 @@ type lane struct {
 	bad      error
 }
 
-// key is the state of one ordering key that is not idle.
+// key is the state of one ordering key that is not idle. A key is worked from
+// memory or by way of the database: once one of its deliveries has a row in
+// retries, every older one that is not done has one too, so that whoever takes
+// up the oldest row, here or in another instance, takes the next in order.
 type key struct {
-	// active: one of its deliveries is ready or in flight.
+	// active: current is ready or in flight.
 	active  bool
+	current job
 	waiting []job
-	// parked is how many of its deliveries are in the database. While there
-	// are any, everything newer goes there too.
-	parked int
-	// head is the one that failed last: it goes before all others that are
-	// parked, some of which may be on their way here already. Zero for none.
-	head event.Key
+	// parked is the newest of its deliveries that has a row in retries. Until
+	// it is done, everything newer goes there too. Zero for none.
+	parked event.Key
 }
 
-func newLane(d *Delivery, id int64) *lane { return &lane{d: d, id: id, limit: 1, pause: time.Second} }
+// park notes that a delivery has a row, or will have one before any newer one.
+func (k *key) park(p event.Key) {
+	if older(k.parked, p) {
+		k.parked = p
+	}
+}
 
-// push takes a new job. It goes to the database instead if the lane is full or
-// the job's key waits there.
-func (l *lane) push(ctx context.Context, j job) error {
+// unpark notes that a delivery is done, and so are all that are older.
+func (k *key) unpark(done event.Key) {
+	if !older(done, k.parked) {
+		k.parked = event.Key{}
+	}
+}
+
+func (k *key) begin(j job) { k.active, k.current = true, j }
+
+func older(a, b event.Key) bool {
+	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
+}
+
+func newLane(d *Delivery, id int64) *lane {
+	return &lane{d: d, id: id, limit: 1, pause: time.Second, rowed: make(map[event.Key]bool)}
+}
+
+// push takes a new job. It goes to the database instead if the lane is full, if
+// the job's key waits there, or if it is ordered and inherited.
+func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.mu.Lock()
 	l.refresh()
 	if l.listener != nil {
 		j.orderKey = event.OrderKey(l.listener.Ordering, &j.stored.Event)
 	}
 	k := l.key(j.orderKey)
-	if l.size >= l.d.cfg.LaneQueue || k != nil && k.parked > 0 {
+	full := l.size >= l.d.cfg.LaneQueue
+	if k == nil && full {
 		l.spilled = true
-		spill := record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}}
+		l.mu.Unlock()
 		l.d.metrics.spilled.Inc()
-		if k == nil {
-			l.mu.Unlock()
-			return l.d.recorder.put(ctx, spill)
-		}
-		// With the lock held: the records of a key must not overtake each
-		// other on their way to the recorder.
-		defer l.mu.Unlock()
-		k.parked++
-		return l.d.recorder.put(ctx, spill)
+		return l.d.recorder.put(ctx, spill(j))
 	}
 	defer l.mu.Unlock()
+	if k != nil && (full || inherited || k.parked != event.Key{}) {
+		// With the lock held: the records of a key must not overtake each
+		// other on their way to the recorder.
+		l.spilled = true
+		l.surrender(k)
+		k.park(j.stored.Key)
+		l.d.metrics.spilled.Inc()
+		return l.d.recorder.put(ctx, spill(j))
+	}
 	l.size++
 	if k != nil && k.active {
 		k.waiting = append(k.waiting, j)
 		return nil
 	}
 	if k != nil {
-		k.active = true
+		k.begin(j)
 	}
 	l.ready.push(j)
 	l.start()
 	return nil
 }
 
-// park notes deliveries of a key that wait in retries.
-func (l *lane) park(name string, n int) {
+// spill lets a delivery wait in retries; it is due.
+func spill(j job) record { return record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}} }
+
+// surrender gives every delivery of a key a row in retries: the one in hand a
+// row that says so, those that wait one that anybody may take up when its turn
+// comes. Called with the lock held.
+func (l *lane) surrender(k *key) {
+	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
+		inHand := spill(k.current)
+		inHand.inHand = true
+		l.record(inHand)
+		l.rowed[k.current.stored.Key] = true
+		k.park(k.current.stored.Key)
+	}
+	for _, j := range k.waiting {
+		l.d.metrics.spilled.Inc()
+		l.record(spill(j))
+		k.park(j.stored.Key)
+	}
+	l.size -= len(k.waiting)
+	k.waiting = nil
+}
+
+// yield surrenders the keys that have deliveries of a shard in memory.
+func (l *lane) yield(s event.Shard) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.keys {
+		if k.active && k.current.stored.Shard == s ||
+			slices.ContainsFunc(k.waiting, func(j job) bool { return j.stored.Shard == s }) {
+			l.surrender(k)
+		}
+	}
+}
+
+// park notes that a key waits in retries, up to a delivery.
+func (l *lane) park(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refresh()
 	if k := l.key(name); k != nil {
-		k.parked += n
+		k.park(newest)
+	}
+}
+
+// parked adds keys that wait in retries, and nothing of which is in hand here.
+func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, k := range l.keys {
+		if len(into) >= limit {
+			break
+		}
+		if !k.active && k.parked != (event.Key{}) {
+			into = append(into, parkedKey{l.id, name, k.parked})
+		}
+	}
+	return into
+}
+
+// unpark notes that a key has nothing in retries any more, unless more went
+// there since.
+func (l *lane) unpark(name string, newest event.Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k := l.keys[name]; k != nil && !k.active && k.parked == newest {
+		delete(l.keys, name)
 	}
 }
 
@@ -129,11 +217,11 @@ func (l *lane) pushTaken(j job) bool {
 	defer l.mu.Unlock()
 	l.refresh()
 	if k := l.key(j.orderKey); k != nil {
-		if k.active || k.head != (event.Key{}) && k.head != j.stored.Key {
+		if k.active {
 			return false
 		}
-		k.active = true
-		k.parked = max(k.parked, 1)
+		k.begin(j)
+		k.park(j.stored.Key)
 	}
 	l.size++
 	l.ready.push(j)
@@ -215,7 +303,36 @@ func (l *lane) work() {
 		if !ok {
 			return
 		}
-		l.finish(j, l.attempt(j, target, listener, bad))
+		owner, err := l.d.instance.Hold(l.d.working)
+		switch {
+		case err != nil:
+			l.leave()
+			return
+		case j.owner != owner:
+			l.forsake(j)
+		default:
+			l.finish(j, l.attempt(j, target, listener, bad))
+		}
+	}
+}
+
+// leave retires a worker whose job stays in the database.
+func (l *lane) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.size--
+	l.inFlight--
+}
+
+// forsake lets go of a job that another instance has taken over.
+func (l *lane) forsake(j job) {
+	l.d.metrics.forsaken.Inc()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.size--
+	delete(l.rowed, j.stored.Key)
+	if k := l.key(j.orderKey); k != nil {
+		l.advance(k, j.orderKey)
 	}
 }
 
@@ -328,36 +445,43 @@ func (l *lane) finish(j job, rec record) {
 func (l *lane) finishOrdered(j job, rec record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.rowed[j.stored.Key] {
+		delete(l.rowed, j.stored.Key)
+		rec.job.batch = nil // its row counts now
+	}
 	l.record(rec)
 	l.size--
 	l.adapt(rec)
 	k := l.key(j.orderKey)
-	k.active, k.head = false, event.Key{}
 	if rec.outcome.kind == retryAt {
-		k.head = j.stored.Key
-		if j.batch != nil {
-			k.parked++
-		}
+		k.active, k.current = false, job{}
+		k.park(j.stored.Key)
 		for _, p := range k.waiting {
 			l.d.metrics.spilled.Inc()
 			l.record(record{job: p, outcome: outcome{kind: retryAt, at: rec.outcome.at}})
+			k.park(p.stored.Key)
 		}
-		k.parked += len(k.waiting)
 		l.size -= len(k.waiting)
 		k.waiting = nil
 		return
 	}
-	if j.batch == nil {
-		k.parked--
-	}
+	k.unpark(j.stored.Key)
+	l.advance(k, j.orderKey)
+}
+
+// advance moves a key on whose current delivery is done. Called with the lock
+// held.
+func (l *lane) advance(k *key, name string) {
+	k.active, k.current = false, job{}
 	switch {
 	case len(k.waiting) > 0:
-		k.active = true
+		k.begin(k.waiting[0])
 		l.ready.push(k.waiting[0])
+		k.waiting[0] = job{} // or the payload would live on
 		k.waiting = k.waiting[1:]
 		l.start()
-	case k.parked <= 0:
-		delete(l.keys, j.orderKey)
+	case k.parked == event.Key{}:
+		delete(l.keys, name)
 	}
 }
 

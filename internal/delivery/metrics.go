@@ -6,6 +6,7 @@ type metrics struct {
 	attempts, deliveries    *prometheus.CounterVec
 	attemptTime, latency    prometheus.Histogram
 	spilled, recordFailures prometheus.Counter
+	forsaken                prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
@@ -27,10 +28,12 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		latency:     seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."),
 		spilled: prometheus.NewCounter(prometheus.CounterOpts(opts("spilled_total",
 			"Deliveries that went to the database because their lane was full or their key waits there."))),
+		forsaken: prometheus.NewCounter(prometheus.CounterOpts(opts("forsaken_total",
+			"Deliveries let go of because another instance had taken them over."))),
 		recordFailures: prometheus.NewCounter(prometheus.CounterOpts(opts("record_failures_total",
 			"Transactions that record attempts, failed and tried again."))),
 	}
-	reg.MustRegister(m.attempts, m.deliveries, m.attemptTime, m.latency, m.spilled, m.recordFailures,
+	reg.MustRegister(m.attempts, m.deliveries, m.attemptTime, m.latency, m.spilled, m.forsaken, m.recordFailures,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("in_flight", "POSTs under way.")),
 			func() float64 { _, n := d.load(); return float64(n) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queued", "Deliveries that the lanes hold in memory.")),
@@ -42,9 +45,7 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 
 // load sums up the lanes.
 func (d *Delivery) load() (held, inFlight int) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	for _, l := range d.lanes {
+	for _, l := range d.all() {
 		h, f := l.load()
 		held += h
 		inFlight += f

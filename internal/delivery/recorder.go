@@ -33,8 +33,20 @@ type record struct {
 	startedAt time.Time
 	result    result
 	outcome   outcome
+	// inHand: the delivery goes on, and only gets a row that says so.
+	inHand bool
 	// settle, without a job, is a batch that has nothing to deliver.
 	settle *batch
+	// mark, without a job, is closed when all before it is written.
+	mark chan struct{}
+}
+
+// owner is the number under which this instance has what is recorded.
+func (r *record) owner() int64 {
+	if r.settle != nil {
+		return r.settle.owner
+	}
+	return r.job.owner
 }
 
 // attempt is the number of the attempt that was made, or of the last one.
@@ -82,6 +94,22 @@ func (r *recorder) put(ctx context.Context, rec record) error {
 	}
 }
 
+// flush returns when all that was put before is written.
+func (r *recorder) flush(ctx context.Context) error {
+	mark := make(chan struct{})
+	if err := r.put(ctx, record{mark: mark}); err != nil {
+		return err
+	}
+	select {
+	case <-mark:
+		return nil
+	case <-r.stopped:
+		return ErrStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // close lets run return once all is written. Nothing may be put after it.
 func (r *recorder) close() { r.in <- record{} }
 
@@ -106,16 +134,23 @@ func (r *recorder) run(ctx context.Context) error {
 			}
 		}
 		last := false
+		var marks []chan struct{}
 		kept := recs[:0]
 		for _, rec := range recs {
-			if rec.job.stored == nil && rec.settle == nil {
+			switch {
+			case rec.mark != nil:
+				marks = append(marks, rec.mark)
+			case rec.job.stored == nil && rec.settle == nil:
 				last = true
-				continue
+			default:
+				kept = append(kept, rec)
 			}
-			kept = append(kept, rec)
 		}
 		if err := r.write(ctx, kept); err != nil {
 			return err
+		}
+		for _, mark := range marks {
+			close(mark)
 		}
 		if last {
 			return nil
@@ -129,7 +164,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	if len(recs) == 0 {
 		return nil
 	}
-	s := newStatements(recs)
+	s := newStatements(recs, r.d.instance.ID())
 	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
 	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := r.try(ctx, s)
@@ -174,14 +209,37 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the transaction took longer than 30 s"))
 	defer cancel()
 	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
+		insert := s.insert
+		if len(insert.batches) > 0 {
+			own, err := r.d.store.Own(ctx, tx, s.owner, insert.batches)
+			if err != nil {
+				return err
+			}
+			insert = insert.of(own)
+		}
 		var b pgx.Batch
-		s.queue(&b, r.d.store.Settle)
+		s.queue(&b, insert, r.d.store.Settle)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }
 
 // statements is the columns of one transaction.
+//
+// Attempts are facts and stored always. All else is for the owner to say, since
+// an heir may have taken over, and then has dispatched again what it did not
+// find recorded. Whichever comes first, no delivery is lost:
+//
+//   - A batch's delivery goes to retries. Its batch is locked before, so that
+//     the heir, who makes the batch its own before it looks at retries, either
+//     finds the row, or had the batch first, and the row is not stored.
+//   - A batch is settled. It is forgotten only as its owner's, and so only if
+//     every row of it was stored by this owner or needed none.
+//   - A delivery that was taken up is done, or goes back. Its row changes only
+//     as the owner's. The heir frees it: it is taken up again.
 type statements struct {
+	// owner is the number of this instance; what it has under another one is
+	// an heir's.
+	owner    int64
 	attempts attemptRows
 	insert   retryRows // new in retries
 	update   retryRows // taken up from retries, and going back
@@ -222,12 +280,19 @@ type retryRows struct {
 	attempts  []int32
 	due       []time.Time
 	orderKeys []string
+	owners    []*int64 // nil for a row that anybody may take up
 }
 
-func newStatements(recs []record) *statements {
-	s := &statements{}
+func newStatements(recs []record, owner int64) *statements {
+	s := &statements{owner: owner}
 	for i := range recs {
 		rec := &recs[i]
+		if rec.owner() != owner {
+			if rec.attempted {
+				s.attempts.add(rec)
+			}
+			continue
+		}
 		if rec.settle != nil {
 			s.settled = append(s.settled, rec.settle.id)
 			continue
@@ -241,14 +306,16 @@ func newStatements(recs []record) *statements {
 			s.remove.add(rec.job.id())
 		case state == "":
 		case rec.job.batch == nil:
-			s.update.add(rec, state)
+			s.update.add(rec, state, nil)
+		case rec.inHand:
+			s.insert.add(rec, state, &s.owner)
 		default:
-			s.insert.add(rec, state)
+			s.insert.add(rec, state, nil)
 		}
 		if rec.job.orderKey != "" && rec.job.batch == nil && rec.outcome.kind != retryAt {
 			s.freed = true
 		}
-		if rec.outcome.kind == retryAt && (s.earliest.IsZero() || rec.outcome.at.Before(s.earliest)) {
+		if rec.outcome.kind == retryAt && !rec.inHand && (s.earliest.IsZero() || rec.outcome.at.Before(s.earliest)) {
 			s.earliest = rec.outcome.at
 		}
 		if b := rec.job.batch; b != nil {
@@ -280,7 +347,7 @@ func (a *attemptRows) add(rec *record) {
 	a.responses = append(a.responses, append([]byte{}, kept[:min(len(kept), responseKept)]...))
 }
 
-func (r *retryRows) add(rec *record, state string) {
+func (r *retryRows) add(rec *record, state string, owner *int64) {
 	r.keyRows.add(rec.job.id())
 	r.states = append(r.states, state)
 	r.attempts = append(r.attempts, int32(rec.attempt()))
@@ -290,37 +357,59 @@ func (r *retryRows) add(rec *record, state string) {
 	}
 	r.due = append(r.due, due)
 	r.orderKeys = append(r.orderKeys, rec.job.orderKey)
+	r.owners = append(r.owners, owner)
+}
+
+// of returns the rows of some batches.
+func (r *retryRows) of(batches []int64) retryRows {
+	in := make(map[int64]bool, len(batches))
+	for _, id := range batches {
+		in[id] = true
+	}
+	var out retryRows
+	for i, id := range r.batches {
+		if !in[id] {
+			continue
+		}
+		out.keyRows.add(ID{event.Key{Batch: id, Ordinal: r.ordinals[i]}, r.listeners[i]})
+		out.states = append(out.states, r.states[i])
+		out.attempts = append(out.attempts, r.attempts[i])
+		out.due = append(out.due, r.due[i])
+		out.orderKeys = append(out.orderKeys, r.orderKeys[i])
+		out.owners = append(out.owners, r.owners[i])
+	}
+	return out
 }
 
 // queue adds the statements of the transaction. The order matters only in that
 // the batches go last.
-func (s *statements) queue(b *pgx.Batch, settle func(*pgx.Batch, []int64)) {
+func (s *statements) queue(b *pgx.Batch, insert retryRows, settle func(*pgx.Batch, int64, []int64)) {
 	if a := &s.attempts; len(a.batches) > 0 {
 		b.Queue(`INSERT INTO attempts (batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response)
 			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::int[],
 				$8::boolean[], $9::text[], $10::bytea[])`,
 			a.batches, a.ordinals, a.listeners, a.numbers, a.started, a.durations, a.statuses, a.delivered, a.errors, a.responses)
 	}
-	if r := &s.insert; len(r.batches) > 0 {
+	if r := &insert; len(r.batches) > 0 {
 		// A try whose answer was lost may have stored them.
-		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key)
-			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[], $7::text[])
+		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, owner)
+			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[], $7::text[], $8::bigint[])
 			ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`,
-			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, r.orderKeys)
+			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, r.orderKeys, r.owners)
 	}
 	if r := &s.update; len(r.batches) > 0 {
 		b.Queue(`UPDATE retries t SET state = u.state, attempt = u.attempt, due_at = u.due_at, owner = NULL, updated_at = now()
 			FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[])
 				AS u (batch_id, ordinal, listener_id, state, attempt, due_at)
-			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id`,
-			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due)
+			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $7`,
+			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, s.owner)
 	}
 	if k := &s.remove; len(k.batches) > 0 {
 		b.Queue(`DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
-			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id`,
-			k.batches, k.ordinals, k.listeners)
+			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`,
+			k.batches, k.ordinals, k.listeners, s.owner)
 	}
 	if len(s.settled) > 0 {
-		settle(b, s.settled)
+		settle(b, s.owner, s.settled)
 	}
 }

@@ -18,6 +18,8 @@ const (
 	// putBack is when a delivery is looked at again that must wait for an
 	// older one of its key.
 	putBack = 200 * time.Millisecond
+	// unparkAtOnce bounds how many ordering keys are looked at in one step.
+	unparkAtOnce = 1000
 )
 
 // due tells the retry loop that a delivery will be due at a time.
@@ -50,6 +52,8 @@ func (d *Delivery) untilDue(now time.Time) time.Duration {
 func (d *Delivery) takeRetries(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	unpark := time.NewTicker(retryPoll)
+	defer unpark.Stop()
 	upkeep := time.NewTicker(time.Hour)
 	defer upkeep.Stop()
 	for {
@@ -64,6 +68,8 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 			err = d.takeDue(ctx)
 		case <-timer.C:
 			err = d.takeDue(ctx)
+		case <-unpark.C:
+			err = d.unparkKeys(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
 			d.log.LogAttrs(ctx, slog.LevelWarn, "taking up retries failed", slog.Any("error", err))
@@ -78,19 +84,23 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	d.mu.Lock()
 	d.nextDue = time.Time{}
 	d.mu.Unlock()
+	if err := d.freeUnsure(ctx); err != nil {
+		return err
+	}
 	ids, rooms, err := d.withRoom(ctx)
 	if err != nil || len(ids) == 0 {
 		return err
 	}
 	jobs, keys, err := d.claim(ctx, ids, rooms)
+	if err == nil && len(jobs) > 0 {
+		err = d.loadEvents(ctx, jobs, keys)
+	}
 	if err != nil {
+		// They may be claimed all the same, if only the answer was lost.
+		for i := range jobs {
+			d.unsure.add(ID{keys[i], jobs[i].listener})
+		}
 		return fmt.Errorf("claim retries: %w", err)
-	}
-	if len(jobs) == 0 {
-		return nil
-	}
-	if err := d.loadEvents(ctx, jobs, keys); err != nil {
-		return err
 	}
 	taken := make(map[int64]int)
 	for _, j := range jobs {
@@ -145,34 +155,54 @@ func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, er
 	return ids, rooms, nil
 }
 
+// freeUnsure gives back what was claimed, perhaps, and is in no lane.
+func (d *Delivery) freeUnsure(ctx context.Context) error {
+	if len(d.unsure.batches) == 0 {
+		return nil
+	}
+	if _, err := d.pool.Exec(ctx, `UPDATE retries t SET owner = NULL, updated_at = now()
+		FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
+		WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`,
+		d.unsure.batches, d.unsure.ordinals, d.unsure.listeners, d.instance.ID()); err != nil {
+		return fmt.Errorf("give back retries: %w", err)
+	}
+	d.unsure = keyRows{}
+	return nil
+}
+
 // claim marks due rows as this instance's. Of a key that is ordered only the
-// oldest is due. A row whose owner is dead is free.
-func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) ([]job, []event.Key, error) {
-	rows, err := d.pool.Query(ctx, `WITH due AS (
+// oldest is due, whoever has it. On an error what it returns may be claimed.
+func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) (jobs []job, keys []event.Key, err error) {
+	owner, err := d.instance.Hold(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `WITH due AS (
 			SELECT r.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (
 				SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q
-				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.due_at <= now()
-					AND (q.owner IS NULL OR q.owner <> ALL($3::bigint[]))
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.due_at <= now() AND q.owner IS NULL
 					AND (q.order_key = '' OR NOT EXISTS (SELECT FROM retries o
 						WHERE o.listener_id = q.listener_id AND o.order_key = q.order_key AND o.order_key <> '' AND o.state = 'pending'
 							AND (o.batch_id, o.ordinal) < (q.batch_id, q.ordinal)))
 				ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
 			) r
 		)
-		UPDATE retries t SET owner = $4, updated_at = now() FROM due
+		UPDATE retries t SET owner = $3, updated_at = now() FROM due
 		WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
-		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key`,
-		ids, rooms, d.instance.Live(), d.instance.ID())
-	if err != nil {
-		return nil, nil, err
-	}
-	var keys []event.Key
-	jobs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (j job, err error) {
-		var k event.Key
-		err = row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey)
-		keys = append(keys, k)
-		return j, err
+		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key`, ids, rooms, owner)
+		if err != nil {
+			return err
+		}
+		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
+			var k event.Key
+			j := job{owner: owner}
+			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey)
+			keys = append(keys, k)
+			return j, err
+		})
+		return err
 	})
 	return jobs, keys, err
 }
@@ -195,8 +225,10 @@ func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key)
 	return nil
 }
 
-// Recover takes batches that an earlier owner left unsettled. What the records
-// show as delivered, or as waiting in retries, is not dispatched again.
+// Recover takes batches that a dead instance left unsettled. What the records
+// show as delivered, or as waiting in retries, is not dispatched again. What is
+// ordered waits in retries when it returns: newer events may then be received,
+// here or elsewhere.
 func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	ids := make([]int64, len(batches))
 	for i, b := range batches {
@@ -216,31 +248,94 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 		return fmt.Errorf("read what was settled: %w", err)
 	}
 	for _, b := range batches {
-		if err := d.dispatch(ctx, b, settled); err != nil {
+		if err := d.dispatch(ctx, b, settled, true); err != nil {
 			return err
 		}
+	}
+	return d.recorder.flush(ctx)
+}
+
+// Free gives back the retries that a dead instance had taken up.
+func (d *Delivery) Free(ctx context.Context, dead int64) error {
+	if _, err := d.pool.Exec(ctx, `UPDATE retries SET owner = NULL, updated_at = now() WHERE owner = $1`, dead); err != nil {
+		return fmt.Errorf("free the retries of instance %d: %w", dead, err)
+	}
+	d.wake()
+	return nil
+}
+
+// Yield puts all ordered deliveries of a shard that this instance has in memory
+// into retries, and returns when they are there. Those in flight are not waited
+// for: their rows hold back what is newer.
+func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
+	for _, l := range d.all() {
+		l.yield(s)
+	}
+	if err := d.recorder.flush(ctx); err != nil {
+		return fmt.Errorf("yield the deliveries of shard %v: %w", s, err)
 	}
 	return nil
 }
 
-// loadParked tells the lanes which ordering keys have deliveries waiting in
+// Prepare tells the lanes which ordering keys have deliveries waiting in
 // retries: newer ones must not overtake them.
-func (d *Delivery) loadParked(ctx context.Context) error {
-	rows, err := d.pool.Query(ctx, `SELECT listener_id, order_key, count(*) FROM retries
-		WHERE state = 'pending' AND order_key <> '' GROUP BY 1, 2`)
+func (d *Delivery) Prepare(ctx context.Context) error {
+	rows, err := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
+		WHERE state = 'pending' AND order_key <> ''
+		ORDER BY listener_id DESC, order_key DESC, batch_id DESC, ordinal DESC`)
 	if err != nil {
+		return fmt.Errorf("read what waits for a retry: %w", err)
+	}
+	var k parkedKey
+	if _, err = pgx.ForEachRow(rows, []any{&k.listener, &k.name, &k.newest.Batch, &k.newest.Ordinal}, func() error {
+		d.lane(k.listener).park(k.name, k.newest)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read what waits for a retry: %w", err)
+	}
+	return nil
+}
+
+// parkedKey is an ordering key that waits in retries, up to a delivery.
+type parkedKey struct {
+	listener int64
+	name     string
+	newest   event.Key
+}
+
+// unparkKeys finds the keys that other instances have worked off: what is
+// newer need not take the way by the database any more.
+func (d *Delivery) unparkKeys(ctx context.Context) error {
+	var keys []parkedKey
+	for _, l := range d.all() {
+		keys = l.parked(keys, unparkAtOnce)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	// Some of their rows may be on their way only.
+	if err := d.recorder.flush(ctx); err != nil {
 		return err
 	}
-	var (
-		id   int64
-		name string
-		n    int
-	)
-	_, err = pgx.ForEachRow(rows, []any{&id, &name, &n}, func() error {
-		d.lane(id).park(name, n)
-		return nil
-	})
-	return err
+	listeners, names := make([]int64, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		listeners[i], names[i] = k.listener, k.name
+	}
+	rows, err := d.pool.Query(ctx, `SELECT i FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (listener_id, name, i)
+		WHERE NOT EXISTS (SELECT FROM retries r WHERE r.listener_id = k.listener_id AND r.order_key = k.name
+			AND r.order_key <> '' AND r.state = 'pending')`, listeners, names)
+	if err != nil {
+		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+	}
+	idle, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+	}
+	for _, i := range idle {
+		k := keys[i-1]
+		d.lane(k.listener).unpark(k.name, k.newest)
+	}
+	return nil
 }
 
 // Forget drops what waits for a listener, in the transaction that deletes it.

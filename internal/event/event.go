@@ -98,6 +98,8 @@ type Stored struct {
 // Batch is what one transaction of the journal stored. Its events are in the
 // order in which they were received, shard by shard.
 type Batch struct {
-	ID     int64
+	ID int64
+	// Owner is the number of the instance that dispatches it.
+	Owner  int64
 	Events []Stored
 }

@@ -109,6 +109,19 @@ func remedyFor(code int, intents event.Intents) string {
 // liftedByIntents tells whether other intents could cure a fatal close code.
 func liftedByIntents(code int) bool { return code == 4013 || code == 4014 }
 
+// concernsAll tells whether a fatal close code says something about the
+// application, so that every shard would get it, and not about one shard.
+func concernsAll(code int) bool { return code == 4004 || code == 4012 || liftedByIntents(code) }
+
+// refusedError is why an IDENTIFY was not sent: another shard learned with
+// which close code Discord answers it.
+type refusedError struct{ code int }
+
+// Error implements error.
+func (e refusedError) Error() string {
+	return fmt.Sprintf("no IDENTIFY was sent: another shard was closed with %d, %s", e.code, closeCodes[e.code].meaning)
+}
+
 // Why a connection ends, besides what the network and Discord's close frame
 // say. Each is the cause that the connection's context is canceled with.
 var (
@@ -122,6 +135,8 @@ var (
 	errReplaced  = errors.New("another session took over")
 	errShared    = errors.New("another instance gets its share of the shards")
 	errDrain     = errors.New("this server is shutting down")
+	// Heartbeats are acknowledged and nothing else comes.
+	errUnanswered = errors.New("a RESUME was not answered")
 )
 
 // ownCauses are the causes for which this side closes the connection, with
@@ -135,6 +150,7 @@ var ownCauses = []struct {
 	{errTryResume, "op9"},
 	{errZombie, "zombie"},
 	{errNoHello, "no_hello"},
+	{errUnanswered, "unanswered"},
 	{errDefect, "defect"},
 	{errLeaseLost, "lease_lost"},
 	{errReplaced, "replaced"},
@@ -145,15 +161,22 @@ var ownCauses = []struct {
 // ending tells how a connection ended.
 type ending struct {
 	cause error
-	// session: there is one to resume. opened: the socket opened. progress: a
-	// dispatch arrived, so that the session is alive. unreachable: the
-	// session's URL could not be dialed many times, while Discord's API
-	// answers.
+	// session: there is one to resume. opened: the socket opened. progress:
+	// READY, RESUMED or a dispatch that did not come before arrived. The last
+	// of them is not in the rule to count RESUMED only, but a replay that gets
+	// further comes to its end, and is too valuable to be given up for the
+	// third network fault; one that breaks at the same place does not count.
+	// unreachable: the session's URL could not be dialed many times, while
+	// Discord's API answers.
 	session, opened, progress, unreachable bool
 }
 
-// code is the close code that Discord sent, 0 for none.
+// code is the close code that Discord sent, here or to another shard that
+// spoke for all; 0 for none.
 func (e ending) code() int {
+	if r, ok := errors.AsType[refusedError](e.cause); ok {
+		return r.code
+	}
 	if c, ok := errors.AsType[websocket.CloseError](e.cause); ok && c.Code != websocket.StatusNoStatusRcvd {
 		return int(c.Code)
 	}

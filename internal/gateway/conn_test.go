@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -52,8 +54,23 @@ func TestShardURL(t *testing.T) {
 // token, which is not in the URL anyway.
 func TestDialFails(t *testing.T) {
 	t.Parallel()
-	_, err := dial(t.Context(), "ws://127.0.0.1:1", "agent", ZstdStream, nil)
+	d := newDialer("agent", ZstdStream, nil)
+	_, err := d.dial(t.Context(), "ws://127.0.0.1:1")
 	if err == nil || !strings.Contains(err.Error(), "dial the gateway") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestDialFollowsNoRedirect: it would lead the token to another server.
+func TestDialFollowsNoRedirect(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("followed") }))
+	defer other.Close()
+	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer srv.Close()
+	d := newDialer("agent", ZstdStream, nil)
+	_, err := d.dial(t.Context(), strings.Replace(srv.URL, "http", "ws", 1))
+	if err == nil || !strings.Contains(err.Error(), "307") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -286,8 +286,8 @@ func (f *fleet) enlist(r event.ShardRange) []*shard {
 
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
-		id: id, token: f.cfg.Token, agent: f.agent, compression: f.cfg.Compression,
-		starts: f.starts, dials: f.dials, intents: f.cfg.Intents, changed: make(chan struct{}, 1),
+		id: id, token: f.cfg.Token, dialer: f.dialer,
+		starts: f.starts, dials: f.dials, intents: f.cfg.Intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
 		outgrown: f.outgrown, told: f.told,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},

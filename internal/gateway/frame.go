@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -162,9 +163,27 @@ func (f *frame) set(m member, value jsontext.Value, in []byte) bool {
 	return true
 }
 
+// What follows is decoded as far as possible: encoding/json goes on after a
+// member of the wrong type, and what was understood is used. The rest of a
+// payload must not cost the connection.
+
 // hello is the d of op 10.
 type hello struct {
 	HeartbeatInterval float64 `json:"heartbeat_interval"` // milliseconds
+}
+
+// usualInterval is Discord's, for a HELLO without one that can be used: early
+// heartbeats are allowed.
+const usualInterval = 41250 * time.Millisecond
+
+// interval is how far apart heartbeats are to be; usable tells whether that is
+// what HELLO said.
+func (h hello) interval() (d time.Duration, usable bool) {
+	ms := h.HeartbeatInterval
+	if ms < 1 || ms > float64(maxInterval.Milliseconds()) {
+		return usualInterval, false
+	}
+	return time.Duration(ms * float64(time.Millisecond)), true
 }
 
 // ready is what is needed of READY's d.

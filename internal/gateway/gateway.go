@@ -45,6 +45,8 @@ type Store interface {
 	Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]Claim, error)
 	// Withdraw tells the others that this instance will not take any shard.
 	Withdraw(ctx context.Context) error
+	// Holders names the instances that have the shards of a set, for people.
+	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]string, error)
 	// Told lists the dispatches that a set of shards handed on since a time,
 	// for listeners that want them.
 	Told(ctx context.Context, count int, since time.Time) ([]event.Told, error)
@@ -105,13 +107,15 @@ type Config struct {
 // it.
 type Gateway struct {
 	cfg     Config
-	agent   string
+	dialer  *dialer
 	rest    *restClient
 	store   Store
 	slots   Starts
 	timing  timing
 	log     *slog.Logger
 	metrics *metrics
+	// application is its id; 0 until Discord told it.
+	application atomic.Uint64
 
 	mu      sync.Mutex
 	shards  map[event.Shard]*shard
@@ -127,8 +131,10 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 	// Discord wants the prefix on REST calls and refuses it in IDENTIFY.
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
+	m := newMetrics(reg)
 	g := &Gateway{
-		cfg: cfg, agent: agent, store: store, slots: slots, timing: usualTiming, log: log, metrics: newMetrics(reg),
+		cfg: cfg, store: store, slots: slots, timing: usualTiming, log: log, metrics: m,
+		dialer:  newDialer(agent, cfg.Compression, m),
 		rest:    newRESTClient(cfg.APIURL, cfg.Token, agent, log),
 		problem: "Discord's API was not asked yet",
 		shards:  make(map[event.Shard]*shard),
@@ -182,6 +188,7 @@ func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err
 	if err != nil {
 		return nil, 0, err
 	}
+	g.application.Store(uint64(app.id))
 	if g.cfg.OnlyEnabled {
 		g.cfg.Intents = g.enabled(ctx, g.cfg.Intents, app)
 	}
@@ -213,8 +220,10 @@ func (g *Gateway) Status() []ShardStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	list := make([]ShardStatus, 0, len(g.shards))
-	for _, s := range g.shards {
-		list = append(list, s.snapshot())
+	for id, s := range g.shards {
+		st := s.snapshot()
+		st.Role = roleOf(dutyOf(g.plan, id.Count))
+		list = append(list, st)
 	}
 	slices.SortFunc(list, func(a, b ShardStatus) int {
 		if a.Shard.Count != b.Shard.Count && a.Shard.Count == g.plan.Next {

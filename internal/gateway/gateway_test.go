@@ -235,59 +235,6 @@ func TestEventsInOrder(t *testing.T) {
 	}
 }
 
-// TestResume: whatever ends a connection without ending the session, nothing
-// is lost and nothing is told twice.
-func TestResume(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name string
-		act  gatewaytest.Action
-	}{
-		{"TCP drop", gatewaytest.Drop()},
-		{"TCP reset", gatewaytest.Reset()},
-		{"op 7", gatewaytest.Reconnect()},
-		{"op 9 true", gatewaytest.Invalidate(true)},
-		{"corrupt data", gatewaytest.Corrupt()},
-		{"no close code", gatewaytest.Close(1005)},
-		{"1000", gatewaytest.Close(1000)},
-		{"1001", gatewaytest.Close(1001)},
-		{"4000", gatewaytest.Close(4000)},
-		{"4002", gatewaytest.Close(4002)},
-		{"4008", gatewaytest.Close(4008)},
-		{"4099", gatewaytest.Close(4099)},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, gatewaytest.Config{})
-			r.start()
-			session := r.ready(0)
-			r.named("READY", 1) // a reset may overtake it
-			r.dispatch(0, 0, 100)
-			r.do(0, tt.act)
-			r.dispatch(0, 100, 100)
-			r.count(gatewaytest.Resumed, 0, 1)
-			r.dispatch(0, 200, 100)
-			r.messages(300)
-			r.named("SHARD_RESUME", 1)
-			want := []string{
-				"SHARD_CONNECT", "CONNECT", "READY", "SHARD_DISCONNECT", "DISCONNECT",
-				"SHARD_CONNECT", "CONNECT", "RESUMED", "SHARD_RESUME",
-			}
-			if diff := cmp.Diff(want, r.untold()); diff != "" {
-				t.Error(diff)
-			}
-			if got := r.store.session(shard0); got.ID != session.ID {
-				t.Errorf("session %q, want %q", got.ID, session.ID)
-			}
-			if n := r.Count(gatewaytest.Identify, 0); n != 1 {
-				t.Errorf("%d IDENTIFYs", n)
-			}
-			r.legal()
-		})
-	}
-}
-
 // TestResumeInMidReplay: a connection that breaks during the replay costs
 // nothing but another RESUME, however often.
 func TestResumeInMidReplay(t *testing.T) {
@@ -305,86 +252,6 @@ func TestResumeInMidReplay(t *testing.T) {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	r.legal()
-}
-
-// TestSessionLost: whatever ends the session, a new one begins, and it is said
-// what could not be had.
-func TestSessionLost(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name   string
-		act    gatewaytest.Action
-		reason string
-	}{
-		{"op 9 false", gatewaytest.Invalidate(false), "the session was invalidated (op 9)"},
-		{"4001", gatewaytest.Close(4001), "unknown opcode"},
-		{"4003", gatewaytest.Close(4003), "not authenticated, or session invalidated"},
-		{"4005", gatewaytest.Close(4005), "already authenticated"},
-		{"4006", gatewaytest.Close(4006), "session no longer valid"},
-		{"4007", gatewaytest.Close(4007), "invalid sequence number"},
-		{"4009", gatewaytest.Close(4009), "session timed out"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, gatewaytest.Config{})
-			r.start()
-			old := r.ready(0)
-			r.dispatch(0, 0, 10)
-			r.messages(10)
-			r.do(0, tt.act)
-			r.count(gatewaytest.Ready, 0, 2)
-			now := r.ready(0)
-			lost := r.named("GATEHOOK_SESSION_LOST", 1)
-			want := lostData{0, old.ID, 11, now.ID, 1, tt.reason}
-			var got lostData
-			if err := json.Unmarshal(lost.Data, &got); err != nil || got != want {
-				t.Errorf("%+v, want %+v (%v)", got, want, err)
-			}
-			r.dispatch(0, 10, 10)
-			r.messages(20)
-			order := []string{
-				"SHARD_CONNECT", "CONNECT", "READY", "SHARD_DISCONNECT", "DISCONNECT",
-				"SHARD_CONNECT", "CONNECT", "GATEHOOK_SESSION_LOST", "READY",
-			}
-			if diff := cmp.Diff(order, r.untold()); diff != "" {
-				t.Error(diff)
-			}
-			if n := r.Count(gatewaytest.Resume, 0); n != 0 {
-				t.Errorf("%d RESUMEs of a session that is gone", n)
-			}
-			r.legal()
-		})
-	}
-}
-
-// TestFatal: a code that a person has to deal with stops the shard, visibly
-// and for good.
-func TestFatal(t *testing.T) {
-	t.Parallel()
-	for _, code := range []int{4004, 4010, 4011, 4012, 4013, 4014} {
-		t.Run(fmt.Sprint(code), func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, gatewaytest.Config{})
-			r.intents.Store(int64(event.IntentMessageContent))
-			r.Arm(gatewaytest.AtIdentify, 0, gatewaytest.Always, gatewaytest.Close(code))
-			stop := r.start()
-			r.count(gatewaytest.ServerClosed, 0, 1)
-			r.named("DISCONNECT", 1)
-			r.wait("the shard failed", func() bool { return r.gateway.Status()[0].State == StateFailed })
-			st := r.gateway.Status()[0]
-			if st.Problem == "" || st.LastClose.Code != code {
-				t.Errorf("status %+v", st)
-			}
-			if reasons := r.gateway.Unready(); len(reasons) != 1 || !strings.Contains(reasons[0], st.Problem) {
-				t.Errorf("unready: %v", reasons)
-			}
-			stop()
-			if n := r.Count(gatewaytest.Identify, 0); n != 1 {
-				t.Errorf("%d IDENTIFYs", n)
-			}
-		})
-	}
 }
 
 // wait polls what gives no signal.
@@ -415,6 +282,71 @@ func TestFatalIntentsLifted(t *testing.T) {
 	r.intents.Store(int64(event.IntentGuilds))
 	r.changed <- struct{}{}
 	r.ready(0)
+}
+
+// failed waits until n shards have failed and returns their statuses.
+func (r *rig) failed(n int) (list []ShardStatus) {
+	r.t.Helper()
+	r.wait(fmt.Sprintf("%d shards failed", n), func() bool {
+		list = slices.DeleteFunc(r.gateway.Status(), func(st ShardStatus) bool { return st.State != StateFailed })
+		return len(list) == n
+	})
+	return list
+}
+
+// TestFatalForAll: what one shard learned about the application costs the
+// others no IDENTIFY, until the intents change.
+func TestFatalForAll(t *testing.T) {
+	t.Parallel()
+	const shards = 4
+	r := newRig(t, gatewaytest.Config{Shards: shards, Flags: gatewaytest.NoFlags})
+	r.slots = pacedBuckets(t, 20*time.Millisecond)
+	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
+	r.start()
+	for _, st := range r.failed(shards) {
+		if !strings.Contains(st.Problem, "MESSAGE_CONTENT") {
+			t.Errorf("status %+v", st)
+		}
+	}
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 1 {
+		t.Errorf("%d IDENTIFYs, want 1", n)
+	}
+	r.intents.Store(int64(event.IntentGuilds))
+	r.changed <- struct{}{}
+	for shard := range shards {
+		r.ready(shard)
+	}
+}
+
+// TestRetry: a shard that has failed tries again when a person asks for it,
+// and so does every one that is asked. What the token may not be used for any
+// more is nothing to a session that goes on.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 2, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
+	r.start()
+	r.named("READY", 2)
+	r.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4004))
+	r.do(0, gatewaytest.Invalidate(false))
+	r.failed(1)
+	r.do(1, gatewaytest.Drop())
+	r.count(gatewaytest.Resumed, 1, 1)
+	r.do(1, gatewaytest.Invalidate(false))
+	if st := r.failed(2)[1]; !strings.Contains(st.Problem, "DISCORD_TOKEN") {
+		t.Errorf("status %+v", st)
+	}
+	if n := r.Count(gatewaytest.Identify, 1); n != 1 {
+		t.Errorf("%d IDENTIFYs of the shard that could have known", n)
+	}
+	for shard := range 2 {
+		r.gateway.mu.Lock()
+		s := r.gateway.shards[event.Shard{ID: shard, Count: 2}]
+		r.gateway.mu.Unlock()
+		s.retry()
+		s.retry() // asked twice, tried once
+		r.ready(shard)
+	}
+	r.legal()
 }
 
 // TestZombie: when nothing acknowledges a heartbeat, the connection is given
@@ -450,23 +382,6 @@ func TestZombie(t *testing.T) {
 			r.legal()
 		})
 	}
-}
-
-// TestRequestedHeartbeat: Discord gets a heartbeat when it asks, and asking
-// often is no reason to leave.
-func TestRequestedHeartbeat(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval, HeartbeatGrace: time.Hour})
-	r.start()
-	r.ready(0)
-	for n := range 5 {
-		r.do(0, gatewaytest.RequestHeartbeat())
-		r.count(gatewaytest.Heartbeat, 0, n+1)
-	}
-	if n := r.Count(gatewaytest.ClientClosed, gatewaytest.AnyShard); n != 0 {
-		t.Errorf("%d connections were closed", n)
-	}
-	r.legal()
 }
 
 // TestNoHello: a gateway that accepts and then says nothing is given up.
@@ -663,54 +578,6 @@ func TestFirstHeartbeat(t *testing.T) {
 	}
 	close(hold)
 	r.ready(0)
-	r.legal()
-}
-
-// TestOddPayloads: what is proper JSON but no envelope, or not known, is
-// dropped alone.
-func TestOddPayloads(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.start()
-	r.ready(0)
-	r.dispatch(0, 0, 5)
-	for _, payload := range []string{
-		`[]`, `{}`, `{"op":"x"}`, `{"op":99,"d":null}`, `{"op":0,"t":"X","s":null,"d":{}}`, `{"op":0,"t":null,"s":3,"d":{}}`,
-		`{"op":10,"d":{"heartbeat_interval":1}}`,
-	} {
-		r.do(0, gatewaytest.Send([]byte(payload)))
-	}
-	r.do(0, gatewaytest.TextFrame([]byte(`{"op":11}`)))
-	r.dispatch(0, 5, 5)
-	r.messages(10)
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
-		t.Errorf("%d connections", n)
-	}
-	r.legal()
-}
-
-// TestReconnectInsteadOfHello: op 7 may come before HELLO.
-func TestReconnectInsteadOfHello(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 2, gatewaytest.Reconnect(), gatewaytest.Skip())
-	r.start()
-	r.ready(0)
-	r.dispatch(0, 0, 5)
-	r.messages(5)
-	r.legal()
-}
-
-// TestRefusedIdentify: op 9 to an IDENTIFY means to try again, later.
-func TestRefusedIdentify(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.Arm(gatewaytest.AtIdentify, 0, 3, gatewaytest.Invalidate(false))
-	r.start()
-	r.ready(0)
-	if n := r.Count(gatewaytest.Identify, 0); n != 4 {
-		t.Errorf("%d IDENTIFYs", n)
-	}
 	r.legal()
 }
 

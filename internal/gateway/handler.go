@@ -2,10 +2,13 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
 
+	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
 
@@ -15,14 +18,36 @@ type Handler struct{ g *Gateway }
 // Handler returns the REST calls about this gateway's shards.
 func (g *Gateway) Handler() *Handler { return &Handler{g} }
 
-// ListShards implements GET /shards.
-func (h *Handler) ListShards(context.Context, openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {
+// ListShards implements GET /shards. It answers without the database, too: then
+// it does not say which server has a shard.
+func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {
 	out := openapi.Shards{Data: []openapi.Shard{}}
 	now := time.Now()
+	holders := make(map[int]map[int]string) // by set
 	for _, s := range h.g.Status() {
-		out.Data = append(out.Data, show(s, now))
+		if holders[s.Shard.Count] == nil {
+			holders[s.Shard.Count] = h.g.holders(ctx, s.Shard.Count)
+		}
+		shown := show(s, now)
+		if name := holders[s.Shard.Count][s.Shard.ID]; name != "" {
+			shown.Instance = nullable.NewNullableWithValue(name)
+		}
+		out.Data = append(out.Data, shown)
 	}
 	return openapi.ListShards200JSONResponse(out), nil
+}
+
+// holders names the servers that have the shards of a set, if the database
+// answers at once.
+func (g *Gateway) holders(ctx context.Context, count int) map[int]string {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database took longer than 2 s"))
+	defer cancel()
+	names, err := g.store.Holders(ctx, event.Snowflake(g.application.Load()), count)
+	if err != nil {
+		g.log.LogAttrs(ctx, slog.LevelDebug, "not known who has the shards", slog.Any("error", err))
+		return map[int]string{}
+	}
+	return names
 }
 
 // show is a shard's status as the API shows it: null for what there is not.
@@ -30,6 +55,8 @@ func show(s ShardStatus, now time.Time) openapi.Shard {
 	out := openapi.Shard{
 		Id: s.Shard.ID, Count: s.Shard.Count, State: openapi.ShardState(s.State), Intents: s.Intents.Names(),
 		SeqReceived: s.Received, SeqStored: s.Stored, Identifies: s.Identifies, Resumes: s.Resumes,
+		Role:               openapi.ShardRole(s.Role),
+		Instance:           nullable.NewNullNullable[string](),
 		Problem:            nullable.NewNullNullable[string](),
 		ConnectedAt:        nullableTime(s.ConnectedSince),
 		LastHeartbeatAckAt: nullableTime(s.AckedAt),

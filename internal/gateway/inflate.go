@@ -51,9 +51,10 @@ type inflater struct {
 	limit int // of one payload
 }
 
-// newInflater prepares for a connection. The caller closes it.
-func newInflater(c Compression) *inflater {
-	i := &inflater{limit: maxPayload}
+// newInflater prepares for a connection whose payloads have limit bytes at
+// most. The caller closes it.
+func newInflater(c Compression, limit int) *inflater {
+	i := &inflater{limit: limit}
 	open := map[Compression]func(io.Reader) (io.Reader, error){ZlibStream: openZlib, ZstdStream: openZstd}[c]
 	i.next, i.stop = iter.Pull(func(rest func(struct{}) bool) {
 		i.rest = rest
@@ -107,10 +108,14 @@ func (i *inflater) close() { i.stop() }
 
 func openZlib(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
 
-// openZstd decodes in the caller's goroutine, with the window that zstd's own
-// library would accept: no more is promised about Discord's.
+// maxWindow is the zstd window that every decoder should accept (RFC 8878,
+// section 3.1.1.1.2). Discord's has 256 KiB. What a frame's first bytes ask for
+// is allocated at once, so that more would let them take memory.
+const maxWindow = 8 << 20
+
+// openZstd decodes in the caller's goroutine.
 func openZstd(r io.Reader) (io.Reader, error) {
-	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(128<<20))
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 }
 
 // messageReader is what the decoder reads from.

@@ -64,7 +64,7 @@ func TestInflate(t *testing.T) {
 	for _, c := range streams {
 		t.Run(string(c), func(t *testing.T) {
 			t.Parallel()
-			d, i := newDeflater(t, c), newInflater(c)
+			d, i := newDeflater(t, c), newInflater(c, maxPayload)
 			defer i.close()
 			for n, want := range payloads {
 				got, err := i.inflate(d.message(t, want))
@@ -110,8 +110,7 @@ func TestInflateRefuses(t *testing.T) {
 
 func refuses(t *testing.T, c Compression, message []byte, want string) {
 	t.Helper()
-	i := newInflater(c)
-	i.limit = 1 << 20
+	i := newInflater(c, 1<<20)
 	defer i.close()
 	_, err := i.inflate(message)
 	if err == nil || !strings.Contains(err.Error(), want) {
@@ -125,7 +124,7 @@ func refuses(t *testing.T, c Compression, message []byte, want string) {
 func TestInflateClosed(t *testing.T) {
 	t.Parallel()
 	for _, c := range streams {
-		i := newInflater(c)
+		i := newInflater(c, maxPayload)
 		i.close()
 		i.close()
 		if _, err := i.inflate([]byte("x")); err == nil {
@@ -144,7 +143,7 @@ func FuzzInflate(f *testing.F) {
 	f.Add(true, []byte{0x78, 0x9c}, []byte{0, 0, 0xff, 0xff})
 	f.Add(false, []byte{0x28, 0xb5, 0x2f, 0xfd}, []byte{})
 	f.Fuzz(func(t *testing.T, zlibStream bool, first, second []byte) {
-		i := newInflater(map[bool]Compression{true: ZlibStream, false: ZstdStream}[zlibStream])
+		i := newInflater(map[bool]Compression{true: ZlibStream, false: ZstdStream}[zlibStream], maxPayload)
 		defer i.close()
 		for _, message := range [][]byte{first, second} {
 			payload, err := i.inflate(message)
@@ -175,7 +174,7 @@ func BenchmarkInflate(b *testing.B) {
 					if i != nil {
 						i.close()
 					}
-					i, n = newInflater(c), 0
+					i, n = newInflater(c, maxPayload), 0
 				}
 				if _, err := i.inflate(messages[n]); err != nil {
 					b.Fatal(err)

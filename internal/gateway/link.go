@@ -13,11 +13,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// maxInterval is far over the 41 to 45 s that Discord asks for.
-const maxInterval = 10 * time.Minute
+const (
+	// maxInterval is far over the 41 to 45 s that Discord asks for.
+	maxInterval = 10 * time.Minute
+	// maxSilentBeats is how many heartbeats are acknowledged before a RESUME
+	// that was answered with nothing at all has failed. An IDENTIFY may wait:
+	// in an outage its session comes later (Discord: Sending Heartbeats).
+	maxSilentBeats = 3
+)
 
 // link is one connection and the session that it carries, from the dial to the
 // end. It is used once.
@@ -40,6 +49,7 @@ type link struct {
 	intents  event.Intents // what IDENTIFY asks for
 	ending   ending
 	greeted  bool // HELLO came
+	heard    bool // a dispatch came
 	released func()
 	loading  map[event.Snowflake]bool // guilds of READY that are still to come
 
@@ -102,6 +112,9 @@ func (l *link) run(parent context.Context) ending {
 	l.released()
 	l.ending.cause = context.Cause(ctx)
 	l.ending.session = l.session.ID != ""
+	if closed, ok := errors.AsType[websocket.CloseError](l.ending.cause); ok {
+		l.shard.starts.refuse(int(closed.Code), l.intents)
+	}
 	l.farewell(parent)
 	return l.ending
 }
@@ -114,12 +127,15 @@ func (l *link) connect(ctx context.Context) error {
 			return err
 		}
 		l.released = release
+		if err := s.starts.allowed(l.intents); err != nil {
+			return err
+		}
 	}
 	if err := s.dials.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
 	defer s.dials.Release(1)
-	conn, err := dial(ctx, s.url(l.session.ResumeURL), s.agent, s.compression, s.metrics)
+	conn, err := s.dialer.dial(ctx, s.url(l.session.ResumeURL))
 	if err != nil {
 		return err
 	}
@@ -166,12 +182,10 @@ func (l *link) greet(ctx context.Context, f frame, end context.CancelCauseFunc, 
 		return nil
 	}
 	var h hello
-	if err := json.Unmarshal(f.data, &h); err != nil {
-		return fmt.Errorf("%w: HELLO: %w", errDefect, err)
-	}
-	interval := time.Duration(h.HeartbeatInterval * float64(time.Millisecond))
-	if interval <= 0 || interval > maxInterval {
-		return fmt.Errorf("%w: HELLO: a heartbeat interval of %v", errDefect, interval)
+	err := json.Unmarshal(f.data, &h)
+	interval, usable := h.interval()
+	if err != nil || !usable {
+		l.odd(ctx, "HELLO has no usable heartbeat_interval", err)
 	}
 	l.greeted = true
 	tasks.Go(func() { l.beat(ctx, end, interval) })
@@ -210,6 +224,10 @@ func (l *link) identify(ctx context.Context) error {
 		return err
 	}
 	defer l.released()
+	// The shard before may have been refused while this one waited.
+	if err := s.starts.allowed(l.intents); err != nil {
+		return err
+	}
 	s.metrics.identifies.Inc()
 	s.set(func(st *ShardStatus) { st.Identifies++ })
 	return l.conn.send(ctx, opIdentify, identifyCommand{
@@ -289,12 +307,15 @@ func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 	case opHeartbeatACK:
 		l.mu.Lock()
 		done := l.pulse.acked(now)
-		latency := l.pulse.latency
+		latency, regular := l.pulse.latency, l.pulse.regular
 		l.mu.Unlock()
 		l.shard.metrics.latency.Observe(latency.Seconds())
 		l.report(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
-		if done {
+		switch {
+		case done:
 			return errReplaced
+		case l.session.ID != "" && !l.heard && regular >= maxSilentBeats:
+			return errUnanswered
 		}
 	case opHeartbeat:
 		select {
@@ -316,7 +337,7 @@ func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 
 // dispatch hands on an event that came at now.
 func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
-	l.ending.progress = true
+	l.heard = true
 	if len(f.name) == 0 || f.seq == 0 {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
 		return nil
@@ -355,11 +376,13 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 // begin takes over the session that READY tells of.
 func (l *link) begin(ctx context.Context, f frame) error {
 	var r ready
-	if err := json.Unmarshal(f.data, &r); err != nil {
-		return fmt.Errorf("%w: READY: %w", errDefect, err)
+	if err := json.Unmarshal(f.data, &r); err != nil || r.SessionID == "" {
+		l.odd(ctx, "READY lacks what it should have", err)
 	}
 	if r.SessionID == "" {
-		return fmt.Errorf("%w: READY without a session_id", errDefect)
+		// Its events are worth having. A RESUME with an id that was made up is
+		// refused with op 9, and then it is said what was lost.
+		r.SessionID = "unnamed-" + uuid.NewString()
 	}
 	if lost := l.shard.lost; lost != nil {
 		lost.NextSessionID, lost.NextSeq = r.SessionID, f.seq
@@ -380,6 +403,7 @@ func (l *link) begin(ctx context.Context, f frame) error {
 
 // establish notes READY or RESUMED.
 func (l *link) establish(ctx context.Context, resumed bool) {
+	l.ending.progress = true
 	// In this order: what follows from being live may have more to report.
 	l.report(l.connected(time.Now()))
 	if !l.isLive() {
@@ -434,6 +458,7 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 		data = []byte("null")
 	}
 	l.session.Seq = f.seq
+	l.ending.progress = true
 	e := &event.Event{
 		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.seq),
 		Name: s.metrics.event(f.name), Shard: s.id, Seq: f.seq, ReceivedAt: now, Data: data,
@@ -486,4 +511,9 @@ func (l *link) farewell(ctx context.Context) {
 func (l *link) drop(ctx context.Context, reason, detail string) {
 	l.shard.metrics.dropped.WithLabelValues(reason).Inc()
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))
+}
+
+// odd logs what is wrong with a payload that is used all the same.
+func (l *link) odd(ctx context.Context, what string, err error) {
+	l.log.LogAttrs(ctx, slog.LevelWarn, "payload not as documented", slog.String("detail", what), slog.Any("error", err))
 }

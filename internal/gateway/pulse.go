@@ -10,6 +10,9 @@ type pulse struct {
 	latency time.Duration
 	waiting bool          // a heartbeat that the interval demanded is not acknowledged
 	busy    time.Duration // as of the last beat
+	// regular counts the acknowledged ones among those that the interval
+	// demanded.
+	regular int
 	// sent and acks count; final is the heartbeat that is the last to wait
 	// for, 0 for none.
 	sent, acks, final int
@@ -49,6 +52,9 @@ func (p *pulse) last(now time.Time) {
 // acked notes an acknowledgement, and tells whether it was the last to wait
 // for.
 func (p *pulse) acked(now time.Time) (final bool) {
+	if p.waiting {
+		p.regular++
+	}
 	p.ackedAt, p.waiting = now, false
 	p.acks++
 	if !p.sentAt.IsZero() {

@@ -58,15 +58,15 @@ var usualTiming = timing{
 // tenure: it keeps it connected, and decides after every connection what
 // follows.
 type shard struct {
-	id          event.Shard
-	token       secret.Value
-	agent       string
-	compression Compression
-	starts      *starts
-	dials       *semaphore.Weighted
-	intents     func() event.Intents
-	changed     chan struct{} // holds one token after the intents changed
-	outgrown    func()        // says that there are too few shards
+	id       event.Shard
+	token    secret.Value
+	dialer   *dialer
+	starts   *starts
+	dials    *semaphore.Weighted
+	intents  func() event.Intents
+	changed  chan struct{} // holds one token after the intents changed
+	again    chan struct{} // holds one token after retry
+	outgrown func()        // says that there are too few shards
 	// told lists what the set of shards before this one delivered.
 	told    func(context.Context) ([]event.Told, error)
 	timing  timing
@@ -142,17 +142,18 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 		next, failed = decide(end, failed)
 		switch {
 		case next == courseStop:
-			if s.fail(ctx, t, end.code()) {
-				break
-			}
-			if !t.leaving() {
+			goOn := s.fail(ctx, t, end.code(), l.intents)
+			if !goOn && !t.leaving() {
 				return false
 			}
-			if session.ID != "" {
+			// A session keeps its intents: resumed, it would be refused again.
+			if session.ID != "" && (!goOn || liftedByIntents(end.code())) {
 				s.lose(ctx, t, session, lossOf(end))
 				session = event.Session{}
 			}
-			continue
+			if !goOn {
+				continue
+			}
 		case next == courseIdentify && session.ID != "":
 			s.lose(ctx, t, session, lossOf(end))
 			session = event.Session{}
@@ -210,28 +211,43 @@ func (s *shard) tellLost(ctx context.Context, t *tenure) {
 	t.sink().putSoon(ctx, s.timing.release, e)
 }
 
-// fail stays where a person has to change something. It returns true if the
-// intents changed and that may be enough, false when ctx ends or the shard is
-// to be let go.
-func (s *shard) fail(ctx context.Context, t *tenure, code int) bool {
-	intents := s.intents()
+// fail stays where a person has to change something, after a close code that
+// intents were refused with. It returns true if a person asks for another try
+// or the intents changed and that may be enough, false when ctx ends or the
+// shard is to be let go.
+func (s *shard) fail(ctx context.Context, t *tenure, code int, intents event.Intents) bool {
+	select {
+	case <-s.again: // from before there was something to try again
+	default:
+	}
 	remedy := remedyFor(code, intents)
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", code), slog.String("remedy", remedy))
 	if code == codeShardingRequired {
 		s.outgrown()
 	}
-	for {
+	for !liftedByIntents(code) || s.intents() == intents {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-t.leave:
 			return false
+		case <-s.again:
+			return true
 		case <-s.changed:
-			if liftedByIntents(code) && s.intents() != intents {
-				return true
-			}
 		}
+	}
+	return true
+}
+
+// retry makes a shard that has failed try again, and lets all shards that
+// IDENTIFY from now on find out for themselves whether they may. It does
+// nothing to a shard that has not failed.
+func (s *shard) retry() {
+	s.starts.lift()
+	select {
+	case s.again <- struct{}{}:
+	default: // it has not seen the one before
 	}
 }
 

@@ -42,7 +42,20 @@ type starts struct {
 	fetchedAt time.Time
 	learned   bool              // info is in the database
 	lines     map[int]*turnLine // by bucket
+	refused   refusal
 }
+
+// refusal is a fatal close code that concerns every shard: the others need not
+// spend an IDENTIFY each to learn the same.
+type refusal struct {
+	code    int // 0 for none
+	intents event.Intents
+	at      time.Time
+}
+
+// refusalKept is how long a refusal is believed: a shard that asks for more
+// intents while its session goes on is to find out that it may have them now.
+const refusalKept = time.Hour
 
 func newStarts(id event.Snowflake, info gatewayInfo, rest *restClient, slots Starts, log *slog.Logger) *starts {
 	return &starts{
@@ -190,6 +203,36 @@ func (s *starts) refresh(ctx context.Context, fresh time.Duration) error {
 func (s *starts) reachable(ctx context.Context) bool {
 	_, err := s.rest.gateway(ctx)
 	return err == nil
+}
+
+// refuse remembers the close code that an IDENTIFY with these intents, or a
+// RESUME, was answered with, if every shard would get it.
+func (s *starts) refuse(code int, intents event.Intents) {
+	if !concernsAll(code) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = refusal{code, intents, time.Now()}
+}
+
+// allowed returns a refusedError if it is known what an IDENTIFY with these
+// intents would be answered with.
+func (s *starts) allowed(intents event.Intents) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.refused
+	if r.code == 0 || time.Since(r.at) >= refusalKept || liftedByIntents(r.code) && r.intents != intents {
+		return nil
+	}
+	return refusedError{r.code}
+}
+
+// lift forgets what was refused.
+func (s *starts) lift() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = refusal{}
 }
 
 // sleep waits for d or for the end of ctx, whose cause it returns.

@@ -42,6 +42,45 @@ func (s *slots) Wait(ctx context.Context, _ event.Snowflake, bucket int) error {
 	return s.wait(ctx, bucket)
 }
 
+// TestStartsRefused: what is known to be refused stays so for an hour, for
+// these intents or for all of them, or until it is lifted.
+func TestStartsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStarts(1, gatewayInfo{}, nil, &slots{}, quiet)
+		const asked, other = event.IntentGuilds | event.IntentMessageContent, event.IntentGuilds
+		tests := []struct {
+			code          int
+			asked, others int // what an IDENTIFY with these intents is refused with
+		}{
+			{4004, 4004, 4004},
+			{4012, 4012, 4012},
+			{4013, 4013, 0},
+			{4014, 4014, 0},
+			{4010, 0, 0}, // of the shard
+			{4011, 0, 0},
+			{4009, 0, 0},
+			{0, 0, 0},
+		}
+		for _, tt := range tests {
+			s.refuse(tt.code, asked)
+			got, gotOther := ending{cause: s.allowed(asked)}.code(), ending{cause: s.allowed(other)}.code()
+			if got != tt.asked || gotOther != tt.others {
+				t.Errorf("%d: refused with %d, and with %d for other intents", tt.code, got, gotOther)
+			}
+			s.lift()
+			if err := s.allowed(asked); err != nil {
+				t.Errorf("%d: still refused after it was lifted: %v", tt.code, err)
+			}
+		}
+		s.refuse(4014, asked)
+		time.Sleep(refusalKept)
+		if err := s.allowed(asked); err != nil {
+			t.Errorf("still refused after %v: %v", refusalKept, err)
+		}
+	})
+}
+
 // TestStartsTurn: the shards of a bucket come one by one and in order, those
 // of different buckets don't wait for each other.
 func TestStartsTurn(t *testing.T) {

@@ -32,10 +32,38 @@ const (
 // states are all of them.
 var states = []State{StateStandby, StateConnecting, StateIdentifying, StateResuming, StateConnected, StateFailed}
 
+// Role is what a shard's events are for.
+type Role string
+
+// The roles.
+const (
+	RoleDelivering Role = "delivering"
+	// RoleWarming and RoleHolding: another set of shards still delivers.
+	RoleWarming Role = "warming"
+	RoleHolding Role = "holding"
+	// RoleLeaving: the session is read to its end.
+	RoleLeaving Role = "leaving"
+)
+
+// roleOf says what the duty of a set makes of its shards.
+func roleOf(d duty) Role {
+	switch d {
+	case dutyWarm:
+		return RoleWarming
+	case dutyHold:
+		return RoleHolding
+	case dutyLeave:
+		return RoleLeaving
+	default:
+		return RoleDelivering
+	}
+}
+
 // ShardStatus tells how a shard is doing.
 type ShardStatus struct {
 	Shard event.Shard
 	State State
+	Role  Role
 	// Problem says in one line what is wrong and what to do; "" for nothing.
 	Problem string
 	// SessionSince is when this process began the session, or first resumed
@@ -66,9 +94,12 @@ type Close struct {
 	Reason string
 }
 
-// ready tells why the shard is not, or "".
+// unready tells why the shard is not ready, or "". One of a set that does not
+// deliver yet takes nothing away.
 func (s ShardStatus) unready() string {
 	switch {
+	case s.Role == RoleWarming && s.State != StateFailed:
+		return ""
 	case s.State == StateStandby && s.Problem == "", s.State == StateConnected, s.State == StateResuming:
 		return ""
 	case s.Problem != "":

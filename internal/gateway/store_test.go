@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -250,6 +251,18 @@ func (m *peer) Claim(_ context.Context, _ event.Snowflake, shards []event.Shard)
 func (m *peer) Withdraw(context.Context) error {
 	m.do(func() { m.members[m.instance] = nil })
 	return nil
+}
+
+func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	holders := make(map[int]string)
+	for id, r := range m.rows {
+		if id.Count == count && r.owner != nil {
+			holders[id.ID] = fmt.Sprint("instance ", r.owner.instance)
+		}
+	}
+	return holders, nil
 }
 
 func (m *peer) Told(_ context.Context, count int, since time.Time) (told []event.Told, err error) {

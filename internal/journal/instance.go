@@ -14,15 +14,34 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Instance is this process among those that share the database. Its lease
-// stands behind everything that names it as owner.
+// renewAgain is how long after a renewal that failed the next one is tried, so
+// that a database that comes back is noticed soon.
+const renewAgain = 500 * time.Millisecond
+
+// Instance is this process among those that share the database. Its number
+// stands as owner at its shards, batches and retries; its lease tells others
+// that it lives.
+//
+// A lease that ran out changes nothing by itself: it lets another instance
+// become the heir (see Recover), which is one update of one row. Until then the
+// instance can renew it and go on as if nothing had been. After that its number
+// is dead for good; it goes on under a new one, and owns nothing.
 type Instance struct {
-	id   int64
-	name uuid.UUID
-	pool *pgxpool.Pool
-	ttl  time.Duration
-	log  *slog.Logger
-	live atomic.Pointer[[]int64]
+	register register
+	ttl      time.Duration
+	log      *slog.Logger
+	lease    atomic.Pointer[lease]
+}
+
+// register is the table of instances.
+type register interface {
+	// join adds an instance with a fresh lease and returns its number.
+	join(ctx context.Context) (int64, error)
+	// renew makes an instance's lease fresh. It returns false if the instance
+	// has an heir.
+	renew(ctx context.Context, id int64) (bool, error)
+	// leave ends an instance's lease.
+	leave(ctx context.Context, id int64) error
 }
 
 // Join registers this process. The name is what tells a restart from a second
@@ -33,78 +52,126 @@ func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Dura
 	if ttl == 0 {
 		ttl = Config{}.withDefaults().LeaseTTL
 	}
-	i := &Instance{name: name, pool: pool, ttl: ttl, log: log}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `DELETE FROM instances WHERE name = $1 OR lease_until < now() - interval '1 day'`, name); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until) VALUES ($1, $2, now() + $3) RETURNING id`,
-			name, host, ttl).Scan(&i.id)
-	})
+	return joinRegister(ctx, &instances{pool: pool, name: name, hostname: host, ttl: ttl}, ttl, log)
+}
+
+func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.Logger) (*Instance, error) {
+	i := &Instance{register: r, ttl: ttl, log: log}
+	sent := time.Now()
+	id, err := r.join(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("register this instance: %w", err)
-	}
-	if err := i.heartbeat(ctx); err != nil {
 		return nil, err
 	}
+	i.lease.Store(newLease(id, sent, ttl))
 	return i, nil
 }
 
-// ID is the number that rows name as their owner.
-func (i *Instance) ID() int64 { return i.id }
+// ID is the number that rows name as their owner. It changes, upwards, when
+// another instance has become the heir of this one.
+func (i *Instance) ID() int64 { return i.lease.Load().id }
 
-// Live returns the ids of the instances whose lease had not run out at the
-// last heartbeat, this one among them.
-func (i *Instance) Live() []int64 { return *i.live.Load() }
+// Hold returns the instance's number while its lease is held, at once; it
+// waits while the lease has run out. What is done under the number needs no
+// further look at the lease: should an heir have it, the rows tell. The error
+// is the context's cause.
+func (i *Instance) Hold(ctx context.Context) (int64, error) {
+	for {
+		l := i.lease.Load()
+		if l.held(time.Now()) {
+			return l.id, nil
+		}
+		select {
+		case <-l.replaced:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
 
-// Run renews the lease until ctx ends. A database that does not answer is
-// tried again: a lease that ran out meanwhile costs only what another
-// instance took over, and the epochs tell.
+// Run renews the lease until ctx ends.
 func (i *Instance) Run(ctx context.Context) error {
-	tick := time.NewTicker(i.ttl / 4)
-	defer tick.Stop()
+	timer := time.NewTimer(i.ttl / 4)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
-		beat, cancel := context.WithTimeoutCause(ctx, i.ttl/2, errors.New("the heartbeat took too long"))
-		err := i.heartbeat(beat)
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err))
+		wait := i.ttl / 4
+		if err := i.beat(ctx); err != nil && ctx.Err() == nil {
+			i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
+				slog.Bool("lease_held", i.lease.Load().held(time.Now())))
+			wait = renewAgain
 		}
+		timer.Reset(wait)
 	}
 }
 
-func (i *Instance) heartbeat(ctx context.Context) error {
-	// The upsert brings back a row that another instance cleaned away while
-	// this one was paused for longer than a day.
-	if _, err := i.pool.Exec(ctx, `INSERT INTO instances (id, name, hostname, lease_until) OVERRIDING SYSTEM VALUE
-		VALUES ($1, $2, '', now() + $3) ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until`,
-		i.id, i.name, i.ttl); err != nil {
-		return fmt.Errorf("renew the lease of this instance: %w", err)
-	}
-	rows, err := i.pool.Query(ctx, `SELECT id FROM instances WHERE lease_until > now()`)
+// beat renews the lease, or joins again if an heir has taken everything.
+func (i *Instance) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl/4, errors.New("the heartbeat took too long"))
+	defer cancel()
+	before := i.lease.Load()
+	id, sent := before.id, time.Now()
+	alive, err := i.register.renew(ctx, id)
 	if err != nil {
-		return fmt.Errorf("list the live instances: %w", err)
+		return err
 	}
-	live, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return fmt.Errorf("list the live instances: %w", err)
+	if !alive {
+		sent = time.Now()
+		if id, err = i.register.join(ctx); err != nil {
+			return err
+		}
+		i.log.LogAttrs(ctx, slog.LevelWarn, "the lease of this instance ran out and another one took everything over; starting afresh",
+			slog.Int64("was", before.id), slog.Int64("is", id))
 	}
-	i.live.Store(&live)
+	i.lease.Store(before.renewed(id, sent, time.Now(), i.ttl))
+	close(before.replaced)
 	return nil
 }
 
 // Leave gives up the lease, so that others need not wait for it to run out.
-func (i *Instance) Leave(ctx context.Context) error {
-	if _, err := i.pool.Exec(ctx, `DELETE FROM instances WHERE id = $1`, i.id); err != nil {
+func (i *Instance) Leave(ctx context.Context) error { return i.register.leave(ctx, i.ID()) }
+
+// instances is the table, as the instance of a name sees it.
+type instances struct {
+	pool     *pgxpool.Pool
+	name     uuid.UUID
+	hostname string
+	ttl      time.Duration
+}
+
+func (r *instances) join(ctx context.Context) (id int64, err error) {
+	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		// The earlier bearer of the name is dead. Its row stays until an heir
+		// has dealt with all that names it.
+		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until) VALUES ($1, $2, now() + $3) RETURNING id`,
+			r.name, r.hostname, r.ttl).Scan(&id)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("register this instance: %w", err)
+	}
+	return id, nil
+}
+
+func (r *instances) renew(ctx context.Context, id int64) (bool, error) {
+	tag, err := r.pool.Exec(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND heir IS NULL`, id, r.ttl)
+	if err != nil {
+		return false, fmt.Errorf("renew the lease of this instance: %w", err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+func (r *instances) leave(ctx context.Context, id int64) error {
+	if _, err := r.pool.Exec(ctx, `UPDATE instances SET lease_until = 'epoch' WHERE id = $1`, id); err != nil {
 		return fmt.Errorf("give up the lease of this instance: %w", err)
 	}
 	return nil

@@ -12,7 +12,9 @@ package journal
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,9 +36,18 @@ type Deliverer interface {
 	// deliverer can neither hold nor store more; an error means that the
 	// deliverer has stopped, and the batch waits in the database.
 	Deliver(ctx context.Context, b *event.Batch) error
-	// Recover takes batches that an earlier owner left unsettled, of which
-	// some deliveries may already have been made.
+	// Recover takes batches that a dead instance left unsettled, of which some
+	// deliveries may already have been made. When it returns, those that are
+	// ordered are where other instances see them.
 	Recover(ctx context.Context, batches []*event.Batch) error
+	// Free gives back what a dead instance had in hand.
+	Free(ctx context.Context, dead int64) error
+	// Yield puts the ordered deliveries of a shard where other instances see
+	// them: the shard is about to have another owner.
+	Yield(ctx context.Context, s event.Shard) error
+	// Prepare looks at what others left that comes before anything newer. It
+	// is called before the first event of a shard that was claimed.
+	Prepare(ctx context.Context) error
 }
 
 // Config of a Journal. The zero value of a field means its default.
@@ -51,7 +62,7 @@ type Config struct {
 	// may wait for its commit. Default 1 s.
 	CursorDelay time.Duration
 	// LeaseTTL is how long an instance that says nothing is believed alive.
-	// Default 10 s.
+	// Default 8 s.
 	LeaseTTL time.Duration
 	// Retention is how long events are kept. Default 168 h.
 	Retention time.Duration
@@ -62,7 +73,7 @@ func (c Config) withDefaults() Config {
 	c.QueueBytes = cmp.Or(c.QueueBytes, 64<<20)
 	c.BatchEvents = cmp.Or(c.BatchEvents, 1024)
 	c.CursorDelay = cmp.Or(c.CursorDelay, time.Second)
-	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, 8*time.Second)
 	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	return c
 }
@@ -81,6 +92,15 @@ type Journal struct {
 	parts     postgres.Partitions
 	health    postgres.Health
 	lastBatch int64 // the writer's alone
+
+	mu      sync.Mutex
+	claimed map[*Shard]struct{} // neither released nor lost
+
+	recovering chan struct{} // holds a token while Recover is at work; guards what follows
+	// adopting is what was adopted of each estate and not dispatched yet, under
+	// the number adoptedBy.
+	adopting  map[int64][]int64
+	adoptedBy int64
 }
 
 // Open prepares the journal of an instance: the partitions that the next
@@ -91,7 +111,8 @@ func Open(ctx context.Context, pool *pgxpool.Pool, instance *Instance, m Matcher
 	cfg = cfg.withDefaults()
 	j := &Journal{
 		cfg: cfg, pool: pool, matcher: m, deliverer: d, log: log, instance: instance,
-		queue: newQueue(cfg.QueueEvents, cfg.QueueBytes),
+		queue:   newQueue(cfg.QueueEvents, cfg.QueueBytes),
+		claimed: make(map[*Shard]struct{}), recovering: make(chan struct{}, 1),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "events", Retention: cfg.Retention,
 			Bound: func(t time.Time) string { return batchLiteral(t) },
@@ -107,8 +128,24 @@ func Open(ctx context.Context, pool *pgxpool.Pool, instance *Instance, m Matcher
 // Err says why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
 
-// Settle queues the statement that forgets batches whose deliveries all are
-// settled. It belongs into the transaction that records the last of them.
-func Settle(b *pgx.Batch, ids []int64) {
-	b.Queue(`DELETE FROM batches WHERE id = ANY($1)`, ids)
+// Settle queues the statement that forgets batches of an owner whose deliveries
+// all are settled. It belongs into the transaction that records the last of
+// them. Batches that an heir has are the heir's to settle.
+func Settle(b *pgx.Batch, owner int64, ids []int64) {
+	b.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
+}
+
+// Own returns which batches are an owner's, and lets no heir have them until
+// the transaction ends.
+func Own(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
+	// In one order, or two transactions could wait for each other.
+	rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 ORDER BY id FOR SHARE`, ids, owner)
+	if err != nil {
+		return nil, fmt.Errorf("lock batches: %w", err)
+	}
+	own, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("lock batches: %w", err)
+	}
+	return own, nil
 }

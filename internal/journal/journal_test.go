@@ -62,6 +62,10 @@ func (s *sink) Recover(_ context.Context, batches []*event.Batch) error {
 	return nil
 }
 
+func (s *sink) Free(context.Context, int64) error        { return nil }
+func (s *sink) Yield(context.Context, event.Shard) error { return nil }
+func (s *sink) Prepare(context.Context) error            { return nil }
+
 func (s *sink) seqs() (seqs []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -220,7 +224,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	unsettled := b.sink.delivered[2].Key
 	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
 		var batch pgx.Batch
-		Settle(&batch, []int64{settled})
+		Settle(&batch, b.instance.ID(), []int64{settled})
 		return tx.SendBatch(t.Context(), &batch).Close()
 	}); err != nil {
 		t.Fatal(err)
@@ -444,7 +448,8 @@ func TestQueueIsBounded(t *testing.T) {
 
 func TestNextBatchGrows(t *testing.T) {
 	t.Parallel()
-	j := &Journal{instance: &Instance{id: 3}}
+	j := &Journal{instance: &Instance{}}
+	j.instance.lease.Store(newLease(3, time.Now(), time.Hour))
 	now := time.Now()
 	last := int64(0)
 	for i, at := range []time.Time{now, now, now.Add(-time.Hour), now.Add(time.Second)} {
@@ -464,6 +469,9 @@ type discard struct{}
 
 func (discard) Deliver(context.Context, *event.Batch) error   { return nil }
 func (discard) Recover(context.Context, []*event.Batch) error { return nil }
+func (discard) Free(context.Context, int64) error             { return nil }
+func (discard) Yield(context.Context, event.Shard) error      { return nil }
+func (discard) Prepare(context.Context) error                 { return nil }
 
 // BenchmarkJournal is what one event costs from Append to its commit.
 func BenchmarkJournal(b *testing.B) {

@@ -82,7 +82,7 @@ func addShards(ctx context.Context, tx pgx.Tx, applicationID event.Snowflake, co
 // instances know which ones this one is willing to run: a range of one set and
 // all of any other; the zero value for all of any.
 func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error) {
-	s := event.Survey{Self: j.instance.id}
+	s := event.Survey{Self: j.instance.ID()}
 	var b pgx.Batch
 	b.Queue(`UPDATE instances SET application_id = $2, shard_first = $3, shard_last = $4, shard_count = $5, sharing = true
 		WHERE id = $1 AND (application_id, shard_first, shard_last, shard_count, sharing) IS DISTINCT FROM ($2, $3, $4, $5, true)`,
@@ -118,10 +118,31 @@ func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, 
 // Withdraw tells the other instances that this one will not take any shard:
 // they need not leave it a share while it drains.
 func (j *Journal) Withdraw(ctx context.Context) error {
-	if _, err := j.pool.Exec(ctx, `UPDATE instances SET sharing = false WHERE id = $1`, j.instance.id); err != nil {
+	if _, err := j.pool.Exec(ctx, `UPDATE instances SET sharing = false WHERE id = $1`, j.instance.ID()); err != nil {
 		return fmt.Errorf("withdraw from sharing the shards: %w", err)
 	}
 	return nil
+}
+
+// Holders names the live instances that own the shards of a set, for people.
+func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]string, error) {
+	rows, err := j.pool.Query(ctx, `SELECT s.shard_id, i.hostname || '#' || i.id FROM shards s JOIN instances i ON i.id = s.owner
+		WHERE s.application_id = $1 AND s.shard_count = $2 AND i.lease_until > now()`, int64(applicationID), count)
+	if err != nil {
+		return nil, fmt.Errorf("list who has the shards: %w", err)
+	}
+	holders := make(map[int]string)
+	var (
+		id   int
+		name string
+	)
+	if _, err := pgx.ForEachRow(rows, []any{&id, &name}, func() error {
+		holders[id] = name
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("list who has the shards: %w", err)
+	}
+	return holders, nil
 }
 
 // Told lists the wanted dispatches that a set of shards received at or after

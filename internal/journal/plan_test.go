@@ -95,7 +95,7 @@ func TestSurvey(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := a.survey(t, whole, event.ShardRange{})
-	want := event.Survey{Self: a.instance.id, Peers: []int64{a.instance.id}, Owned: []int{}, Free: []int{0, 1, 2, 3}, Shards: 4}
+	want := event.Survey{Self: a.instance.ID(), Peers: []int64{a.instance.ID()}, Owned: []int{}, Free: []int{0, 1, 2, 3}, Shards: 4}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("alone:\n%s", diff)
 	}
@@ -111,7 +111,7 @@ func TestSurvey(t *testing.T) {
 	}
 	got = b.survey(t, whole, event.ShardRange{})
 	want = event.Survey{
-		Self: b.instance.id, Peers: []int64{a.instance.id, b.instance.id}, Owned: []int{}, Free: []int{1},
+		Self: b.instance.ID(), Peers: []int64{a.instance.ID(), b.instance.ID()}, Owned: []int{}, Free: []int{1},
 		Shards: 4, Ready: 2, Holding: 1,
 	}
 	slices.Sort(want.Peers)

@@ -12,12 +12,13 @@ var errQueueClosed = errors.New("the journal has stopped")
 
 // entry is what a shard appended: where its session stands, and the event
 // that moved it there, if one did. An entry with done is a mark instead: done
-// is closed when everything before it was committed.
+// gets an error, or nil, when everything before it was committed and handed
+// over to delivery.
 type entry struct {
 	shard   *Shard
 	session event.Session
 	event   *event.Event
-	done    chan struct{}
+	done    chan error // has room for one
 }
 
 // queue is what waits for the next commit. It is bounded by count and by

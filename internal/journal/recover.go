@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,64 +14,207 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
+// What a dead instance leaves is settled by one heir, and is nobody else's
+// until then:
+//
+//  1. An instance whose lease has run out gets an heir, in one update of its
+//     row. That is its death: from then on it can't renew its lease, and the
+//     epochs of its shards are raised in the same transaction, so that a commit
+//     of it fails, however late it wakes up.
+//  2. The heir makes the batches its own, some at a time, and gives them to the
+//     deliverer, which either has the deliveries in its lanes or in retries
+//     when it returns. Then it frees the retries that the dead one had in hand.
+//  3. At last the shards are free, and the dead one's row is gone. Whoever
+//     claims a shard so finds everything older than what it will receive
+//     delivered, in a row of retries, or in no need of order.
+//
+// An heir that dies is inherited from as well, together with what it was about
+// to settle. Ownership of a row changes only from a dead instance to its one
+// heir, and every change names the owner before: a statement that began with an
+// older view of the tables finds nothing.
+
 // recoverBatches bounds how many batches are taken over in one step, and so
 // the memory that it takes.
 const recoverBatches = 32
 
-// Recover takes over every batch whose owner is dead and gives it to the
-// deliverer. Run repeats it; the first call belongs before the first shard
-// connects, so that older events come before newer ones.
+// recoverEvery is how often is looked for dead instances.
+const recoverEvery = time.Second
+
+// errDisinherited ends the work of an heir that was taken for dead itself.
+var errDisinherited = errors.New("another instance has become the heir of this one")
+
+// Recover settles what dead instances left: it takes over their batches and
+// gives them to the deliverer, and frees their shards. Run repeats it, and
+// Claim begins with it, so that older events come before newer ones.
 func (j *Journal) Recover(ctx context.Context) error {
-	for {
-		batches, err := j.adopt(ctx)
+	select {
+	case j.recovering <- struct{}{}:
+		defer func() { <-j.recovering }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	me, err := j.instance.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	if j.adoptedBy != me {
+		j.adoptedBy, j.adopting = me, make(map[int64][]int64)
+	}
+	estates, err := j.inherit(ctx, me)
+	if err != nil {
+		return fmt.Errorf("look for dead instances: %w", err)
+	}
+	for _, dead := range estates {
+		if err := j.settle(ctx, me, dead); err != nil {
+			return fmt.Errorf("take over from instance %d: %w", dead, err)
+		}
+	}
+	return nil
+}
+
+// inherit makes this instance the heir of the dead ones that have none, and
+// returns all that it is the heir of.
+func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err error) {
+	// An instance that was cut off itself judges only those that said that
+	// they are gone; the others may just have been cut off with it.
+	const lapsed = `heir IS NULL AND id <> $1 AND lease_until <= CASE WHEN $2 THEN now() ELSE 'epoch'::timestamptz END`
+	steady := j.instance.lease.Load().steady(time.Now(), j.instance.ttl)
+	found := false
+	if err := j.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM instances WHERE heir = $1 OR `+lapsed+`)`, me, steady).Scan(&found); err != nil || !found {
+		return nil, err
+	}
+	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		// The dead inherit nothing. Whoever makes itself the heir of this one
+		// waits for this transaction, and inherits what it does.
+		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR SHARE`, me); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `UPDATE instances SET heir = $1 WHERE `+lapsed+` RETURNING id`, me, steady)
 		if err != nil {
-			return fmt.Errorf("take over unsettled batches: %w", err)
+			return err
+		}
+		dead, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return err
+		}
+		var b pgx.Batch
+		b.Queue(`UPDATE instances SET heir = $1 WHERE heir = ANY($2)`, me, dead)
+		b.Queue(`UPDATE shards SET epoch = epoch + 1, updated_at = now() WHERE owner = ANY($1)`, dead)
+		b.Queue(`SELECT id FROM instances WHERE heir = $1 ORDER BY id`, me).Query(func(rows pgx.Rows) error {
+			estates, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
+		})
+		return tx.SendBatch(ctx, &b).Close()
+	})
+	return estates, err
+}
+
+// settle deals with all that a dead instance left.
+func (j *Journal) settle(ctx context.Context, me, dead int64) error {
+	total := 0
+	for {
+		batches, err := j.adopt(ctx, me, dead)
+		if err != nil {
+			return err
 		}
 		if len(batches) == 0 {
-			return nil
+			break
 		}
-		j.log.LogAttrs(ctx, slog.LevelInfo, "took over unsettled batches", slog.Int("batches", len(batches)))
 		if err := j.deliverer.Recover(ctx, batches); err != nil {
 			return fmt.Errorf("dispatch unsettled batches: %w", err)
 		}
+		delete(j.adopting, dead)
+		total += len(batches)
 	}
+	if err := j.deliverer.Free(ctx, dead); err != nil {
+		return err
+	}
+	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if err := lock(ctx, tx, `DELETE FROM instances WHERE id = $1 AND heir = $2`, dead, me); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE shards SET owner = NULL, updated_at = now() WHERE owner = $1`, dead)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("free its shards: %w", err)
+	}
+	j.log.LogAttrs(ctx, slog.LevelInfo, "took over from a dead instance", slog.Int64("dead", dead), slog.Int("batches", total))
+	return nil
 }
 
-func (j *Journal) adopt(ctx context.Context) ([]*event.Batch, error) {
-	rows, err := j.pool.Query(ctx, `UPDATE batches SET owner = $1
-		WHERE id IN (SELECT id FROM batches b WHERE owner <> $1
-				AND NOT EXISTS (SELECT FROM instances i WHERE i.id = b.owner AND i.lease_until > now())
-			ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)
-		RETURNING id`, j.instance.id, recoverBatches)
-	if err != nil {
-		return nil, err
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil || len(ids) == 0 {
-		return nil, err
+// adopt makes some batches of a dead instance this one's, oldest first. What it
+// adopted remains its next answer until the caller has dispatched it: neither a
+// lost answer nor a failed read may leave a batch that nobody looks at.
+func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, error) {
+	var ids []int64
+	for len(ids) == 0 {
+		if j.adopting[dead] == nil {
+			next, err := j.ids(ctx, `SELECT id FROM batches WHERE owner = $1 ORDER BY id LIMIT $2`, dead, recoverBatches)
+			if err != nil || len(next) == 0 {
+				return nil, err
+			}
+			j.adopting[dead] = next
+		}
+		var err error
+		if ids, err = j.own(ctx, me, dead, j.adopting[dead]); err != nil {
+			return nil, err
+		}
+		if len(ids) == 0 {
+			delete(j.adopting, dead) // settled, all of them
+		}
 	}
 	stored, err := read(ctx, j.pool, `batch_id = ANY($1)`, ids)
 	if err != nil {
 		return nil, err
 	}
-	byID := make(map[int64]*event.Batch, len(ids))
-	batches := make([]*event.Batch, 0, len(ids))
-	for i := range stored {
-		b := byID[stored[i].Key.Batch]
-		if b == nil {
-			b = &event.Batch{ID: stored[i].Key.Batch}
-			byID[b.ID] = b
-			batches = append(batches, b)
-		}
-		b.Events = append(b.Events, stored[i])
-	}
-	for _, id := range ids {
-		if byID[id] == nil {
-			// Its events are past their retention: nothing is left to deliver.
-			batches = append(batches, &event.Batch{ID: id})
+	// One whose events are past their retention stays empty: nothing is left
+	// to deliver.
+	batches := make([]*event.Batch, len(ids))
+	for i, id := range ids {
+		batches[i] = &event.Batch{ID: id, Owner: me}
+		for len(stored) > 0 && stored[0].Key.Batch == id {
+			batches[i].Events = append(batches[i].Events, stored[0])
+			stored = stored[1:]
 		}
 	}
 	return batches, nil
+}
+
+// own makes those batches this instance's that are the dead one's, and returns
+// them with those that it made its own before.
+func (j *Journal) own(ctx context.Context, me, dead int64, batches []int64) (ids []int64, err error) {
+	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir = $2 FOR SHARE`, dead, me); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `UPDATE batches SET owner = $1 WHERE id = ANY($2) AND owner IN ($1, $3) RETURNING id`, me, batches, dead)
+		if err != nil {
+			return err
+		}
+		ids, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+		return err
+	})
+	slices.Sort(ids)
+	return ids, err
+}
+
+func (j *Journal) ids(ctx context.Context, query string, args ...any) ([]int64, error) {
+	rows, err := j.pool.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// lock runs a statement that must meet a row, or else somebody else has become
+// the heir.
+func lock(ctx context.Context, tx pgx.Tx, query string, args ...any) error {
+	tag, err := tx.Exec(ctx, query, args...)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = errDisinherited
+	}
+	return err
 }
 
 // Events returns stored events by their keys. Those that retention dropped are
@@ -101,10 +245,10 @@ func read(ctx context.Context, pool *pgxpool.Pool, where string, args ...any) ([
 	})
 }
 
-// upkeep takes over the batches of instances that died while this one runs,
-// and keeps the partitions.
+// upkeep takes over from instances that died while this one runs, lets go of
+// shards that an heir of this one has, and keeps the partitions.
 func (j *Journal) upkeep(ctx context.Context) {
-	recovery := time.NewTicker(j.cfg.LeaseTTL)
+	recovery := time.NewTicker(recoverEvery)
 	defer recovery.Stop()
 	parts := time.NewTicker(time.Hour)
 	defer parts.Stop()
@@ -114,6 +258,7 @@ func (j *Journal) upkeep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-recovery.C:
+			j.loseStale(ctx)
 			err = j.Recover(ctx)
 		case <-parts.C:
 			err = j.parts.Maintain(ctx, time.Now())
@@ -121,5 +266,47 @@ func (j *Journal) upkeep(ctx context.Context) {
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 			j.log.LogAttrs(ctx, slog.LevelWarn, "journal upkeep failed", slog.Any("error", err))
 		}
+	}
+}
+
+// beginClaim returns the number to claim shards under, when what dead instances
+// left is dealt with.
+func (j *Journal) beginClaim(ctx context.Context) (int64, error) {
+	if err := j.Recover(ctx); err != nil {
+		// What is not dealt with stays claimed by the dead.
+		j.log.LogAttrs(ctx, slog.LevelWarn, "taking over from dead instances failed", slog.Any("error", err))
+	}
+	return j.instance.Hold(ctx)
+}
+
+// track remembers a shard until it is released or lost.
+func (j *Journal) track(s *Shard) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.claimed[s] = struct{}{}
+}
+
+func (j *Journal) untrack(s *Shard) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.claimed, s)
+}
+
+// loseStale lets go of the shards that were claimed under a number of this
+// instance that is dead: also those on which nothing happens, whose commit
+// would tell.
+func (j *Journal) loseStale(ctx context.Context) {
+	me := j.instance.ID()
+	j.mu.Lock()
+	var stale []*Shard
+	for s := range j.claimed {
+		if s.owner != me {
+			stale = append(stale, s)
+		}
+	}
+	j.mu.Unlock()
+	for _, s := range stale {
+		s.lose()
+		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", s.shard.String()))
 	}
 }

@@ -19,10 +19,12 @@ type Shard struct {
 	journal       *Journal
 	applicationID event.Snowflake
 	shard         event.Shard
+	owner         int64 // this instance's number when it claimed
 	epoch         int64
 	claimed       event.Session
 	stage         event.Stage
 	lost          chan struct{}
+	opened        bool // an event of it was committed; the writer's alone
 
 	mu sync.Mutex
 	// appended is the session that was appended to last, stored how far that
@@ -34,10 +36,15 @@ type Shard struct {
 	gone    bool
 }
 
-// Claim takes the leases on those of an application's shards that are free or
-// whose owner is dead, and that have not ended; the others are missing from what it returns. The caller
-// releases each.
+// Claim takes the leases on those of an application's shards that are free and
+// that have not ended; the others are missing from what it returns. What a dead
+// instance had is free once it is dealt with (see Recover). The caller releases
+// each.
 func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]*Shard, error) {
+	owner, err := j.beginClaim(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
+	}
 	ids, counts := make([]int32, len(shards)), make([]int32, len(shards))
 	for i, s := range shards {
 		ids[i], counts[i] = int32(s.ID), int32(s.Count)
@@ -48,15 +55,14 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 		SELECT $1, u.count, u.id, $4, 1 FROM unnest($2::int[], $3::int[]) AS u (count, id) ORDER BY u.count, u.id
 		ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
 		SET owner = $4, epoch = s.epoch + 1, updated_at = now()
-		WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4
-		   OR NOT EXISTS (SELECT FROM instances i WHERE i.id = s.owner AND i.lease_until > now()))
+		WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
 		RETURNING shard_id, shard_count, epoch, stage, session_id, resume_url, seq, intents`,
-		int64(applicationID), counts, ids, j.instance.id)
+		int64(applicationID), counts, ids, owner)
 	if err != nil {
 		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
 	}
 	claimed, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Shard, error) {
-		s := &Shard{journal: j, applicationID: applicationID, lost: make(chan struct{})}
+		s := &Shard{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
 		err := row.Scan(&s.shard.ID, &s.shard.Count, &s.epoch, &s.stage,
 			&s.claimed.ID, &s.claimed.ResumeURL, &s.claimed.Seq, &s.claimed.Intents)
 		s.appended, s.begunID, s.stored = s.claimed.ID, s.claimed.ID, s.claimed.Seq
@@ -64,6 +70,9 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
+	}
+	for _, s := range claimed {
+		j.track(s)
 	}
 	return claimed, nil
 }
@@ -131,18 +140,23 @@ func (s *Shard) End(ctx context.Context) error {
 	return s.update(ctx, "end", `owner = NULL, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
 }
 
-// settled returns when all that was appended is committed.
+// settled returns when all that was appended is committed, and its ordered
+// deliveries are where the next owner sees them.
 func (s *Shard) settled(ctx context.Context) error {
-	done := make(chan struct{})
+	s.journal.untrack(s)
+	done := make(chan error, 1)
 	if err := s.journal.queue.push(ctx, entry{done: done}); err != nil {
 		return err
 	}
 	select {
-	case <-done:
-		return nil
+	case err := <-done:
+		if err != nil {
+			return err
+		}
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	return s.journal.deliverer.Yield(ctx, s.shard)
 }
 
 // update changes the shard's row, as long as it is this instance's.
@@ -176,6 +190,7 @@ func (s *Shard) begun(sessionID string) bool {
 }
 
 func (s *Shard) lose() {
+	s.journal.untrack(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.gone {

@@ -26,11 +26,9 @@ func batchLiteral(t time.Time) string { return strconv.FormatInt(t.UnixMicro()<<
 func batchTime(id int64) time.Time { return time.UnixMicro(id >> batchShift) }
 
 func (j *Journal) nextBatch(now time.Time) int64 {
-	id := now.UnixMicro()<<batchShift | j.instance.id&(1<<batchShift-1)
-	if id <= j.lastBatch {
-		// The clock stood still or went back.
-		id = j.lastBatch + 1<<batchShift
-	}
+	// The clock may have stood still or gone back.
+	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
+	id := micros<<batchShift | j.instance.ID()&(1<<batchShift-1)
 	j.lastBatch = id
 	return id
 }
@@ -42,7 +40,7 @@ type commit struct {
 	// urgent: a cursor may wait, but neither a wanted event nor a session's
 	// beginning or end may.
 	urgent bool
-	marks  []chan struct{}
+	marks  []chan error
 }
 
 // Run commits what is appended, and takes over what dead instances left
@@ -138,32 +136,32 @@ func (j *Journal) flush(ctx context.Context, c *commit) error {
 			return err
 		}
 	}
+	err := j.handOver(ctx, c)
 	for _, done := range c.marks {
-		close(done)
+		done <- err
 	}
+	return nil
+}
+
+func (j *Journal) handOver(ctx context.Context, c *commit) error {
 	if len(c.batch.Events) == 0 {
 		return nil
 	}
 	j.metrics.stored.Add(float64(len(c.batch.Events)))
 	j.metrics.batchEvents.Observe(float64(len(c.batch.Events)))
-	if err := j.deliverer.Deliver(ctx, &c.batch); err != nil {
+	err := j.deliverer.Deliver(ctx, &c.batch)
+	if err != nil {
 		// It is stored and will be dispatched by the next start.
 		j.log.LogAttrs(ctx, slog.LevelInfo, "batch left for the next start", slog.Int64("batch", c.batch.ID), slog.Any("reason", err))
 	}
-	return nil
+	return err
 }
 
 func (j *Journal) commit(ctx context.Context, c *commit) error {
 	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
-	// One number for all tries: should a commit that seemed to fail have gone
-	// through, the next try finds it.
-	c.batch.ID = j.nextBatch(time.Now())
-	for i := range c.batch.Events {
-		c.batch.Events[i].Key.Batch = c.batch.ID
-	}
 	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		start := time.Now()
-		err := j.try(ctx, c)
+		err := j.commitOwned(ctx, c)
 		var fenced *fencedError
 		switch {
 		case err == nil:
@@ -191,6 +189,74 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	}
 	for s, session := range c.cursors {
 		s.committed(session)
+	}
+	return nil
+}
+
+// commitOwned tries to commit once this instance's lease is held: one that was
+// cut off for long owns nothing until it knows better.
+func (j *Journal) commitOwned(ctx context.Context, c *commit) error {
+	owner, err := j.instance.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	stale := &fencedError{}
+	for s := range c.cursors {
+		if s.owner != owner {
+			stale.shards = append(stale.shards, s)
+		}
+	}
+	if len(stale.shards) > 0 {
+		return stale
+	}
+	if err := j.begin(ctx, c); err != nil {
+		return err
+	}
+	c.batch.Owner = owner
+	if c.batch.ID == 0 {
+		// One number for all tries: should a commit that seemed to fail have
+		// gone through, the next try finds it.
+		c.batch.ID = j.nextBatch(time.Now())
+		for i := range c.batch.Events {
+			c.batch.Events[i].Key.Batch = c.batch.ID
+		}
+	}
+	return j.try(ctx, c)
+}
+
+// begin prepares for the first events of shards that were claimed. Their
+// earlier owner may have a clock that is ahead of this one's, but what it
+// stored is older all the same; and what it left undelivered comes first.
+func (j *Journal) begin(ctx context.Context, c *commit) error {
+	fresh := make(map[event.Shard]*Shard)
+	for s := range c.cursors {
+		if !s.opened {
+			fresh[s.shard] = s
+		}
+	}
+	var begun []*Shard
+	for i := range c.batch.Events {
+		if len(fresh) == 0 {
+			break
+		}
+		if s := fresh[c.batch.Events[i].Shard]; s != nil {
+			begun = append(begun, s)
+			delete(fresh, s.shard)
+		}
+	}
+	if len(begun) == 0 {
+		return nil
+	}
+	last := int64(0)
+	if err := j.pool.QueryRow(ctx, `SELECT coalesce(max(batch_id), 0) FROM events`).Scan(&last); err != nil {
+		return fmt.Errorf("read the number of the last batch: %w", err)
+	}
+	j.lastBatch = max(j.lastBatch, last)
+	if err := j.deliverer.Prepare(ctx); err != nil {
+		return err
+	}
+	for _, s := range begun {
+		s.opened = true
 	}
 	return nil
 }
@@ -231,7 +297,7 @@ func (j *Journal) try(ctx context.Context, c *commit) error {
 		var b pgx.Batch
 		order := queueCursors(&b, c.cursors)
 		if len(c.batch.Events) > 0 {
-			b.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, c.batch.ID, j.instance.id)
+			b.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, c.batch.ID, c.batch.Owner)
 			queueEvents(&b, &c.batch)
 		}
 		results := tx.SendBatch(ctx, &b)

@@ -4,20 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/oapi-codegen/nullable"
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 const (
@@ -200,32 +197,10 @@ func answer(err error) error {
 			Detail: fmt.Sprintf("listener %s is registered for this event and url: change or delete it", formatID(taken.id)),
 			Fields: []openapi.FieldProblem{{Field: "url", Detail: "the pair of event and url is taken"}},
 		}
-	case unavailable(err):
+	case errors.Is(err, errVanished), postgres.Unavailable(err):
 		return openapi.Unavailable()
 	default:
 		return err
-	}
-}
-
-// unavailable tells whether an error is the database's state and not the
-// statement's fault, so that the same call may succeed later.
-func unavailable(err error) bool {
-	var (
-		connect *pgconn.ConnectError
-		pgErr   *pgconn.PgError
-		netErr  net.Error
-	)
-	switch {
-	case errors.As(err, &connect): // whatever the server said to it
-		return true
-	case errors.As(err, &pgErr):
-		// Connection, read-only, deadlock, resources, operator and system
-		// (PostgreSQL, Error Codes: classes).
-		return len(pgErr.Code) == 5 && slices.Contains([]string{"08", "25", "40", "53", "57", "58"}, pgErr.Code[:2])
-	default:
-		// A server that dies in the middle of an answer is a bare io error.
-		return errors.As(err, &netErr) || errors.Is(err, errVanished) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-			pgconn.Timeout(err) || pgconn.SafeToRetry(err) || errors.Is(err, context.DeadlineExceeded)
 	}
 }
 

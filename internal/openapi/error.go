@@ -3,6 +3,7 @@ package openapi
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -100,7 +101,8 @@ func (e *Error) write(w http.ResponseWriter) {
 	case e.ListenerID != "":
 		h.Set("Location", "/listeners/"+e.ListenerID)
 	case e.RetryAfter > 0:
-		h.Set("Retry-After", strconv.Itoa(int(e.RetryAfter/time.Second)))
+		// Rounded up: who comes back a moment too early is sent away again.
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
 	w.WriteHeader(e.Status)
 	// The header is out: a client that has gone away is nobody's problem.

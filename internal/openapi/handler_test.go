@@ -144,6 +144,37 @@ func TestBodies(t *testing.T) {
 	}
 }
 
+// TestParameters: what is wrong is said for schemas as well that refer to no
+// others, which the validator's second engine checks.
+func TestParameters(t *testing.T) {
+	t.Parallel()
+	for query, says := range map[string]string{
+		"limit=0": "minimum: got 0, want 1", "limit=251": "maximum: got 251, want 250",
+		"url=" + strings.Repeat("a", 2049): "maxLength: got 2,049, want 2,048",
+	} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/listeners?"+query, http.NoBody)
+		w, p := problem(t, handler(t, &stub{}, t.Output()), req)
+		name, _, _ := strings.Cut(query, "=")
+		if w.Code != http.StatusBadRequest || field(p) != name || p.Detail != name+": "+says {
+			t.Errorf("%.20s: %d, field %q: %s; want %q", query, w.Code, field(p), p.Detail, says)
+		}
+	}
+}
+
+// TestRetryAfter: the header has whole seconds, and never too few.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	for wait, want := range map[time.Duration]string{time.Millisecond: "1", time.Second: "1", 1500 * time.Millisecond: "2"} {
+		s := &stub{fail: func(context.Context) error {
+			return &openapi.Error{Status: http.StatusTooManyRequests, Detail: "slower", RetryAfter: wait}
+		}}
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/shards", http.NoBody)
+		if w, _ := problem(t, handler(t, s, t.Output()), req); w.Header().Get("Retry-After") != want {
+			t.Errorf("%v is %q, want %q", wait, w.Header().Get("Retry-After"), want)
+		}
+	}
+}
+
 func TestContentTypes(t *testing.T) {
 	t.Parallel()
 	for contentType, want := range map[string]int{

@@ -96,6 +96,30 @@ func (e Ordering) Valid() bool {
 	}
 }
 
+// Defines values for ShardRole.
+const (
+	Delivering ShardRole = "delivering"
+	Holding    ShardRole = "holding"
+	Leaving    ShardRole = "leaving"
+	Warming    ShardRole = "warming"
+)
+
+// Valid indicates whether the value is a known member of the ShardRole enum.
+func (e ShardRole) Valid() bool {
+	switch e {
+	case Delivering:
+		return true
+	case Holding:
+		return true
+	case Leaving:
+		return true
+	case Warming:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ShardState.
 const (
 	Connected   ShardState = "connected"
@@ -354,19 +378,25 @@ type Problem struct {
 
 // Shard defines model for Shard.
 type Shard struct {
-	ConnectedAt        nullable.Nullable[time.Time] `json:"connected_at"`
-	Count              int                          `json:"count"`
-	Id                 int                          `json:"id"`
-	Identifies         int64                        `json:"identifies"`
+	ConnectedAt nullable.Nullable[time.Time] `json:"connected_at"`
+	Count       int                          `json:"count"`
+	Id          int                          `json:"id"`
+	Identifies  int64                        `json:"identifies"`
+
+	// Instance The server that has it, as host and number; `null` if none has.
+	Instance           nullable.Nullable[string]    `json:"instance"`
 	Intents            []string                     `json:"intents"`
 	LastClose          nullable.Nullable[Close]     `json:"last_close"`
 	LastHeartbeatAckAt nullable.Nullable[time.Time] `json:"last_heartbeat_ack_at"`
 	LatencyMs          nullable.Nullable[float32]   `json:"latency_ms"`
 
 	// Problem What is wrong and what to do.
-	Problem     nullable.Nullable[string] `json:"problem"`
-	Resumes     int64                     `json:"resumes"`
-	SeqReceived int64                     `json:"seq_received"`
+	Problem nullable.Nullable[string] `json:"problem"`
+	Resumes int64                     `json:"resumes"`
+
+	// Role What its events are for: they are delivered; or another set of shards still delivers them, and it is getting ready (warming) or keeps what that one may not deliver (holding); or it is read to its end (leaving).
+	Role        ShardRole `json:"role"`
+	SeqReceived int64     `json:"seq_received"`
 
 	// SeqStored What a restart resumes from.
 	SeqStored int64 `json:"seq_stored"`
@@ -375,6 +405,9 @@ type Shard struct {
 	SessionAgeSeconds nullable.Nullable[float32] `json:"session_age_seconds"`
 	State             ShardState                 `json:"state"`
 }
+
+// ShardRole What its events are for: they are delivered; or another set of shards still delivers them, and it is getting ready (warming) or keeps what that one may not deliver (holding); or it is read to its end (leaving).
+type ShardRole string
 
 // ShardState defines model for Shard.State.
 type ShardState string

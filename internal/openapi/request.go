@@ -18,6 +18,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/go-json-experiment/json/jsontext"
 	middleware "github.com/oapi-codegen/nethttp-middleware"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 )
 
 const jsonType = "application/json"
@@ -153,6 +155,10 @@ func collect(err error, fields *[]FieldProblem) {
 			add(body, e.Reason)
 		}
 	case *openapi3.SchemaError:
+		if failed := (*jsonschema.ValidationError)(nil); errors.As(e, &failed) {
+			collectFailed(failed, add)
+			break
+		}
 		if m, ok := e.Origin.(openapi3.MultiError); ok { //nolint:errorlint // as above
 			multi = m
 			break
@@ -177,6 +183,31 @@ func collect(err error, fields *[]FieldProblem) {
 	}
 	for _, inner := range multi {
 		collect(inner, fields)
+	}
+}
+
+// collectFailed walks what the other of the validator's two engines found: that
+// one checks the schemas that refer to no others, and its errors are a tree
+// whose leaves say what is wrong.
+func collectFailed(e *jsonschema.ValidationError, add func(field, detail string)) {
+	for _, cause := range e.Causes {
+		collectFailed(cause, add)
+	}
+	if len(e.Causes) > 0 {
+		return
+	}
+	inside := func(name string) string { return strings.Join(append(slices.Clone(e.InstanceLocation), name), ".") }
+	switch k := e.ErrorKind.(type) {
+	case *kind.Required:
+		for _, name := range k.Missing {
+			add(inside(name), "it is required")
+		}
+	case *kind.AdditionalProperties:
+		for _, name := range k.Properties {
+			add(inside(name), "there is no such field")
+		}
+	default:
+		add(strings.Join(e.InstanceLocation, "."), e.BasicOutput().Error.String())
 	}
 }
 

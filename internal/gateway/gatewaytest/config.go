@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 )
 
@@ -59,6 +60,9 @@ type Config struct {
 	// whether it does so.
 	TrimAcked bool
 
+	// Listen opens the two listeners. Default: on any ports of the loopback.
+	// What it opens is closed by Close.
+	Listen func() (net.Listener, error)
 	// SplitEvery cuts every zlib-stream payload into WebSocket messages of
 	// at most so many bytes; 0 sends it whole.
 	SplitEvery int
@@ -114,6 +118,11 @@ func (c Config) withDefaults() Config {
 	c.HeartbeatGrace = cmp.Or(c.HeartbeatGrace, max(c.HeartbeatInterval/2, 500*time.Millisecond))
 	c.SessionLifetime = cmp.Or(c.SessionLifetime, 90*time.Second)
 	c.ReplayLimit = cmp.Or(c.ReplayLimit, 1<<16)
+	if c.Listen == nil {
+		c.Listen = func() (net.Listener, error) {
+			return net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // any port
+		}
+	}
 	return c
 }
 

@@ -57,17 +57,19 @@ type conn struct {
 	done   chan struct{} // closed when the connection is over and booked
 
 	// Server.mu guards what follows.
-	shard    int
-	session  *session
-	cursor   int64 // the last dispatch of the session that the writer took
-	steps    []step
-	sends    []time.Time // when the last commands came, for the rate limit
-	leaving  bool        // something was done that makes a client leave
-	client   string      // whose token it came with
-	stopped  bool        // the client was suspended with this connection open
-	deaf     bool        // what comes is ignored: it is being closed or silenced
-	ending   bool        // nothing is sent any more and what comes is ignored
-	silenced bool        // ending, by Silence
+	shard   int
+	session *session
+	cursor  int64 // the last dispatch of the session that the writer took
+	steps   []step
+	sends   []time.Time // when the last commands came, for the rate limit
+	// presences are when the last Update Presence came, for theirs.
+	presences []time.Time
+	leaving   bool   // something was done that makes a client leave
+	client    string // whose token it came with
+	stopped   bool   // the client was suspended with this connection open
+	deaf      bool   // what comes is ignored: it is being closed or silenced
+	ending    bool   // nothing is sent any more and what comes is ignored
+	silenced  bool   // ending, by Silence
 }
 
 // handleGateway is the gateway's side of the WebSocket handshake, and then the

@@ -192,6 +192,7 @@ type identification struct {
 	Threshold  *int              `json:"large_threshold"`
 	Shard      []int             `json:"shard"`
 	Intents    *int64            `json:"intents"`
+	Presence   *presencePayload  `json:"presence"`
 }
 
 // check returns what Discord refuses it for, given the application's flags, and
@@ -206,6 +207,11 @@ func (p *identification) check(flags int64) (code int, why string) {
 		return closeShard, fmt.Sprintf("IDENTIFY with shard %v", p.Shard)
 	case p.Intents == nil || *p.Intents&^AllIntents != 0:
 		return closeIntents, "IDENTIFY without intents, or with bits that don't exist"
+	}
+	if p.Presence != nil {
+		if why, _ := p.Presence.check(); why != "" {
+			return closeOpcode, "IDENTIFY with a presence: " + why
+		}
 	}
 	for bit, enabling := range privileged {
 		if *p.Intents&bit != 0 && flags&enabling == 0 {
@@ -435,44 +441,4 @@ func (s *Server) expel(old *conn) {
 	old.detach()
 	old.deaf = true
 	old.now(Close(closeSession))
-}
-
-// command handles what a bot may send besides. s.mu is held.
-func (c *conn) command(op int, d json.RawMessage) {
-	s := c.srv
-	ss := c.session
-	if ss == nil {
-		c.refuse(closeNotAuth, "op %d before IDENTIFY", op)
-		return
-	}
-	s.note(Entry{Kind: Command, Conn: c.id, Shard: c.shard, Session: ss.id, Op: op, Data: d})
-	if op == opMembers {
-		c.members(ss, d)
-	}
-}
-
-// members answers op 8 (Discord: Request Guild Members). s.mu is held.
-func (c *conn) members(ss *session, d json.RawMessage) {
-	s := c.srv
-	var p struct {
-		Guild string          `json:"guild_id"`
-		Query *string         `json:"query"`
-		Users json.RawMessage `json:"user_ids"`
-		Nonce string          `json:"nonce"`
-	}
-	if json.Unmarshal(d, &p) != nil || p.Guild == "" || (p.Query == nil) == (p.Users == nil) {
-		c.refuse(closeOpcode, "op 8 needs a guild_id, and one of query and user_ids")
-		return
-	}
-	if s.cfg.Chunks != nil {
-		for _, chunk := range s.cfg.Chunks(d) {
-			s.push(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: chunk}, 0)
-		}
-		return
-	}
-	chunk := map[string]any{"guild_id": p.Guild, "members": []any{}, "chunk_index": 0, "chunk_count": 1}
-	if p.Nonce != "" && len(p.Nonce) <= 32 {
-		chunk["nonce"] = p.Nonce
-	}
-	s.push(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: mustJSON(chunk)}, 0)
 }

@@ -141,7 +141,7 @@ func TestRateLimit(t *testing.T) {
 	srv := start(t, gatewaytest.Config{})
 	c, session := ready(t, srv, 0, 1) // one of the 120
 	for range 119 {
-		c.send(`{"op":3,"d":{}}`)
+		c.send(`{"op":31,"d":{}}`)
 		c.send(`{"op":1,"d":1}`) // heartbeats don't count
 	}
 	for range 119 {
@@ -150,7 +150,7 @@ func TestRateLimit(t *testing.T) {
 	if n := srv.Count(gatewaytest.Command, 0); n != 119 {
 		t.Fatalf("%d commands noted, want 119", n)
 	}
-	c.send(`{"op":3,"d":{}}`)
+	c.send(`{"op":31,"d":{}}`)
 	c.expectClose(4008)
 	wantIllegal(t, srv, "more than 120 payloads")
 	resumed(t, srv, session, 1).expect("RESUMED 2")
@@ -205,7 +205,7 @@ func TestIdentifyWithoutShard(t *testing.T) {
 	t.Parallel()
 	srv := start(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
 	c := hello(t, srv, srv.GatewayURL())
-	c.send(`{"op":2,"d":{"token":%q,%s,"intents":0,"presence":{"status":"dnd"}}}`, srv.Token(), properties)
+	c.send(`{"op":2,"d":{"token":%q,%s,"intents":0,"presence":{"since":null,"activities":[],"status":"dnd","afk":false}}}`, srv.Token(), properties)
 	c.ready()
 	if s, ok := srv.Session(0); !ok || s.Count != 1 {
 		t.Errorf("session %+v, %t", s, ok)
@@ -360,7 +360,7 @@ func TestCommands(t *testing.T) {
 	t.Parallel()
 	srv := start(t, gatewaytest.Config{})
 	c, session := ready(t, srv, 0, 1)
-	ops := []int{3, 4, 31, 43}
+	ops := []int{31, 43}
 	for _, op := range ops {
 		c.send(`{"op":%d,"d":{"n":%d}}`, op, op)
 	}
@@ -370,7 +370,7 @@ func TestCommands(t *testing.T) {
 			t.Errorf("command %+v, %v; want op %d", e, err, op)
 		}
 	}
-	c.send(`{"op":8,"d":{"guild_id":"7","query":"","limit":0,"nonce":"n"}}`)
+	c.send(`{"op":8,"d":{"guild_id":"7","query":"a","limit":1,"nonce":"n"}}`)
 	p := c.next()
 	if want := `{"chunk_count":1,"chunk_index":0,"guild_id":"7","members":[],"nonce":"n"}`; p.String() != "GUILD_MEMBERS_CHUNK 2" || string(p.D) != want {
 		t.Errorf("%s %s, want %s", p, p.D, want)

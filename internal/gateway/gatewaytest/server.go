@@ -21,7 +21,7 @@ type Server struct {
 	// gateway serves the REST calls and the gateway's URL, resume the resume
 	// URL only: another port, so that a client that takes one for the other
 	// is found out.
-	gateway, resume *net.TCPListener
+	gateway, resume net.Listener
 	servers         []*http.Server
 	done            chan struct{}  // closed by Close
 	wg              sync.WaitGroup // servers, handlers and writers
@@ -33,7 +33,8 @@ type Server struct {
 	token    string
 	limit    SessionStart
 	resetAt  time.Time
-	buckets  map[int]time.Time // when the bucket was last taken
+	buckets  map[int]time.Time    // when the bucket was last taken
+	asked    map[string]time.Time // when all members of a guild were last asked for
 	lastConn int
 	conns    map[*conn]struct{}
 	sessions map[string]*session
@@ -46,8 +47,8 @@ type Server struct {
 	records  []Record
 }
 
-// Start starts a simulated Discord on two ports of the loopback. The caller
-// must Close it.
+// Start starts a simulated Discord, on two ports of the loopback unless
+// Config.Listen says otherwise. The caller must Close it.
 func Start(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -60,6 +61,7 @@ func Start(cfg Config) (*Server, error) {
 		limit:    cfg.SessionStart,
 		resetAt:  time.Now().Add(cfg.SessionStart.ResetAfter),
 		buckets:  map[int]time.Time{},
+		asked:    map[string]time.Time{},
 		conns:    map[*conn]struct{}{},
 		sessions: map[string]*session{},
 		byShard:  map[int][]*session{},
@@ -67,12 +69,11 @@ func Start(cfg Config) (*Server, error) {
 		log:      journal{counts: map[counted]int{}, changed: make(chan struct{})},
 	}
 	s.room = sync.NewCond(&s.mu)
-	loopback := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} // any port
 	var err error
-	if s.gateway, err = net.ListenTCP("tcp4", loopback); err != nil {
+	if s.gateway, err = cfg.Listen(); err != nil {
 		return nil, fmt.Errorf("gatewaytest: start: %w", err)
 	}
-	if s.resume, err = net.ListenTCP("tcp4", loopback); err != nil {
+	if s.resume, err = cfg.Listen(); err != nil {
 		return nil, fmt.Errorf("gatewaytest: start: %w", errors.Join(err, s.gateway.Close()))
 	}
 	s.serve(s.gateway, s.handleAPI)

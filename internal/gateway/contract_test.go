@@ -1,0 +1,413 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// stage is how far a connection is when Discord does something.
+type stage int
+
+const (
+	// atHello: right before HELLO, on the very first connection.
+	atHello stage = iota
+	// atIdentify: right before READY.
+	atIdentify
+	// live: after READY, sequence number 1, and ten messages.
+	live
+	// atResume: right before the replay, after live and a broken connection.
+	atResume
+)
+
+func (s stage) String() string {
+	return [...]string{"at HELLO", "at IDENTIFY", "live", "at RESUME"}[s]
+}
+
+// next is what a client has to do then.
+type next int
+
+const (
+	// goesOn: nothing, the connection stays.
+	goesOn next = iota
+	// resumes: RESUME on a new connection to the session's URL, from the last
+	// sequence number.
+	resumes
+	// identifies: IDENTIFY on a new connection to the gateway's URL.
+	identifies
+	// fails: nothing until a person has changed something.
+	fails
+)
+
+// contractCase is something that Discord does, and what has to follow.
+type contractCase struct {
+	name string
+	at   stage
+	act  []gatewaytest.Action
+	next next
+	// pause: not before the time that op 9 asks for.
+	pause bool
+	// code is the one that the DISCONNECT event tells; 0 where there is none.
+	code int
+	// remedy is what people are told to look at; of fails.
+	remedy string
+	// heartbeats are sent because of it.
+	heartbeats int
+}
+
+func send(payload string) gatewaytest.Action { return gatewaytest.Send([]byte(payload)) }
+
+// opCases has a row for every opcode, and for what is none.
+var opCases = []contractCase{
+	{name: "op 0 once more", at: live, act: acts(send(`{"op":0,"t":"MESSAGE_CREATE","s":5,"d":{}}`))},
+	{name: "op 0 without t", at: live, act: acts(send(`{"op":0,"t":null,"s":3,"d":{}}`), send(`{"op":0,"s":12,"d":{}}`))},
+	{name: "op 0 without s", at: live, act: acts(send(`{"op":0,"t":"X","s":null,"d":{}}`))},
+	{name: "op 0 before READY", at: atIdentify, act: acts(send(`{"op":0,"t":"X","s":1,"d":{}}`))},
+	{name: "op 1", at: live, act: acts(gatewaytest.RequestHeartbeat()), heartbeats: 1},
+	{name: "op 1 before HELLO", at: atHello, act: acts(gatewaytest.RequestHeartbeat()), heartbeats: 1},
+	{name: "op 7", at: live, act: acts(gatewaytest.Reconnect()), next: resumes, code: 4900},
+	{name: "op 7 before HELLO", at: atHello, act: acts(gatewaytest.Reconnect()), next: identifies},
+	{name: "op 7 instead of HELLO", at: atHello, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: identifies},
+	{name: "op 7 instead of READY", at: atIdentify, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: identifies, code: 4900},
+	{name: "op 7 instead of the replay", at: atResume, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: resumes, code: 4900},
+	{name: "op 9 true", at: live, act: acts(gatewaytest.Invalidate(true)), next: resumes, pause: true, code: 4900},
+	{name: "op 9 true", at: atIdentify, act: acts(gatewaytest.Invalidate(true)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 true", at: atResume, act: acts(gatewaytest.Invalidate(true)), next: resumes, pause: true, code: 4900},
+	{name: "op 9 false", at: live, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 false", at: atIdentify, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 false", at: atResume, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 null", at: live, act: acts(send(`{"op":9,"d":null}`)), next: identifies, pause: true, code: 4900},
+	{name: "op 10 once more", at: live, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1}}`))},
+	{name: "op 10 twice", at: atIdentify, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1}}`))},
+	{name: "op 10 without d", at: atHello, act: acts(send(`{"op":10}`), gatewaytest.Skip())},
+	{name: "op 10 of wrong types", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":"soon"}}`), gatewaytest.Skip())},
+	{name: "op 10 without end", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1e300}}`), gatewaytest.Skip())},
+	{name: "op 10 of no time", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":-1}}`), gatewaytest.Skip())},
+	{name: "op 11 unasked", at: live, act: acts(send(`{"op":11}`), gatewaytest.TextFrame([]byte(`{"op":11}`)))},
+	{name: "op 11 before HELLO", at: atHello, act: acts(send(`{"op":11,"d":null}`))},
+	{name: "ops that only clients send", at: live, act: acts(
+		send(`{"op":2,"d":{}}`), send(`{"op":3,"d":{}}`), send(`{"op":4,"d":{}}`), send(`{"op":6,"d":{}}`), send(`{"op":8,"d":{}}`),
+		send(`{"op":31,"d":{}}`), send(`{"op":43,"d":{}}`))},
+	{name: "ops that are not assigned", at: live, act: acts(send(`{"op":5,"d":{}}`), send(`{"op":99}`), send(`{"op":2147483647}`))},
+	{name: "no op", at: live, act: acts(send(`{}`), send(`[]`), send(`null`), send(`{"op":"0"}`), send(`{"op":-1}`), send(`{"op":0.5}`))},
+	{name: "no JSON", at: live, act: acts(send(`{"op":`)), next: resumes, code: 4900},
+	{name: "no JSON at all", at: atIdentify, act: acts(send(``)), next: identifies, code: 4900},
+	{name: "what can't be inflated", at: live, act: acts(gatewaytest.Corrupt()), next: resumes, code: 4900},
+	{name: "what can't be inflated", at: atResume, act: acts(gatewaytest.Corrupt(), gatewaytest.Skip()), next: resumes, code: 4900},
+}
+
+func acts(a ...gatewaytest.Action) []gatewaytest.Action { return a }
+
+// closeCases has a row for every close code at every stage (Discord: Gateway
+// Close Event Codes).
+func closeCases() (cases []contractCase) {
+	ends := []struct {
+		name   string
+		act    gatewaytest.Action
+		code   int
+		next   next // of a session
+		remedy string
+	}{
+		{"TCP drop", gatewaytest.Drop(), 1006, resumes, ""},
+		{"TCP reset", gatewaytest.Reset(), 1006, resumes, ""},
+		{"close without a code", gatewaytest.Close(1005), 1006, resumes, ""},
+		{"close 1000", gatewaytest.Close(1000), 1000, resumes, ""},
+		{"close 1001", gatewaytest.Close(1001), 1001, resumes, ""},
+		{"close 1011", gatewaytest.Close(1011), 1011, resumes, ""},
+		{"close 4000", gatewaytest.Close(4000), 4000, resumes, ""},
+		{"close 4001", gatewaytest.Close(4001), 4001, identifies, ""},
+		{"close 4002", gatewaytest.Close(4002), 4002, resumes, ""},
+		{"close 4003", gatewaytest.Close(4003), 4003, identifies, ""},
+		{"close 4004", gatewaytest.Close(4004), 4004, fails, "DISCORD_TOKEN"},
+		{"close 4005", gatewaytest.Close(4005), 4005, identifies, ""},
+		{"close 4006", gatewaytest.Close(4006), 4006, identifies, ""},
+		{"close 4007", gatewaytest.Close(4007), 4007, identifies, ""},
+		{"close 4008", gatewaytest.Close(4008), 4008, resumes, ""},
+		{"close 4009", gatewaytest.Close(4009), 4009, identifies, ""},
+		{"close 4010", gatewaytest.Close(4010), 4010, fails, "GATEHOOK_SHARDS"},
+		{"close 4011", gatewaytest.Close(4011), 4011, fails, "GATEHOOK_SHARDS"},
+		{"close 4012", gatewaytest.Close(4012), 4012, fails, "upgrade Gatehook"},
+		{"close 4013", gatewaytest.Close(4013), 4013, fails, "GATEHOOK_INTENTS"},
+		{"close 4014", gatewaytest.Close(4014), 4014, fails, "MESSAGE_CONTENT (Message Content Intent): switch it on"},
+		{"close 4015", gatewaytest.Close(4015), 4015, resumes, ""},
+		{"close 4321", gatewaytest.Close(4321), 4321, resumes, ""},
+	}
+	for _, e := range ends {
+		for _, at := range []stage{atHello, atIdentify, live, atResume} {
+			c := contractCase{name: e.name, at: at, act: acts(e.act), next: e.next, code: e.code, remedy: e.remedy}
+			if at < live && e.next == resumes {
+				c.next = identifies // there is nothing to resume
+			}
+			cases = append(cases, c)
+		}
+	}
+	return cases
+}
+
+// TestContract: whatever Discord does, the client does what it has to next,
+// and nothing is lost that could be had and nothing told twice.
+func TestContract(t *testing.T) {
+	t.Parallel()
+	for _, c := range slices.Concat(opCases, closeCases()) {
+		t.Run(fmt.Sprintf("%s %v", c.name, c.at), func(t *testing.T) {
+			t.Parallel()
+			c.run(t)
+		})
+	}
+}
+
+func (c contractCase) run(t *testing.T) {
+	t.Helper()
+	// No heartbeat but those that are asked for.
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval, HeartbeatGrace: time.Hour})
+	r.timing.invalid = 50 * time.Millisecond
+	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages | event.IntentMessageContent))
+	moments := map[stage]gatewaytest.Moment{
+		atHello: gatewaytest.AtHello, atIdentify: gatewaytest.AtIdentify, atResume: gatewaytest.AtResume,
+	}
+	if m, ok := moments[c.at]; ok {
+		r.Arm(m, gatewaytest.AnyShard, 1, c.act...)
+	}
+	begin := time.Now()
+	stop := r.start()
+	var old gatewaytest.Session
+	if c.at >= live {
+		old = r.ready(0)
+		r.named("READY", 1) // a reset may overtake it
+		r.dispatch(0, 0, 10)
+		r.messages(10)
+		begin = time.Now()
+	}
+	connections := 1 // up to and with the one that it happens on
+	switch c.at {
+	case live:
+		r.do(0, c.act...)
+	case atResume:
+		connections = 2
+		r.do(0, gatewaytest.Drop())
+	case atHello, atIdentify:
+	}
+	switch c.next {
+	case goesOn:
+		r.ready(0)
+	case resumes:
+		c.resumed(r, connections)
+	case identifies:
+		c.identified(r, old, connections)
+	case fails:
+		c.failed(r)
+	}
+	if c.pause {
+		if e := r.count(gatewaytest.Connected, gatewaytest.AnyShard, connections+1); e.At.Sub(begin) < r.timing.invalid {
+			t.Errorf("connected again after %v, want %v at least", e.At.Sub(begin), r.timing.invalid)
+		}
+	}
+	if c.next != fails {
+		n := len(slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name != "MESSAGE_CREATE" }))
+		r.dispatch(0, n, 10)
+		r.messages(n + 10)
+		r.legal() // of what it fails for, the simulated Discord may know better
+	}
+	if c.heartbeats > 0 {
+		r.count(gatewaytest.Heartbeat, gatewaytest.AnyShard, c.heartbeats)
+	}
+	stop()
+	if c.next != goesOn && c.next != fails {
+		connections++
+	}
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != connections {
+		t.Errorf("%d connections, want %d", n, connections)
+	}
+	if n := r.Count(gatewaytest.Heartbeat, gatewaytest.AnyShard); n != c.heartbeats {
+		t.Errorf("%d heartbeats, want %d", n, c.heartbeats)
+	}
+	c.checkTold(r)
+}
+
+// resumed checks that the session goes on where it stood, with all that was
+// dispatched meanwhile.
+func (c contractCase) resumed(r *rig, connections int) {
+	r.t.Helper()
+	r.count(gatewaytest.Connected, gatewaytest.AnyShard, connections+1)
+	r.dispatch(0, 10, 10)
+	// A RESUME in vain counts, if it came so far.
+	if e := r.count(gatewaytest.Resume, 0, connections); e.Seq != 11 {
+		r.t.Errorf("RESUME from %d, want 11", e.Seq)
+	}
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.messages(20)
+	r.named("SHARD_RESUME", 1)
+	if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+		r.t.Errorf("%d IDENTIFYs", n)
+	}
+}
+
+// identified checks that a new session begins, and that it is said which one
+// was lost if there was one.
+func (c contractCase) identified(r *rig, old gatewaytest.Session, connections int) {
+	r.t.Helper()
+	ready := 1
+	if old.ID != "" {
+		ready = 2
+	}
+	r.count(gatewaytest.Ready, 0, ready)
+	r.named("READY", ready)
+	now := r.ready(0)
+	if old.ID != "" {
+		var got lostData
+		lost := r.named("GATEHOOK_SESSION_LOST", 1)
+		want := lostData{0, old.ID, 11, now.ID, 1, errInvalid.Error()}
+		if c.code != int(codeKeep) {
+			want.Reason = closeCodes[c.code].meaning
+		}
+		if err := json.Unmarshal(lost.Data, &got); err != nil || got != want {
+			r.t.Errorf("%+v, want %+v (%v)", got, want, err)
+		}
+	}
+	if n := r.Count(gatewaytest.Resume, 0); n != connections-1 {
+		r.t.Errorf("%d RESUMEs, want %d", n, connections-1)
+	}
+}
+
+// failed checks that the shard waits for a person, visibly.
+func (c contractCase) failed(r *rig) {
+	r.t.Helper()
+	st := r.failed(1)[0]
+	if !strings.Contains(st.Problem, c.remedy) || strings.Contains(st.Problem, "\n") || st.LastClose.Code != c.code {
+		r.t.Errorf("status %+v, want %q", st, c.remedy)
+	}
+	if reasons := r.gateway.Unready(); len(reasons) != 1 || !strings.Contains(reasons[0], st.Problem) {
+		r.t.Errorf("unready: %v", reasons)
+	}
+}
+
+// checkTold compares what callbacks learn of the connections.
+func (c contractCase) checkTold(r *rig) {
+	r.t.Helper()
+	connect, end := []string{"SHARD_CONNECT", "CONNECT"}, []string{"SHARD_DISCONNECT", "DISCONNECT"}
+	want := []string{}
+	switch c.at {
+	case atHello:
+		if c.next == goesOn {
+			want = connect
+		}
+	case atIdentify:
+		want = connect
+	case live:
+		want = slices.Concat(connect, []string{"READY"})
+	case atResume:
+		want = slices.Concat(connect, []string{"READY"}, end, connect)
+	}
+	if c.at != atHello && c.next != goesOn {
+		want = slices.Concat(want, end)
+	}
+	switch {
+	case c.next == goesOn && c.at < live:
+		want = slices.Concat(want, []string{"READY"})
+	case c.next == resumes:
+		want = slices.Concat(want, connect, []string{"RESUMED", "SHARD_RESUME"})
+	case c.next == identifies && c.at < live:
+		want = slices.Concat(want, connect, []string{"READY"})
+	case c.next == identifies:
+		want = slices.Concat(want, connect, []string{"GATEHOOK_SESSION_LOST", "READY"})
+	}
+	if c.next != fails {
+		want = slices.Concat(want, end) // the drain
+	}
+	if diff := cmp.Diff(want, r.untold()); diff != "" {
+		r.t.Error(diff)
+	}
+	if c.next == goesOn || c.at == atHello {
+		return
+	}
+	n := 1
+	if c.at == atResume {
+		n = 2
+	}
+	var got disconnectData
+	if e := r.named("DISCONNECT", n); json.Unmarshal(e.Data, &got) != nil || got.Code != c.code || got.Reason == "" {
+		r.t.Errorf("DISCONNECT %s, want code %d", e.Data, c.code)
+	}
+}
+
+// TestDispatchOfAnyType: what d is, is for whoever gets it. Discord's own
+// documentation says of PRESENCE_UPDATE that its types are not checked.
+func TestDispatchOfAnyType(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	datas := []string{`null`, `5`, `"x"`, `[]`, `{"id":{},"guild_id":7,"author":[]}`, `{"id":"x","user":null}`, "{\"content\":\"\xff\"}", `true`}
+	for _, data := range datas {
+		for _, name := range []string{"MESSAGE_CREATE", "GUILD_CREATE", "GUILD_DELETE", "PRESENCE_UPDATE", "RESUMED", "NOT_KNOWN"} {
+			if _, err := r.Dispatch(0, name, []byte(data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.named("NOT_KNOWN", len(datas))
+	for i, data := range datas {
+		if e := r.named("MESSAGE_CREATE", i+1); string(e.Data) != data {
+			t.Errorf("%q was told as %q", data, e.Data)
+		}
+	}
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+	r.legal()
+}
+
+// TestReadyOfAnyType: a session that can't be resumed is still one whose
+// events are worth having. When it ends, it is said what is lost.
+func TestReadyOfAnyType(t *testing.T) {
+	t.Parallel()
+	for _, data := range []string{
+		`null`, `[]`, `{}`, `{"session_id":5,"guilds":7}`, `{"session_id":"","resume_gateway_url":[],"guilds":[{"id":1},5,null,{"id":"x"}]}`,
+	} {
+		t.Run(data, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{})
+			r.Arm(gatewaytest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+data+`}`),
+				send(`{"op":0,"t":"GUILD_CREATE","s":2,"d":{"id":"5"}}`), gatewaytest.Drop())
+			r.start()
+			if e := r.named("READY", 1); string(e.Data) != data {
+				t.Errorf("READY %s", e.Data)
+			}
+			r.named("GUILD_CREATE", 1)
+			now := r.ready(0)
+			var got lostData
+			lost := r.named("GATEHOOK_SESSION_LOST", 1)
+			if err := json.Unmarshal(lost.Data, &got); err != nil || got.AfterSeq != 2 || got.NextSessionID != now.ID || got.SessionID == "" {
+				t.Errorf("%s, %v", lost.Data, err)
+			}
+			if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 3 { // the second one for a RESUME in vain
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
+// TestReadyKeepsItsSession: one member of a wrong type costs that member only.
+func TestReadyKeepsItsSession(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	ready := fmt.Sprintf(`{"v":"ten","guilds":{"id":5},"session_id":"kept","resume_gateway_url":%q}`, r.ResumeURL())
+	r.Arm(gatewaytest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+ready+`}`), gatewaytest.Drop())
+	r.start()
+	if e := r.count(gatewaytest.Resume, gatewaytest.AnyShard, 1); e.Session != "kept" || e.Seq != 1 {
+		t.Errorf("RESUME of %q from %d", e.Session, e.Seq)
+	}
+	if e := r.named("READY", 1); !bytes.Equal(e.Data, []byte(ready)) {
+		t.Errorf("READY %s", e.Data)
+	}
+	r.legal()
+}

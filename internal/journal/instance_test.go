@@ -1,0 +1,277 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const testTTL = 8 * time.Second
+
+// ledger stands for the table of instances, with a clock of its own kind: an
+// instance that does not renew for longer than its lease gets an heir when
+// bury is called, as Recover does.
+type ledger struct {
+	mu    sync.Mutex
+	last  int64
+	until map[int64]time.Time
+	// delay is how long an answer takes after the renewal took effect.
+	delay time.Duration
+	down  error
+	tries int
+}
+
+func (l *ledger) join(context.Context) (int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last++
+	l.until[l.last] = time.Now().Add(testTTL)
+	return l.last, nil
+}
+
+func (l *ledger) renew(ctx context.Context, id int64) (bool, error) {
+	l.mu.Lock()
+	l.tries++
+	down, delay := l.down, l.delay
+	_, alive := l.until[id]
+	if down == nil && alive {
+		l.until[id] = time.Now().Add(testTTL)
+	}
+	l.mu.Unlock()
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+	return alive, down
+}
+
+func (l *ledger) leave(context.Context, int64) error { return nil }
+
+// bury gives an heir to everyone whose lease ran out, and tells who.
+func (l *ledger) bury() (dead []int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, until := range l.until {
+		if !time.Now().Before(until) {
+			delete(l.until, id)
+			dead = append(dead, id)
+		}
+	}
+	return dead
+}
+
+func (l *ledger) set(down error, delay time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down, l.delay, l.tries = down, delay, 0
+}
+
+// isHeld tells whether Hold returns at once.
+func isHeld(ctx context.Context, i *Instance) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err := i.Hold(ctx)
+	return err == nil
+}
+
+var errDown = errors.New("the database is away")
+
+// bubble runs f with an instance whose heartbeats run.
+func bubble(t *testing.T, f func(t *testing.T, i *Instance, l *ledger)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		l := &ledger{until: make(map[int64]time.Time)}
+		i, err := joinRegister(t.Context(), l, testTTL, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- i.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}()
+		f(t, i, l)
+	})
+}
+
+func TestLeaseIsHeldWhileItIsRenewed(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		for range 600 {
+			time.Sleep(100 * time.Millisecond)
+			if !isHeld(t.Context(), i) || len(l.bury()) > 0 {
+				t.Fatal("the lease ran out")
+			}
+		}
+		if i.ID() != 1 {
+			t.Errorf("the number is %d", i.ID())
+		}
+	})
+}
+
+// What is held here is held in the database, however slow its answers are.
+func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		l.set(nil, 1500*time.Millisecond)
+		time.Sleep(20 * time.Second)
+		l.set(errDown, 0)
+		lapsed := 0
+		for range 200 {
+			time.Sleep(50 * time.Millisecond)
+			held := isHeld(t.Context(), i)
+			if !held {
+				lapsed++
+			}
+			if dead := l.bury(); len(dead) > 0 {
+				if held {
+					t.Error("the database had the lease run out while it was held here")
+				}
+				break
+			}
+		}
+		if lapsed == 0 {
+			t.Error("the lease did not run out before it did in the database")
+		}
+	})
+}
+
+// An outage that nobody made use of is no reason to let go of anything.
+func TestInstanceWithoutHeirGoesOn(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		l.set(errDown, 0)
+		time.Sleep(time.Minute)
+		if isHeld(t.Context(), i) {
+			t.Fatal("the lease is held without a database")
+		}
+		waited := make(chan int64, 1)
+		go func() {
+			id, err := i.Hold(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			waited <- id
+		}()
+		synctest.Wait()
+		back := time.Now()
+		l.set(nil, 0)
+		if id := <-waited; id != 1 {
+			t.Errorf("it goes on as %d, want 1", id)
+		}
+		if d := time.Since(back); d > time.Second {
+			t.Errorf("the database was back for %v before it was noticed", d)
+		}
+		if i.lease.Load().steady(time.Now(), testTTL) {
+			t.Error("it judges others just after it was cut off")
+		}
+		time.Sleep(testTTL)
+		if !i.lease.Load().steady(time.Now(), testTTL) {
+			t.Error("it does not judge others for good")
+		}
+	})
+}
+
+func TestInstanceWithAnHeirStartsAfresh(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		l.set(errDown, 0)
+		time.Sleep(testTTL + time.Second)
+		if dead := l.bury(); len(dead) != 1 {
+			t.Fatalf("buried %v", dead)
+		}
+		l.set(nil, 0)
+		id, err := i.Hold(t.Context())
+		if err != nil || id != 2 || i.ID() != 2 {
+			t.Errorf("it goes on as %d (%v), want 2", id, err)
+		}
+	})
+}
+
+func TestRenewalsThatHangAreCutOff(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		l.set(nil, time.Hour)
+		time.Sleep(testTTL)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.tries < 3 {
+			t.Errorf("%d tries in the time of a lease", l.tries)
+		}
+	})
+}
+
+func TestHoldEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		l.set(errDown, 0)
+		time.Sleep(testTTL)
+		why := errors.New("stopping")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() { time.Sleep(time.Second); cancel(why) }()
+		if _, err := i.Hold(ctx); !errors.Is(err, why) {
+			t.Errorf("%v, want %v", err, why)
+		}
+	})
+}
+
+// A suspended machine stops the monotonic clock, but not the wall clock.
+func TestLeaseHeedsBothClocks(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	l := newLease(1, now, testTTL)
+	for name, c := range map[string]struct {
+		at   time.Time
+		held bool
+	}{
+		"just before":                       {now.Add(testTTL - 1), true},
+		"at the end":                        {now.Add(testTTL), false},
+		"the wall clock went on alone":      {now.Round(0).Add(testTTL), false},
+		"the wall clock just before":        {now.Round(0).Add(testTTL - 1), true},
+		"long after":                        {now.Add(time.Hour), false},
+		"before it was sent, by both":       {now.Add(-time.Hour), true},
+		"the wall clock before it was sent": {now.Round(0).Add(-time.Hour), true},
+	} {
+		if l.held(c.at) != c.held {
+			t.Errorf("%s: held is %v", name, !c.held)
+		}
+	}
+	// The wall clock was set back: the other one still counts.
+	set := *l
+	set.wall = l.wall.Add(time.Hour)
+	if set.held(now.Add(testTTL)) {
+		t.Error("held, since the wall clock was set back")
+	}
+	// The machine was suspended: the monotonic clock stood still.
+	slept := *l
+	slept.wall = now.Round(0).Add(-time.Hour)
+	if slept.held(now.Add(time.Second)) {
+		t.Error("held, since the machine was suspended")
+	}
+}
+
+func BenchmarkHold(b *testing.B) {
+	i, err := joinRegister(b.Context(), &ledger{until: make(map[int64]time.Time)}, time.Hour, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := i.Hold(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
