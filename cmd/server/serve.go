@@ -128,6 +128,7 @@ func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.add("delivery", s.delivery.Run, s.delivery.Stop)
 	l.add("http", func(context.Context) error { return s.serveHTTP(listener) }, func() { s.stopHTTP(l.ctx) })
 	l.add("journal", s.runJournal, s.journal.Stop)
+	l.addCancelled("commands", s.commands.Run)
 	l.addCancelled("gateway", s.gateway.Run)
 }
 

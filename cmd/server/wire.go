@@ -34,6 +34,7 @@ type server struct {
 	delivery  *delivery.Delivery
 	journal   *journal.Journal
 	gateway   *gateway.Gateway
+	commands  *gateway.Commands
 	registry  *prometheus.Registry
 	contract  json.RawMessage
 	http      *http.Server
@@ -74,11 +75,13 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	gw := gateway.Config{
 		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
+		Relay: gateway.NewRelay(pool),
 	}
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
 	}
 	s.gateway = gateway.New(gw, store{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	return s, s.makeHTTP(key)
 }
 
@@ -106,6 +109,7 @@ func (s store) Claim(ctx context.Context, applicationID event.Snowflake, shards 
 type calls struct {
 	*listeners.Listeners
 	*gateway.Handler
+	*gateway.Commands
 	*server
 }
 
@@ -114,7 +118,7 @@ func (s *server) makeHTTP(key secret.Value) error {
 	if s.contract, err = openapi.Contract(); err != nil {
 		return err
 	}
-	h, err := openapi.NewHandler(calls{s.listeners, s.gateway.Handler(), s}, openapi.Options{APIKey: key, Logger: s.log})
+	h, err := openapi.NewHandler(calls{s.listeners, s.gateway.Handler(), s.commands, s}, openapi.Options{APIKey: key, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("make the API: %w", err)
 	}

@@ -134,6 +134,7 @@ var (
 	errLeaseLost = errors.New("another instance took the shard over")
 	errReplaced  = errors.New("another session took over")
 	errShared    = errors.New("another instance gets its share of the shards")
+	errRestart   = errors.New("a restart of the shard was asked for")
 	errDrain     = errors.New("this server is shutting down")
 	// Heartbeats are acknowledged and nothing else comes.
 	errUnanswered = errors.New("a RESUME was not answered")
@@ -155,6 +156,7 @@ var ownCauses = []struct {
 	{errLeaseLost, "lease_lost"},
 	{errReplaced, "replaced"},
 	{errShared, "shared"},
+	{errRestart, "restart"},
 	{errDrain, "shutdown"},
 }
 

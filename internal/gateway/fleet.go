@@ -288,7 +288,7 @@ func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
 		starts: f.starts, dials: f.dials, intents: f.cfg.Intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		outgrown: f.outgrown, told: f.told,
+		relay: f.cfg.Relay, outgrown: f.outgrown, told: f.told,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},
 	}

@@ -17,8 +17,11 @@ const (
 	opDispatch       = 0
 	opHeartbeat      = 1
 	opIdentify       = 2
+	opPresence       = 3
+	opVoiceState     = 4
 	opResume         = 6
 	opReconnect      = 7
+	opMembers        = 8
 	opInvalidSession = 9
 	opHello          = 10
 	opHeartbeatACK   = 11
@@ -210,6 +213,7 @@ type identifyCommand struct {
 	Properties identifyProperties `json:"properties"`
 	Shard      [2]int             `json:"shard"`
 	Intents    int64              `json:"intents"`
+	Presence   json.RawMessage    `json:"presence,omitempty"`
 }
 
 type identifyProperties struct {
@@ -224,5 +228,6 @@ type resumeCommand struct {
 	Seq       int64  `json:"seq"`
 }
 
-// encode never fails: a command holds nothing but strings and numbers.
+// encode never fails: a command holds nothing but strings, numbers and what
+// was JSON before.
 func (c command) encode() ([]byte, error) { return json.Marshal(c) }

@@ -101,6 +101,9 @@ type Config struct {
 	// IntentsChanged tells that Intents returns something else; nil if it
 	// never does.
 	IntentsChanged <-chan struct{}
+	// Relay keeps the presence and passes commands on to other instances; nil
+	// for a Gateway without Commands.
+	Relay *Relay
 }
 
 // Gateway keeps the shards of one bot connected. Make it with New, then Run

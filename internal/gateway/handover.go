@@ -55,6 +55,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 		leave = t.leave // there is nothing to be read to its end
 	}
 	current := start(ctx, l)
+	s.current.Store(current)
 	defer func() { current.stop(errDrain) }()
 	began := current.began
 	var again, patience <-chan time.Time
@@ -94,6 +95,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 		switch {
 		case err == nil:
 			current = next
+			s.current.Store(current)
 		case current.ended():
 			// The next turn of the loop returns it.
 		default:

@@ -59,6 +59,8 @@ type link struct {
 	leave     chan struct{} // closed to end it once all before was read
 	sessionID atomic.Pointer[string]
 	has       atomic.Int64 // the session's intents
+	presence  atomic.Int64 // the version that the session shows; 0 for an unknown one
+	presences window       // when it was changed on this connection; Commands' alone
 	overlap   atomic.Pointer[overlap]
 
 	// How long the reader did something else than wait for the socket, in
@@ -86,6 +88,7 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	l.sessionID.Store(&session.ID)
 	l.has.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
+	l.presences = window{length: presenceWindow + presenceMargin, limit: presenceLimit}
 	return l
 }
 
@@ -220,6 +223,7 @@ func (l *link) resume(ctx context.Context) error {
 
 func (l *link) identify(ctx context.Context) error {
 	s := l.shard
+	presence := s.presence(ctx)
 	if err := s.starts.permit(ctx, s.id.ID); err != nil {
 		return err
 	}
@@ -228,6 +232,7 @@ func (l *link) identify(ctx context.Context) error {
 	if err := s.starts.allowed(l.intents); err != nil {
 		return err
 	}
+	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
 	s.set(func(st *ShardStatus) { st.Identifies++ })
 	return l.conn.send(ctx, opIdentify, identifyCommand{
@@ -235,6 +240,7 @@ func (l *link) identify(ctx context.Context) error {
 		Properties: identifyProperties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
 		Shard:      [2]int{s.id.ID, s.id.Count},
 		Intents:    int64(l.intents),
+		Presence:   presence.d,
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -66,6 +67,7 @@ type shard struct {
 	intents  func() event.Intents
 	changed  chan struct{} // holds one token after the intents changed
 	again    chan struct{} // holds one token after retry
+	relay    *Relay        // has the presence; nil for none
 	outgrown func()        // says that there are too few shards
 	// told lists what the set of shards before this one delivered.
 	told    func(context.Context) ([]event.Told, error)
@@ -77,6 +79,9 @@ type shard struct {
 	lost     *lostData // a session that could not be resumed, until it was told
 	dead     string    // its id: it is not tried again, should a new claim name it
 	upgrades upgrades
+
+	// current is the connection that delivers, or the last one that did.
+	current atomic.Pointer[running]
 
 	mu     sync.Mutex // guards what follows
 	status ShardStatus
@@ -168,6 +173,7 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 // prepare makes the next connection.
 func (s *shard) prepare(t *tenure, session event.Session) *link {
 	l := newLink(s, t.sink(), session)
+	l.inherit(s)
 	l.primary.Store(true)
 	state := StateResuming
 	if session.ID == "" {

@@ -77,19 +77,46 @@ func (e HealthStatus) Valid() bool {
 
 // Defines values for Ordering.
 const (
-	Channel Ordering = "channel"
-	Guild   Ordering = "guild"
-	None    Ordering = "none"
+	OrderingChannel Ordering = "channel"
+	OrderingGuild   Ordering = "guild"
+	OrderingNone    Ordering = "none"
 )
 
 // Valid indicates whether the value is a known member of the Ordering enum.
 func (e Ordering) Valid() bool {
 	switch e {
-	case Channel:
+	case OrderingChannel:
 		return true
-	case Guild:
+	case OrderingGuild:
 		return true
-	case None:
+	case OrderingNone:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PresenceStatus.
+const (
+	Dnd       PresenceStatus = "dnd"
+	Idle      PresenceStatus = "idle"
+	Invisible PresenceStatus = "invisible"
+	Offline   PresenceStatus = "offline"
+	Online    PresenceStatus = "online"
+)
+
+// Valid indicates whether the value is a known member of the PresenceStatus enum.
+func (e PresenceStatus) Valid() bool {
+	switch e {
+	case Dnd:
+		return true
+	case Idle:
+		return true
+	case Invisible:
+		return true
+	case Offline:
+		return true
+	case Online:
 		return true
 	default:
 		return false
@@ -150,11 +177,31 @@ func (e ShardState) Valid() bool {
 	}
 }
 
+// Activity What Discord takes of a bot's activity.
+type Activity struct {
+	Name string `json:"name"`
+
+	// State What more there is to say.
+	State *string `json:"state,omitempty"`
+
+	// Type 0 playing, 1 streaming, 2 listening, 3 watching, 4 custom (shows `state`), 5 competing.
+	Type int `json:"type"`
+
+	// Url Where the stream is, on https://twitch.tv/ or https://youtube.com/; for type 1 only.
+	Url *string `json:"url,omitempty"`
+}
+
 // Close defines model for Close.
 type Close struct {
 	At     time.Time `json:"at"`
 	Code   int       `json:"code"`
 	Reason string    `json:"reason"`
+}
+
+// CommandSent defines model for CommandSent.
+type CommandSent struct {
+	// Shard `[id, count]`: the shard that it went through.
+	Shard ShardOfCount `json:"shard"`
 }
 
 // Delivery defines model for Delivery.
@@ -353,8 +400,57 @@ type ListenerUpdate struct {
 	Url      *string   `json:"url,omitempty"`
 }
 
+// MembersRequest defines model for MembersRequest.
+type MembersRequest struct {
+	// Limit How many at most, from 1 to 100; 0 for all, with a `query` of `""`. Required with `query`.
+	Limit *int `json:"limit,omitempty"`
+
+	// Nonce At most 32 bytes, in each of the events that answer; made if left out.
+	Nonce *string `json:"nonce,omitempty"`
+
+	// Presences Whether to tell the members' presences as well.
+	Presences *bool `json:"presences,omitempty"`
+
+	// Query What the names begin with; `""` for all.
+	Query *string `json:"query,omitempty"`
+
+	// UserIds At most 100.
+	UserIds *[]string `json:"user_ids,omitempty"`
+}
+
+// MembersRequested defines model for MembersRequested.
+type MembersRequested struct {
+	// Nonce It is in the events that answer.
+	Nonce string `json:"nonce"`
+
+	// Shard `[id, count]`: the shard that it went through.
+	Shard ShardOfCount `json:"shard"`
+}
+
 // Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 type Ordering string
+
+// Presence defines model for Presence.
+type Presence struct {
+	Activities []Activity               `json:"activities"`
+	Afk        bool                     `json:"afk"`
+	Since      nullable.Nullable[int64] `json:"since"`
+	Status     PresenceStatus           `json:"status"`
+	UpdatedAt  time.Time                `json:"updated_at"`
+}
+
+// PresenceStatus defines model for PresenceStatus.
+type PresenceStatus string
+
+// PresenceUpdate defines model for PresenceUpdate.
+type PresenceUpdate struct {
+	Activities *[]Activity `json:"activities,omitempty"`
+	Afk        *bool       `json:"afk,omitempty"`
+
+	// Since Since when the bot is idle, in milliseconds since 1970; `null` if it is not.
+	Since  nullable.Nullable[int64] `json:"since,omitempty"`
+	Status PresenceStatus           `json:"status"`
+}
 
 // Problem defines model for Problem.
 type Problem struct {
@@ -412,6 +508,9 @@ type ShardRole string
 // ShardState defines model for Shard.State.
 type ShardState string
 
+// ShardOfCount `[id, count]`: the shard that it went through.
+type ShardOfCount = []int
+
 // Shards defines model for Shards.
 type Shards struct {
 	Data []Shard `json:"data"`
@@ -419,6 +518,17 @@ type Shards struct {
 
 // Snowflakes defines model for Snowflakes.
 type Snowflakes = []string
+
+// VoiceStateUpdate defines model for VoiceStateUpdate.
+type VoiceStateUpdate struct {
+	// ChannelId The channel to be in; `null` to leave.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+	SelfDeaf  *bool                     `json:"self_deaf,omitempty"`
+	SelfMute  *bool                     `json:"self_mute,omitempty"`
+}
+
+// Guild defines model for Guild.
+type Guild = string
 
 // DeleteListenerByPairParams defines parameters for DeleteListenerByPair.
 type DeleteListenerByPairParams struct {
@@ -441,11 +551,26 @@ type ListListenersParams struct {
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// RestartShardParams defines parameters for RestartShard.
+type RestartShardParams struct {
+	// Count Of how many. Needed only while their number changes, for a shard of the set that does not deliver.
+	Count *int `form:"count,omitempty" json:"count,omitempty"`
+}
+
+// RequestGuildMembersJSONRequestBody defines body for RequestGuildMembers for application/json ContentType.
+type RequestGuildMembersJSONRequestBody = MembersRequest
+
+// UpdateVoiceStateJSONRequestBody defines body for UpdateVoiceState for application/json ContentType.
+type UpdateVoiceStateJSONRequestBody = VoiceStateUpdate
+
 // CreateListenerJSONRequestBody defines body for CreateListener for application/json ContentType.
 type CreateListenerJSONRequestBody = ListenerCreate
 
 // UpdateListenerJSONRequestBody defines body for UpdateListener for application/json ContentType.
 type UpdateListenerJSONRequestBody = ListenerUpdate
+
+// SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
+type SetPresenceJSONRequestBody = PresenceUpdate
 
 // ReceiveEventJSONRequestBody defines body for ReceiveEvent for application/json ContentType.
 type ReceiveEventJSONRequestBody = Delivery
@@ -455,6 +580,12 @@ type ServerInterface interface {
 	// ListEventTypes Every event name known
 	// (GET /events/types)
 	ListEventTypes(w http.ResponseWriter, r *http.Request)
+	// RequestGuildMembers Ask for members of a guild
+	// (POST /guilds/{id}/members/request)
+	RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild)
+	// UpdateVoiceState Join, move to or leave a voice channel
+	// (PUT /guilds/{id}/voice-state)
+	UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild)
 	// GetHealth Whether the process lives
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
@@ -482,12 +613,21 @@ type ServerInterface interface {
 	// GetContract This document
 	// (GET /openapi.json)
 	GetContract(w http.ResponseWriter, r *http.Request)
+	// GetPresence The presence that was set last
+	// (GET /presence)
+	GetPresence(w http.ResponseWriter, r *http.Request)
+	// SetPresence Change the bot's presence
+	// (PUT /presence)
+	SetPresence(w http.ResponseWriter, r *http.Request)
 	// GetReadiness Whether events are being received and stored
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
 	// ListShards How every shard is doing
 	// (GET /shards)
 	ListShards(w http.ResponseWriter, r *http.Request)
+	// RestartShard Connect a shard again
+	// (POST /shards/{id}/restart)
+	RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams)
 }
 
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
@@ -497,6 +637,18 @@ type Unimplemented struct{}
 // ListEventTypes Every event name known
 // (GET /events/types)
 func (_ Unimplemented) ListEventTypes(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RequestGuildMembers Ask for members of a guild
+// (POST /guilds/{id}/members/request)
+func (_ Unimplemented) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// UpdateVoiceState Join, move to or leave a voice channel
+// (PUT /guilds/{id}/voice-state)
+func (_ Unimplemented) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -554,6 +706,18 @@ func (_ Unimplemented) GetContract(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// GetPresence The presence that was set last
+// (GET /presence)
+func (_ Unimplemented) GetPresence(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// SetPresence Change the bot's presence
+// (PUT /presence)
+func (_ Unimplemented) SetPresence(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // GetReadiness Whether events are being received and stored
 // (GET /readyz)
 func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
@@ -563,6 +727,12 @@ func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
 // ListShards How every shard is doing
 // (GET /shards)
 func (_ Unimplemented) ListShards(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RestartShard Connect a shard again
+// (POST /shards/{id}/restart)
+func (_ Unimplemented) RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -580,6 +750,58 @@ func (siw *ServerInterfaceWrapper) ListEventTypes(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListEventTypes(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RequestGuildMembers operation middleware
+func (siw *ServerInterfaceWrapper) RequestGuildMembers(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id Guild
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RequestGuildMembers(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateVoiceState operation middleware
+func (siw *ServerInterfaceWrapper) UpdateVoiceState(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id Guild
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateVoiceState(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -841,6 +1063,34 @@ func (siw *ServerInterfaceWrapper) GetContract(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// GetPresence operation middleware
+func (siw *ServerInterfaceWrapper) GetPresence(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetPresence(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetPresence operation middleware
+func (siw *ServerInterfaceWrapper) SetPresence(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetPresence(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetReadiness operation middleware
 func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.Request) {
 
@@ -860,6 +1110,48 @@ func (siw *ServerInterfaceWrapper) ListShards(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListShards(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RestartShard operation middleware
+func (siw *ServerInterfaceWrapper) RestartShard(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id int
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "integer", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RestartShardParams
+
+	// ------------- Optional query parameter "count" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "count", r.URL.Query(), &params.Count, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "count"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "count", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestartShard(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1007,6 +1299,21 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/shards", wrapper.ListShards)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/shards/{id}/restart", wrapper.RestartShard)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/presence", wrapper.GetPresence)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/presence", wrapper.SetPresence)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/guilds/{id}/members/request", wrapper.RequestGuildMembers)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/guilds/{id}/voice-state", wrapper.UpdateVoiceState)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/healthz", wrapper.GetHealth)
 	})
 	r.Group(func(r chi.Router) {
@@ -1086,6 +1393,86 @@ type ListEventTypesdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListEventTypesdefaultApplicationProblemPlusJSONResponse) VisitListEventTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RequestGuildMembersRequestObject struct {
+	Id   Guild `json:"id"`
+	Body *RequestGuildMembersJSONRequestBody
+}
+
+type RequestGuildMembersResponseObject interface {
+	VisitRequestGuildMembersResponse(w http.ResponseWriter) error
+}
+
+type RequestGuildMembers202JSONResponse MembersRequested
+
+func (response RequestGuildMembers202JSONResponse) VisitRequestGuildMembersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RequestGuildMembersdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RequestGuildMembersdefaultApplicationProblemPlusJSONResponse) VisitRequestGuildMembersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateVoiceStateRequestObject struct {
+	Id   Guild `json:"id"`
+	Body *UpdateVoiceStateJSONRequestBody
+}
+
+type UpdateVoiceStateResponseObject interface {
+	VisitUpdateVoiceStateResponse(w http.ResponseWriter) error
+}
+
+type UpdateVoiceState202JSONResponse CommandSent
+
+func (response UpdateVoiceState202JSONResponse) VisitUpdateVoiceStateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateVoiceStatedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateVoiceStatedefaultApplicationProblemPlusJSONResponse) VisitUpdateVoiceStateResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1390,6 +1777,83 @@ func (response GetContract200JSONResponse) VisitGetContractResponse(w http.Respo
 	return err
 }
 
+type GetPresenceRequestObject struct {
+}
+
+type GetPresenceResponseObject interface {
+	VisitGetPresenceResponse(w http.ResponseWriter) error
+}
+
+type GetPresence200JSONResponse Presence
+
+func (response GetPresence200JSONResponse) VisitGetPresenceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPresencedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPresencedefaultApplicationProblemPlusJSONResponse) VisitGetPresenceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetPresenceRequestObject struct {
+	Body *SetPresenceJSONRequestBody
+}
+
+type SetPresenceResponseObject interface {
+	VisitSetPresenceResponse(w http.ResponseWriter) error
+}
+
+type SetPresence200JSONResponse Presence
+
+func (response SetPresence200JSONResponse) VisitSetPresenceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetPresencedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetPresencedefaultApplicationProblemPlusJSONResponse) VisitSetPresenceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetReadinessRequestObject struct {
 }
 
@@ -1463,11 +1927,57 @@ func (response ListShardsdefaultApplicationProblemPlusJSONResponse) VisitListSha
 	return err
 }
 
+type RestartShardRequestObject struct {
+	Id     int `json:"id"`
+	Params RestartShardParams
+}
+
+type RestartShardResponseObject interface {
+	VisitRestartShardResponse(w http.ResponseWriter) error
+}
+
+type RestartShard202JSONResponse CommandSent
+
+func (response RestartShard202JSONResponse) VisitRestartShardResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestartSharddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RestartSharddefaultApplicationProblemPlusJSONResponse) VisitRestartShardResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListEventTypes Every event name known
 	// (GET /events/types)
 	ListEventTypes(ctx context.Context, request ListEventTypesRequestObject) (ListEventTypesResponseObject, error)
+	// RequestGuildMembers Ask for members of a guild
+	// (POST /guilds/{id}/members/request)
+	RequestGuildMembers(ctx context.Context, request RequestGuildMembersRequestObject) (RequestGuildMembersResponseObject, error)
+	// UpdateVoiceState Join, move to or leave a voice channel
+	// (PUT /guilds/{id}/voice-state)
+	UpdateVoiceState(ctx context.Context, request UpdateVoiceStateRequestObject) (UpdateVoiceStateResponseObject, error)
 	// GetHealth Whether the process lives
 	// (GET /healthz)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
@@ -1495,12 +2005,21 @@ type StrictServerInterface interface {
 	// GetContract This document
 	// (GET /openapi.json)
 	GetContract(ctx context.Context, request GetContractRequestObject) (GetContractResponseObject, error)
+	// GetPresence The presence that was set last
+	// (GET /presence)
+	GetPresence(ctx context.Context, request GetPresenceRequestObject) (GetPresenceResponseObject, error)
+	// SetPresence Change the bot's presence
+	// (PUT /presence)
+	SetPresence(ctx context.Context, request SetPresenceRequestObject) (SetPresenceResponseObject, error)
 	// GetReadiness Whether events are being received and stored
 	// (GET /readyz)
 	GetReadiness(ctx context.Context, request GetReadinessRequestObject) (GetReadinessResponseObject, error)
 	// ListShards How every shard is doing
 	// (GET /shards)
 	ListShards(ctx context.Context, request ListShardsRequestObject) (ListShardsResponseObject, error)
+	// RestartShard Connect a shard again
+	// (POST /shards/{id}/restart)
+	RestartShard(ctx context.Context, request RestartShardRequestObject) (RestartShardResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -1559,6 +2078,72 @@ func (sh *strictHandler) ListEventTypes(w http.ResponseWriter, r *http.Request) 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListEventTypesResponseObject); ok {
 		if err := validResponse.VisitListEventTypesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RequestGuildMembers operation middleware
+func (sh *strictHandler) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild) {
+	var request RequestGuildMembersRequestObject
+
+	request.Id = id
+
+	var body RequestGuildMembersJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RequestGuildMembers(ctx, request.(RequestGuildMembersRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RequestGuildMembers")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RequestGuildMembersResponseObject); ok {
+		if err := validResponse.VisitRequestGuildMembersResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UpdateVoiceState operation middleware
+func (sh *strictHandler) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild) {
+	var request UpdateVoiceStateRequestObject
+
+	request.Id = id
+
+	var body UpdateVoiceStateJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateVoiceState(ctx, request.(UpdateVoiceStateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateVoiceState")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UpdateVoiceStateResponseObject); ok {
+		if err := validResponse.VisitUpdateVoiceStateResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -1806,6 +2391,61 @@ func (sh *strictHandler) GetContract(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// GetPresence operation middleware
+func (sh *strictHandler) GetPresence(w http.ResponseWriter, r *http.Request) {
+	var request GetPresenceRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPresence(ctx, request.(GetPresenceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPresence")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetPresenceResponseObject); ok {
+		if err := validResponse.VisitGetPresenceResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetPresence operation middleware
+func (sh *strictHandler) SetPresence(w http.ResponseWriter, r *http.Request) {
+	var request SetPresenceRequestObject
+
+	var body SetPresenceJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetPresence(ctx, request.(SetPresenceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetPresence")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetPresenceResponseObject); ok {
+		if err := validResponse.VisitSetPresenceResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetReadiness operation middleware
 func (sh *strictHandler) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	var request GetReadinessRequestObject
@@ -1847,6 +2487,33 @@ func (sh *strictHandler) ListShards(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListShardsResponseObject); ok {
 		if err := validResponse.VisitListShardsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RestartShard operation middleware
+func (sh *strictHandler) RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams) {
+	var request RestartShardRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RestartShard(ctx, request.(RestartShardRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RestartShard")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RestartShardResponseObject); ok {
+		if err := validResponse.VisitRestartShardResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1,0 +1,218 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres"
+)
+
+// lookEvery is how often an instance looks for what others want done.
+const lookEvery = 500 * time.Millisecond
+
+// Commands sends Discord what a bot sends over its gateway connections, for
+// code that has none: it serves the calls for that. A command goes to the
+// shard's connection at once if this process has the shard, and through the
+// database if another one has it. Make it with NewCommands, then Run it; its
+// calls are safe for concurrent use.
+type Commands struct {
+	gateway *Gateway
+	relay   *Relay
+	log     *slog.Logger
+	every   time.Duration
+	wake    chan struct{} // holds a token when it should look at once
+}
+
+// NewCommands returns the calls for this gateway, whose Config has a Relay.
+func NewCommands(g *Gateway, log *slog.Logger) *Commands {
+	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, every: lookEvery, wake: make(chan struct{}, 1)}
+}
+
+// Run does what other instances want done, and keeps the presence up to date
+// on every connection, until ctx ends.
+func (c *Commands) Run(ctx context.Context) error {
+	tick := time.NewTicker(c.every)
+	defer tick.Stop()
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	var known presence
+	var swept time.Time
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-c.wake:
+		}
+		applicationID, _ := c.gateway.extent()
+		if applicationID == 0 {
+			continue
+		}
+		now := time.Now()
+		taken, latest, err := c.relay.take(ctx, applicationID, c.gateway.owned(), known)
+		if err == nil && now.Sub(swept) >= keepCommands {
+			swept, err = now, c.relay.sweep(ctx)
+		}
+		if err != nil && !failed && ctx.Err() == nil {
+			c.log.LogAttrs(ctx, slog.LevelWarn, "commands of other servers are not seen at the moment", slog.Any("error", err))
+		}
+		failed = err != nil
+		known = latest
+		c.present(ctx, known, now, &sending)
+		for _, r := range taken {
+			sending.Go(func() { c.do(ctx, r) })
+		}
+	}
+}
+
+// look makes Run look at once.
+func (c *Commands) look() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// do does what another instance wants done.
+func (c *Commands) do(ctx context.Context, r relayed) {
+	how := &commandError{outcome: outcomeDone}
+	if s := c.gateway.find(r.shard); s == nil {
+		how = &commandError{
+			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
+			detail: fmt.Sprintf("shard %v is changing its server: try again", r.shard),
+		}
+	} else if err := s.do(ctx, r.op, r.d); err != nil {
+		how = err
+	}
+	if err := c.relay.tell(context.WithoutCancel(ctx), r.id, how); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "another server waits in vain for an answer", slog.Any("error", err))
+	}
+}
+
+// deliverGuild sends a command to the shard of a guild, and returns that.
+func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op int, d any) (event.Shard, error) {
+	_, count := c.gateway.extent()
+	if count == 0 {
+		return event.Shard{}, c.unknown()
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		return event.Shard{}, fmt.Errorf("encode op %d: %w", op, err)
+	}
+	whole, err := command{Op: op, D: json.RawMessage(b)}.encode()
+	if err != nil {
+		return event.Shard{}, fmt.Errorf("encode op %d: %w", op, err)
+	}
+	if len(whole) > maxSend {
+		return event.Shard{}, openapi.FieldError("body", (&sizeError{len(whole)}).Error())
+	}
+	shard := shardOf(guild, count)
+	return shard, c.deliver(ctx, shard, op, b)
+}
+
+// deliver sends a command to a shard, wherever that is.
+func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d json.RawMessage) error {
+	if s := c.gateway.find(shard); s != nil && s.held() != nil {
+		if err := s.do(ctx, op, d); err != nil {
+			return c.answer(ctx, err)
+		}
+		return nil
+	}
+	applicationID, _ := c.gateway.extent()
+	return c.answer(ctx, c.relay.ask(ctx, applicationID, shard, op, d))
+}
+
+const (
+	// retryUnconnected is when a shard that has no connection may have one.
+	retryUnconnected = 2 * time.Second
+	// retryFailed is the same for one that waits for a person.
+	retryFailed = time.Minute
+)
+
+// do sends a command over the shard's connection; nil when that is done.
+func (s *shard) do(ctx context.Context, op int, d json.RawMessage) *commandError {
+	if op == opReconnect {
+		s.restart()
+		return nil
+	}
+	r := s.service()
+	if r == nil {
+		return s.unconnected()
+	}
+	if missing := needs(op, d) &^ event.Intents(r.has.Load()); missing != 0 {
+		return &commandError{
+			outcome: outcomeIntents,
+			detail: fmt.Sprintf("the session of shard %v is without the intent %v: switch it on in the developer portal "+
+				"(Bot, Privileged Gateway Intents), and register a listener that needs it or set GATEHOOK_INTENTS", s.id, missing),
+		}
+	}
+	err := r.conn.command(ctx, op, d)
+	if limit, ok := errors.AsType[*limitError](err); ok {
+		return &commandError{
+			outcome: outcomeLimited, retryAfter: limit.wait,
+			detail: fmt.Sprintf("shard %v: %v, but for the %d that are kept for heartbeats: try again in %v",
+				s.id, limit, sendRoom, limit.wait.Round(time.Millisecond)),
+		}
+	}
+	if err != nil {
+		return &commandError{
+			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
+			detail: fmt.Sprintf("the connection of shard %v broke, the command was hardly received: try again", s.id),
+		}
+	}
+	return nil
+}
+
+// unconnected says why there is no connection.
+func (s *shard) unconnected() *commandError {
+	st := s.snapshot()
+	e := &commandError{outcome: outcomeUnconnected, retryAfter: retryUnconnected}
+	switch st.State {
+	case StateFailed:
+		e.retryAfter = retryFailed
+		e.detail = fmt.Sprintf("shard %v is failed: %s; then POST /shards/%d/restart", s.id, st.Problem, s.id.ID)
+	case StateConnected:
+		e.detail = fmt.Sprintf("shard %v is changing its connection: try again", s.id)
+	default:
+		e.detail = fmt.Sprintf("shard %v is %s, not connected: try again when GET /shards says so", s.id, st.State)
+	}
+	return e
+}
+
+// answer turns an error into the call's answer.
+func (c *Commands) answer(ctx context.Context, err error) error {
+	var refused *commandError
+	switch {
+	case errors.As(err, &refused):
+		return &openapi.Error{Status: refused.status(), Detail: refused.detail, RetryAfter: refused.retryAfter}
+	case err != nil && postgres.Unavailable(err):
+		c.log.LogAttrs(ctx, slog.LevelWarn, "a command could not be handed over", slog.Any("error", err))
+		return openapi.Unavailable()
+	default:
+		return err
+	}
+}
+
+// unknown answers while Discord has not said what the shards are.
+func (c *Commands) unknown() error {
+	e := &openapi.Error{
+		Status: http.StatusServiceUnavailable, RetryAfter: retryUnconnected,
+		Detail: "it is not known yet which shards there are: try again",
+	}
+	if reasons := c.gateway.Unready(); len(reasons) > 0 {
+		e.Detail, e.Reasons = "it is not known yet which shards there are: "+reasons[0], reasons
+	}
+	return e
+}
+
+// shown is a shard as the API shows it.
+func shown(s event.Shard) openapi.ShardOfCount { return openapi.ShardOfCount{s.ID, s.Count} }

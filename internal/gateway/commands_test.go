@@ -1,0 +1,683 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// caller is a rig with the calls of the API, over a real database.
+type caller struct {
+	*rig
+	commands *Commands
+	handler  http.Handler
+	stop     func()
+}
+
+// calls is the contract with this package's part of it; the rest is not called.
+type calls struct {
+	*Handler
+	*Commands
+	rest
+}
+
+type rest struct{ openapi.StrictServerInterface }
+
+func newCaller(t *testing.T, cfg gatewaytest.Config, pool *pgxpool.Pool) *caller {
+	t.Helper()
+	r := newRig(t, cfg)
+	r.cfg.Relay = NewRelay(pool)
+	return &caller{rig: r}
+}
+
+// beside makes another instance on the same Discord, database and journal.
+func (c *caller) beside() *caller {
+	other := &rig{
+		Server: c.Server, t: c.t, ctx: c.ctx, store: c.store, cfg: c.cfg, slots: c.slots, timing: c.timing,
+		changed: make(chan struct{}, 1), log: c.log,
+	}
+	other.cfg.Relay, other.cfg.IntentsChanged = NewRelay(c.cfg.Relay.pool), other.changed
+	return &caller{rig: other}
+}
+
+// start runs the Gateway and its commands.
+func (c *caller) start() {
+	c.t.Helper()
+	stopGateway := c.rig.start()
+	c.commands = NewCommands(c.gateway, quiet)
+	c.commands.every = 10 * time.Millisecond
+	ctx, cancel := context.WithCancel(c.ctx)
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := c.commands.Run(ctx); err != nil {
+			c.t.Errorf("Run: %v", err)
+		}
+	})
+	var err error
+	c.handler, err = openapi.NewHandler(calls{Handler: c.gateway.Handler(), Commands: c.commands},
+		openapi.Options{APIKey: secret.New("gk_test"), Logger: quiet})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		stopGateway()
+	})
+	c.t.Cleanup(c.stop)
+}
+
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// problem is the detail and the field of a problem document.
+func (r reply) problem(t *testing.T) (detail, field string) {
+	t.Helper()
+	var p openapi.Problem
+	if got := r.header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type %q of %s", got, r.body)
+	}
+	if err := json.Unmarshal(r.body, &p); err != nil {
+		t.Fatal(err)
+	}
+	return p.Detail, given(p.Field)
+}
+
+func (c *caller) call(method, path, body string) reply {
+	c.t.Helper()
+	req := httptest.NewRequestWithContext(c.ctx, method, path, strings.NewReader(body))
+	req.Header.Set("Authorization", "Bearer gk_test")
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	w := httptest.NewRecorder()
+	c.handler.ServeHTTP(w, req)
+	b, err := io.ReadAll(w.Result().Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return reply{w.Code, w.Result().Header, bytes.TrimSpace(b)}
+}
+
+// want calls and fails the test unless the answer is this one.
+func (c *caller) want(method, path, body string, status int, answer string) {
+	c.t.Helper()
+	r := c.call(method, path, body)
+	if r.status != status || answer != "" && string(r.body) != answer {
+		c.t.Fatalf("%s %s %s: %d %s, want %d %s", method, path, body, r.status, r.body, status, answer)
+	}
+}
+
+// refused calls and fails the test unless the answer is a problem that says so.
+func (c *caller) refused(method, path, body string, status int, says string) reply {
+	c.t.Helper()
+	r := c.call(method, path, body)
+	if r.status != status {
+		c.t.Fatalf("%s %s %s: %d %s, want %d", method, path, body, r.status, r.body, status)
+	}
+	if detail, _ := r.problem(c.t); !strings.Contains(detail, says) {
+		c.t.Errorf("%s %s: %q does not say %q", method, path, detail, says)
+	}
+	return r
+}
+
+// retryable fails the test unless the answer says when to try again.
+func (r reply) retryable(t *testing.T) {
+	t.Helper()
+	if n, err := strconv.Atoi(r.header.Get("Retry-After")); err != nil || n < 1 {
+		t.Errorf("Retry-After %q", r.header.Get("Retry-After"))
+	}
+}
+
+// ready waits until a shard is in service, seen from here.
+func (c *caller) ready(shard int) gatewaytest.Session {
+	c.t.Helper()
+	session := c.rig.ready(shard)
+	c.store.wait(c.ctx, c.t, "READY", func(events []*event.Event) bool {
+		return slices.ContainsFunc(events, func(e *event.Event) bool { return e.Name == "READY" && e.Shard.ID == shard })
+	})
+	return session
+}
+
+// inService are the shards that commands can go to here.
+func (c *caller) inService() (list []event.Shard) {
+	for _, s := range c.gateway.owned() {
+		if s.service() != nil {
+			list = append(list, s.id)
+		}
+	}
+	return list
+}
+
+// looked returns when the instance has looked for commands since the call.
+func (c *caller) looked() {
+	for range 3 { // the second waits for the start of a look, the third for its end
+		c.commands.wake <- struct{}{}
+	}
+}
+
+// command waits for the n-th command of a shard and compares it.
+func (c *caller) command(shard, n, op int, d string) {
+	c.t.Helper()
+	e := c.count(gatewaytest.Command, shard, n)
+	if e.Op != op {
+		c.t.Errorf("command %d has op %d, want %d", n, e.Op, op)
+	}
+	if diff := cmp.Diff(d, string(e.Data)); diff != "" {
+		c.t.Errorf("command %d: %s", n, diff)
+	}
+}
+
+// guildOn is a guild on a shard.
+func guildOn(shard event.Shard) event.Snowflake { return event.Snowflake(shard.Count+shard.ID)<<22 | 7 }
+
+func TestShardOf(t *testing.T) {
+	t.Parallel()
+	// Discord: Sharding Formula.
+	tests := []struct {
+		guild event.Snowflake
+		count int
+		want  int
+	}{
+		{197038439483310086, 1, 0},
+		{197038439483310086, 10, 0},
+		{197038439483310086, 16, 2},
+		{1 << 22, 2, 1},
+		{1<<22 - 1, 2, 0},
+		{1<<63 - 1, 16384, 16383},
+	}
+	for _, tt := range tests {
+		if got := shardOf(tt.guild, tt.count); got != (event.Shard{ID: tt.want, Count: tt.count}) {
+			t.Errorf("guild %v of %d shards is on %v, want %d", tt.guild, tt.count, got, tt.want)
+		}
+	}
+}
+
+// TestCommands: what is asked for over HTTP arrives as Discord wants it, on
+// the shard of the guild.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+	c.intents.Store(int64(event.IntentGuilds | event.IntentGuildMembers | event.IntentGuildPresences))
+	c.start()
+	c.ready(0)
+	c.ready(1)
+	first, second := guildOn(event.Shard{ID: 0, Count: 2}), guildOn(event.Shard{ID: 1, Count: 2})
+	tests := []struct {
+		method, path, body, answer string
+		shard, op                  int
+		d                          string
+	}{
+		{
+			http.MethodPost, fmt.Sprintf("/guilds/%v/members/request", first),
+			`{"user_ids":["80351110224678912"],"nonce":"job-7"}`, `{"nonce":"job-7","shard":[0,2]}`,
+			0, opMembers, fmt.Sprintf(`{"guild_id":"%v","user_ids":["80351110224678912"],"nonce":"job-7"}`, first),
+		},
+		{
+			http.MethodPost, fmt.Sprintf("/guilds/%v/members/request", second),
+			`{"query":"","limit":0,"presences":true,"nonce":"12345678901234567890123456789012"}`,
+			`{"nonce":"12345678901234567890123456789012","shard":[1,2]}`,
+			1, opMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"presences":true,"nonce":"12345678901234567890123456789012"}`, second),
+		},
+		{
+			http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", first), `{"channel_id":"5","self_deaf":true}`, `{"shard":[0,2]}`,
+			0, opVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":"5","self_mute":false,"self_deaf":true}`, first),
+		},
+		{
+			http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", second), `{"channel_id":null}`, `{"shard":[1,2]}`,
+			1, opVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":null,"self_mute":false,"self_deaf":false}`, second),
+		},
+	}
+	done := map[int]int{}
+	for _, tt := range tests {
+		c.want(tt.method, tt.path, tt.body, http.StatusAccepted, tt.answer)
+		done[tt.shard]++
+		c.command(tt.shard, done[tt.shard], tt.op, tt.d)
+	}
+	for _, nonce := range []string{"job-7", "12345678901234567890123456789012"} {
+		c.store.wait(c.ctx, t, "a chunk with nonce "+nonce, func(events []*event.Event) bool {
+			return slices.ContainsFunc(events, func(e *event.Event) bool {
+				return e.Name == "GUILD_MEMBERS_CHUNK" && bytes.Contains(e.Data, []byte(`"nonce":"`+nonce+`"`))
+			})
+		})
+	}
+	c.named("VOICE_SERVER_UPDATE", 1)
+	c.legal()
+}
+
+// TestNonceMade: a request without a nonce gets one that Discord takes.
+func TestNonceMade(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	c.ready(0)
+	r := c.call(http.MethodPost, "/guilds/7/members/request", `{"query":"al","limit":5}`)
+	var answer openapi.MembersRequested
+	if err := json.Unmarshal(r.body, &answer); err != nil || r.status != http.StatusAccepted {
+		t.Fatalf("%d %s: %v", r.status, r.body, err)
+	}
+	if n := len(answer.Nonce); n == 0 || n > maxNonce {
+		t.Errorf("nonce %q", answer.Nonce)
+	}
+	if e := c.named("GUILD_MEMBERS_CHUNK", 1); !bytes.Contains(e.Data, []byte(answer.Nonce)) {
+		t.Errorf("the chunk is %s, its nonce should be %q", e.Data, answer.Nonce)
+	}
+	c.legal()
+}
+
+// TestCommandsRefused: what Discord would ignore, or close the connection for,
+// never reaches it.
+func TestCommandsRefused(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	c.ready(0)
+	ids := strings.Repeat(`"1",`, 101)
+	ids = "[" + ids[:len(ids)-1] + "]"
+	activity := func(s string) string { return `{"status":"online","activities":[` + s + `]}` }
+	many := strings.Repeat(`{"name":"`+strings.Repeat("<", 128)+`","type":0},`, 10)
+	const members, voice = "/guilds/7/members/request", "/guilds/7/voice-state"
+	tests := []struct {
+		name, method, path, body, field, says string
+	}{
+		{"neither query nor user_ids", "POST", members, `{}`, "query", "give query or user_ids"},
+		{"both", "POST", members, `{"query":"a","limit":1,"user_ids":["1"]}`, "user_ids", "not both"},
+		{"no limit", "POST", members, `{"query":"a"}`, "limit", "required with query"},
+		{"all members of a prefix", "POST", members, `{"query":"a","limit":0}`, "limit", "all members"},
+		{"limit too high", "POST", members, `{"query":"a","limit":101}`, "limit", "101 is too many"},
+		{"limit below zero", "POST", members, `{"query":"a","limit":-1}`, "limit", "minimum: got -1, want 0"},
+		{"101 ids", "POST", members, `{"user_ids":` + ids + `}`, "user_ids", "101 ids are too many"},
+		{"no ids", "POST", members, `{"user_ids":[]}`, "user_ids", "minItems: got 0, want 1"},
+		{"an id that is none", "POST", members, `{"user_ids":["1","0"]}`, "user_ids.1", "not a Discord id"},
+		{"nonce of 33 bytes, 17 characters", "POST", members, `{"user_ids":["1"],"nonce":"1` + strings.Repeat("é", 16) + `"}`, "nonce", "33 bytes"},
+		{"too large", "POST", members, `{"query":"` + strings.Repeat("a", 4096) + `","limit":1}`, "body", "at most 4096"},
+		{"unknown field", "POST", members, `{"users":["1"]}`, "users", "no such field"},
+		{"guild that is none", "POST", "/guilds/0/members/request", `{"user_ids":["1"]}`, "id", "not a Discord id"},
+		{"guild that is no number", "POST", "/guilds/x/members/request", `{"user_ids":["1"]}`, "id", "does not match pattern"},
+		{"voice without a channel", "PUT", voice, `{"self_mute":true}`, "channel_id", "required"},
+		{"voice with a channel that is none", "PUT", voice, `{"channel_id":"0"}`, "channel_id", "not a Discord id"},
+		{"voice with a number", "PUT", voice, `{"channel_id":5}`, "channel_id", "got number"},
+		{"presence without a status", "PUT", "/presence", `{}`, "status", "missing"},
+		{"status unknown", "PUT", "/presence", `{"status":"busy"}`, "status", "allowed values"},
+		{"activity without a name", "PUT", "/presence", activity(`{"type":0}`), "activities.0.name", "missing"},
+		{"activity type unknown", "PUT", "/presence", activity(`{"name":"a","type":6}`), "activities.0.type", "at most 5"},
+		{"what bots may not set", "PUT", "/presence", activity(`{"name":"a","type":0,"details":"b"}`), "activities.0.details", "unsupported"},
+		{"URL without a stream", "PUT", "/presence", activity(`{"name":"a","type":0,"url":"https://twitch.tv/a"}`), "activities.0.url", "streaming"},
+		{"URL elsewhere", "PUT", "/presence", activity(`{"name":"a","type":1,"url":"https://twitch.tv.example/a"}`), "activities.0.url", "shows no other"},
+		{"URL without TLS", "PUT", "/presence", activity(`{"name":"a","type":1,"url":"http://twitch.tv/a"}`), "activities.0.url", "shows no other"},
+		{"custom without a state", "PUT", "/presence", activity(`{"name":"a","type":4}`), "activities.0.state", "give one"},
+		{"too large for an IDENTIFY", "PUT", "/presence", activity(many[:len(many)-1]), "activities", "at most 3584"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := c.call(tt.method, tt.path, tt.body)
+			if r.status != http.StatusBadRequest {
+				t.Fatalf("%d %s", r.status, r.body)
+			}
+			if detail, field := r.problem(t); field != tt.field || !strings.Contains(detail, tt.says) {
+				t.Errorf("field %q: %q; want field %q and %q", field, detail, tt.field, tt.says)
+			}
+		})
+	}
+	if n := c.Count(gatewaytest.Command, gatewaytest.AnyShard); n != 0 {
+		t.Errorf("%d commands reached Discord", n)
+	}
+	c.legal()
+}
+
+// TestIntentsMissing: a request that the session's intents don't allow is
+// refused with their name.
+func TestIntentsMissing(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	c.ready(0)
+	c.refused(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":0}`, http.StatusConflict, "without the intent GUILD_MEMBERS:")
+	c.refused(http.MethodPost, "/guilds/7/members/request", `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "without the intent GUILD_PRESENCES:")
+	c.want(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":1,"nonce":"n"}`, http.StatusAccepted, "")
+	c.legal()
+}
+
+// TestSendLimit: a caller who sends more than Discord takes is told so, and
+// the connection stays.
+func TestSendLimit(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	c.ready(0)
+	var sent, limited int
+	for range 2 * sendLimit {
+		r := c.call(http.MethodPut, "/guilds/7/voice-state", `{"channel_id":"5"}`)
+		switch r.status {
+		case http.StatusAccepted:
+			sent++
+		case http.StatusTooManyRequests:
+			limited++
+			r.retryable(t)
+			if detail, _ := r.problem(t); !strings.Contains(detail, "120 sends that Discord takes in 1m0s") {
+				t.Fatalf("%q", detail)
+			}
+		default:
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+	}
+	// IDENTIFY was one, and there may have been a heartbeat.
+	if most := sendLimit - sendRoom - 1; sent > most || sent < most-1 || limited == 0 {
+		t.Errorf("%d were sent and %d refused", sent, limited)
+	}
+	c.count(gatewaytest.Command, 0, sent)
+	if n := c.Count(gatewaytest.ServerClosed, 0); n != 0 {
+		t.Errorf("Discord closed %d connections", n)
+	}
+	c.legal()
+}
+
+// TestOtherInstance: a command for a shard that another instance has is done
+// there, and answered as if it were here.
+func TestOtherInstance(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"ranges", "shares"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+			a.intents.Store(int64(event.IntentGuilds | event.IntentGuildMembers))
+			b := a.beside()
+			if name == "ranges" {
+				a.cfg.Shards, b.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}, Shards{First: 1, Last: 1, Count: 2}
+				b.start()
+			}
+			a.start()
+			a.ready(0)
+			a.ready(1)
+			from, owner, to := a, b, event.Shard{ID: 1, Count: 2}
+			if name == "shares" {
+				b.start()
+				a.wait("each has its share", func() bool { return len(a.inService()) == 1 && len(b.inService()) == 1 })
+				if a.inService()[0] == to {
+					from, owner = b, a
+				}
+			}
+			path := fmt.Sprintf("/guilds/%v/members/request", guildOn(to))
+			from.want(http.MethodPost, path, `{"query":"","limit":0,"nonce":"n"}`, http.StatusAccepted, `{"nonce":"n","shard":[1,2]}`)
+			a.command(1, 1, opMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"nonce":"n"}`, guildOn(to)))
+			a.named("GUILD_MEMBERS_CHUNK", 1)
+			from.refused(http.MethodPost, path, `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "shard 1/2 is without the intent GUILD_PRESENCES")
+			voice := fmt.Sprintf("/guilds/%v/voice-state", guildOn(to))
+			// What is left of the limit is used there, and said here.
+			for range sendLimit {
+				owner.call(http.MethodPut, voice, `{"channel_id":null}`)
+			}
+			from.refused(http.MethodPut, voice, `{"channel_id":null}`, http.StatusTooManyRequests, "shard 1/2: the 120 sends").retryable(t)
+			a.legal()
+		})
+	}
+}
+
+// TestOwnShardNeedsNoDatabase: a command to a shard of this instance works
+// while the database does not.
+func TestOwnShardNeedsNoDatabase(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	c := newCaller(t, gatewaytest.Config{}, pool)
+	c.start()
+	c.ready(0)
+	pool.Close()
+	c.want(http.MethodPut, "/guilds/7/voice-state", `{"channel_id":null}`, http.StatusAccepted, `{"shard":[0,1]}`)
+	c.command(0, 1, opVoiceState, `{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}`)
+}
+
+// TestNobodyHasTheShard: the caller is told that nobody does it, and nobody
+// does it later.
+func TestNobodyHasTheShard(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	c := newCaller(t, gatewaytest.Config{Shards: 2}, pool)
+	c.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}
+	c.cfg.Relay.patience = 300 * time.Millisecond
+	c.start()
+	c.ready(0)
+	c.refused(http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", guildOn(event.Shard{ID: 1, Count: 2})), `{"channel_id":null}`,
+		http.StatusServiceUnavailable, "no server has shard 1/2 at the moment, so the command was not sent").retryable(t)
+	var left int
+	if err := pool.QueryRow(c.ctx, `SELECT count(*) FROM shard_commands`).Scan(&left); err != nil || left != 0 {
+		t.Errorf("%d commands are left: %v", left, err)
+	}
+}
+
+// TestNotConnected: the answer names the state of a shard that has no
+// connection.
+func TestNotConnected(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	const path, body = "/guilds/7/voice-state", `{"channel_id":null}`
+	c.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
+	c.start()
+	c.wait("the shard failed", func() bool {
+		s := c.gateway.Status()
+		return len(s) == 1 && s[0].State == StateFailed
+	})
+	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is failed: the bot is not allowed").retryable(t)
+	c.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
+	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
+	c.count(gatewaytest.Connected, gatewaytest.AnyShard, 2)
+	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is connecting, not connected").retryable(t)
+	// It is connecting: a restart asks for nothing more, not even later.
+	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
+	c.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
+	c.count(gatewaytest.Connected, gatewaytest.AnyShard, 3)
+	c.wait("the shard failed again", func() bool { return c.gateway.Status()[0].State == StateFailed })
+	c.legal()
+}
+
+// TestNotKnown: nothing is known of shards before Discord has answered.
+func TestNotKnown(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.Arm(gatewaytest.AtApplication, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(http.StatusInternalServerError))
+	c.start()
+	for _, call := range [][3]string{
+		{http.MethodPut, "/presence", `{"status":"idle"}`},
+		{http.MethodGet, "/presence", ""},
+		{http.MethodPut, "/guilds/7/voice-state", `{"channel_id":null}`},
+		{http.MethodPost, "/guilds/7/members/request", `{"user_ids":["1"]}`},
+		{http.MethodPost, "/shards/0/restart", ""},
+	} {
+		c.refused(call[0], call[1], call[2], http.StatusServiceUnavailable, "not known yet which shards there are").retryable(t)
+	}
+}
+
+// TestRestartFailed: a shard that failed tries again when it is told to.
+func TestRestartFailed(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.Arm(gatewaytest.AtIdentify, 0, 2, gatewaytest.Close(4014))
+	c.start()
+	for n := 1; n <= 2; n++ {
+		c.count(gatewaytest.ServerClosed, 0, n)
+		c.wait("the shard failed", func() bool {
+			s := c.gateway.Status()
+			return len(s) == 1 && s[0].State == StateFailed && s[0].Identifies == int64(n)
+		})
+		c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
+	}
+	c.ready(0)
+	c.refused(http.MethodPost, "/shards/1/restart", "", http.StatusNotFound, "there is no shard 1")
+	c.legal()
+}
+
+// TestRestartWorking: a shard that works closes with 4900 and resumes, without
+// losing an event.
+func TestRestartWorking(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	session := c.ready(0)
+	c.dispatch(0, 0, 10)
+	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
+	if e := c.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+		t.Errorf("closed with %d", e.Code)
+	}
+	c.dispatch(0, 10, 10)
+	c.count(gatewaytest.Resumed, 0, 1)
+	if again := c.ready(0); again.ID != session.ID {
+		t.Errorf("session %s became %s", session.ID, again.ID)
+	}
+	c.messages(20)
+	c.legal()
+}
+
+// TestRestartElsewhere: another instance's shard is restarted there.
+func TestRestartElsewhere(t *testing.T) {
+	t.Parallel()
+	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	b := a.beside()
+	a.start()
+	a.ready(0)
+	b.start()
+	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
+	b.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
+	a.count(gatewaytest.Resumed, 0, 1)
+	a.legal()
+}
+
+// TestPresence: it is told at once on every connection of every instance, and
+// later with every IDENTIFY.
+func TestPresence(t *testing.T) {
+	t.Parallel()
+	a := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+	b := a.beside()
+	a.cfg.Shards, b.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}, Shards{First: 1, Last: 1, Count: 2}
+	a.start()
+	b.start()
+	a.ready(0)
+	a.ready(1)
+	a.refused(http.MethodGet, "/presence", "", http.StatusNotFound, "no presence was set")
+	const body = `{"status":"dnd","activities":[{"name":"a","type":1,"url":"https://www.twitch.tv/a"},{"name":"Custom Status","type":4,"state":"<b>"}],"since":1700000000000,"afk":true}`
+	const d = `{"since":1700000000000,"activities":[{"name":"a","type":1,"url":"https://www.twitch.tv/a"},{"name":"Custom Status","state":"\u003cb\u003e","type":4}],"status":"dnd","afk":true}`
+	a.want(http.MethodPut, "/presence", body, http.StatusOK, "")
+	a.command(0, 1, opPresence, d)
+	a.command(1, 1, opPresence, d)
+	r := b.call(http.MethodGet, "/presence", "")
+	var got openapi.Presence
+	if err := json.Unmarshal(r.body, &got); err != nil || r.status != http.StatusOK || got.UpdatedAt.IsZero() || got.Status != "dnd" || len(got.Activities) != 2 || !got.Afk {
+		t.Errorf("%d %s: %v", r.status, r.body, err)
+	}
+	a.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
+	a.command(0, 2, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	a.command(1, 2, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	// One that begins carries it: after a restart, and with nobody to ask.
+	a.stop()
+	b.stop()
+	a.store.do(func() { clear(a.store.rows) })
+	again := a.beside()
+	again.cfg.Shards = Shards{}
+	again.start()
+	for shard := range 2 {
+		e := a.count(gatewaytest.Identify, shard, 2)
+		var identified struct {
+			Presence json.RawMessage `json:"presence"`
+		}
+		if err := json.Unmarshal(e.Data, &identified); err != nil {
+			t.Fatal(err)
+		}
+		if want := `{"since":null,"activities":[],"status":"idle","afk":false}`; string(identified.Presence) != want {
+			t.Errorf("IDENTIFY carries %s, want %s", identified.Presence, want)
+		}
+	}
+	again.wait("both are in service", func() bool { return len(again.inService()) == 2 })
+	again.stay(2)
+}
+
+// stay stops the instance after another look, and fails the test unless shard 0
+// was sent so many commands from the first.
+func (c *caller) stay(n int) {
+	c.t.Helper()
+	closed := c.Count(gatewaytest.ClientClosed, 0)
+	c.looked()
+	c.stop()
+	c.count(gatewaytest.ClientClosed, 0, closed+1) // all that was sent has arrived
+	if got := c.Count(gatewaytest.Command, 0); got != n {
+		c.t.Errorf("%d commands arrived, want %d", got, n)
+	}
+	c.legal()
+}
+
+// TestPresenceKept: a session that is resumed shows what it showed, and is not
+// told again.
+func TestPresenceKept(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c.start()
+	c.ready(0)
+	c.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
+	c.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	c.do(0, gatewaytest.Reconnect())
+	c.count(gatewaytest.Resumed, 0, 1)
+	c.wait("it is in service again", func() bool { return len(c.inService()) == 1 && c.gateway.Status()[0].Resumes == 1 })
+	c.stay(1)
+}
+
+// TestPresenceAfterRestart: a session that is resumed by another process is
+// told the presence that was set meanwhile.
+func TestPresenceAfterRestart(t *testing.T) {
+	t.Parallel()
+	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	a.start()
+	a.ready(0)
+	a.stop()
+	if _, _, err := a.cfg.Relay.setPresence(a.ctx, 1001, []byte(`{"since":null,"activities":[],"status":"idle","afk":false}`)); err != nil {
+		t.Fatal(err)
+	}
+	a.beside().start()
+	a.count(gatewaytest.Resumed, 0, 1)
+	a.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	a.legal()
+}
+
+// TestPresenceLimit: the limit is one for all instances.
+func TestPresenceLimit(t *testing.T) {
+	t.Parallel()
+	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	b := a.beside()
+	a.start()
+	a.ready(0)
+	b.start()
+	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
+	for i := range presenceLimit {
+		[]*caller{a, b}[i%2].want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
+		a.command(0, i+1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	}
+	for _, c := range []*caller{a, b} {
+		c.refused(http.MethodPut, "/presence", `{"status":"online"}`, http.StatusTooManyRequests, "changed 5 times in 20s").retryable(t)
+	}
+	// As if 20 s had passed since the first of them.
+	if _, err := a.cfg.Relay.pool.Exec(a.ctx, `UPDATE presences SET changes[1] = changes[1] - interval '20 s'`); err != nil {
+		t.Fatal(err)
+	}
+	b.want(http.MethodPut, "/presence", `{"status":"online"}`, http.StatusOK, "")
+	b.refused(http.MethodPut, "/presence", `{"status":"dnd"}`, http.StatusTooManyRequests, "changed 5 times")
+	// The connection was told five times all the same, and waits.
+	a.stay(presenceLimit)
+}

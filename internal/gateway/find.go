@@ -1,0 +1,64 @@
+package gateway
+
+import "github.com/gatehook/gatehook/internal/event"
+
+// find returns the shard of that name if this process runs it or may come to
+// run it, else nil.
+func (g *Gateway) find(id event.Shard) *shard {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shards[id]
+}
+
+// extent tells whose shards these are and how many there are in the set that
+// commands go to; 0 until that is known.
+func (g *Gateway) extent() (applicationID event.Snowflake, count int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.shards {
+		applicationID = s.starts.applicationID
+		break
+	}
+	if applicationID == 0 {
+		return 0, 0
+	}
+	// What the old set is asked while it is read to its end, nobody would hear
+	// the answer of.
+	if g.plan.Phase == event.Switching {
+		return applicationID, g.plan.Next
+	}
+	return applicationID, g.plan.Current
+}
+
+// owned are the shards that this process has, of all sets.
+func (g *Gateway) owned() (list []*shard) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.shards {
+		if s.held() != nil {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// service returns the connection that commands go through, or nil while there
+// is none: events may arrive on one that is about to be replaced, but what
+// answers a command would be lost with it.
+func (s *shard) service() *running {
+	r := s.current.Load()
+	if r == nil || !r.isLive() || r.ended() || r.leaving() {
+		return nil
+	}
+	return r
+}
+
+// leaving tells whether another connection is taking this one's place.
+func (l *link) leaving() bool {
+	select {
+	case <-l.leave:
+		return true
+	default:
+		return false
+	}
+}

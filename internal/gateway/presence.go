@@ -1,0 +1,221 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oapi-codegen/nullable"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+)
+
+const (
+	// presenceLimit changes are taken by Discord in presenceWindow (Discord:
+	// Activity Object).
+	presenceLimit  = 5
+	presenceWindow = 20 * time.Second
+	// presenceMargin is added to it on a connection: what counts is when the
+	// changes arrive.
+	presenceMargin = 250 * time.Millisecond
+	// maxPresence leaves room for the rest of an IDENTIFY, in bytes.
+	maxPresence = maxSend - 512
+)
+
+// The types of an activity that are checked (Discord: Activity Types).
+const (
+	activityStreaming = 1
+	activityCustom    = 4
+)
+
+// presenceCommand is the d of Update Presence (Discord: Update Presence).
+type presenceCommand struct {
+	Since      *int64             `json:"since"` // milliseconds since 1970
+	Activities []openapi.Activity `json:"activities"`
+	Status     string             `json:"status"`
+	AFK        bool               `json:"afk"`
+}
+
+// presence is what a bot was told last to show. The zero value is for a bot
+// that was told nothing.
+type presence struct {
+	version int64
+	d       json.RawMessage // a presenceCommand
+	at      time.Time
+}
+
+// SetPresence implements PUT /presence.
+func (c *Commands) SetPresence(ctx context.Context, req openapi.SetPresenceRequestObject) (openapi.SetPresenceResponseObject, error) {
+	applicationID, _ := c.gateway.extent()
+	if applicationID == 0 {
+		return nil, c.unknown()
+	}
+	if problems := checkPresence(req.Body); len(problems) > 0 {
+		return nil, openapi.FieldErrors(problems)
+	}
+	d, err := encodePresence(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	p, wait, err := c.relay.setPresence(ctx, applicationID, d)
+	if err != nil {
+		return nil, c.answer(ctx, err)
+	}
+	if wait > 0 {
+		return nil, &openapi.Error{
+			Status: http.StatusTooManyRequests, RetryAfter: wait,
+			Detail: fmt.Sprintf("the presence was changed %d times in %v, which is all that Discord takes: try again in %v",
+				presenceLimit, presenceWindow, wait.Round(time.Millisecond)),
+		}
+	}
+	c.look()
+	body, err := p.show()
+	return openapi.SetPresence200JSONResponse(body), err
+}
+
+// GetPresence implements GET /presence.
+func (c *Commands) GetPresence(ctx context.Context, _ openapi.GetPresenceRequestObject) (openapi.GetPresenceResponseObject, error) {
+	applicationID, _ := c.gateway.extent()
+	if applicationID == 0 {
+		return nil, c.unknown()
+	}
+	p, err := c.relay.presence(ctx, applicationID)
+	if err != nil {
+		return nil, c.answer(ctx, err)
+	}
+	if p.version == 0 {
+		return nil, openapi.NotFound("no presence was set, so Discord shows the bot as online: PUT /presence sets one")
+	}
+	body, err := p.show()
+	return openapi.GetPresence200JSONResponse(body), err
+}
+
+// checkPresence finds what Discord would not show.
+func checkPresence(r *openapi.PresenceUpdate) (problems []openapi.FieldProblem) {
+	for i, a := range given(r.Activities) {
+		refuse := func(field, detail string) {
+			problems = append(problems, openapi.FieldProblem{Field: fmt.Sprintf("activities.%d.%s", i, field), Detail: detail})
+		}
+		switch {
+		case a.Url != nil && a.Type != activityStreaming:
+			refuse("url", fmt.Sprintf("it is for streaming (type %d) only: leave it out", activityStreaming))
+		case a.Url != nil && !isStream(*a.Url):
+			refuse("url", fmt.Sprintf("%q is not a URL on https://twitch.tv/ or https://youtube.com/: Discord shows no other", *a.Url))
+		case a.State == nil && a.Type == activityCustom:
+			refuse("state", fmt.Sprintf("a custom status (type %d) shows nothing but its state: give one", activityCustom))
+		}
+	}
+	return problems
+}
+
+// isStream tells whether Discord takes the URL for a stream (Discord: Activity
+// Types).
+func isStream(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" {
+		return false
+	}
+	host := strings.TrimPrefix(strings.ToLower(u.Host), "www.")
+	return host == "twitch.tv" || host == "youtube.com"
+}
+
+// encodePresence makes a presence what Discord wants it to be.
+func encodePresence(r *openapi.PresenceUpdate) (json.RawMessage, error) {
+	d := presenceCommand{Activities: given(r.Activities), Status: string(r.Status), AFK: given(r.Afk)}
+	if d.Activities == nil {
+		d.Activities = []openapi.Activity{} // Discord refuses null
+	}
+	if since, err := r.Since.Get(); err == nil { // an error stands for null
+		d.Since = &since
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		return nil, fmt.Errorf("encode a presence: %w", err)
+	}
+	if len(b) > maxPresence {
+		return nil, openapi.FieldError("activities",
+			fmt.Sprintf("the presence has %d bytes as Discord gets it: at most %d are accepted", len(b), maxPresence))
+	}
+	return b, nil
+}
+
+// show is the presence as the API shows it.
+func (p presence) show() (openapi.Presence, error) {
+	var d presenceCommand
+	if err := json.Unmarshal(p.d, &d); err != nil {
+		return openapi.Presence{}, fmt.Errorf("read the presence: %w", err)
+	}
+	out := openapi.Presence{
+		Status: openapi.PresenceStatus(d.Status), Activities: d.Activities, Afk: d.AFK,
+		Since: nullable.NewNullNullable[int64](), UpdatedAt: p.at.UTC(),
+	}
+	if d.Since != nil {
+		out.Since = nullable.NewNullableWithValue(*d.Since)
+	}
+	return out, nil
+}
+
+// present tells Discord the presence on every connection of this process that
+// shows another one. What can't be sent now is tried with the next look.
+func (c *Commands) present(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
+	for _, s := range c.gateway.owned() {
+		r := s.service()
+		if r == nil || r.presence.Load() == p.version || r.presences.wait(now, 0) > 0 {
+			continue
+		}
+		r.presences.add(now)
+		r.presence.Store(p.version)
+		sending.Go(func() {
+			err := r.conn.command(ctx, opPresence, p.d)
+			if err != nil {
+				r.presence.CompareAndSwap(p.version, 0)
+				s.log.LogAttrs(ctx, slog.LevelDebug, "the presence was not sent, trying again", slog.Any("error", err))
+			}
+		})
+	}
+}
+
+// presence is what the next IDENTIFY carries. A database that does not answer
+// in time is not waited for: present makes up for that.
+func (s *shard) presence(ctx context.Context) presence {
+	if s.relay == nil {
+		return presence{}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database is slow"))
+	defer cancel()
+	p, err := s.relay.presence(ctx, s.starts.applicationID)
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it is sent later", slog.Any("error", err))
+		return presence{}
+	}
+	return p
+}
+
+// inherit notes what presence a session shows that is resumed.
+func (l *link) inherit(s *shard) {
+	before := s.current.Load()
+	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
+		l.presence.Store(before.presence.Load())
+	}
+}
+
+// shardOf tells which shard a guild is on (Discord: Sharding Formula).
+func shardOf(guild event.Snowflake, count int) event.Shard {
+	return event.Shard{ID: int((uint64(guild) >> 22) % uint64(count)), Count: count}
+}
+
+// given is what an optional field says, or the zero value.
+func given[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}

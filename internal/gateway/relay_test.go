@@ -1,0 +1,110 @@
+package gateway
+
+import (
+	"encoding/json"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// TestRelay: a command is taken once, by whoever asks for its shard, and its
+// caller hears what came of it.
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	r := NewRelay(postgrestest.New(t))
+	ctx := t.Context()
+	id := event.Shard{ID: 1, Count: 2}
+	asked := make(chan error, 1)
+	go func() { asked <- r.ask(ctx, 7, id, opVoiceState, json.RawMessage(`{"a":1}`)) }()
+	mine, others := []*shard{{id: event.Shard{ID: 0, Count: 2}}, {id: id}}, []*shard{{id: event.Shard{ID: 0, Count: 2}}, {id: event.Shard{ID: 1, Count: 3}}}
+	var (
+		mu    sync.Mutex
+		taken []relayed
+		tasks sync.WaitGroup
+		found = make(chan struct{})
+	)
+	for range 4 {
+		tasks.Go(func() {
+			for range 1000 {
+				got, _, err := r.take(ctx, 7, mine, presence{})
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				taken = append(taken, got...)
+				if len(got) > 0 {
+					close(found) // panics for the second
+				}
+				mu.Unlock()
+				select {
+				case <-found:
+					return
+				default:
+				}
+			}
+		})
+	}
+	if got, _, err := r.take(ctx, 7, others, presence{}); err != nil || len(got) > 0 {
+		t.Errorf("of other shards: %v, %v", got, err)
+	}
+	if got, _, err := r.take(ctx, 8, mine, presence{}); err != nil || len(got) > 0 {
+		t.Errorf("of another application: %v, %v", got, err)
+	}
+	tasks.Wait()
+	if len(taken) != 1 || taken[0].shard != id || taken[0].op != opVoiceState || string(taken[0].d) != `{"a":1}` {
+		t.Fatalf("taken: %+v", taken)
+	}
+	if got, _, err := r.take(ctx, 7, mine, presence{}); err != nil || len(got) > 0 {
+		t.Errorf("taken again: %v, %v", got, err)
+	}
+	want := commandError{outcome: outcomeLimited, detail: "slower", retryAfter: 1500 * time.Millisecond}
+	if err := r.tell(ctx, taken[0].id, &want); err != nil {
+		t.Fatal(err)
+	}
+	var got *commandError
+	if err := <-asked; !errors.As(err, &got) || *got != want {
+		t.Errorf("answered: %v, want %v", err, want)
+	}
+}
+
+// TestRelayForgets: what nobody took in time is not taken later, what was taken
+// and not answered is said to be so, and old rows go.
+func TestRelayForgets(t *testing.T) {
+	t.Parallel()
+	r := NewRelay(postgrestest.New(t))
+	ctx := t.Context()
+	shards := []*shard{{id: event.Shard{ID: 0, Count: 1}}}
+	insert := func(age time.Duration) (id int64) {
+		t.Helper()
+		if err := r.pool.QueryRow(ctx, `INSERT INTO shard_commands (application_id, shard_count, shard_id, op, payload, created_at)
+			VALUES (7, 1, 0, 4, '{}', now() - $1::interval) RETURNING id`, age).Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	r.patience = time.Minute
+	late := insert(2 * time.Minute)
+	if got, _, err := r.take(ctx, 7, shards, presence{}); err != nil || len(got) > 0 {
+		t.Errorf("taken too late: %v, %v", got, err)
+	}
+	fresh := insert(0)
+	if got, _, err := r.take(ctx, 7, shards, presence{}); err != nil || len(got) != 1 || got[0].id != fresh {
+		t.Errorf("taken: %v, %v", got, err)
+	}
+	if err := r.sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var left []int64
+	if err := r.pool.QueryRow(ctx, `SELECT array_agg(id) FROM shard_commands`).Scan(&left); err != nil || len(left) != 1 || left[0] != fresh {
+		t.Errorf("%v are left, want %d and not %d: %v", left, fresh, late, err)
+	}
+	var got *commandError
+	if err := r.giveUp(ctx, fresh, shards[0].id); !errors.As(err, &got) || got.outcome != outcomeUnanswered || got.detail !=
+		"the server that has shard 0/1 did not answer in 1m0s: the command may have been sent" {
+		t.Errorf("given up: %v", err)
+	}
+}

@@ -1,0 +1,40 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/openapi"
+)
+
+// RestartShard implements POST /shards/{id}/restart.
+func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardRequestObject) (openapi.RestartShardResponseObject, error) {
+	_, count := c.gateway.extent()
+	if count == 0 {
+		return nil, c.unknown()
+	}
+	if req.Params.Count != nil {
+		count = *req.Params.Count
+	}
+	if req.Id >= count {
+		return nil, openapi.NotFound(fmt.Sprintf("there is no shard %d: GET /shards lists them, from 0 to %d", req.Id, count-1))
+	}
+	shard := event.Shard{ID: req.Id, Count: count}
+	// Reconnect is what Discord sends to have this done.
+	if err := c.deliver(ctx, shard, opReconnect, json.RawMessage("null")); err != nil {
+		return nil, err
+	}
+	return openapi.RestartShard202JSONResponse{Shard: shown(shard)}, nil
+}
+
+// restart lets a shard that failed try again, and one that works connect again.
+// One that is connecting does that already.
+func (s *shard) restart() {
+	if r := s.service(); r != nil {
+		r.cancel(errRestart)
+		return
+	}
+	s.retry()
+}
