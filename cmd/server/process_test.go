@@ -192,25 +192,38 @@ func (p *process) lastLines(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// get makes a call of the API.
-func (p *process) get(path string) (status int, body string) {
+// get reads from the API.
+func (p *process) get(path string) (status int, answer string) {
 	p.t.Helper()
-	status, body, err := p.ask(path)
+	return p.call(http.MethodGet, path, "")
+}
+
+// call makes a call of the API.
+func (p *process) call(method, path, body string) (status int, answer string) {
+	p.t.Helper()
+	status, answer, err := p.try(method, path, body)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return status, body
+	return status, answer
 }
 
 // ask is get for a server that may be down or stopped.
-func (p *process) ask(path string) (status int, body string, err error) {
+func (p *process) ask(path string) (status int, answer string, err error) {
+	return p.try(http.MethodGet, path, "")
+}
+
+func (p *process) try(method, path, body string) (status int, answer string, err error) {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
 	if err != nil {
 		return 0, "", err
 	}
 	req.Header.Set("Authorization", "Bearer "+testKey)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {

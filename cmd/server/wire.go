@@ -40,6 +40,8 @@ type server struct {
 	http      *http.Server
 	httpDone  chan struct{}
 	draining  atomic.Bool
+	// known is the application of an earlier run; 0 for none.
+	known event.Snowflake
 }
 
 // wire makes the parts and joins them. Only here do they learn of each other.
@@ -51,9 +53,14 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if s.instance, err = journal.Join(ctx, pool, dir.name, 0, part("instance")); err != nil {
 		return nil, err
 	}
+	if s.known, err = journal.KnownApplication(ctx, pool); err != nil {
+		return nil, err
+	}
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
 		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
 		Forget:      delivery.Forget,
+		// Delivery is made next; nobody calls before that.
+		Ping: func(ctx context.Context, l *event.Listener) error { return s.delivery.Ping(ctx, l) },
 	}, part("listeners")); err != nil {
 		return nil, err
 	}
@@ -64,7 +71,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		Settle: journal.Settle, Own: journal.Own,
 	}, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets,
-		Version: version(), Retention: cfg.retention,
+		Version: version(), Retention: cfg.retention, Application: s.application,
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err
 	}
@@ -83,6 +90,15 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	s.gateway = gateway.New(gw, store{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	return s, s.makeHTTP(key)
+}
+
+// application is the bot's: as Discord said, or before that, as an earlier run
+// left it in the database.
+func (s *server) application() event.Snowflake {
+	if id := s.gateway.ApplicationID(); id != 0 {
+		return id
+	}
+	return s.known
 }
 
 // leave gives up what names this instance, when all parts have stopped.
@@ -108,6 +124,7 @@ func (s store) Claim(ctx context.Context, applicationID event.Snowflake, shards 
 // calls is the REST API: every package implements its own operations.
 type calls struct {
 	*listeners.Listeners
+	*delivery.Delivery
 	*gateway.Handler
 	*gateway.Commands
 	*server
@@ -118,7 +135,8 @@ func (s *server) makeHTTP(key secret.Value) error {
 	if s.contract, err = openapi.Contract(); err != nil {
 		return err
 	}
-	h, err := openapi.NewHandler(calls{s.listeners, s.gateway.Handler(), s.commands, s}, openapi.Options{APIKey: key, Logger: s.log})
+	parts := calls{s.listeners, s.delivery, s.gateway.Handler(), s.commands, s}
+	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("make the API: %w", err)
 	}

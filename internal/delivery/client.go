@@ -92,6 +92,10 @@ type senderConfig struct {
 	Allow   []netip.Prefix
 	Timeout time.Duration
 	Version string
+	// Key signs in the format discord, and Application is whom those bodies
+	// name. Both are asked at every attempt.
+	Key         func() signingKey
+	Application func() event.Snowflake
 }
 
 // sender makes attempts. All lanes share one, and so its connections.
@@ -100,11 +104,15 @@ type sender struct {
 	timeout   time.Duration
 	userAgent []string
 	bodies    sync.Pool
+	key       func() signingKey
+	app       func() event.Snowflake
 }
 
 func newSender(c senderConfig) *sender {
 	return &sender{
 		timeout:   c.Timeout,
+		key:       c.Key,
+		app:       c.Application,
 		userAgent: []string{"Gatehook/" + c.Version},
 		bodies:    sync.Pool{New: func() any { return new([]byte) }},
 		transport: &http.Transport{
@@ -127,7 +135,7 @@ func (s *sender) close() { s.transport.CloseIdleConnections() }
 // send makes one attempt: one POST, no redirects, all of it within the
 // timeout. attempt counts from 1.
 func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, attempt int) result {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeoutOf(&e.Event, s.timeout), errTimeout)
 	defer cancel()
 	if t.url.Scheme == "http" {
 		ctx = context.WithValue(ctx, plainKey{}, true)
@@ -137,7 +145,7 @@ func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, at
 		body = new([]byte)
 	}
 	name := deliveredName(t.listener, &e.Event)
-	*body = appendBody((*body)[:0], t.listener, name, &e.Event)
+	*body = appendBody((*body)[:0], t.listener, name, &e.Event, s.app())
 	start := time.Now()
 	sent := newSentBody(*body)
 	r := s.do(ctx, t, s.header(t, e, id, name, attempt, start, *body), sent)
@@ -148,6 +156,21 @@ func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, at
 		s.bodies.Put(body)
 	}
 	return r
+}
+
+// interaction is the event that is worth nothing after 3 s.
+const interaction = "INTERACTION_CREATE"
+
+// interactionTimeout bounds an attempt to deliver an interaction: Discord waits
+// 3 s for the answer to it, from when it sent it.
+const interactionTimeout = 2500 * time.Millisecond
+
+// timeoutOf bounds one attempt to deliver an event.
+func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
+	if e.Name == interaction {
+		return min(usual, interactionTimeout)
+	}
+	return usual
 }
 
 var errTimeout = errors.New("no complete response within the attempt timeout")
@@ -166,6 +189,10 @@ func (s *sender) header(t *target, e *event.Stored, id ID, name string, attempt 
 	h["Gatehook-Event-Id"] = []string{e.ID.String()}
 	h["Gatehook-Attempt"] = []string{strconv.Itoa(attempt)}
 	h["Gatehook-Shard"] = []string{e.Shard.String()}
+	if t.listener.Format == event.FormatDiscord {
+		h["X-Signature-Ed25519"] = []string{s.key().sign(timestamp, body)}
+		h["X-Signature-Timestamp"] = []string{timestamp}
+	}
 	return h
 }
 

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"io"
@@ -48,9 +49,19 @@ func send(t *testing.T, s *sender, l *event.Listener) result {
 	return s.send(t.Context(), target, e, ID{e.Key, l.ID}, 4)
 }
 
+// testKey signs in the format discord.
+var testKey = signingKey{private: ed25519.NewKeyFromSeed([]byte(strings.Repeat("s", ed25519.SeedSize)))}
+
+func testSenderConfig(timeout time.Duration) senderConfig {
+	return senderConfig{
+		Allow: loopback, Timeout: timeout, Version: "v1",
+		Key: func() signingKey { return testKey }, Application: func() event.Snowflake { return 1001 },
+	}
+}
+
 func newTestSender(t *testing.T, timeout time.Duration) *sender {
 	t.Helper()
-	s := newSender(senderConfig{Allow: loopback, Timeout: timeout, Version: "v1"})
+	s := newSender(testSenderConfig(timeout))
 	t.Cleanup(s.close)
 	return s
 }
@@ -71,19 +82,27 @@ func TestBodies(t *testing.T) {
 			"GUILD_*", event.FormatStandard,
 			`{"type":"GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","id":"` + testEvent().ID.String() + `","shard":[2,5],"seq":9,"data":` + data + `}`,
 		},
+		{
+			"GUILD_BAN_ADD", event.FormatDiscord,
+			`{"version":1,"application_id":"1001","type":1,"event":{"type":"GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","data":` + data + `}}`,
+		},
+		{
+			"RAW_*", event.FormatDiscord,
+			`{"version":1,"application_id":"1001","type":1,"event":{"type":"RAW_GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","data":` + data + `}}`,
+		},
 		{"GUILD_BAN_ADD", event.FormatChatSDK, `{"type":"GATEWAY_GUILD_BAN_ADD","timestamp":1767319445678,"data":` + data + `}`},
 	}
 	for _, tt := range tests {
 		e := &testEvent().Event
 		l := &event.Listener{Event: tt.event, Format: tt.format}
-		got := string(appendBody(nil, l, deliveredName(l, e), e))
+		got := string(appendBody(nil, l, deliveredName(l, e), e, 1001))
 		if got != tt.want || !json.Valid([]byte(got)) {
 			t.Errorf("%s, %s:\n got %s\nwant %s", tt.event, tt.format, got, tt.want)
 		}
 	}
 	odd := &event.Event{Name: "A\"\\\x01\n€"}
 	var envelope struct{ Type string }
-	if b := appendBody(nil, &event.Listener{}, odd.Name, odd); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
+	if b := appendBody(nil, &event.Listener{}, odd.Name, odd, 0); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
 		t.Errorf("an odd name: %s", b)
 	}
 }
@@ -349,7 +368,7 @@ func BenchmarkSend(b *testing.B) {
 	e := testEvent()
 	e.Data = []byte(`"` + strings.Repeat("x", 1000) + `"`)
 	b.Run("gatehook", func(b *testing.B) {
-		s := newSender(senderConfig{Allow: loopback, Timeout: time.Minute, Version: "v1"})
+		s := newSender(testSenderConfig(time.Minute))
 		defer s.close()
 		target, err := newTarget(testListener(srv.URL))
 		if err != nil {

@@ -74,6 +74,9 @@ type Config struct {
 	AllowTargets []netip.Prefix
 	// Version is shown in the User-Agent.
 	Version string
+	// Application is the bot's; bodies in the format discord name it. Safe for
+	// concurrent use. nil stands for one that is not known yet, 0.
+	Application func() event.Snowflake
 	// LaneQueue bounds what one lane holds in memory. Default 1024.
 	LaneQueue int
 	// Retention is how long attempts are kept. Default 168 h.
@@ -84,6 +87,9 @@ func (c Config) withDefaults() Config {
 	c.AttemptTimeout = cmp.Or(c.AttemptTimeout, 15*time.Second)
 	c.LaneQueue = cmp.Or(c.LaneQueue, 1024)
 	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
+	if c.Application == nil {
+		c.Application = func() event.Snowflake { return 0 }
+	}
 	return c
 }
 
@@ -99,6 +105,7 @@ type Delivery struct {
 	metrics   *metrics
 	sender    *sender
 	recorder  *recorder
+	keyring   *keyring
 	parts     postgres.Partitions
 
 	mu    sync.RWMutex
@@ -126,10 +133,15 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	log *slog.Logger, reg prometheus.Registerer,
 ) (*Delivery, error) {
 	cfg = cfg.withDefaults()
+	keys, err := openKeyring(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
 	d := &Delivery{
-		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log,
+		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log, keyring: keys,
 		sender: newSender(senderConfig{
 			Allow: cfg.AllowTargets, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
+			Key: keys.newest, Application: cfg.Application,
 		}),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
@@ -160,12 +172,10 @@ func (d *Delivery) Run(ctx context.Context) error {
 	recorded := make(chan error, 1)
 	go func() { recorded <- d.recorder.run(ctx) }()
 
-	retries, cancel := context.WithCancelCause(ctx)
-	taken := make(chan struct{})
-	go func() {
-		defer close(taken)
-		d.takeRetries(retries)
-	}()
+	background, cancel := context.WithCancelCause(ctx)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { d.takeRetries(background) })
+	tasks.Go(func() { d.keyring.follow(background, d.log) })
 
 	select {
 	case <-d.working.Done():
@@ -173,7 +183,7 @@ func (d *Delivery) Run(ctx context.Context) error {
 		d.Stop()
 	}
 	cancel(ErrStopped)
-	<-taken
+	tasks.Wait()
 	d.workers.Wait()
 	d.recorder.close()
 	err := <-recorded

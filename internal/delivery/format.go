@@ -18,9 +18,21 @@ func deliveredName(l *event.Listener, e *event.Event) string {
 }
 
 // appendBody appends the body in the listener's format. Whatever the format,
-// the payload's bytes are copied as they are, never encoded again.
-func appendBody(dst []byte, l *event.Listener, name string, e *event.Event) []byte {
+// the payload's bytes are copied as they are, never encoded again. The format
+// discord is that of Discord's own webhook events (Discord: Webhook Events),
+// and names the application.
+func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, application event.Snowflake) []byte {
 	switch l.Format {
+	case event.FormatDiscord:
+		dst = append(dst, `{"version":1,"application_id":"`...)
+		dst = append(dst, application.String()...)
+		dst = append(dst, `","type":1,"event":{"type":`...)
+		dst = appendString(dst, name)
+		dst = append(dst, `,"timestamp":"`...)
+		dst = e.ReceivedAt.UTC().AppendFormat(dst, time.RFC3339Nano)
+		dst = append(dst, `","data":`...)
+		dst = appendData(dst, e)
+		return append(dst, "}}"...)
 	case event.FormatChatSDK:
 		dst = append(dst, `{"type":`...)
 		dst = appendString(dst, "GATEWAY_"+name)

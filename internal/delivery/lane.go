@@ -26,7 +26,7 @@ type lane struct {
 	id int64
 
 	mu    sync.Mutex
-	ready fifo
+	ready line
 	// size is what the lane holds in memory, ready or behind a key.
 	size     int
 	inFlight int
@@ -525,6 +525,27 @@ func (l *lane) adapt(rec record) {
 		l.start()
 		l.d.wake()
 	})
+}
+
+// line is a queue in which interactions go first: Discord waits 3 s for the
+// answer to one (Discord: Receiving and Responding).
+type line struct{ urgent, usual fifo }
+
+func (q *line) len() int { return q.urgent.len() + q.usual.len() }
+
+func (q *line) push(j job) {
+	if j.stored.Name == interaction {
+		q.urgent.push(j)
+		return
+	}
+	q.usual.push(j)
+}
+
+func (q *line) pop() job {
+	if q.urgent.len() > 0 {
+		return q.urgent.pop()
+	}
+	return q.usual.pop()
 }
 
 // fifo is a queue that gives up what it has handed out.

@@ -240,6 +240,9 @@ func (g *Gateway) Status() []ShardStatus {
 	return list
 }
 
+// ApplicationID is that of the bot; 0 until Discord told it.
+func (g *Gateway) ApplicationID() event.Snowflake { return event.Snowflake(g.application.Load()) }
+
 // Unready tells why the gateway is not ready: one line for every shard of this
 // instance that is neither connected nor resuming. Shards that another
 // instance has don't count. Empty means ready.

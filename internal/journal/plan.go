@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -31,6 +32,17 @@ func (j *Journal) Plan(ctx context.Context, applicationID event.Snowflake, count
 		return event.Plan{}, fmt.Errorf("read the plan of the shards: %w", err)
 	}
 	return p, nil
+}
+
+// KnownApplication is the application whose shards the database has; 0 for
+// none yet.
+func KnownApplication(ctx context.Context, pool *pgxpool.Pool) (event.Snowflake, error) {
+	var id int64
+	err := pool.QueryRow(ctx, `SELECT application_id FROM shard_plans ORDER BY since DESC LIMIT 1`).Scan(&id)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("look for the application: %w", err)
+	}
+	return event.Snowflake(id), nil
 }
 
 func (j *Journal) readPlan(ctx context.Context, applicationID event.Snowflake) (p event.Plan, err error) {

@@ -62,10 +62,23 @@ func checkTarget(u *url.URL) error {
 	return nil
 }
 
+// ping stands for the one of the delivery package as well.
+func ping(_ context.Context, l *event.Listener) error {
+	u, err := url.Parse(l.URL)
+	if err != nil || len(l.Secrets) == 0 || l.Format != event.FormatDiscord {
+		return errors.New("it can't be asked")
+	}
+	if strings.HasPrefix(u.Hostname(), "refuses") {
+		return errors.New("it answered 401 instead of 204 to a signed PING")
+	}
+	return nil
+}
+
 func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
 	t.Helper()
 	s, err := Open(t.Context(), pool, Config{
 		CheckTarget: checkTarget,
+		Ping:        ping,
 		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -80,6 +93,47 @@ func setup(t testing.TB) *api {
 	a.Listeners = open(t, a.pool)
 	a.handler = handlerOf(t, a.Listeners)
 	return a
+}
+
+// TestPingOfDiscordListeners: a callback in the format discord is registered
+// only if it verifies signatures, unless one says that it need not.
+func TestPingOfDiscordListeners(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	refused := func(got answered) {
+		t.Helper()
+		if got.status != http.StatusBadRequest || got.problem.Field == nil || *got.problem.Field != "url" || !strings.Contains(got.problem.Detail, "PING") {
+			t.Errorf("%d %v", got.status, got.body)
+		}
+	}
+	create := func(host, more string) answered {
+		t.Helper()
+		return a.call(t, "POST", "/listeners", `{"event":"GUILD_CREATE","url":"https://`+host+`/","format":"discord"`+more+`}`)
+	}
+	refused(create("refuses.example", ""))
+	refused(create("refuses.example", `,"verify":true`))
+	if got := a.call(t, "GET", "/listeners", ""); len(got.body["data"].([]any)) != 0 {
+		t.Errorf("a listener that was refused is there: %v", got.body)
+	}
+	if got := create("refuses-later.example", `,"verify":false`); got.status != http.StatusCreated {
+		t.Errorf("without a PING: %d %v", got.status, got.body)
+	}
+	taken := create("takes.example", "")
+	if taken.status != http.StatusCreated || taken.body["format"] != "discord" {
+		t.Fatalf("%d %v", taken.status, taken.body)
+	}
+	path := "/listeners/" + taken.body["id"].(string)
+	refused(a.call(t, "PATCH", path, `{"url":"https://refuses.example/"}`))
+	for _, body := range []string{
+		`{"url":"https://refuses.example/","verify":false}`,         // not asked
+		`{"description":"x"}`, `{"url":"https://refuses.example/"}`, // nothing new to ask
+		`{"format":"standard"}`,
+	} {
+		if got := a.call(t, "PATCH", path, body); got.status != http.StatusOK {
+			t.Errorf("PATCH %s: %d %v", body, got.status, got.body)
+		}
+	}
+	refused(a.call(t, "PATCH", path, `{"format":"discord"}`))
 }
 
 func handlerOf(t testing.TB, s *Listeners) http.Handler {

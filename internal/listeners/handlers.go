@@ -29,6 +29,9 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 	if err != nil {
 		return nil, err
 	}
+	if err := s.ping(ctx, nil, &r, req.Body.Verify); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	after, err := s.insert(ctx, r)
@@ -105,6 +108,9 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 	if !ok {
 		return nil, noListener(req.Id)
 	}
+	if err := s.pingUpdated(ctx, id, req.Body); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	after, err := s.update(ctx, id, func(r registration) (registration, error) { return s.withUpdate(r, req.Body) })
@@ -115,6 +121,25 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 		return nil, answer(err)
 	}
 	return openapi.UpdateListener200JSONResponse(show(after)), nil
+}
+
+// pingUpdated is ping for a change: before its transaction, which must not wait
+// for a callback. What can't be looked up or is not usable is left to that.
+func (s *Listeners) pingUpdated(ctx context.Context, id int64, in *openapi.ListenerUpdate) error {
+	if in.Format == nil && in.Url == nil {
+		return nil
+	}
+	read, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	before, err := s.find(read, s.pool, `l.id = $1`, id)
+	if err != nil {
+		return nil //nolint:nilerr // as said
+	}
+	after, err := s.withUpdate(before, in)
+	if err != nil {
+		return err
+	}
+	return s.ping(ctx, &before, &after, in.Verify)
 }
 
 // DeleteListener implements DELETE /listeners/{id}.

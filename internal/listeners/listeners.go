@@ -22,10 +22,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Config of Listeners. Both functions are required.
+// Config of Listeners. All functions are required.
 type Config struct {
 	// CheckTarget says why a callback at a URL could never be dialed, or nil.
 	CheckTarget func(*url.URL) error
+	// Ping says why a callback in the format discord does not verify
+	// signatures, or nil if it does.
+	Ping func(context.Context, *event.Listener) error
 	// Forget drops what waits for a listener, in the transaction that deletes
 	// it.
 	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 const (
@@ -117,9 +119,6 @@ func (s *Listeners) apply(p *problems, r *registration, c change) {
 	}
 	if c.format != nil {
 		r.Format = event.Format(*c.format)
-		if r.Format == event.FormatDiscord {
-			p.add("format", "discord is not built yet: use standard or chat-sdk")
-		}
 	}
 	if c.headers != nil {
 		r.Headers = p.headers(*c.headers)
@@ -137,6 +136,23 @@ func (s *Listeners) apply(p *problems, r *registration, c change) {
 	if c.maxInFlight != nil {
 		r.MaxInFlight = *c.maxInFlight
 	}
+}
+
+// ping refuses a callback in the format discord that does not verify
+// signatures. before is what was registered already, nil for nothing.
+func (s *Listeners) ping(ctx context.Context, before, after *registration, verify *bool) error {
+	if after.Format != event.FormatDiscord || verify != nil && !*verify ||
+		before != nil && before.Format == after.Format && before.URL == after.URL {
+		return nil
+	}
+	l := after.Listener
+	if len(l.Secrets) == 0 {
+		l.Secrets = []secret.Value{secret.New(after.newSecret)}
+	}
+	if err := s.cfg.Ping(ctx, &l); err != nil {
+		return openapi.FieldError("url", err.Error())
+	}
+	return nil
 }
 
 // storable refuses what PostgreSQL can't keep as text.

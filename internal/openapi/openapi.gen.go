@@ -265,7 +265,11 @@ type Filter struct {
 	UserIds    *Snowflakes `json:"user_ids,omitempty"`
 }
 
-// Format The shape of a delivery's body.
+// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
+// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
+// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
+// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
+// Discord adapter.
 type Format string
 
 // Headers Sent with every POST. Names that Gatehook sets itself are refused.
@@ -291,7 +295,11 @@ type Listener struct {
 	// Filter An event passes if, for every list given, its id is in it.
 	Filter Filter `json:"filter"`
 
-	// Format The shape of a delivery's body.
+	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
+	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
+	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
+	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
+	// Discord adapter.
 	Format Format `json:"format"`
 
 	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
@@ -319,7 +327,11 @@ type ListenerCreate struct {
 	// Filter An event passes if, for every list given, its id is in it.
 	Filter *Filter `json:"filter,omitempty"`
 
-	// Format The shape of a delivery's body.
+	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
+	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
+	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
+	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
+	// Discord adapter.
 	Format *Format `json:"format,omitempty"`
 
 	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
@@ -337,6 +349,9 @@ type ListenerCreate struct {
 
 	// Url Where to POST.
 	Url string `json:"url"`
+
+	// Verify `false` takes a listener of the format `discord` without a PING.
+	Verify *bool `json:"verify,omitempty"`
 }
 
 // ListenerCreated defines model for ListenerCreated.
@@ -351,7 +366,11 @@ type ListenerCreated struct {
 	// Filter An event passes if, for every list given, its id is in it.
 	Filter Filter `json:"filter"`
 
-	// Format The shape of a delivery's body.
+	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
+	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
+	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
+	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
+	// Discord adapter.
 	Format Format `json:"format"`
 
 	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
@@ -387,7 +406,11 @@ type ListenerUpdate struct {
 	// Filter An event passes if, for every list given, its id is in it.
 	Filter *Filter `json:"filter,omitempty"`
 
-	// Format The shape of a delivery's body.
+	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
+	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
+	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
+	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
+	// Discord adapter.
 	Format *Format `json:"format,omitempty"`
 
 	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
@@ -398,6 +421,7 @@ type ListenerUpdate struct {
 	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 	Ordering *Ordering `json:"ordering,omitempty"`
 	Url      *string   `json:"url,omitempty"`
+	Verify   *bool     `json:"verify,omitempty"`
 }
 
 // MembersRequest defines model for MembersRequest.
@@ -516,6 +540,22 @@ type Shards struct {
 	Data []Shard `json:"data"`
 }
 
+// SigningKey defines model for SigningKey.
+type SigningKey struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// PublicKey The Ed25519 public key, 64 hexadecimal digits, as verifiers of Discord's own signatures take it.
+	PublicKey string `json:"public_key"`
+
+	// Signs Whether it signs what is sent now.
+	Signs bool `json:"signs"`
+}
+
+// SigningKeys defines model for SigningKeys.
+type SigningKeys struct {
+	Data []SigningKey `json:"data"`
+}
+
 // Snowflakes defines model for Snowflakes.
 type Snowflakes = []string
 
@@ -628,6 +668,12 @@ type ServerInterface interface {
 	// RestartShard Connect a shard again
 	// (POST /shards/{id}/restart)
 	RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams)
+	// ListSigningKeys The public keys of the format discord, newest first
+	// (GET /signing-keys)
+	ListSigningKeys(w http.ResponseWriter, r *http.Request)
+	// RotateSigningKey Make a new signing key
+	// (POST /signing-keys/rotate)
+	RotateSigningKey(w http.ResponseWriter, r *http.Request)
 }
 
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
@@ -733,6 +779,18 @@ func (_ Unimplemented) ListShards(w http.ResponseWriter, r *http.Request) {
 // RestartShard Connect a shard again
 // (POST /shards/{id}/restart)
 func (_ Unimplemented) RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListSigningKeys The public keys of the format discord, newest first
+// (GET /signing-keys)
+func (_ Unimplemented) ListSigningKeys(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RotateSigningKey Make a new signing key
+// (POST /signing-keys/rotate)
+func (_ Unimplemented) RotateSigningKey(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1161,6 +1219,34 @@ func (siw *ServerInterfaceWrapper) RestartShard(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// ListSigningKeys operation middleware
+func (siw *ServerInterfaceWrapper) ListSigningKeys(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSigningKeys(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RotateSigningKey operation middleware
+func (siw *ServerInterfaceWrapper) RotateSigningKey(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RotateSigningKey(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -1291,6 +1377,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Patch(options.BaseURL+"/listeners/{id}", wrapper.UpdateListener)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/signing-keys", wrapper.ListSigningKeys)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/signing-keys/rotate", wrapper.RotateSigningKey)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/events/types", wrapper.ListEventTypes)
@@ -1967,6 +2059,82 @@ func (response RestartSharddefaultApplicationProblemPlusJSONResponse) VisitResta
 	return err
 }
 
+type ListSigningKeysRequestObject struct {
+}
+
+type ListSigningKeysResponseObject interface {
+	VisitListSigningKeysResponse(w http.ResponseWriter) error
+}
+
+type ListSigningKeys200JSONResponse SigningKeys
+
+func (response ListSigningKeys200JSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeysdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSigningKeysdefaultApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateSigningKeyRequestObject struct {
+}
+
+type RotateSigningKeyResponseObject interface {
+	VisitRotateSigningKeyResponse(w http.ResponseWriter) error
+}
+
+type RotateSigningKey200JSONResponse SigningKeys
+
+func (response RotateSigningKey200JSONResponse) VisitRotateSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateSigningKeydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateSigningKeydefaultApplicationProblemPlusJSONResponse) VisitRotateSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListEventTypes Every event name known
@@ -2020,6 +2188,12 @@ type StrictServerInterface interface {
 	// RestartShard Connect a shard again
 	// (POST /shards/{id}/restart)
 	RestartShard(ctx context.Context, request RestartShardRequestObject) (RestartShardResponseObject, error)
+	// ListSigningKeys The public keys of the format discord, newest first
+	// (GET /signing-keys)
+	ListSigningKeys(ctx context.Context, request ListSigningKeysRequestObject) (ListSigningKeysResponseObject, error)
+	// RotateSigningKey Make a new signing key
+	// (POST /signing-keys/rotate)
+	RotateSigningKey(ctx context.Context, request RotateSigningKeyRequestObject) (RotateSigningKeyResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -2514,6 +2688,54 @@ func (sh *strictHandler) RestartShard(w http.ResponseWriter, r *http.Request, id
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(RestartShardResponseObject); ok {
 		if err := validResponse.VisitRestartShardResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSigningKeys operation middleware
+func (sh *strictHandler) ListSigningKeys(w http.ResponseWriter, r *http.Request) {
+	var request ListSigningKeysRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSigningKeys(ctx, request.(ListSigningKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSigningKeys")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListSigningKeysResponseObject); ok {
+		if err := validResponse.VisitListSigningKeysResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RotateSigningKey operation middleware
+func (sh *strictHandler) RotateSigningKey(w http.ResponseWriter, r *http.Request) {
+	var request RotateSigningKeyRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RotateSigningKey(ctx, request.(RotateSigningKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RotateSigningKey")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RotateSigningKeyResponseObject); ok {
+		if err := validResponse.VisitRotateSigningKeyResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

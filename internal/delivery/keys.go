@@ -1,0 +1,149 @@
+package delivery
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// keysPoll is how often is looked whether another instance rotated the keys.
+const keysPoll = 5 * time.Second
+
+// signingKey signs deliveries in the format discord. It prints itself without
+// its private half.
+type signingKey struct {
+	id        int64
+	private   ed25519.PrivateKey
+	createdAt time.Time
+}
+
+// public is the key that receivers verify with, in hex, as Discord's developer
+// portal shows its own.
+func (k signingKey) public() string {
+	pub, ok := k.private.Public().(ed25519.PublicKey)
+	if !ok {
+		return "" // it is nothing else, by its documentation
+	}
+	return hex.EncodeToString(pub)
+}
+
+// String implements fmt.Stringer.
+func (k signingKey) String() string { return "signing key " + k.public() }
+
+// GoString implements fmt.GoStringer.
+func (k signingKey) GoString() string { return k.String() }
+
+// LogValue implements slog.LogValuer.
+func (k signingKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+// sign returns X-Signature-Ed25519 for a body (Discord: Security and
+// Authorization): hex, over the timestamp and the body.
+func (k signingKey) sign(timestamp string, body []byte) string {
+	message := make([]byte, 0, len(timestamp)+len(body))
+	message = append(append(message, timestamp...), body...)
+	return hex.EncodeToString(ed25519.Sign(k.private, message))
+}
+
+// keyring is the signing keys, newest first. The newest one signs.
+type keyring struct {
+	pool *pgxpool.Pool
+	keys atomic.Pointer[[]signingKey]
+}
+
+// openKeyring reads the keys, and makes the first one.
+func openKeyring(ctx context.Context, pool *pgxpool.Pool) (*keyring, error) {
+	r := &keyring{pool: pool}
+	if err := r.add(ctx, true); err != nil {
+		return nil, fmt.Errorf("make the first signing key: %w", err)
+	}
+	return r, r.load(ctx)
+}
+
+// newest is the key that signs.
+func (r *keyring) newest() signingKey { return (*r.keys.Load())[0] }
+
+// all lists the keys, newest first.
+func (r *keyring) all() []signingKey { return *r.keys.Load() }
+
+// rotate makes a new key, which signs from now on; other instances follow
+// within moments.
+func (r *keyring) rotate(ctx context.Context) error {
+	if err := r.add(ctx, false); err != nil {
+		return fmt.Errorf("make a signing key: %w", err)
+	}
+	return r.load(ctx)
+}
+
+// add makes a key. onlyFirst leaves it if there is one already.
+func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		// Two instances that start at once must not both make the first.
+		if _, err := tx.Exec(ctx, `LOCK TABLE signing_keys IN EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO signing_keys (public_key, seed)
+			SELECT $1, $2 WHERE NOT $3 OR NOT EXISTS (SELECT FROM signing_keys)`, []byte(public), private.Seed(), onlyFirst)
+		return err
+	})
+}
+
+func (r *keyring) load(ctx context.Context) error {
+	rows, err := r.pool.Query(ctx, `SELECT id, seed, created_at FROM signing_keys ORDER BY id DESC`)
+	if err != nil {
+		return fmt.Errorf("read the signing keys: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k signingKey, err error) {
+		var seed []byte
+		if err := row.Scan(&k.id, &seed, &k.createdAt); err != nil {
+			return k, err
+		}
+		if len(seed) != ed25519.SeedSize {
+			return k, fmt.Errorf("key %d has %d bytes instead of %d", k.id, len(seed), ed25519.SeedSize)
+		}
+		k.private = ed25519.NewKeyFromSeed(seed)
+		return k, nil
+	})
+	if err == nil && len(keys) == 0 {
+		err = errors.New("there is none")
+	}
+	if err != nil {
+		return fmt.Errorf("read the signing keys: %w", err)
+	}
+	r.keys.Store(&keys)
+	return nil
+}
+
+// follow reads the keys again whenever another instance rotated them, until
+// ctx ends.
+func (r *keyring) follow(ctx context.Context, log *slog.Logger) {
+	tick := time.NewTicker(keysPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var id int64
+		err := r.pool.QueryRow(ctx, `SELECT max(id) FROM signing_keys`).Scan(&id)
+		if err == nil && id != r.newest().id {
+			err = r.load(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			log.LogAttrs(ctx, slog.LevelDebug, "could not look for new signing keys", slog.Any("error", err))
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// pingTimeout bounds the answer to a PING: Discord gives its own 3 s.
+const pingTimeout = 3 * time.Second
+
+// Ping asks a callback in the format discord whether it verifies signatures, as
+// Discord does before it takes a webhook events URL (Discord: Preparing for
+// Events): it must accept a PING that is signed and refuse one that is badly
+// signed. The error says for people what went wrong.
+func (d *Delivery) Ping(ctx context.Context, l *event.Listener) error {
+	t, err := newTarget(l)
+	if err != nil {
+		return err
+	}
+	key := d.keyring.newest()
+	body := fmt.Appendf(nil, `{"version":1,"application_id":"%v","type":0}`, d.cfg.Application())
+	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+	good := key.sign(timestamp, body)
+	r := d.sender.ping(ctx, t, timestamp, good, body)
+	switch {
+	case r.err != nil:
+		return fmt.Errorf("it did not answer a signed PING: %w", r.err)
+	case r.class != class2xx:
+		return fmt.Errorf("it answered %d instead of 204 to a signed PING: it has to verify with the public key %s (GET /signing-keys); "+
+			"\"verify\": false registers it without a PING", r.status, key.public())
+	}
+	// The signature is one of another body, so that it looks like a real one.
+	r = d.sender.ping(ctx, t, timestamp, key.sign(timestamp, body[1:]), body)
+	switch {
+	case r.err != nil:
+		return fmt.Errorf("it did not answer a badly signed PING: %w", r.err)
+	case r.class == class2xx:
+		return errors.New("it answered " + strconv.Itoa(r.status) + " instead of 401 to a badly signed PING: it has to verify X-Signature-Ed25519; " +
+			"\"verify\": false registers it without a PING")
+	}
+	return nil
+}
+
+// ping makes one POST that is no delivery.
+func (s *sender) ping(ctx context.Context, t *target, timestamp, signature string, body []byte) result {
+	ctx, cancel := context.WithTimeoutCause(ctx, min(s.timeout, pingTimeout), errTimeout)
+	defer cancel()
+	if t.url.Scheme == "http" {
+		ctx = context.WithValue(ctx, plainKey{}, true)
+	}
+	h := t.header.Clone()
+	if h == nil {
+		h = make(http.Header)
+	}
+	h["Content-Type"] = jsonType
+	h["User-Agent"] = s.userAgent
+	h["X-Signature-Ed25519"] = []string{signature}
+	h["X-Signature-Timestamp"] = []string{timestamp}
+	return s.do(ctx, t, h, newSentBody(body))
+}
