@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -30,6 +32,7 @@ type rig struct {
 	cfg     Config
 	slots   Starts
 	timing  timing
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil for the system's
 	gateway *Gateway
 	intents atomic.Int64
 	changed chan struct{}
@@ -71,6 +74,10 @@ func (r *rig) start() (stop func()) {
 	r.t.Helper()
 	r.gateway = New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry())
 	r.gateway.timing = r.timing
+	if r.dial != nil {
+		r.gateway.dialer.socket = r.dial
+		r.gateway.rest.http.Transport = &http.Transport{DialContext: r.dial}
+	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
 	done := make(chan error, 1)
 	go func() { done <- r.gateway.Run(ctx) }()
@@ -235,25 +242,6 @@ func TestEventsInOrder(t *testing.T) {
 	}
 }
 
-// TestResumeInMidReplay: a connection that breaks during the replay costs
-// nothing but another RESUME, however often.
-func TestResumeInMidReplay(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.start()
-	r.ready(0)
-	r.dispatch(0, 0, 10)
-	r.messages(10)
-	r.Arm(gatewaytest.AtResume, 0, 5, gatewaytest.After(20, gatewaytest.Drop()))
-	r.do(0, gatewaytest.Drop())
-	r.dispatch(0, 10, 200)
-	r.messages(210)
-	if n := r.Count(gatewaytest.Identify, 0); n != 1 {
-		t.Errorf("%d IDENTIFYs", n)
-	}
-	r.legal()
-}
-
 // wait polls what gives no signal.
 func (r *rig) wait(what string, cond func() bool) {
 	r.t.Helper()
@@ -349,58 +337,6 @@ func TestRetry(t *testing.T) {
 	r.legal()
 }
 
-// TestZombie: when nothing acknowledges a heartbeat, the connection is given
-// up and the session is not.
-func TestZombie(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name string
-		act  func(r *rig)
-	}{
-		{"no ACKs", func(r *rig) { r.Arm(gatewaytest.AtHeartbeat, 0, 1, gatewaytest.Skip()) }},
-		{"half-open", func(r *rig) { r.do(0, gatewaytest.Silence()) }},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, gatewaytest.Config{HeartbeatInterval: 200 * time.Millisecond})
-			r.start()
-			r.ready(0)
-			r.dispatch(0, 0, 10)
-			r.messages(10)
-			tt.act(r)
-			closed := r.count(gatewaytest.ClientClosed, 0, 1)
-			if tt.name == "no ACKs" && closed.Code != int(codeKeep) {
-				t.Errorf("closed with %d, want %d", closed.Code, codeKeep)
-			}
-			r.count(gatewaytest.Resumed, 0, 1)
-			r.dispatch(0, 10, 10)
-			r.messages(20)
-			if st := r.gateway.Status()[0]; st.LastClose.Reason != errZombie.Error() {
-				t.Errorf("last close %+v", st.LastClose)
-			}
-			r.legal()
-		})
-	}
-}
-
-// TestNoHello: a gateway that accepts and then says nothing is given up.
-func TestNoHello(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.timing.hello = 50 * time.Millisecond
-	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
-	r.start()
-	r.named("READY", 1)
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
-		t.Errorf("%d connections", n)
-	}
-	if got, want := r.untold()[0], "SHARD_CONNECT"; got != want {
-		t.Errorf("first event %s, want %s", got, want)
-	}
-	r.legal()
-}
-
 // TestRestart: the drain leaves sessions that the next process resumes.
 func TestRestart(t *testing.T) {
 	t.Parallel()
@@ -451,40 +387,6 @@ func TestRestartTooLate(t *testing.T) {
 	if n := r.Count(gatewaytest.Resume, 0); n != 1 {
 		t.Errorf("%d RESUMEs", n)
 	}
-	r.legal()
-}
-
-// TestDeadSession: some dead sessions are answered with nothing but a broken
-// connection. After three of them a new one begins.
-func TestDeadSession(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.start()
-	r.ready(0)
-	r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.Close(1005))
-	r.do(0, gatewaytest.Drop())
-	r.count(gatewaytest.Ready, 0, 2)
-	r.named("GATEHOOK_SESSION_LOST", 1)
-	if n := r.Count(gatewaytest.Resume, 0); n != maxFailedResumes {
-		t.Errorf("%d RESUMEs, want %d", n, maxFailedResumes)
-	}
-	r.legal()
-}
-
-// TestResumeURLDown: a resume URL that can't be dialed costs the session only
-// when it is clear that the network is not at fault.
-func TestResumeURLDown(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.start()
-	r.ready(0)
-	r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, maxFailedDials-1, gatewaytest.Status(503))
-	r.do(0, gatewaytest.Drop())
-	r.count(gatewaytest.Resumed, 0, 1)
-	r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(503))
-	r.do(0, gatewaytest.Drop())
-	r.count(gatewaytest.Ready, 0, 2)
-	r.named("GATEHOOK_SESSION_LOST", 1)
 	r.legal()
 }
 

@@ -1,0 +1,332 @@
+package gateway
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// What takes time, on a fake clock and with the waits of the real program.
+
+const usual = usualInterval // of heartbeats
+
+// TestHeartbeats: the first one comes within the interval after HELLO, at a
+// time of its own for every connection, and the others exactly on time
+// (Discord: Sending Heartbeats).
+func TestHeartbeats(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		stop := r.start()
+		for n := range 10 {
+			r.ready(0)
+			r.sleep(3 * usual)
+			r.do(0, gatewaytest.Drop())
+			r.count(gatewaytest.Resumed, 0, n+1)
+		}
+		stop()
+		var firsts []time.Duration
+		connected := r.entries(gatewaytest.Connected)
+		for _, c := range connected[:10] {
+			beats := slices.DeleteFunc(r.entries(gatewaytest.Heartbeat), func(e gatewaytest.Entry) bool { return e.Conn != c.Conn })
+			if len(beats) != 3 {
+				t.Fatalf("%d heartbeats within three intervals", len(beats))
+			}
+			firsts = append(firsts, beats[0].At.Sub(c.At))
+			for _, gap := range gaps(beats) {
+				if gap != usual {
+					t.Errorf("a heartbeat %v after the one before, want %v", gap, usual)
+				}
+			}
+		}
+		low, high := slices.Min(firsts), slices.Max(firsts)
+		if low < 0 || high >= usual || high-low < time.Second {
+			t.Errorf("first heartbeats %v after HELLO, want them spread over %v", firsts, usual)
+		}
+		r.legal()
+	})
+}
+
+// TestZombie: a heartbeat that is not acknowledged when the next one is due
+// ends the connection, and not the session (Discord: Heartbeat Interval).
+func TestZombie(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		r.dispatch(0, 0, 10)
+		r.messages(10)
+		r.count(gatewaytest.Heartbeat, 0, 2)
+		r.Arm(gatewaytest.AtHeartbeat, 0, 1, gatewaytest.Skip())
+		last := r.count(gatewaytest.Heartbeat, 0, 3)
+		r.dispatch(0, 10, 10) // events are no acknowledgement
+		closed := r.count(gatewaytest.ClientClosed, 0, 1)
+		if d := closed.At.Sub(last.At); d != usual || closed.Code != int(codeKeep) {
+			t.Errorf("closed with %d %v after the heartbeat, want %d after %v", closed.Code, d, codeKeep, usual)
+		}
+		r.count(gatewaytest.Resumed, 0, 1)
+		r.dispatch(0, 20, 10)
+		r.messages(30)
+		if st := r.gateway.Status()[0]; st.LastClose.Reason != errZombie.Error() {
+			t.Errorf("last close %+v", st.LastClose)
+		}
+		r.legal()
+	})
+}
+
+// TestRequestedHeartbeats: Discord gets a heartbeat at once when it asks
+// (Discord: Heartbeat Requests). It is none of those that count, acknowledged
+// or not, and moves none of them.
+func TestRequestedHeartbeats(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		first := r.count(gatewaytest.Heartbeat, 0, 1)
+		r.Arm(gatewaytest.AtHeartbeat, 0, 5, gatewaytest.Skip())
+		for n := range 5 {
+			r.sleep(time.Second)
+			asked := time.Now()
+			r.do(0, gatewaytest.RequestHeartbeat())
+			if e := r.count(gatewaytest.Heartbeat, 0, n+2); !e.At.Equal(asked) {
+				t.Errorf("a heartbeat %v after it was asked for", e.At.Sub(asked))
+			}
+		}
+		if e := r.count(gatewaytest.Heartbeat, 0, 7); e.At.Sub(first.At) != usual {
+			t.Errorf("the next heartbeat came after %v, want %v", e.At.Sub(first.At), usual)
+		}
+		r.sleep(10 * usual)
+		if n := r.Count(gatewaytest.ClientClosed, gatewaytest.AnyShard); n != 0 {
+			t.Errorf("%d connections were closed", n)
+		}
+		r.legal()
+	})
+}
+
+// TestNoHello: a gateway that accepts and then says nothing is given up.
+func TestNoHello(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
+		r.start()
+		r.ready(0)
+		connected, closed := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 1), r.count(gatewaytest.ClientClosed, gatewaytest.AnyShard, 1)
+		if d := closed.At.Sub(connected.At); d != usualTiming.hello {
+			t.Errorf("given up after %v, want %v", d, usualTiming.hello)
+		}
+		if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+			t.Errorf("%d connections", n)
+		}
+		r.legal()
+	})
+}
+
+// TestInvalidSessionWait: after op 9 a random time of 1 to 5 s passes (Discord
+// staff; the documentation no longer tells).
+func TestInvalidSessionWait(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.start()
+		var waits []time.Duration
+		for n := range 40 {
+			r.ready(0)
+			r.sleep(time.Second)
+			at := time.Now()
+			r.do(0, gatewaytest.Invalidate(n%2 == 0))
+			waits = append(waits, r.count(gatewaytest.Connected, gatewaytest.AnyShard, n+2).At.Sub(at))
+		}
+		low, high := slices.Min(waits), slices.Max(waits)
+		if low < time.Second || high >= 5*time.Second || high-low < 2*time.Second {
+			t.Errorf("from %v to %v, want 1 to 5 s: %v", low, high, waits)
+		}
+		r.legal()
+	})
+}
+
+// within checks waits that double from the first one, by half shorter or
+// longer each, up to a minute.
+func within(t *testing.T, waits []time.Duration) {
+	t.Helper()
+	for n, wait := range waits {
+		want := min(usualTiming.reconnect<<min(n, 20), maxBackoff)
+		if wait < want/2 || wait > want*3/2 {
+			t.Errorf("wait number %d was %v, want %v more or less a half", n+1, wait, want)
+		}
+	}
+}
+
+// TestBackoff: waits grow with every connection on which nothing begins,
+// whether its socket opens or not, and are short again after READY or RESUMED
+// only.
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+		const tries = 12
+		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 6, gatewaytest.Drop())
+		r.Arm(gatewaytest.AtIdentify, 0, tries-6, gatewaytest.Drop())
+		r.start()
+		r.ready(0)
+		within(t, gaps(r.entries(gatewaytest.Connected)))
+		for n := range 2 { // after READY and after RESUMED
+			r.sleep(time.Minute)
+			at := time.Now()
+			r.do(0, gatewaytest.Drop())
+			r.count(gatewaytest.Resumed, 0, n+1)
+			within(t, []time.Duration{r.count(gatewaytest.Connected, gatewaytest.AnyShard, tries+n+2).At.Sub(at)})
+		}
+		r.legal()
+	})
+}
+
+// TestFailedResumes: three resumes in a row that come to nothing, and the
+// session is given up: some are never answered with op 9. Sockets that open
+// prove nothing, RESUMED does.
+func TestFailedResumes(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		resumes := 0
+		for range 4 {
+			r.Arm(gatewaytest.AtResume, 0, maxFailedResumes-1, gatewaytest.Close(1005))
+			r.do(0, gatewaytest.Drop())
+			resumes += maxFailedResumes
+			r.count(gatewaytest.Resume, 0, resumes)
+			r.ready(0)
+			r.sleep(time.Second)
+		}
+		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+			t.Fatalf("%d IDENTIFYs while every third RESUME was answered", n)
+		}
+		r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.Close(1005))
+		at := time.Now()
+		r.do(0, gatewaytest.Drop())
+		r.count(gatewaytest.Ready, 0, 2)
+		r.named("GATEHOOK_SESSION_LOST", 1)
+		if n := r.Count(gatewaytest.Resume, 0) - resumes; n != maxFailedResumes {
+			t.Errorf("%d RESUMEs, want %d", n, maxFailedResumes)
+		}
+		connected := r.entries(gatewaytest.Connected)
+		last := connected[len(connected)-maxFailedResumes-1:]
+		within(t, append([]time.Duration{last[0].At.Sub(at)}, gaps(last)...))
+		r.legal()
+	})
+}
+
+// TestReplayThatBreaks: a replay that breaks in its midst costs nothing but
+// another RESUME as long as it gets further, however often; one that breaks at
+// the same place again and again is a session that can't be had.
+func TestReplayThatBreaks(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{SessionLifetime: time.Hour}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		r.dispatch(0, 0, 10)
+		r.messages(10)
+		r.Arm(gatewaytest.AtResume, 0, 5, gatewaytest.After(20, gatewaytest.Drop()))
+		r.do(0, gatewaytest.Drop())
+		r.dispatch(0, 10, 200)
+		r.messages(210)
+		r.ready(0)
+		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+			t.Fatalf("%d IDENTIFYs", n)
+		}
+		// With a journal that commits nothing, every RESUME begins where the
+		// first one did.
+		r.store.setFrozen(true)
+		r.dispatch(0, 210, 10)
+		r.messages(220)
+		r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.After(5, gatewaytest.Drop()))
+		r.do(0, gatewaytest.Drop())
+		r.count(gatewaytest.Ready, 0, 2)
+		r.legal()
+	})
+}
+
+// TestNetworkDown: an outage costs no session however long it takes, as long
+// as Discord keeps it; and a minute, more or less a half, is the longest wait.
+func TestNetworkDown(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		r.dispatch(0, 0, 10)
+		r.messages(10)
+		r.sleep(time.Second)
+		r.net.setDown(true)
+		r.count(gatewaytest.ClientClosed, 0, 1)
+		r.dispatch(0, 10, 10)
+		before := len(r.net.dialed())
+		r.sleep(time.Hour)
+		dials := r.net.dialed()[before:]
+		if len(dials) < 40 || len(dials) > 200 { // Discord's API is asked as well
+			t.Errorf("%d dials within an hour", len(dials))
+		}
+		for i := range dials[1:] {
+			if gap := dials[i+1].Sub(dials[i]); gap > maxBackoff*3/2 {
+				t.Errorf("%v without a dial", gap)
+			}
+		}
+		r.net.setDown(false)
+		up := time.Now()
+		if e := r.count(gatewaytest.Resumed, 0, 1); e.At.Sub(up) > maxBackoff*3/2 || e.Seq != 11 {
+			t.Errorf("%+v", e)
+		}
+		r.messages(20)
+		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+			t.Errorf("%d IDENTIFYs", n)
+		}
+		r.legal()
+	})
+}
+
+// TestResumeURLDown: a resume URL that can't be dialed costs the session only
+// when it is clear that the network is not at fault. It is not dialed again
+// for the next session.
+func TestResumeURLDown(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+		r.start()
+		r.ready(0)
+		r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, maxFailedDials-1, gatewaytest.Status(503))
+		r.do(0, gatewaytest.Drop())
+		r.count(gatewaytest.Resumed, 0, 1)
+		r.ready(0)
+		r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(503))
+		r.do(0, gatewaytest.Drop())
+		r.count(gatewaytest.Ready, 0, 2)
+		r.named("GATEHOOK_SESSION_LOST", 1)
+		r.legal()
+	})
+}
+
+// TestUnanswered: an IDENTIFY may wait for its session as long as heartbeats
+// are acknowledged (Discord: Sending Heartbeats); a RESUME is tried again, or
+// a shard without events would call itself resuming for ever.
+func TestUnanswered(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+		disarm := r.Arm(gatewaytest.AtIdentify, 0, gatewaytest.Always, gatewaytest.Skip())
+		stop := r.start()
+		r.sleep(time.Hour)
+		if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 || r.gateway.Unready() == nil {
+			t.Errorf("%d connections, unready: %v", n, r.gateway.Unready())
+		}
+		disarm()
+		stop()
+		r.start()
+		r.ready(0)
+		r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Skip())
+		at := time.Now()
+		r.do(0, gatewaytest.Drop())
+		e := r.count(gatewaytest.Resumed, 0, 1)
+		if d := e.At.Sub(at); d < (maxSilentBeats-1)*usual || d > (maxSilentBeats+1)*usual {
+			t.Errorf("resumed after %v, want about %d heartbeats", d, maxSilentBeats)
+		}
+		if st := r.gateway.Status()[0]; st.LastClose.Reason != errUnanswered.Error() {
+			t.Errorf("last close %+v", st.LastClose)
+		}
+		r.legal()
+	})
+}
