@@ -580,7 +580,7 @@ func TestPresence(t *testing.T) {
 	a.command(0, 1, opPresence, d)
 	a.command(1, 1, opPresence, d)
 	r := b.call(http.MethodGet, "/presence", "")
-	var got openapi.Presence
+	var got openapi.BotPresence
 	if err := json.Unmarshal(r.body, &got); err != nil || r.status != http.StatusOK || got.UpdatedAt.IsZero() || got.Status != "dnd" || len(got.Activities) != 2 || !got.Afk {
 		t.Errorf("%d %s: %v", r.status, r.body, err)
 	}

@@ -39,7 +39,7 @@ const (
 // presenceCommand is the d of Update Presence (Discord: Update Presence).
 type presenceCommand struct {
 	Since      *int64             `json:"since"` // milliseconds since 1970
-	Activities []openapi.Activity `json:"activities"`
+	Activities []openapi.BotActivity `json:"activities"`
 	Status     string             `json:"status"`
 	AFK        bool               `json:"afk"`
 }
@@ -99,7 +99,7 @@ func (c *Commands) GetPresence(ctx context.Context, _ openapi.GetPresenceRequest
 }
 
 // checkPresence finds what Discord would not show.
-func checkPresence(r *openapi.PresenceUpdate) (problems []openapi.FieldProblem) {
+func checkPresence(r *openapi.SetPresence) (problems []openapi.FieldProblem) {
 	for i, a := range given(r.Activities) {
 		refuse := func(field, detail string) {
 			problems = append(problems, openapi.FieldProblem{Field: fmt.Sprintf("activities.%d.%s", i, field), Detail: detail})
@@ -128,10 +128,10 @@ func isStream(s string) bool {
 }
 
 // encodePresence makes a presence what Discord wants it to be.
-func encodePresence(r *openapi.PresenceUpdate) (json.RawMessage, error) {
+func encodePresence(r *openapi.SetPresence) (json.RawMessage, error) {
 	d := presenceCommand{Activities: given(r.Activities), Status: string(r.Status), AFK: given(r.Afk)}
 	if d.Activities == nil {
-		d.Activities = []openapi.Activity{} // Discord refuses null
+		d.Activities = []openapi.BotActivity{} // Discord refuses null
 	}
 	if since, err := r.Since.Get(); err == nil { // an error stands for null
 		d.Since = &since
@@ -148,12 +148,12 @@ func encodePresence(r *openapi.PresenceUpdate) (json.RawMessage, error) {
 }
 
 // show is the presence as the API shows it.
-func (p presence) show() (openapi.Presence, error) {
+func (p presence) show() (openapi.BotPresence, error) {
 	var d presenceCommand
 	if err := json.Unmarshal(p.d, &d); err != nil {
-		return openapi.Presence{}, fmt.Errorf("read the presence: %w", err)
+		return openapi.BotPresence{}, fmt.Errorf("read the presence: %w", err)
 	}
-	out := openapi.Presence{
+	out := openapi.BotPresence{
 		Status: openapi.PresenceStatus(d.Status), Activities: d.Activities, Afk: d.AFK,
 		Since: nullable.NewNullNullable[int64](), UpdatedAt: p.at.UTC(),
 	}

@@ -177,8 +177,8 @@ func (e ShardState) Valid() bool {
 	}
 }
 
-// Activity What Discord takes of a bot's activity.
-type Activity struct {
+// BotActivity What Discord takes of a bot's activity.
+type BotActivity struct {
 	Name string `json:"name"`
 
 	// State What more there is to say.
@@ -189,6 +189,15 @@ type Activity struct {
 
 	// Url Where the stream is, on https://twitch.tv/ or https://youtube.com/; for type 1 only.
 	Url *string `json:"url,omitempty"`
+}
+
+// BotPresence defines model for BotPresence.
+type BotPresence struct {
+	Activities []BotActivity            `json:"activities"`
+	Afk        bool                     `json:"afk"`
+	Since      nullable.Nullable[int64] `json:"since"`
+	Status     PresenceStatus           `json:"status"`
+	UpdatedAt  time.Time                `json:"updated_at"`
 }
 
 // Close defines model for Close.
@@ -454,27 +463,8 @@ type MembersRequested struct {
 // Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 type Ordering string
 
-// Presence defines model for Presence.
-type Presence struct {
-	Activities []Activity               `json:"activities"`
-	Afk        bool                     `json:"afk"`
-	Since      nullable.Nullable[int64] `json:"since"`
-	Status     PresenceStatus           `json:"status"`
-	UpdatedAt  time.Time                `json:"updated_at"`
-}
-
 // PresenceStatus defines model for PresenceStatus.
 type PresenceStatus string
-
-// PresenceUpdate defines model for PresenceUpdate.
-type PresenceUpdate struct {
-	Activities *[]Activity `json:"activities,omitempty"`
-	Afk        *bool       `json:"afk,omitempty"`
-
-	// Since Since when the bot is idle, in milliseconds since 1970; `null` if it is not.
-	Since  nullable.Nullable[int64] `json:"since,omitempty"`
-	Status PresenceStatus           `json:"status"`
-}
 
 // Problem defines model for Problem.
 type Problem struct {
@@ -494,6 +484,24 @@ type Problem struct {
 	Status  int       `json:"status"`
 	Title   string    `json:"title"`
 	Type    string    `json:"type"`
+}
+
+// SetPresence defines model for SetPresence.
+type SetPresence struct {
+	Activities *[]BotActivity `json:"activities,omitempty"`
+	Afk        *bool          `json:"afk,omitempty"`
+
+	// Since Since when the bot is idle, in milliseconds since 1970; `null` if it is not.
+	Since  nullable.Nullable[int64] `json:"since,omitempty"`
+	Status PresenceStatus           `json:"status"`
+}
+
+// SetVoiceState defines model for SetVoiceState.
+type SetVoiceState struct {
+	// ChannelId The channel to be in; `null` to leave.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+	SelfDeaf  *bool                     `json:"self_deaf,omitempty"`
+	SelfMute  *bool                     `json:"self_mute,omitempty"`
 }
 
 // Shard defines model for Shard.
@@ -559,14 +567,6 @@ type SigningKeys struct {
 // Snowflakes defines model for Snowflakes.
 type Snowflakes = []string
 
-// VoiceStateUpdate defines model for VoiceStateUpdate.
-type VoiceStateUpdate struct {
-	// ChannelId The channel to be in; `null` to leave.
-	ChannelId nullable.Nullable[string] `json:"channel_id"`
-	SelfDeaf  *bool                     `json:"self_deaf,omitempty"`
-	SelfMute  *bool                     `json:"self_mute,omitempty"`
-}
-
 // Guild defines model for Guild.
 type Guild = string
 
@@ -601,7 +601,7 @@ type RestartShardParams struct {
 type RequestGuildMembersJSONRequestBody = MembersRequest
 
 // UpdateVoiceStateJSONRequestBody defines body for UpdateVoiceState for application/json ContentType.
-type UpdateVoiceStateJSONRequestBody = VoiceStateUpdate
+type UpdateVoiceStateJSONRequestBody = SetVoiceState
 
 // CreateListenerJSONRequestBody defines body for CreateListener for application/json ContentType.
 type CreateListenerJSONRequestBody = ListenerCreate
@@ -610,7 +610,7 @@ type CreateListenerJSONRequestBody = ListenerCreate
 type UpdateListenerJSONRequestBody = ListenerUpdate
 
 // SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
-type SetPresenceJSONRequestBody = PresenceUpdate
+type SetPresenceJSONRequestBody = SetPresence
 
 // ReceiveEventJSONRequestBody defines body for ReceiveEvent for application/json ContentType.
 type ReceiveEventJSONRequestBody = Delivery
@@ -1876,7 +1876,7 @@ type GetPresenceResponseObject interface {
 	VisitGetPresenceResponse(w http.ResponseWriter) error
 }
 
-type GetPresence200JSONResponse Presence
+type GetPresence200JSONResponse BotPresence
 
 func (response GetPresence200JSONResponse) VisitGetPresenceResponse(w http.ResponseWriter) error {
 
@@ -1915,7 +1915,7 @@ type SetPresenceResponseObject interface {
 	VisitSetPresenceResponse(w http.ResponseWriter) error
 }
 
-type SetPresence200JSONResponse Presence
+type SetPresence200JSONResponse BotPresence
 
 func (response SetPresence200JSONResponse) VisitSetPresenceResponse(w http.ResponseWriter) error {
 
