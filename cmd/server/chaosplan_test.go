@@ -84,6 +84,7 @@ var heavyKinds = []struct {
 	{databaseDown, 2 * time.Second, 4 * time.Second},
 	{pausedLong, 12 * time.Second, 14 * time.Second},
 	{killedLong, 12 * time.Second, 14 * time.Second},
+	{databaseLong, 12 * time.Second, 14 * time.Second},
 }
 
 // fault is one fault of a plan.
