@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-retry"
 
@@ -22,6 +23,12 @@ const connectTimeout = 60 * time.Second
 // minConns bounds the pool from below: the journal, the recorder and the
 // retry loop each hold a connection while they write, and the API needs some.
 const minConns = 10
+
+// idleInTransaction is how long a transaction may wait for its client, in
+// milliseconds: a process that is stopped, or a machine that died without a
+// word, must not hold its locks for longer, since other instances wait for them
+// to renew their leases. It is well below how long a lease is valid.
+const idleInTransaction = "3000"
 
 // Open connects to the database, waiting up to a minute for one that is
 // starting up. The caller closes the pool.
@@ -37,6 +44,12 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	// Not a parameter of the connection: poolers refuse those that they don't
+	// know.
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = `+idleInTransaction)
+		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
