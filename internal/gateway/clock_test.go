@@ -17,7 +17,8 @@ const usual = usualInterval // of heartbeats
 // (Discord: Sending Heartbeats).
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		stop := r.start()
 		for n := range 10 {
 			r.ready(0)
@@ -52,7 +53,8 @@ func TestHeartbeats(t *testing.T) {
 // ends the connection, and not the session (Discord: Heartbeat Interval).
 func TestZombie(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
@@ -80,7 +82,8 @@ func TestZombie(t *testing.T) {
 // or not, and moves none of them.
 func TestRequestedHeartbeats(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		r.ready(0)
 		first := r.count(gatewaytest.Heartbeat, 0, 1)
@@ -107,7 +110,8 @@ func TestRequestedHeartbeats(t *testing.T) {
 // TestNoHello: a gateway that accepts and then says nothing is given up.
 func TestNoHello(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
 		r.start()
 		r.ready(0)
@@ -126,7 +130,8 @@ func TestNoHello(t *testing.T) {
 // staff; the documentation no longer tells).
 func TestInvalidSessionWait(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		var waits []time.Duration
 		for n := range 40 {
@@ -161,7 +166,8 @@ func within(t *testing.T, waits []time.Duration) {
 // only.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+		t := r.t
 		const tries = 12
 		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 6, gatewaytest.Drop())
 		r.Arm(gatewaytest.AtIdentify, 0, tries-6, gatewaytest.Drop())
@@ -184,7 +190,8 @@ func TestBackoff(t *testing.T) {
 // prove nothing, RESUMED does.
 func TestFailedResumes(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		r.ready(0)
 		resumes := 0
@@ -219,7 +226,8 @@ func TestFailedResumes(t *testing.T) {
 // the same place again and again is a session that can't be had.
 func TestReplayThatBreaks(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: time.Hour}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{SessionLifetime: time.Hour}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
@@ -248,7 +256,8 @@ func TestReplayThatBreaks(t *testing.T) {
 // as Discord keeps it; and a minute, more or less a half, is the longest wait.
 func TestNetworkDown(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+		t := r.t
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
@@ -286,7 +295,7 @@ func TestNetworkDown(t *testing.T) {
 // for the next session.
 func TestResumeURLDown(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
 		r.start()
 		r.ready(0)
 		r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, maxFailedDials-1, gatewaytest.Status(503))
@@ -306,7 +315,8 @@ func TestResumeURLDown(t *testing.T) {
 // a shard without events would call itself resuming for ever.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(t *testing.T, r *clockRig) {
+	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+		t := r.t
 		disarm := r.Arm(gatewaytest.AtIdentify, 0, gatewaytest.Always, gatewaytest.Skip())
 		stop := r.start()
 		r.sleep(time.Hour)

@@ -33,6 +33,7 @@ type rig struct {
 	slots   Starts
 	timing  timing
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil for the system's
+	limit   int                                                               // of a payload, 0 for the usual one
 	gateway *Gateway
 	intents atomic.Int64
 	changed chan struct{}
@@ -74,6 +75,9 @@ func (r *rig) start() (stop func()) {
 	r.t.Helper()
 	r.gateway = New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry())
 	r.gateway.timing = r.timing
+	if r.limit != 0 {
+		r.gateway.dialer.limit = r.limit
+	}
 	if r.dial != nil {
 		r.gateway.dialer.socket = r.dial
 		r.gateway.rest.http.Transport = &http.Transport{DialContext: r.dial}

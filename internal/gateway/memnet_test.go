@@ -162,7 +162,7 @@ type clockRig struct {
 }
 
 // withClock runs a test with a clockRig, after the changes that change makes.
-func withClock(t *testing.T, cfg gatewaytest.Config, test func(t *testing.T, r *clockRig)) {
+func withClock(t *testing.T, cfg gatewaytest.Config, test func(r *clockRig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemnet()
@@ -173,7 +173,7 @@ func withClock(t *testing.T, cfg gatewaytest.Config, test func(t *testing.T, r *
 		t.Cleanup(cancel)
 		r.timing = usualTiming
 		r.dial = n.dial
-		test(t, &clockRig{r, n})
+		test(&clockRig{r, n})
 	})
 }
 

@@ -1,0 +1,135 @@
+package gateway
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+)
+
+// TestHalfOpen: wherever a connection stops to carry anything, without an end,
+// nothing waits for ever, and the session goes on.
+func TestHalfOpen(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		fault func(r *clockRig)
+		limit time.Duration // to the next connection, besides the backoff
+		sent  int           // messages, after it
+	}{
+		// The heartbeat fails to be written, or is not acknowledged.
+		{"both ways", func(r *clockRig) { r.net.freeze(0, false) }, usual + writeTimeout, 10},
+		{"nothing comes", func(r *clockRig) { r.net.freeze(0, true) }, 2*usual + closeGrace, 10},
+		{"nothing leaves", func(r *clockRig) { r.net.freeze(1<<40, false) }, usual + writeTimeout, 10},
+		{"in the midst of a message", func(r *clockRig) {
+			r.net.freeze(100, true)
+			r.dispatch(0, 10, 10)
+		}, 2*usual + closeGrace, 20},
+		{"Discord is silent", func(r *clockRig) { r.do(0, gatewaytest.Silence()) }, 2*usual + closeGrace, 10},
+		{"the close frame is not answered", func(r *clockRig) { r.do(0, gatewaytest.Reconnect(), gatewaytest.Silence()) }, closeGrace, 10},
+		{"the close frame can't be written", func(r *clockRig) {
+			r.do(0, gatewaytest.Reconnect())
+			r.net.freeze(1<<40, false)
+		}, closeGrace, 10},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			withClock(t, gatewaytest.Config{HeartbeatGrace: time.Hour, SessionLifetime: time.Hour}, func(r *clockRig) {
+				t := r.t
+				r.start()
+				r.ready(0)
+				r.dispatch(0, 0, 10)
+				r.messages(10)
+				at := time.Now()
+				tt.fault(r)
+				next := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 2)
+				if d := next.At.Sub(at); d > tt.limit+3*time.Second/2 {
+					t.Errorf("connected again after %v, want %v at most", d, tt.limit)
+				}
+				if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+					t.Errorf("RESUME from %d, want 11", e.Seq)
+				}
+				r.ready(0)
+				r.dispatch(0, tt.sent, 10)
+				r.messages(tt.sent + 10)
+				if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+					t.Errorf("%d IDENTIFYs", n)
+				}
+			})
+		})
+	}
+}
+
+// TestHandshakeUnanswered: a server that accepts a socket and no WebSocket is
+// given up.
+func TestHandshakeUnanswered(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
+		r.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 1, gatewaytest.Silence())
+		at := time.Now()
+		r.start()
+		e := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 1)
+		if d := e.At.Sub(at); d < dialTimeout || d > dialTimeout+3*time.Second {
+			t.Errorf("connected after %v, want %v", d, dialTimeout)
+		}
+		r.ready(0)
+	})
+}
+
+// TestDrainHalfOpen: a drain is quick even if nothing leaves this machine any
+// more.
+func TestDrainHalfOpen(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{HeartbeatGrace: time.Hour}, func(r *clockRig) {
+		t := r.t
+		stop := r.start()
+		r.ready(0)
+		r.net.freeze(0, false)
+		at := time.Now()
+		stop()
+		if d := time.Since(at); d > closeGrace {
+			t.Errorf("the drain took %v, want %v at most", d, closeGrace)
+		}
+	})
+}
+
+// TestTooLarge: what would fill the memory costs a RESUME: a bomb of either
+// compression, in parts or not, and a message that is large by itself.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	const limit = 256 << 10
+	bomb := fmt.Appendf(nil, `{"op":0,"t":"BOMB","s":9,"d":"%s"}`, bytes.Repeat([]byte{'a'}, limit))
+	tests := []struct {
+		compression Compression
+		split       int
+	}{{ZstdStream, 0}, {ZlibStream, 0}, {ZlibStream, 100}, {NoCompression, 0}}
+	for _, tt := range tests {
+		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, gatewaytest.Config{SplitEvery: tt.split})
+			r.cfg.Compression = tt.compression
+			r.limit = limit
+			r.start()
+			r.ready(0)
+			r.dispatch(0, 0, 10)
+			r.messages(10)
+			r.do(0, gatewaytest.Send(bomb))
+			if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+				t.Errorf("RESUME from %d, want 11", e.Seq)
+			}
+			r.ready(0)
+			r.dispatch(0, 10, 10)
+			r.messages(20)
+			for _, e := range r.store.all() {
+				if e.Name == "BOMB" {
+					t.Error("the bomb was told")
+				}
+			}
+			r.legal()
+		})
+	}
+}
