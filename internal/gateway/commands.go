@@ -128,7 +128,11 @@ func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d jso
 		return nil
 	}
 	applicationID, _ := c.gateway.extent()
-	return c.answer(ctx, c.relay.ask(ctx, applicationID, shard, op, d))
+	err := c.relay.ask(ctx, applicationID, shard, op, d)
+	if refused, ok := errors.AsType[*commandError](err); ok && refused.outcome == outcomeUnanswered {
+		c.gateway.metrics.commands.WithLabelValues(commandName(op), string(outcomeUnanswered)).Inc()
+	}
+	return c.answer(ctx, err)
 }
 
 const (
@@ -138,38 +142,67 @@ const (
 	retryFailed = time.Minute
 )
 
-// do sends a command over the shard's connection; nil when that is done.
+// commandName is what metrics call a command.
+func commandName(op int) string {
+	switch op {
+	case opPresence:
+		return "presence"
+	case opVoiceState:
+		return "voice_state"
+	case opMembers:
+		return "members"
+	default:
+		return "restart"
+	}
+}
+
+// do does a command on the shard; nil when that is done.
 func (s *shard) do(ctx context.Context, op int, d json.RawMessage) *commandError {
 	if op == opReconnect {
 		s.restart()
-		return nil
+		return s.counted(op, nil)
 	}
 	r := s.service()
 	if r == nil {
-		return s.unconnected()
+		return s.counted(op, s.unconnected())
 	}
 	if missing := needs(op, d) &^ event.Intents(r.has.Load()); missing != 0 {
-		return &commandError{
+		return s.counted(op, &commandError{
 			outcome: outcomeIntents,
 			detail: fmt.Sprintf("the session of shard %v is without the intent %v: switch it on in the developer portal "+
 				"(Bot, Privileged Gateway Intents), and register a listener that needs it or set GATEHOOK_INTENTS", s.id, missing),
-		}
+		})
 	}
+	return s.send(ctx, r, op, d)
+}
+
+// send sends a command over one of the shard's connections.
+func (s *shard) send(ctx context.Context, r *running, op int, d json.RawMessage) *commandError {
 	err := r.conn.command(ctx, op, d)
 	if limit, ok := errors.AsType[*limitError](err); ok {
-		return &commandError{
+		return s.counted(op, &commandError{
 			outcome: outcomeLimited, retryAfter: limit.wait,
 			detail: fmt.Sprintf("shard %v: %v, but for the %d that are kept for heartbeats: try again in %v",
 				s.id, limit, sendRoom, limit.wait.Round(time.Millisecond)),
-		}
+		})
 	}
 	if err != nil {
-		return &commandError{
+		return s.counted(op, &commandError{
 			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
-			detail: fmt.Sprintf("the connection of shard %v broke, the command was hardly received: try again", s.id),
-		}
+			detail: fmt.Sprintf("the connection of shard %v broke while the command was sent: try again", s.id),
+		})
 	}
-	return nil
+	return s.counted(op, nil)
+}
+
+// counted counts how a command went, and returns that.
+func (s *shard) counted(op int, how *commandError) *commandError {
+	outcome := outcomeDone
+	if how != nil {
+		outcome = how.outcome
+	}
+	s.metrics.commands.WithLabelValues(commandName(op), string(outcome)).Inc()
+	return how
 }
 
 // unconnected says why there is no connection.
@@ -190,9 +223,8 @@ func (s *shard) unconnected() *commandError {
 
 // answer turns an error into the call's answer.
 func (c *Commands) answer(ctx context.Context, err error) error {
-	var refused *commandError
-	switch {
-	case errors.As(err, &refused):
+	switch refused, ok := errors.AsType[*commandError](err); {
+	case ok:
 		return &openapi.Error{Status: refused.status(), Detail: refused.detail, RetryAfter: refused.retryAfter}
 	case err != nil && postgres.Unavailable(err):
 		c.log.LogAttrs(ctx, slog.LevelWarn, "a command could not be handed over", slog.Any("error", err))

@@ -681,3 +681,54 @@ func TestPresenceLimit(t *testing.T) {
 	// The connection was told five times all the same, and waits.
 	a.stay(presenceLimit)
 }
+
+// TestCommandsWhileResharding: while one set of shards takes over from another,
+// what is answered with 202 is answered by Discord, and that is told.
+func TestCommandsWhileResharding(t *testing.T) {
+	t.Parallel()
+	a := newCaller(t, gatewaytest.Config{Shards: 2, HeartbeatInterval: maxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))
+	a.timing.load = 200 * time.Millisecond // the new set is connected and drops what it receives
+	a.cfg.Shards = Shards{Last: 1, Count: 2}
+	a.start()
+	a.ready(0)
+	a.ready(1)
+	b := a.beside()
+	b.cfg.Shards = Shards{Last: 4, Count: 5}
+	b.start()
+	var nonces []string
+	done := func() bool {
+		_, count := a.gateway.extent()
+		return count == 5 && len(a.inService())+len(b.inService()) == 5 && len(nonces) >= 20
+	}
+	var asked time.Time
+	a.wait("the new set", func() bool {
+		if time.Since(asked) < 10*time.Millisecond { // to stay within the limit of a connection
+			return false
+		}
+		asked = time.Now()
+		path := fmt.Sprintf("/guilds/%v/members/request", event.Snowflake(len(nonces)+1)<<22)
+		nonce := fmt.Sprintf("nonce-%03d", len(nonces))
+		r := []*caller{a, b}[len(nonces)%2].call(http.MethodPost, path, `{"user_ids":["1"],"nonce":"`+nonce+`"}`)
+		switch r.status {
+		case http.StatusAccepted:
+			nonces = append(nonces, nonce)
+		case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+			r.retryable(t)
+		default:
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		return done()
+	})
+	for _, nonce := range nonces {
+		a.store.wait(a.ctx, t, "the answer to "+nonce, func(events []*event.Event) bool {
+			n := 0
+			for _, e := range events {
+				if e.Name == "GUILD_MEMBERS_CHUNK" && bytes.Contains(e.Data, []byte(nonce)) {
+					n++
+				}
+			}
+			return n == 1
+		})
+	}
+	a.legal()
+}

@@ -11,23 +11,17 @@ func (g *Gateway) find(id event.Shard) *shard {
 }
 
 // extent tells whose shards these are and how many there are in the set that
-// commands go to; 0 until that is known.
+// commands go to; each is 0 until it is known.
 func (g *Gateway) extent() (applicationID event.Snowflake, count int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, s := range g.shards {
-		applicationID = s.starts.applicationID
-		break
-	}
-	if applicationID == 0 {
-		return 0, 0
-	}
-	// What the old set is asked while it is read to its end, nobody would hear
-	// the answer of.
+	count = g.plan.Current
 	if g.plan.Phase == event.Switching {
-		return applicationID, g.plan.Next
+		// The old set is read to its end: what it is asked now might be
+		// answered after that.
+		count = g.plan.Next
 	}
-	return applicationID, g.plan.Current
+	return event.Snowflake(g.application.Load()), count
 }
 
 // owned are the shards that this process has, of all sets.

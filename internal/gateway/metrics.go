@@ -19,6 +19,7 @@ type metrics struct {
 	identifies    prometheus.Counter
 	resumes       prometheus.Counter
 	lost          prometheus.Counter
+	commands      *prometheus.CounterVec
 	bytesIn       prometheus.Counter
 	bytesInflated prometheus.Counter
 	latency       prometheus.Histogram
@@ -63,7 +64,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		names: make(map[string]eventName),
 	}
-	reg.MustRegister(m.latency)
+	m.commands = prometheus.NewCounterVec(
+		opts("commands_total", "Commands to shards of this server, and those to others that nobody answered."), []string{"command", "outcome"})
+	reg.MustRegister(m.latency, m.commands)
 	return m
 }
 

@@ -174,8 +174,7 @@ func (c *Commands) present(ctx context.Context, p presence, now time.Time, sendi
 		r.presences.add(now)
 		r.presence.Store(p.version)
 		sending.Go(func() {
-			err := r.conn.command(ctx, opPresence, p.d)
-			if err != nil {
+			if err := s.send(ctx, r, opPresence, p.d); err != nil {
 				r.presence.CompareAndSwap(p.version, 0)
 				s.log.LogAttrs(ctx, slog.LevelDebug, "the presence was not sent, trying again", slog.Any("error", err))
 			}

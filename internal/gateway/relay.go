@@ -217,9 +217,9 @@ type outcome string
 
 const (
 	outcomeDone        outcome = "done"
-	outcomeUnconnected outcome = "not connected"
+	outcomeUnconnected outcome = "not_connected"
 	outcomeLimited     outcome = "limited"
-	outcomeIntents     outcome = "intents missing"
+	outcomeIntents     outcome = "intents_missing"
 	outcomeUnanswered  outcome = "unanswered"
 )
 
