@@ -161,7 +161,9 @@ type bundle struct {
 	registry *registry
 	stop     func()
 	batch    int64
-	settled  chan int64 // the batches whose deliveries all are settled
+	// readEvents, if set, may fail a reading of events.
+	readEvents func() error
+	settled    chan int64 // the batches whose deliveries all are settled
 }
 
 // setup makes a Delivery on a fresh database with one listener for each URL,
@@ -192,6 +194,14 @@ func setup(t *testing.T, cfg Config, urls ...string) *bundle {
 
 func (b *bundle) open(t *testing.T, cfg Config, instance int64) {
 	t.Helper()
+	b.openAs(t, cfg, self(instance))
+}
+
+func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
+	t.Helper()
+	if cfg.Schedule == nil {
+		cfg.Schedule = Schedule{10 * time.Millisecond, 10 * time.Millisecond}
+	}
 	store := Store{
 		Events: b.events,
 		Settle: func(batch *pgx.Batch, owner int64, ids []int64) {
@@ -208,7 +218,7 @@ func (b *bundle) open(t *testing.T, cfg Config, instance int64) {
 			return pgx.CollectRows(rows, pgx.RowTo[int64])
 		},
 	}
-	d, err := Open(t.Context(), b.pool, b.registry, store, self(instance), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	d, err := Open(t.Context(), b.pool, b.registry, store, instance, cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,6 +235,11 @@ func (b *bundle) open(t *testing.T, cfg Config, instance int64) {
 }
 
 func (b *bundle) events(ctx context.Context, keys []event.Key) (out []event.Stored, err error) {
+	if b.readEvents != nil {
+		if err := b.readEvents(); err != nil {
+			return nil, err
+		}
+	}
 	for _, k := range keys {
 		e := event.Stored{Key: k}
 		err := b.pool.QueryRow(ctx, `SELECT id, name, seq, received_at, data FROM events WHERE batch_id = $1 AND ordinal = $2`,

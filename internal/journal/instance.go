@@ -14,6 +14,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
+// defaultLease is how long an instance that says nothing is believed alive: a
+// dead one's events go on well within 15 s, and a pause of some seconds (a
+// full disk, a slow failover of the database) is no death.
+const defaultLease = 8 * time.Second
+
 // renewAgain is how long after a renewal that failed the next one is tried, so
 // that a database that comes back is noticed soon.
 const renewAgain = 500 * time.Millisecond
@@ -48,9 +53,10 @@ type register interface {
 // instance: the caller guarantees that no other live process has it, so that
 // what an earlier bearer owned is free at once, without waiting for its lease
 // to run out. A name made for this process alone (uuid.New) is always right.
+// ttl is how long the lease lasts without a renewal; 0 means 8 s.
 func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	if ttl == 0 {
-		ttl = Config{}.withDefaults().LeaseTTL
+		ttl = defaultLease
 	}
 	host, err := os.Hostname()
 	if err != nil {

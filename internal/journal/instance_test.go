@@ -108,6 +108,7 @@ func bubble(t *testing.T, f func(t *testing.T, i *Instance, l *ledger)) {
 func TestLeaseIsHeldWhileItIsRenewed(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		for range 600 {
 			time.Sleep(100 * time.Millisecond)
 			if !isHeld(t.Context(), i) || len(l.bury()) > 0 {
@@ -124,6 +125,7 @@ func TestLeaseIsHeldWhileItIsRenewed(t *testing.T) {
 func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		l.set(nil, 1500*time.Millisecond)
 		time.Sleep(20 * time.Second)
 		l.set(errDown, 0)
@@ -151,6 +153,7 @@ func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		l.set(errDown, 0)
 		time.Sleep(time.Minute)
 		if isHeld(t.Context(), i) {
@@ -186,6 +189,7 @@ func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 func TestInstanceWithAnHeirStartsAfresh(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		l.set(errDown, 0)
 		time.Sleep(testTTL + time.Second)
 		if dead := l.bury(); len(dead) != 1 {
@@ -202,6 +206,7 @@ func TestInstanceWithAnHeirStartsAfresh(t *testing.T) {
 func TestRenewalsThatHangAreCutOff(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		l.set(nil, time.Hour)
 		time.Sleep(testTTL)
 		l.mu.Lock()
@@ -215,6 +220,7 @@ func TestRenewalsThatHangAreCutOff(t *testing.T) {
 func TestHoldEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
+		t.Helper()
 		l.set(errDown, 0)
 		time.Sleep(testTTL)
 		why := errors.New("stopping")

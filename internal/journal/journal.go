@@ -61,9 +61,6 @@ type Config struct {
 	// CursorDelay is how long a cursor that moved over unwanted events only
 	// may wait for its commit. Default 1 s.
 	CursorDelay time.Duration
-	// LeaseTTL is how long an instance that says nothing is believed alive.
-	// Default 8 s.
-	LeaseTTL time.Duration
 	// Retention is how long events are kept. Default 168 h.
 	Retention time.Duration
 }
@@ -73,7 +70,6 @@ func (c Config) withDefaults() Config {
 	c.QueueBytes = cmp.Or(c.QueueBytes, 64<<20)
 	c.BatchEvents = cmp.Or(c.BatchEvents, 1024)
 	c.CursorDelay = cmp.Or(c.CursorDelay, time.Second)
-	c.LeaseTTL = cmp.Or(c.LeaseTTL, 8*time.Second)
 	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	return c
 }

@@ -1,0 +1,477 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/journal"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// These tests join journals and deliveries of several instances on one
+// database as wire does, without gateways: the test is what Discord sends.
+
+const nodeApp = event.Snowflake(42)
+
+var nodeShard = event.Shard{ID: 0, Count: 1}
+
+// only is a registry of one listener, who wants everything.
+type only event.Listener
+
+func (o *only) Match(*event.Event) []int64                   { return []int64{1} }
+func (o *only) Listener(int64) *event.Listener               { return (*event.Listener)(o) }
+func (o *only) Disable(context.Context, int64, string) error { return nil }
+
+// hit is one POST that arrived.
+type hit struct {
+	node    string
+	seq     int64
+	channel string
+	attempt string
+	status  int
+}
+
+// target is a callback that remembers who called, in the order of its answers.
+type target struct {
+	*httptest.Server
+	answer func(hit) int
+
+	mu      sync.Mutex
+	hits    []hit
+	arrived chan hit // before the answer
+	changed chan struct{}
+}
+
+func newTarget(t *testing.T, answer func(hit) int) *target {
+	t.Helper()
+	c := &target{answer: answer, arrived: make(chan hit, 10000), changed: make(chan struct{}, 1)}
+	c.Server = httptest.NewServer(c)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (c *target) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var body struct {
+		Seq  int64
+		Data struct {
+			Channel string `json:"channel_id"`
+		}
+	}
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	h := hit{
+		node: strings.TrimPrefix(r.Header.Get("User-Agent"), "Gatehook/"), seq: body.Seq, channel: body.Data.Channel,
+		attempt: r.Header.Get("gatehook-attempt"),
+	}
+	c.arrived <- h
+	h.status = c.answer(h)
+	c.mu.Lock()
+	c.hits = append(c.hits, h)
+	c.mu.Unlock()
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+	w.WriteHeader(h.status)
+}
+
+// accepted returns the calls that were answered with 2xx, in order.
+func (c *target) accepted() (hits []hit) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.hits {
+		if h.status < 300 {
+			hits = append(hits, h)
+		}
+	}
+	return hits
+}
+
+// await waits until n different events were accepted.
+func (c *target) await(t *testing.T, n int) {
+	t.Helper()
+	limit := time.After(90 * time.Second)
+	for {
+		seen := make(map[int64]bool)
+		for _, h := range c.accepted() {
+			seen[h.seq] = true
+		}
+		if len(seen) >= n {
+			return
+		}
+		select {
+		case <-c.changed:
+		case <-limit:
+			t.Fatalf("%d of %d events were accepted", len(seen), n)
+		}
+	}
+}
+
+// node is one instance.
+type node struct {
+	name     string
+	pool     *pgxpool.Pool
+	instance *journal.Instance
+	journal  *journal.Journal
+	delivery *delivery.Delivery
+	// pause ends the heartbeats, resume lets them go on.
+	pause, resume func()
+	stop          func()
+}
+
+func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration, l *event.Listener, laneQueue int) *node {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	n := &node{name: name, pool: pool}
+	log := slog.New(slog.DiscardHandler)
+	var err error
+	if n.instance, err = journal.Join(ctx, pool, uuid.New(), ttl, log); err != nil {
+		t.Fatal(err)
+	}
+	n.delivery, err = delivery.Open(ctx, pool, (*only)(l), delivery.Store{
+		Events: func(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
+			return journal.Events(ctx, pool, keys)
+		},
+		Settle: journal.Settle, Own: journal.Own,
+	}, n.instance, delivery.Config{
+		Schedule:     delivery.Schedule{10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond},
+		AllowTargets: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Version: name, LaneQueue: laneQueue,
+		AttemptTimeout: time.Minute,
+	}, log, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.journal, err = journal.Open(ctx, pool, n.instance, (*only)(l), n.delivery, journal.Config{}, log, prometheus.NewRegistry()); err != nil {
+		t.Fatal(err)
+	}
+	n.run(ctx, t)
+	return n
+}
+
+func (n *node) run(ctx context.Context, t *testing.T) {
+	t.Helper()
+	var beats sync.WaitGroup
+	var cancel context.CancelFunc
+	n.pause = func() { cancel(); beats.Wait() }
+	n.resume = func() {
+		var running context.Context
+		running, cancel = context.WithCancel(ctx)
+		beats.Go(func() {
+			if err := n.instance.Run(running); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	n.resume()
+	delivered, stored := make(chan error, 1), make(chan error, 1)
+	go func() { delivered <- n.delivery.Run(ctx) }()
+	go func() { stored <- n.journal.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() {
+		n.journal.Stop()
+		if err := <-stored; err != nil {
+			t.Errorf("%s: %v", n.name, err)
+		}
+		n.delivery.Stop()
+		if err := <-delivered; err != nil {
+			t.Errorf("%s: %v", n.name, err)
+		}
+		n.pause()
+		if err := n.instance.Leave(ctx); err != nil {
+			t.Errorf("%s: %v", n.name, err)
+		}
+	})
+	t.Cleanup(n.stop)
+}
+
+// lapsed tells whether the instance's lease has run out, as it sees it.
+func (n *node) lapsed(t *testing.T) bool {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := n.instance.Hold(ctx)
+	return err != nil
+}
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	limit := time.After(90 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// claim claims the shard once it is free.
+func (n *node) claim(t *testing.T) (s *journal.Shard) {
+	t.Helper()
+	until(t, n.name+" has the shard", func() bool {
+		claimed, err := n.journal.Claim(t.Context(), nodeApp, []event.Shard{nodeShard})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(claimed) == 0 {
+			return false
+		}
+		s = claimed[0]
+		return true
+	})
+	return s
+}
+
+// send appends the events from to to, in turn over the channels.
+func send(t *testing.T, s *journal.Shard, from, to int64, channels int64) {
+	t.Helper()
+	for seq := from; seq <= to; seq++ {
+		e := &event.Event{
+			ID: uuid.New(), Name: "MESSAGE_CREATE", Shard: nodeShard, Seq: seq, ReceivedAt: time.Now(),
+			GuildID: 1, ChannelID: event.Snowflake(1 + seq%channels), Data: fmt.Appendf(nil, `{"channel_id":"%d"}`, 1+seq%channels),
+		}
+		if err := s.Append(t.Context(), event.Session{ID: "session", Seq: seq}, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func rows(t *testing.T, pool *pgxpool.Pool, query string) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), query).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func nodeListener(url string, ordering event.Ordering, inFlight int) *event.Listener {
+	return &event.Listener{
+		ID: 1, Event: "*", URL: url, Format: event.FormatStandard, Ordering: ordering, MaxInFlight: inFlight, Enabled: true,
+		Secrets: []secret.Value{secret.New("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")},
+	}
+}
+
+// An instance that was paused for longer than its lease wakes up with events to
+// store, deliveries in its lane, and POSTs in flight.
+func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	release := make(chan struct{})
+	c := newTarget(t, func(h hit) int {
+		if h.node == "a" {
+			<-release
+		}
+		return http.StatusOK
+	})
+	l := nodeListener(c.URL, event.OrderingNone, 2)
+	a := startNode(t, pool, "a", time.Second, l, 0)
+	s := a.claim(t)
+	send(t, s, 1, 10, 3)
+	for range 2 {
+		<-c.arrived
+	}
+	a.pause()
+	until(t, "the lease has run out", func() bool { return a.lapsed(t) })
+	send(t, s, 11, 20, 3) // received before the pause, stored never
+
+	b := startNode(t, pool, "b", 0, l, 0)
+	if got := b.claim(t).Session().Seq; got != 10 {
+		t.Errorf("the session is resumed after %d, want 10", got)
+	}
+	c.await(t, 10)
+	if n := len(c.accepted()); n != 10 {
+		t.Errorf("b made %d POSTs for the 10 events that a had stored", n)
+	}
+	was := a.instance.ID()
+	a.resume()
+	select {
+	case <-s.Lost():
+	case <-time.After(60 * time.Second):
+		t.Fatal("a does not know that it has lost its shard")
+	}
+	if a.instance.ID() == was {
+		t.Error("a goes on under its number")
+	}
+	close(release)
+	a.stop()
+	b.stop()
+	byNode := make(map[string]int)
+	for _, h := range c.accepted() {
+		byNode[h.node]++
+	}
+	if byNode["a"] != 2 || byNode["b"] != 10 {
+		t.Errorf("POSTs by instance: %v, want the 2 of a that were in flight and the 10 of b", byNode)
+	}
+	got := [4]int{
+		rows(t, pool, `SELECT count(*) FROM events`), rows(t, pool, `SELECT count(*) FROM attempts WHERE delivered`),
+		rows(t, pool, `SELECT count(*) FROM batches`), rows(t, pool, `SELECT count(*) FROM retries`),
+	}
+	if want := [4]int{10, 12, 0, 0}; got != want {
+		t.Errorf("events, attempts, unsettled batches, retries: %v, want %v", got, want)
+	}
+	if n := rows(t, pool, `SELECT seq FROM shards`); n != 10 {
+		t.Errorf("a moved the cursor to %d", n)
+	}
+}
+
+// An outage of the database that is longer than the lease makes nobody an heir:
+// what waited in memory is delivered, and nothing twice.
+func TestOutageLongerThanTheLeaseDeliversNothingTwice(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	release := make(chan struct{})
+	c := newTarget(t, func(hit) int { <-release; return http.StatusOK })
+	a := startNode(t, pool, "a", time.Second, nodeListener(c.URL, event.OrderingChannel, 2), 0)
+	s := a.claim(t)
+	send(t, s, 1, 40, 10)
+	for range 2 {
+		<-c.arrived
+	}
+	back := cutOff(t, pool)
+	until(t, "the lease has run out", func() bool { return a.lapsed(t) })
+	close(release)
+	send(t, s, 41, 50, 10)
+	until(t, "those in flight are answered", func() bool { return len(c.accepted()) == 2 })
+	if n := len(c.arrived); n != 0 {
+		t.Errorf("%d POSTs were begun without a lease", n)
+	}
+	was := a.instance.ID()
+	back()
+	c.await(t, 50)
+	a.stop()
+	if n := len(c.accepted()); n != 50 {
+		t.Errorf("%d POSTs for 50 events", n)
+	}
+	if a.instance.ID() != was {
+		t.Error("it has lost its number, though there was nobody to take over")
+	}
+	if n := rows(t, pool, `SELECT count(*) FROM batches`) + rows(t, pool, `SELECT count(*) FROM retries`); n != 0 {
+		t.Errorf("%d rows are left", n)
+	}
+}
+
+// cutOff takes the database away from everybody until back is called.
+func cutOff(t *testing.T, pool *pgxpool.Pool) (back func()) {
+	t.Helper()
+	cfg := pool.Config().ConnConfig.Copy()
+	name := pgx.Identifier{cfg.Database}.Sanitize()
+	cfg.Database = "postgres"
+	admin, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := admin.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	execute := func(query string, args ...any) {
+		t.Helper()
+		if _, err := admin.Exec(t.Context(), query, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	execute(`ALTER DATABASE ` + name + ` ALLOW_CONNECTIONS false`)
+	execute(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, pool.Config().ConnConfig.Database)
+	return func() { execute(`ALTER DATABASE ` + name + ` ALLOW_CONNECTIONS true`) }
+}
+
+// A shard moves between two instances while an ordered listener's callback
+// fails, hangs, and its lanes are too small; at last its owner dies.
+func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
+	t.Parallel()
+	const channels, part = 5, 40
+	pool := postgrestest.New(t)
+	var mu sync.Mutex
+	failed := make(map[int64]bool)
+	slow := make(chan struct{})
+	c := newTarget(t, func(h hit) int {
+		mu.Lock()
+		fails := h.seq%6 == 0 && !failed[h.seq]
+		failed[h.seq] = failed[h.seq] || fails
+		mu.Unlock()
+		if h.channel == "3" && h.seq < 2*part {
+			<-slow // in flight while the shard moves
+		}
+		if fails {
+			return http.StatusInternalServerError
+		}
+		return http.StatusOK
+	})
+	l := nodeListener(c.URL, event.OrderingChannel, 4)
+	a := startNode(t, pool, "a", time.Second, l, 12)
+	b := startNode(t, pool, "b", 0, l, 12)
+	seq := int64(0)
+	var s *journal.Shard
+	for i := range 6 {
+		owner := []*node{a, b}[i%2]
+		s = owner.claim(t)
+		send(t, s, seq+1, seq+part, channels)
+		seq += part
+		if i == 3 {
+			close(slow)
+		}
+		if err := s.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = a.claim(t)
+	send(t, s, seq+1, seq+part, channels)
+	seq += part
+	until(t, "all is stored", func() bool { return s.Stored() == seq })
+	a.pause()
+	s = b.claim(t)
+	send(t, s, seq+1, seq+part, channels)
+	seq += part
+	c.await(t, int(seq))
+	b.stop()
+
+	last := make(map[string]int64)
+	seen := make(map[int64]bool)
+	nodes := make(map[string]int)
+	for _, h := range c.accepted() {
+		nodes[h.node]++
+		if seen[h.seq] {
+			continue // what the dead instance had in flight may come twice
+		}
+		seen[h.seq] = true
+		if h.seq < last[h.channel] {
+			t.Errorf("channel %s: %d after %d, from %s", h.channel, h.seq, last[h.channel], h.node)
+		}
+		last[h.channel] = h.seq
+	}
+	if nodes["a"] == 0 || nodes["b"] == 0 || len(failed) == 0 {
+		t.Errorf("POSTs by instance %v, %d failures: not what is to be tested", nodes, len(failed))
+	}
+	if n := rows(t, pool, `SELECT count(*) FROM batches`) + rows(t, pool, `SELECT count(*) FROM retries`); n != 0 {
+		t.Errorf("%d rows are left", n)
+	}
+	ids := make([]int64, 0)
+	if err := pool.QueryRow(t.Context(), `SELECT array_agg(seq ORDER BY batch_id, ordinal) FROM events`).Scan(&ids); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.IsSorted(ids) {
+		t.Error("the batches' numbers don't follow the order in which they were received")
+	}
+}

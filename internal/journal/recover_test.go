@@ -1,0 +1,336 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+var errNotNow = errors.New("not now")
+
+// heir is a deliverer that fails for as long as it is told to.
+type heir struct {
+	*sink
+	fail  error
+	freed []int64
+	// prepared is called before the first event of a shard.
+	prepared func()
+}
+
+func (h *heir) Recover(ctx context.Context, batches []*event.Batch) error {
+	if h.fail != nil {
+		return h.fail
+	}
+	return h.sink.Recover(ctx, batches)
+}
+
+func (h *heir) Free(_ context.Context, dead int64) error {
+	h.freed = append(h.freed, dead)
+	return nil
+}
+
+func (h *heir) Prepare(context.Context) error {
+	if h.prepared != nil {
+		h.prepared()
+	}
+	return nil
+}
+
+func openHeir(t *testing.T, pool *pgxpool.Pool) (*bundle, *heir) {
+	t.Helper()
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	h := &heir{sink: b.sink}
+	b.deliverer = h
+	return b, h
+}
+
+// inherited is the ids of the batches that were given to a deliverer.
+func (s *sink) inherited() (ids []int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.recovered {
+		ids = append(ids, b.ID)
+	}
+	return ids
+}
+
+// unsettled stores batches of one event each as an instance that lives.
+func unsettled(t *testing.T, b *bundle, s *Shard, n int) (ids []int64) {
+	t.Helper()
+	for seq := range int64(n) {
+		c := newCommit()
+		b.add(c, entry{shard: s, session: session(seq + 1), event: wanted(shard0, seq+1)})
+		if err := b.commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, c.batch.ID)
+	}
+	return ids
+}
+
+// lapse lets the lease of an instance run out in the database, as if it had
+// been paused just now: it does not know.
+func lapse(t *testing.T, pool *pgxpool.Pool, i *Instance) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 ms' WHERE id = $1`, i.ID()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHeirTakesEverythingOver(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := a.claim(t, shard0)
+	ids := unsettled(t, a, s, 2*recoverBatches+1)
+	b, h := openHeir(t, pool)
+	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
+		t.Fatalf("took over from a living instance: %v, %v", h.inherited(), err)
+	}
+	lapse(t, pool, a.instance)
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.inherited(); !slices.Equal(got, ids) {
+		t.Errorf("inherited %d batches, want %d in order", len(got), len(ids))
+	}
+	for _, batch := range h.recovered {
+		if batch.Owner != b.instance.ID() || len(batch.Events) != 1 {
+			t.Fatalf("inherited %+v", batch)
+		}
+	}
+	if !slices.Equal(h.freed, []int64{a.instance.ID()}) {
+		t.Errorf("freed %v", h.freed)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM shards WHERE owner IS NOT NULL`) +
+		count(t, pool, `SELECT count(*) FROM instances WHERE id = $1`, a.instance.ID()); n != 0 {
+		t.Errorf("%d rows name the dead instance", n)
+	}
+
+	// It wakes up between its look at the lease and its commit. Nobody has
+	// claimed its shard yet.
+	a.start(t)
+	s.appendAll(t, wanted(shard0, 1000))
+	select {
+	case <-s.Lost():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the dead instance was not told")
+	}
+	a.stop()
+	if n := count(t, pool, `SELECT count(*) FROM events WHERE seq = 1000`) + len(a.sink.seqs()); n != 0 {
+		t.Error("the dead instance stored and delivered an event")
+	}
+	was := a.instance.ID()
+	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() <= was {
+		t.Errorf("it goes on as %d after %d (%v)", a.instance.ID(), was, err)
+	}
+	if c := b.claim(t, shard0).Session(); c != session(int64(len(ids))) {
+		t.Errorf("the session stands at %+v", c)
+	}
+}
+
+// A lease that ran out and was renewed before anybody became the heir.
+func TestRenewedLeaseIsNotInherited(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := a.claim(t, shard0)
+	unsettled(t, a, s, 1)
+	b, h := openHeir(t, pool)
+	lapse(t, pool, a.instance)
+	was := a.instance.ID()
+	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() != was {
+		t.Fatalf("it goes on as %d after %d (%v)", a.instance.ID(), was, err)
+	}
+	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
+		t.Errorf("inherited %v (%v)", h.inherited(), err)
+	}
+	a.start(t)
+	s.appendAll(t, wanted(shard0, 2))
+	a.sink.await(t, 1)
+}
+
+// Until all that a dead instance left is dispatched nobody gets its shards, and
+// what an heir failed with is its next work.
+func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	ids := unsettled(t, a, a.claim(t, shard0), recoverBatches+1)
+	lapse(t, pool, a.instance)
+	b, h := openHeir(t, pool)
+	other, idle := openHeir(t, pool)
+	h.fail = errNotNow
+	for range 2 {
+		if err := b.Recover(t.Context()); !errors.Is(err, errNotNow) {
+			t.Fatalf("Recover: %v", err)
+		}
+		for _, j := range []*bundle{b, other} {
+			if claimed, err := j.Claim(t.Context(), app, []event.Shard{shard0}); err != nil || len(claimed) > 0 {
+				t.Errorf("claimed %d shards (%v)", len(claimed), err)
+			}
+		}
+	}
+	// Its heir is not done, but it has one.
+	was := a.instance.ID()
+	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() == was {
+		t.Errorf("the dead instance goes on as %d (%v)", a.instance.ID(), err)
+	}
+	h.fail = nil
+	b.claim(t, shard0)
+	if got := h.inherited(); !slices.Equal(got, ids) {
+		t.Errorf("inherited %v, want %v", got, ids)
+	}
+	if got := idle.inherited(); len(got) > 0 {
+		t.Errorf("another one inherited %v", got)
+	}
+}
+
+func TestHeirOfAnHeir(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	ids := unsettled(t, a, a.claim(t, shard0), 3*recoverBatches)
+	lapse(t, pool, a.instance)
+	b, h := openHeir(t, pool)
+	c, last := openHeir(t, pool)
+	h.fail, last.fail = errNotNow, errNotNow
+	for _, heir := range []*bundle{b, c} {
+		if err := heir.Recover(t.Context()); err != nil && !errors.Is(err, errNotNow) {
+			t.Fatalf("Recover: %v", err)
+		}
+		lapse(t, pool, b.instance)
+	}
+	// The first heir wakes up in the middle of its work, and so does the
+	// second of its own.
+	h.fail = nil
+	delete(b.adopting, a.instance.ID())
+	if err := b.settle(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
+		t.Errorf("the first heir went on: %v, %v", h.inherited(), err)
+	}
+	last.fail = nil
+	if err := c.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := last.inherited()
+	slices.Sort(got)
+	if !slices.Equal(got, ids) {
+		t.Errorf("inherited %d batches, want %d", len(got), len(ids))
+	}
+	c.claim(t, shard0)
+	if n := count(t, pool, `SELECT count(*) FROM instances`); n != 1 {
+		t.Errorf("%d instances are left", n)
+	}
+}
+
+// When the database was away for all, the first to come back must not take
+// everything from the others, who come back a moment later.
+func TestFirstBackDoesNotInherit(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a, left := open(t, pool, join(t, pool, uuid.New()), Config{}), join(t, pool, uuid.New())
+	unsettled(t, a, a.claim(t, shard0), 1)
+	b, h := openHeir(t, pool)
+	i := b.instance
+	i.lease.Store(newLease(i.ID(), time.Now().Add(-time.Hour), i.ttl))
+	lapse(t, pool, a.instance)
+	if err := left.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
+		t.Errorf("inherited %v (%v)", h.inherited(), err)
+	}
+	if !slices.Equal(h.freed, []int64{left.ID()}) {
+		t.Errorf("freed %v, want that of the one who left", h.freed)
+	}
+	long := *i.lease.Load()
+	long.regained = time.Now().Add(-i.ttl)
+	i.lease.Store(&long)
+	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) != 1 {
+		t.Errorf("inherited %v (%v) after a whole lease", h.inherited(), err)
+	}
+}
+
+// The clock of the earlier owner was ahead: what comes after has higher numbers
+// all the same, and is stored only when what comes before is known.
+func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	a.lastBatch = time.Now().Add(time.Hour).UnixMicro() << batchShift
+	a.start(t)
+	first := a.claim(t, shard0)
+	first.appendAll(t, wanted(shard0, 1), wanted(shard0, 2))
+	if err := first.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b, h := openHeir(t, pool)
+	prepared := 0
+	h.prepared = func() {
+		if prepared++; len(h.seqs()) > 0 {
+			t.Error("an event was delivered before")
+		}
+	}
+	b.start(t)
+	b.claim(t, shard0).appendAll(t, wanted(shard0, 3), wanted(shard0, 4))
+	b.sink.await(t, 2)
+	b.stop()
+	if n := count(t, pool, `SELECT count(*) FROM events n JOIN events o ON o.seq <= 2 WHERE n.seq > 2 AND n.batch_id <= o.batch_id`); n != 0 {
+		t.Error("newer batches have lower numbers")
+	}
+	if prepared != 1 {
+		t.Errorf("prepared %d times, want once for a claim", prepared)
+	}
+	for _, e := range b.sink.delivered {
+		if e.Key.Batch&(1<<batchShift-1) != b.instance.ID() {
+			t.Errorf("batch %d has the low bits of another instance", e.Key.Batch)
+		}
+	}
+}
+
+// A shard is not given back while an event of it is on its way to delivery.
+func TestReleaseWaitsForDeliveryAndYields(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	y := &yielder{sink: a.sink, err: errNotNow}
+	a.deliverer = y
+	a.start(t)
+	s := a.claim(t, shard0)
+	s.appendAll(t, wanted(shard0, 1))
+	if err := s.Release(t.Context()); !errors.Is(err, errNotNow) {
+		t.Errorf("Release: %v, want what Yield said", err)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM shards WHERE owner IS NULL`); n != 0 {
+		t.Error("the shard is free before its deliveries are yielded")
+	}
+	y.err = nil
+	if err := s.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if y.delivered != 1 || count(t, pool, `SELECT count(*) FROM shards WHERE owner IS NULL`) != 1 {
+		t.Errorf("yielded after %d events", y.delivered)
+	}
+}
+
+type yielder struct {
+	*sink
+	err       error
+	delivered int
+}
+
+func (y *yielder) Yield(context.Context, event.Shard) error {
+	y.delivered = len(y.seqs())
+	return y.err
+}
