@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
@@ -113,8 +114,17 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 // is well again.
 func (w *world) cycle(p plan) {
 	w.t.Helper()
+	// Of a session of which nothing is stored nothing can be told either.
+	for id := range manyShards {
+		shard := event.Shard{ID: id, Count: manyShards}
+		s, err := w.discord.Dispatch(id, "MESSAGE_CREATE", message(id))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.ledger.sent(shard, s)
+	}
+	w.awaitAll()
 	stop := load(w.t, w.discord, w.ledger, 3*time.Millisecond)
-	w.awaitAll() // so that no session is lost of which nothing is stored
 	begin := time.Now()
 	var light sync.WaitGroup
 	light.Go(func() {
@@ -308,8 +318,8 @@ func (w *world) awaitAll() {
 	eventually(w.t, 2*time.Minute, "complete", func() (bool, string) {
 		v := judge(w.ledger, w.discord.Sessions(), w.hasDied)
 		slices.Sort(v.open)
-		return len(v.open) == 0, fmt.Sprintf("%d deliveries are missing:\n%s\nlosses told: %+v",
-			len(v.open), strings.Join(v.open[:min(len(v.open), 20)], "\n"), w.ledger.losses)
+		return len(v.open) == 0, fmt.Sprintf("%d deliveries are missing:\n%s\nof each session: %v\nlosses told: %+v",
+			len(v.open), strings.Join(v.open[:min(len(v.open), 20)], "\n"), v.sessions, w.ledger.losses)
 	})
 }
 

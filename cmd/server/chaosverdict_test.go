@@ -13,6 +13,8 @@ type verdict struct {
 	// open are events that are missing and not told as lost, as callback and
 	// event: they may still come.
 	open []string
+	// sessions is how many of them belong to each session.
+	sessions map[string]int
 	// wrong is what no waiting will mend.
 	wrong []string
 	// lost is how many events are missing and told, of sessions that Discord
@@ -27,6 +29,7 @@ type verdict struct {
 func judge(l *ledger, sessions []gatewaytest.Session, died func(client string) bool) (v verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	v.sessions = map[string]int{}
 	byID := map[string]int{}
 	for i, s := range sessions {
 		byID[s.ID] = i
@@ -63,7 +66,8 @@ func judge(l *ledger, sessions []gatewaytest.Session, died func(client string) b
 			case excused(s):
 				v.lost++
 			default:
-				v.open = append(v.open, fmt.Sprintf("%s misses %s: shard %d, session %s, seq %d", callback, id, s.shard, s.Session, s.Seq))
+				v.open = append(v.open, fmt.Sprintf("shard %d, session %s, seq %6d: %s misses %s", s.shard, s.Session, s.Seq, callback, id))
+				v.sessions[fmt.Sprintf("shard %d, session %s, %s", s.shard, s.Session, callback)]++
 			}
 		}
 	}
