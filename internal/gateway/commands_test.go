@@ -483,12 +483,22 @@ func TestNotConnected(t *testing.T) {
 	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
 	c.count(gatewaytest.Connected, gatewaytest.AnyShard, 2)
 	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is connecting, not connected").retryable(t)
-	// It is connecting: a restart asks for nothing more, not even later.
-	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
-	c.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
-	c.count(gatewaytest.Connected, gatewaytest.AnyShard, 3)
-	c.wait("the shard failed again", func() bool { return c.gateway.Status()[0].State == StateFailed })
 	c.legal()
+}
+
+// TestRestartTooEarly: a restart that was asked for before the shard failed is
+// none that lets it try again.
+func TestRestartTooEarly(t *testing.T) {
+	t.Parallel()
+	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 { // which of two channels is read is chance
+		s.again <- struct{}{}
+		if s.fail(ctx, &tenure{leave: make(chan struct{})}, 4004, 0) {
+			t.Fatal("it tries again")
+		}
+	}
 }
 
 // TestNotKnown: nothing is known of shards before Discord has answered.

@@ -38,10 +38,10 @@ const (
 
 // presenceCommand is the d of Update Presence (Discord: Update Presence).
 type presenceCommand struct {
-	Since      *int64             `json:"since"` // milliseconds since 1970
+	Since      *int64                `json:"since"` // milliseconds since 1970
 	Activities []openapi.BotActivity `json:"activities"`
-	Status     string             `json:"status"`
-	AFK        bool               `json:"afk"`
+	Status     string                `json:"status"`
+	AFK        bool                  `json:"afk"`
 }
 
 // presence is what a bot was told last to show. The zero value is for a bot
