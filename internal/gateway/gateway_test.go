@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
@@ -26,18 +28,20 @@ import (
 // rig is a Gateway between a simulated Discord and a store in memory.
 type rig struct {
 	*gatewaytest.Server
-	t       *testing.T
-	ctx     context.Context // ends before the test would time out
-	store   *memory
-	cfg     Config
-	slots   Starts
-	timing  timing
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil for the system's
-	limit   int                                                               // of a payload, 0 for the usual one
-	gateway *Gateway
-	intents atomic.Int64
-	changed chan struct{}
-	log     *slog.Logger
+	t        *testing.T
+	ctx      context.Context // ends before the test would time out
+	store    *memory
+	cfg      Config
+	slots    Starts
+	timing   timing
+	dial     func(ctx context.Context, network, addr string) (net.Conn, error) // nil for the system's
+	limit    int                                                               // of a payload, 0 for the usual one
+	wrap     func(Store) Store                                                 // nil for the store as it is
+	gateway  *Gateway
+	registry *prometheus.Registry // the gateway's
+	intents  atomic.Int64
+	changed  chan struct{}
+	log      *slog.Logger
 }
 
 // newRig starts the simulated Discord only.
@@ -73,7 +77,12 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 // before.
 func (r *rig) start() (stop func()) {
 	r.t.Helper()
-	r.gateway = New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry())
+	var store Store = r.store.join()
+	if r.wrap != nil {
+		store = r.wrap(store)
+	}
+	r.registry = prometheus.NewRegistry()
+	r.gateway = New(r.cfg, store, r.slots, r.log, r.registry)
 	r.gateway.timing = r.timing
 	if r.limit != 0 {
 		r.gateway.dialer.limit = r.limit
@@ -84,7 +93,8 @@ func (r *rig) start() (stop func()) {
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
 	done := make(chan error, 1)
-	go func() { done <- r.gateway.Run(ctx) }()
+	gateway := r.gateway // a second one may be started
+	go func() { done <- gateway.Run(ctx) }()
 	var stopped bool
 	stop = func() {
 		if stopped {
@@ -98,6 +108,14 @@ func (r *rig) start() (stop func()) {
 	}
 	r.t.Cleanup(stop)
 	return stop
+}
+
+// scrape returns what GET /metrics would show of the gateway.
+func (r *rig) scrape() string {
+	r.t.Helper()
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(r.registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequestWithContext(r.ctx, http.MethodGet, "/metrics", http.NoBody))
+	return w.Body.String()
 }
 
 // legal fails the test if a client did what it must not do.

@@ -1,0 +1,364 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// What other programs for the same purpose are known to get wrong, found by
+// reading them. One test each.
+
+// TestDefect1PoisonEvent: where an event is decoded before it counts as
+// received, one that no model fits ends the connection; it is resumed from
+// before the event, gets it again, and so on for ever.
+func TestDefect1PoisonEvent(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 5)
+	poison := []string{`{"id":{"x":1},"author":"nobody","guild_id":-1}`, `null`, `[[[]]]`}
+	for _, data := range poison {
+		if _, err := r.Dispatch(0, "MESSAGE_UPDATE", []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.dispatch(0, 5, 5)
+	r.messages(10)
+	r.do(0, gatewaytest.Drop())
+	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 14 {
+		t.Errorf("RESUME from %d, want 14: READY, 10 messages, 3 others", e.Seq)
+	}
+	r.named("SHARD_RESUME", 1)
+	r.ready(0)
+	r.dispatch(0, 10, 1)
+	r.messages(11)
+	var told []string
+	for _, e := range r.store.all() {
+		if e.Name == "MESSAGE_UPDATE" {
+			told = append(told, string(e.Data))
+		}
+	}
+	if !slices.Equal(told, poison) {
+		t.Errorf("told %q, want %q", told, poison)
+	}
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// TestDefect2FailureBeforeResumed: where a connection that ends before READY
+// or RESUMED counts as one that never was, a fault at that moment costs the
+// session, and with it all that was to be replayed.
+func TestDefect2FailureBeforeResumed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	r.start()
+	old := r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Reconnect(), gatewaytest.Skip())
+	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Drop())
+	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(3, gatewaytest.Drop()))
+	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(3, gatewaytest.Reconnect()))
+	r.do(0, gatewaytest.Drop())
+	r.dispatch(0, 10, 20)
+	r.messages(30)
+	if now := r.ready(0); now.ID != old.ID || r.Count(gatewaytest.Identify, 0) != 1 {
+		t.Errorf("session %s became %s with %d IDENTIFYs", old.ID, now.ID, r.Count(gatewaytest.Identify, 0))
+	}
+	r.legal()
+}
+
+// slowShard is a Store in which the events of one shard wait.
+type slowShard struct {
+	Store
+	shard event.Shard
+	busy  atomic.Bool
+	waits chan struct{} // gets one for every event that waits
+	hold  chan struct{}
+}
+
+func (s *slowShard) Claim(ctx context.Context, id event.Snowflake, shards []event.Shard) ([]Claim, error) {
+	claims, err := s.Store.Claim(ctx, id, shards)
+	for i, c := range claims {
+		if c.Shard() == s.shard {
+			claims[i] = slowClaim{c, s}
+		}
+	}
+	return claims, err
+}
+
+type slowClaim struct {
+	Claim
+	s *slowShard
+}
+
+func (c slowClaim) Append(ctx context.Context, session event.Session, e *event.Event) error {
+	if c.s.busy.Load() {
+		c.s.waits <- struct{}{}
+		select {
+		case <-c.s.hold:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return c.Claim.Append(ctx, session, e)
+}
+
+// TestDefect3OneLockForAll: where one lock orders the events of all shards,
+// one that is kept waiting stops every reader.
+func TestDefect3OneLockForAll(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 2, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
+	slow := &slowShard{shard: event.Shard{ID: 0, Count: 2}, waits: make(chan struct{}, 16), hold: make(chan struct{})}
+	r.wrap = func(s Store) Store {
+		slow.Store = s
+		return slow
+	}
+	r.start()
+	r.named("READY", 2)
+	slow.busy.Store(true)
+	for range 10 {
+		if _, err := r.Dispatch(0, "TYPING_START", []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-slow.waits:
+	case <-r.ctx.Done():
+		t.Fatal("shard 0 does not wait")
+	}
+	r.dispatch(1, 0, 100)
+	r.messages(100)
+	if slices.Contains(names(r.store.all()), "TYPING_START") {
+		t.Error("shard 0 did not wait")
+	}
+	close(slow.hold)
+	r.named("TYPING_START", 10)
+	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	r.legal()
+}
+
+// TestDefect4SameEvents: where events are compared to find those that came
+// twice, two users who react with the same emoji, two quick edits of a message
+// and two bots in one guild become one. Only the session's number tells.
+func TestDefect4SameEvents(t *testing.T) {
+	t.Parallel()
+	reaction := []byte(`{"user_id":"1","channel_id":"2","message_id":"3","guild_id":"4","emoji":{"id":null,"name":"x"},"burst":false,"type":0}`)
+	ids := make(map[string]bool)
+	for _, application := range []uint64{77, 78} {
+		r := newRig(t, gatewaytest.Config{ApplicationID: application})
+		r.start()
+		r.ready(0)
+		for range 20 {
+			if _, err := r.Dispatch(0, "MESSAGE_REACTION_ADD", reaction); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.named("MESSAGE_REACTION_ADD", 20)
+		for _, e := range r.store.all() {
+			if e.Name == "MESSAGE_REACTION_ADD" {
+				ids[e.ID.String()] = true
+			}
+		}
+	}
+	if len(ids) != 40 {
+		t.Errorf("%d different events, want 40", len(ids))
+	}
+}
+
+// TestDefect5SilentFailures: a zombie that nobody closes, faults that are
+// closed with 1000, which ends the session, and seconds that are
+// milliseconds.
+func TestDefect5SilentFailures(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+		t := r.t
+		r.Arm(gatewaytest.AtHeartbeat, gatewaytest.AnyShard, 1, gatewaytest.Delay(2*time.Second))
+		r.start()
+		r.ready(0)
+		r.count(gatewaytest.Heartbeat, 0, 2)
+		if shown := r.scrape(); !strings.Contains(shown, "gatehook_gateway_heartbeat_seconds_sum 2\n") {
+			t.Errorf("a heartbeat acknowledged after 2 s is shown as\n%s", shown)
+		}
+		faults := []func(){
+			func() { r.net.freeze(0, true) }, // nothing comes any more
+			func() { r.do(0, gatewaytest.Corrupt()) },
+			func() { r.do(0, gatewaytest.Reconnect()) },
+			func() { r.do(0, gatewaytest.Invalidate(true)) },
+		}
+		for n, fault := range faults {
+			fault()
+			r.count(gatewaytest.Resumed, 0, n+1)
+			r.ready(0)
+			r.sleep(time.Second)
+		}
+		for _, e := range r.entries(gatewaytest.ClientClosed) {
+			if e.Code != int(codeKeep) && e.Code != abnormalClosure {
+				t.Errorf("closed with %d", e.Code)
+			}
+		}
+		// The URL of a session that is gone is of no use any more.
+		r.do(0, gatewaytest.Invalidate(false))
+		r.count(gatewaytest.Ready, 0, 2)
+		r.legal()
+	})
+}
+
+// TestDefect6RangeOfShards: where shards are kept in a list that begins at
+// none of their ids, a process that runs the second half takes one for another
+// or stops.
+func TestDefect6RangeOfShards(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{Shards: 8, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 8}})
+	r.cfg.Shards = Shards{First: 4, Last: 7, Count: 8}
+	r.start()
+	for id := 4; id < 8; id++ {
+		if s := r.ready(id); s.Count != 8 {
+			t.Errorf("session %+v", s)
+		}
+		if _, err := r.Dispatch(id, "TYPING_START", fmt.Append(nil, id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 4 {
+		e := r.named("TYPING_START", n+1)
+		if want := (event.Shard{ID: e.Shard.ID, Count: 8}); e.Shard != want || !bytes.Equal(e.Data, fmt.Append(nil, e.Shard.ID)) {
+			t.Errorf("%v told %s", e.Shard, e.Data)
+		}
+	}
+	for i, st := range r.gateway.Status() {
+		if st.Shard != (event.Shard{ID: 4 + i, Count: 8}) || st.State != StateConnected {
+			t.Errorf("status %+v", st)
+		}
+	}
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 4 {
+		t.Errorf("%d IDENTIFYs", n)
+	}
+	r.legal()
+}
+
+// TestDefect7BucketsOfARange: where shards are started in groups as they are
+// listed, those of a range overrun the bucket that their ids have in common;
+// and after a handful of failures a bot stays dead.
+func TestDefect7BucketsOfARange(t *testing.T) {
+	t.Parallel()
+	t.Run("buckets", func(t *testing.T) {
+		t.Parallel()
+		const window = 100 * time.Millisecond
+		r := newRig(t, gatewaytest.Config{
+			IdentifyWindow: window, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3},
+		})
+		r.cfg.Shards = Shards{First: 2, Last: 7, Count: 16}
+		r.slots = pacedBuckets(t, 3*window)
+		r.start()
+		for id := 2; id < 8; id++ {
+			r.ready(id)
+		}
+		r.legal() // IDENTIFYs of a bucket within the window are not
+	})
+	t.Run("failures", func(t *testing.T) {
+		t.Parallel()
+		withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+			r.Arm(gatewaytest.AtIdentify, 0, 20, gatewaytest.Close(4000))
+			r.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 20, gatewaytest.Status(500))
+			r.start()
+			r.ready(0)
+			r.legal()
+		})
+	})
+}
+
+// countingStarts are Starts that tell when they refuse.
+type countingStarts struct {
+	Starts
+	refused chan struct{}
+}
+
+func (c *countingStarts) Spend(ctx context.Context, id event.Snowflake) (time.Duration, error) {
+	wait, err := c.Starts.Spend(ctx, id)
+	if wait > 0 {
+		c.refused <- struct{}{}
+	}
+	return wait, err
+}
+
+// TestDefect8BudgetPerProcess: where every process counts the day's session
+// starts for itself, two of them spend them twice, and Discord resets the
+// token.
+func TestDefect8BudgetPerProcess(t *testing.T) {
+	t.Parallel()
+	const shards, left = 8, 3
+	r := newRig(t, gatewaytest.Config{Shards: shards, SessionStart: gatewaytest.SessionStart{
+		Total: 1000, Remaining: 1000/20 + left, ResetAfter: time.Hour, MaxConcurrency: 16,
+	}})
+	pool := postgrestest.New(t)
+	refused := make(chan struct{}, 2*shards)
+	for _, half := range []Shards{{First: 0, Last: 3, Count: shards}, {First: 4, Last: 7, Count: shards}} {
+		r.cfg.Shards = half
+		r.slots = &countingStarts{NewBuckets(pool, quiet), refused}
+		r.start()
+	}
+	for range shards - left {
+		select {
+		case <-refused:
+		case <-r.ctx.Done():
+			t.Fatal("the starts are not used up")
+		}
+	}
+	r.count(gatewaytest.Ready, gatewaytest.AnyShard, left)
+	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != left {
+		t.Errorf("%d IDENTIFYs, want %d", n, left)
+	}
+	r.legal()
+}
+
+// TestDefect9SequenceBeforeStore: where the sequence number moves before the
+// events are safe, a crash loses those in between, and nobody is told.
+func TestDefect9SequenceBeforeStore(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{})
+	stop := r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.store.setFrozen(true)
+	r.dispatch(0, 10, 10)
+	r.messages(20)
+	r.do(0, gatewaytest.Drop())
+	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+		t.Errorf("RESUME from %d with 11 stored", e.Seq)
+	}
+	r.ready(0)
+	stop()
+	// What was not committed is gone with the process.
+	r.store.do(func() {
+		r.store.frozen = false
+		r.store.events = slices.DeleteFunc(r.store.events, func(e *event.Event) bool { return e.Seq > 11 })
+	})
+	r.start()
+	if e := r.count(gatewaytest.Resume, 0, 2); e.Seq != 11 {
+		t.Errorf("RESUME from %d after a restart, want 11", e.Seq)
+	}
+	r.messages(20)
+	if strings.Contains(strings.Join(names(r.store.all()), " "), "GATEHOOK_SESSION_LOST") {
+		t.Error("the session was lost")
+	}
+	r.legal()
+}
+
+var _ prometheus.Metric = prometheus.Histogram(nil)
