@@ -36,7 +36,6 @@ type server struct {
 	gateway   *gateway.Gateway
 	commands  *gateway.Commands
 	registry  *prometheus.Registry
-	contract  json.RawMessage
 	http      *http.Server
 	httpDone  chan struct{}
 	draining  atomic.Bool
@@ -131,10 +130,6 @@ type calls struct {
 }
 
 func (s *server) makeHTTP(key secret.Value) error {
-	var err error
-	if s.contract, err = openapi.Contract(); err != nil {
-		return err
-	}
 	parts := calls{s.listeners, s.delivery, s.gateway.Handler(), s.commands, s}
 	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
 	if err != nil {
@@ -198,7 +193,7 @@ func (s *server) GetMetrics(context.Context, openapi.GetMetricsRequestObject) (o
 
 // GetContract implements GET /openapi.json.
 func (s *server) GetContract(context.Context, openapi.GetContractRequestObject) (openapi.GetContractResponseObject, error) {
-	return contract(s.contract), nil
+	return contract(openapi.Contract()), nil
 }
 
 // contract writes the document as it is.

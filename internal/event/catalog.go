@@ -27,7 +27,26 @@ type Type struct {
 	Intents Intents
 	// Content: without MESSAGE_CONTENT it comes with empty content.
 	Content bool
+	// Model is the schema in api/openapi.yaml of what Parse makes of its
+	// payload; "" if it has none.
+	Model string
+	// Own says whose id the payload's "id" is: such a payload need not name the
+	// guild, channel or user under its usual name.
+	Own Own
+	// About says in a sentence when it comes.
+	About string
 }
+
+// Own is what a payload's own id is the id of.
+type Own string
+
+// What a payload's own id may be of, as far as filters and ordering ask.
+const (
+	OwnNone    Own = ""
+	OwnGuild   Own = "guild"
+	OwnChannel Own = "channel"
+	OwnUser    Own = "user"
+)
 
 // Needs are the intents with which all of the event's variants come, content
 // included.
@@ -113,91 +132,352 @@ func levenshtein(a, b string) int {
 
 // catalog is sorted by name.
 var catalog = []Type{
-	{Name: "APPLICATION_COMMAND_PERMISSIONS_UPDATE", Group: GroupDispatch},
-	{Name: "AUTO_MODERATION_ACTION_EXECUTION", Group: GroupDispatch, Intents: IntentAutoModerationExecution, Content: true},
-	{Name: "AUTO_MODERATION_RULE_CREATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration},
-	{Name: "AUTO_MODERATION_RULE_DELETE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration},
-	{Name: "AUTO_MODERATION_RULE_UPDATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration},
-	{Name: "CHANNEL_CREATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "CHANNEL_DELETE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "CHANNEL_INFO", Group: GroupDispatch},
-	{Name: "CHANNEL_PINS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentDirectMessages},
-	{Name: "CHANNEL_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "CONNECT", Group: GroupShard},
-	{Name: "DISCONNECT", Group: GroupShard},
-	{Name: "ENTITLEMENT_CREATE", Group: GroupDispatch},
-	{Name: "ENTITLEMENT_DELETE", Group: GroupDispatch},
-	{Name: "ENTITLEMENT_UPDATE", Group: GroupDispatch},
-	{Name: "GATEHOOK_DELIVERY_EXHAUSTED", Group: GroupGatehook},
-	{Name: "GATEHOOK_LISTENER_DISABLED", Group: GroupGatehook},
-	{Name: "GATEHOOK_SESSION_LOST", Group: GroupGatehook},
-	{Name: "GUILD_AUDIT_LOG_ENTRY_CREATE", Group: GroupDispatch, Intents: IntentGuildModeration},
-	{Name: "GUILD_BAN_ADD", Group: GroupDispatch, Intents: IntentGuildModeration},
-	{Name: "GUILD_BAN_REMOVE", Group: GroupDispatch, Intents: IntentGuildModeration},
-	{Name: "GUILD_CREATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "GUILD_DELETE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "GUILD_EMOJIS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_INTEGRATIONS_UPDATE", Group: GroupDispatch, Intents: IntentGuildIntegrations},
-	{Name: "GUILD_MEMBERS_CHUNK", Group: GroupDispatch},
-	{Name: "GUILD_MEMBER_ADD", Group: GroupDispatch, Intents: IntentGuildMembers},
-	{Name: "GUILD_MEMBER_REMOVE", Group: GroupDispatch, Intents: IntentGuildMembers},
-	{Name: "GUILD_MEMBER_UPDATE", Group: GroupDispatch, Intents: IntentGuildMembers},
-	{Name: "GUILD_ROLE_CREATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "GUILD_ROLE_DELETE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "GUILD_ROLE_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "GUILD_SCHEDULED_EVENT_CREATE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents},
-	{Name: "GUILD_SCHEDULED_EVENT_DELETE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents},
-	{Name: "GUILD_SCHEDULED_EVENT_UPDATE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents},
-	{Name: "GUILD_SCHEDULED_EVENT_USER_ADD", Group: GroupDispatch, Intents: IntentGuildScheduledEvents},
-	{Name: "GUILD_SCHEDULED_EVENT_USER_REMOVE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents},
-	{Name: "GUILD_SOUNDBOARD_SOUNDS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_SOUNDBOARD_SOUND_CREATE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_SOUNDBOARD_SOUND_DELETE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_SOUNDBOARD_SOUND_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_STICKERS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions},
-	{Name: "GUILD_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "INTEGRATION_CREATE", Group: GroupDispatch, Intents: IntentGuildIntegrations},
-	{Name: "INTEGRATION_DELETE", Group: GroupDispatch, Intents: IntentGuildIntegrations},
-	{Name: "INTEGRATION_UPDATE", Group: GroupDispatch, Intents: IntentGuildIntegrations},
-	{Name: "INTERACTION_CREATE", Group: GroupDispatch},
-	{Name: "INVITE_CREATE", Group: GroupDispatch, Intents: IntentGuildInvites},
-	{Name: "INVITE_DELETE", Group: GroupDispatch, Intents: IntentGuildInvites},
-	{Name: "MESSAGE_CREATE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages, Content: true},
-	{Name: "MESSAGE_DELETE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages},
-	{Name: "MESSAGE_DELETE_BULK", Group: GroupDispatch, Intents: IntentGuildMessages},
-	{Name: "MESSAGE_POLL_VOTE_ADD", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls},
-	{Name: "MESSAGE_POLL_VOTE_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls},
-	{Name: "MESSAGE_REACTION_ADD", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions},
-	{Name: "MESSAGE_REACTION_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions},
-	{Name: "MESSAGE_REACTION_REMOVE_ALL", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions},
-	{Name: "MESSAGE_REACTION_REMOVE_EMOJI", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions},
-	{Name: "MESSAGE_UPDATE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages, Content: true},
-	{Name: "PRESENCE_UPDATE", Group: GroupDispatch, Intents: IntentGuildPresences},
-	{Name: "RATE_LIMITED", Group: GroupDispatch},
-	{Name: "READY", Group: GroupDispatch},
-	{Name: "RESUMED", Group: GroupDispatch},
-	{Name: "SHARD_CONNECT", Group: GroupShard},
-	{Name: "SHARD_DISCONNECT", Group: GroupShard},
-	{Name: "SHARD_RESUME", Group: GroupShard},
-	{Name: "SOUNDBOARD_SOUNDS", Group: GroupDispatch},
-	{Name: "STAGE_INSTANCE_CREATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "STAGE_INSTANCE_DELETE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "STAGE_INSTANCE_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "SUBSCRIPTION_CREATE", Group: GroupDispatch},
-	{Name: "SUBSCRIPTION_DELETE", Group: GroupDispatch},
-	{Name: "SUBSCRIPTION_UPDATE", Group: GroupDispatch},
-	{Name: "THREAD_CREATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "THREAD_DELETE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "THREAD_LIST_SYNC", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "THREAD_MEMBERS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentGuildMembers},
-	{Name: "THREAD_MEMBER_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "THREAD_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "TYPING_START", Group: GroupDispatch, Intents: IntentGuildMessageTyping | IntentDirectMessageTyping},
-	{Name: "USER_UPDATE", Group: GroupDispatch},
-	{Name: "VOICE_CHANNEL_EFFECT_SEND", Group: GroupDispatch, Intents: IntentGuildVoiceStates},
-	{Name: "VOICE_CHANNEL_START_TIME_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "VOICE_CHANNEL_STATUS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds},
-	{Name: "VOICE_SERVER_UPDATE", Group: GroupDispatch},
-	{Name: "VOICE_STATE_UPDATE", Group: GroupDispatch, Intents: IntentGuildVoiceStates},
-	{Name: "WEBHOOKS_UPDATE", Group: GroupDispatch, Intents: IntentGuildWebhooks},
+	{
+		Name: "APPLICATION_COMMAND_PERMISSIONS_UPDATE", Group: GroupDispatch,
+		Model: "ApplicationCommandPermissions", About: "The permissions of an application's commands changed.",
+	},
+	{
+		Name: "AUTO_MODERATION_ACTION_EXECUTION", Group: GroupDispatch, Intents: IntentAutoModerationExecution, Content: true,
+		Model: "AutoModerationActionExecution", About: "A rule of the auto moderation acted.",
+	},
+	{
+		Name: "AUTO_MODERATION_RULE_CREATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
+		Model: "AutoModerationRule", About: "A rule of the auto moderation was made.",
+	},
+	{
+		Name: "AUTO_MODERATION_RULE_DELETE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
+		Model: "AutoModerationRule", About: "A rule of the auto moderation was deleted.",
+	},
+	{
+		Name: "AUTO_MODERATION_RULE_UPDATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
+		Model: "AutoModerationRule", About: "A rule of the auto moderation was changed.",
+	},
+	{
+		Name: "CHANNEL_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "Channel", Own: OwnChannel, About: "A channel was made.",
+	},
+	{
+		Name: "CHANNEL_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "Channel", Own: OwnChannel, About: "A channel was deleted.",
+	},
+	{
+		Name: "CHANNEL_INFO", Group: GroupDispatch,
+		Model: "ChannelInfo", About: "The answer to a request for what is going on in voice channels.",
+	},
+	{
+		Name: "CHANNEL_PINS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentDirectMessages,
+		Model: "ChannelPinsUpdate", About: "A message was pinned or unpinned.",
+	},
+	{
+		Name: "CHANNEL_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "Channel", Own: OwnChannel, About: "A channel was changed.",
+	},
+	{
+		Name: "CONNECT", Group: GroupShard,
+		Model: "ShardEvent", About: "A shard's connection was opened.",
+	},
+	{
+		Name: "DISCONNECT", Group: GroupShard,
+		Model: "ShardDisconnect", About: "A shard's connection ended.",
+	},
+	{
+		Name: "ENTITLEMENT_CREATE", Group: GroupDispatch,
+		Model: "Entitlement", About: "Somebody is entitled to something.",
+	},
+	{
+		Name: "ENTITLEMENT_DELETE", Group: GroupDispatch,
+		Model: "Entitlement", About: "An entitlement was taken back.",
+	},
+	{
+		Name: "ENTITLEMENT_UPDATE", Group: GroupDispatch,
+		Model: "Entitlement", About: "An entitlement was changed, mostly because its subscription ended.",
+	},
+	{
+		Name: "GATEHOOK_DELIVERY_EXHAUSTED", Group: GroupGatehook,
+		About: "All attempts of a delivery failed.",
+	},
+	{
+		Name: "GATEHOOK_LISTENER_DISABLED", Group: GroupGatehook,
+		About: "A listener was disabled.",
+	},
+	{
+		Name: "GATEHOOK_SESSION_LOST", Group: GroupGatehook,
+		Model: "SessionLost", About: "A session could not be resumed: events are missing.",
+	},
+	{
+		Name: "GUILD_AUDIT_LOG_ENTRY_CREATE", Group: GroupDispatch, Intents: IntentGuildModeration,
+		Model: "GuildAuditLogEntry", About: "A line was added to a guild's audit log.",
+	},
+	{
+		Name: "GUILD_BAN_ADD", Group: GroupDispatch, Intents: IntentGuildModeration,
+		Model: "GuildBanAdd", About: "A user was banned.",
+	},
+	{
+		Name: "GUILD_BAN_REMOVE", Group: GroupDispatch, Intents: IntentGuildModeration,
+		Model: "GuildBanRemove", About: "A user's ban was lifted.",
+	},
+	{
+		Name: "GUILD_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "GuildCreate", Own: OwnGuild, About: "A guild was loaded, became available or was joined.",
+	},
+	{
+		Name: "GUILD_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "UnavailableGuild", Own: OwnGuild, About: "A guild became unavailable, or the bot was removed from it.",
+	},
+	{
+		Name: "GUILD_EMOJIS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "GuildEmojisUpdate", About: "A guild's emojis changed.",
+	},
+	{
+		Name: "GUILD_INTEGRATIONS_UPDATE", Group: GroupDispatch, Intents: IntentGuildIntegrations,
+		Model: "GuildIntegrationsUpdate", About: "A guild's integrations changed.",
+	},
+	{
+		Name: "GUILD_MEMBERS_CHUNK", Group: GroupDispatch,
+		Model: "GuildMembersChunk", About: "Part of the answer to a request for members.",
+	},
+	{
+		Name: "GUILD_MEMBER_ADD", Group: GroupDispatch, Intents: IntentGuildMembers,
+		Model: "Member", About: "A user joined a guild.",
+	},
+	{
+		Name: "GUILD_MEMBER_REMOVE", Group: GroupDispatch, Intents: IntentGuildMembers,
+		Model: "GuildMemberRemove", About: "A user left a guild or was removed.",
+	},
+	{
+		Name: "GUILD_MEMBER_UPDATE", Group: GroupDispatch, Intents: IntentGuildMembers,
+		Model: "GuildMemberUpdate", About: "A member of a guild was changed.",
+	},
+	{
+		Name: "GUILD_ROLE_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "GuildRoleCreate", About: "A role was made.",
+	},
+	{
+		Name: "GUILD_ROLE_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "GuildRoleDelete", About: "A role was deleted.",
+	},
+	{
+		Name: "GUILD_ROLE_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "GuildRoleUpdate", About: "A role was changed.",
+	},
+	{
+		Name: "GUILD_SCHEDULED_EVENT_CREATE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
+		Model: "GuildScheduledEvent", About: "An event was scheduled.",
+	},
+	{
+		Name: "GUILD_SCHEDULED_EVENT_DELETE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
+		Model: "GuildScheduledEvent", About: "A scheduled event was deleted.",
+	},
+	{
+		Name: "GUILD_SCHEDULED_EVENT_UPDATE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
+		Model: "GuildScheduledEvent", About: "A scheduled event was changed, began or ended.",
+	},
+	{
+		Name: "GUILD_SCHEDULED_EVENT_USER_ADD", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
+		Model: "GuildScheduledEventUser", About: "Somebody is interested in a scheduled event.",
+	},
+	{
+		Name: "GUILD_SCHEDULED_EVENT_USER_REMOVE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
+		Model: "GuildScheduledEventUser", About: "Somebody is not interested in a scheduled event any more.",
+	},
+	{
+		Name: "GUILD_SOUNDBOARD_SOUNDS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "SoundboardSounds", About: "Several sounds of a guild's soundboard changed.",
+	},
+	{
+		Name: "GUILD_SOUNDBOARD_SOUND_CREATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "SoundboardSound", About: "A sound was added to a soundboard.",
+	},
+	{
+		Name: "GUILD_SOUNDBOARD_SOUND_DELETE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "GuildSoundboardSoundDelete", About: "A sound was removed from a soundboard.",
+	},
+	{
+		Name: "GUILD_SOUNDBOARD_SOUND_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "SoundboardSound", About: "A sound of a soundboard was changed.",
+	},
+	{
+		Name: "GUILD_STICKERS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
+		Model: "GuildStickersUpdate", About: "A guild's stickers changed.",
+	},
+	{
+		Name: "GUILD_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "GuildUpdate", Own: OwnGuild, About: "A guild was changed.",
+	},
+	{
+		Name: "INTEGRATION_CREATE", Group: GroupDispatch, Intents: IntentGuildIntegrations,
+		Model: "Integration", About: "An integration was added to a guild.",
+	},
+	{
+		Name: "INTEGRATION_DELETE", Group: GroupDispatch, Intents: IntentGuildIntegrations,
+		Model: "IntegrationDelete", About: "An integration was removed from a guild.",
+	},
+	{
+		Name: "INTEGRATION_UPDATE", Group: GroupDispatch, Intents: IntentGuildIntegrations,
+		Model: "Integration", About: "An integration of a guild was changed.",
+	},
+	{
+		Name: "INTERACTION_CREATE", Group: GroupDispatch,
+		Model: "Interaction", About: "Somebody used a command or a component, or sent a modal.",
+	},
+	{
+		Name: "INVITE_CREATE", Group: GroupDispatch, Intents: IntentGuildInvites,
+		Model: "Invite", About: "An invitation was made.",
+	},
+	{
+		Name: "INVITE_DELETE", Group: GroupDispatch, Intents: IntentGuildInvites,
+		Model: "InviteDelete", About: "An invitation was removed.",
+	},
+	{
+		Name: "MESSAGE_CREATE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages, Content: true,
+		Model: "Message", About: "A message was sent.",
+	},
+	{
+		Name: "MESSAGE_DELETE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages,
+		Model: "MessageDelete", About: "A message was deleted.",
+	},
+	{
+		Name: "MESSAGE_DELETE_BULK", Group: GroupDispatch, Intents: IntentGuildMessages,
+		Model: "MessageDeleteBulk", About: "Several messages were deleted at once.",
+	},
+	{
+		Name: "MESSAGE_POLL_VOTE_ADD", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls,
+		Model: "MessagePollVote", About: "Somebody voted in a poll.",
+	},
+	{
+		Name: "MESSAGE_POLL_VOTE_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls,
+		Model: "MessagePollVote", About: "Somebody took back a vote in a poll.",
+	},
+	{
+		Name: "MESSAGE_REACTION_ADD", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
+		Model: "Reaction", About: "Somebody reacted to a message.",
+	},
+	{
+		Name: "MESSAGE_REACTION_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
+		Model: "Reaction", About: "Somebody took back a reaction to a message.",
+	},
+	{
+		Name: "MESSAGE_REACTION_REMOVE_ALL", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
+		Model: "ReactionRemoveAll", About: "All reactions to a message were removed.",
+	},
+	{
+		Name: "MESSAGE_REACTION_REMOVE_EMOJI", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
+		Model: "ReactionRemoveEmoji", About: "All reactions to a message with one emoji were removed.",
+	},
+	{
+		Name: "MESSAGE_UPDATE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages, Content: true,
+		Model: "Message", About: "A message was changed.",
+	},
+	{
+		Name: "PRESENCE_UPDATE", Group: GroupDispatch, Intents: IntentGuildPresences,
+		Model: "PresenceUpdate", About: "A user's status or activities changed.",
+	},
+	{
+		Name: "RATE_LIMITED", Group: GroupDispatch,
+		Model: "RateLimited", About: "A gateway request was refused because of a rate limit.",
+	},
+	{
+		Name: "READY", Group: GroupDispatch,
+		Model: "Ready", About: "A session began.",
+	},
+	{
+		Name: "RESUMED", Group: GroupDispatch,
+		Model: "Resumed", About: "A session was resumed; all that was missed came before.",
+	},
+	{
+		Name: "SHARD_CONNECT", Group: GroupShard,
+		Model: "ShardEvent", About: "A shard's connection was opened.",
+	},
+	{
+		Name: "SHARD_DISCONNECT", Group: GroupShard,
+		Model: "ShardDisconnect", About: "A shard's connection ended.",
+	},
+	{
+		Name: "SHARD_RESUME", Group: GroupShard,
+		Model: "ShardEvent", About: "A shard resumed its session.",
+	},
+	{
+		Name: "SOUNDBOARD_SOUNDS", Group: GroupDispatch,
+		Model: "SoundboardSounds", About: "The answer to a request for a guild's soundboard.",
+	},
+	{
+		Name: "STAGE_INSTANCE_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "StageInstance", About: "A stage went live.",
+	},
+	{
+		Name: "STAGE_INSTANCE_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "StageInstance", About: "A stage is not live any more.",
+	},
+	{
+		Name: "STAGE_INSTANCE_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "StageInstance", About: "A live stage was changed.",
+	},
+	{
+		Name: "SUBSCRIPTION_CREATE", Group: GroupDispatch,
+		Model: "Subscription", About: "A subscription was made; it may not be paid yet.",
+	},
+	{
+		Name: "SUBSCRIPTION_DELETE", Group: GroupDispatch,
+		Model: "Subscription", About: "A subscription was deleted.",
+	},
+	{
+		Name: "SUBSCRIPTION_UPDATE", Group: GroupDispatch,
+		Model: "Subscription", About: "A subscription was changed.",
+	},
+	{
+		Name: "THREAD_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "Thread", Own: OwnChannel, About: "A thread was made, or the bot was added to one.",
+	},
+	{
+		Name: "THREAD_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "ThreadDelete", Own: OwnChannel, About: "A thread was deleted.",
+	},
+	{
+		Name: "THREAD_LIST_SYNC", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "ThreadListSync", About: "The bot gained access to channels: their active threads.",
+	},
+	{
+		Name: "THREAD_MEMBERS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentGuildMembers,
+		Model: "ThreadMembersUpdate", Own: OwnChannel, About: "Users were added to a thread or removed from it.",
+	},
+	{
+		Name: "THREAD_MEMBER_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "ThreadMemberUpdate", Own: OwnChannel, About: "The bot's own membership in a thread changed.",
+	},
+	{
+		Name: "THREAD_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "Thread", Own: OwnChannel, About: "A thread was changed.",
+	},
+	{
+		Name: "TYPING_START", Group: GroupDispatch, Intents: IntentGuildMessageTyping | IntentDirectMessageTyping,
+		Model: "TypingStart", About: "Somebody began to type.",
+	},
+	{
+		Name: "USER_UPDATE", Group: GroupDispatch,
+		Model: "User", Own: OwnUser, About: "The bot's own account was changed.",
+	},
+	{
+		Name: "VOICE_CHANNEL_EFFECT_SEND", Group: GroupDispatch, Intents: IntentGuildVoiceStates,
+		Model: "VoiceChannelEffect", About: "Somebody sent an effect in a voice channel that the bot is in.",
+	},
+	{
+		Name: "VOICE_CHANNEL_START_TIME_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "VoiceChannelStartTimeUpdate", Own: OwnChannel, About: "The time since when a voice channel is in use changed.",
+	},
+	{
+		Name: "VOICE_CHANNEL_STATUS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
+		Model: "VoiceChannelStatusUpdate", Own: OwnChannel, About: "A voice channel's status text changed.",
+	},
+	{
+		Name: "VOICE_SERVER_UPDATE", Group: GroupDispatch,
+		Model: "VoiceServerUpdate", About: "The voice server for a guild changed, or was asked for.",
+	},
+	{
+		Name: "VOICE_STATE_UPDATE", Group: GroupDispatch, Intents: IntentGuildVoiceStates,
+		Model: "VoiceStateUpdate", About: "A user's voice state changed.",
+	},
+	{
+		Name: "WEBHOOKS_UPDATE", Group: GroupDispatch, Intents: IntentGuildWebhooks,
+		Model: "WebhooksUpdate", About: "A channel's webhooks changed.",
+	},
 }

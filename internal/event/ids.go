@@ -1,16 +1,13 @@
 package event
 
-import "strings"
-
 // FindIDs sets GuildID, ChannelID and UserID from the payload. It reads only
 // what it needs of the outermost object and tolerates everything: an id that
 // is missing, null or malformed stays 0, and a payload that is not an object
 // has none.
 //
-// Where an id is not under its usual name, the event says where it is
-// (Discord: Receive Events): the guild of GUILD_CREATE, GUILD_UPDATE and
-// GUILD_DELETE and the channel of CHANNEL_*, THREAD_* and VOICE_CHANNEL_*
-// events is the object's own id.
+// Where an id is not under its usual name, the catalog says whose the object's
+// own id is (Discord: Receive Events): the guild's in GUILD_CREATE, the
+// channel's in CHANNEL_UPDATE.
 func FindIDs(e *Event) {
 	e.GuildID, e.ChannelID, e.UserID = 0, 0, 0
 	s := scanner{b: e.Data}
@@ -46,22 +43,16 @@ func FindIDs(e *Event) {
 			e.UserID = id
 		}
 	}
+	t, _ := Lookup(e.Name)
 	switch {
 	case own == 0:
-	case e.Name == "GUILD_CREATE", e.Name == "GUILD_UPDATE", e.Name == "GUILD_DELETE":
+	case t.Own == OwnGuild:
 		e.GuildID = own
-	case e.Name == "USER_UPDATE":
+	case t.Own == OwnUser:
 		e.UserID = own
-	case e.ChannelID == 0 && ownIsChannel(e.Name):
+	case t.Own == OwnChannel && e.ChannelID == 0:
 		e.ChannelID = own
 	}
-}
-
-func ownIsChannel(name string) bool {
-	return name != "CHANNEL_PINS_UPDATE" && name != "CHANNEL_INFO" &&
-		(strings.HasPrefix(name, "CHANNEL_") ||
-			strings.HasPrefix(name, "THREAD_") && name != "THREAD_LIST_SYNC" ||
-			strings.HasPrefix(name, "VOICE_CHANNEL_") && name != "VOICE_CHANNEL_EFFECT_SEND")
 }
 
 // OrderKey returns what the event is ordered by for a listener that asked for

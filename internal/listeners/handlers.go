@@ -181,9 +181,13 @@ func (s *Listeners) DeleteListenerByPair(ctx context.Context, req openapi.Delete
 func (s *Listeners) ListEventTypes(context.Context, openapi.ListEventTypesRequestObject) (openapi.ListEventTypesResponseObject, error) {
 	out := openapi.EventTypes{Data: []openapi.EventType{}}
 	for _, t := range event.Types() {
+		model := nullable.NewNullNullable[string]()
+		if t.Model != "" {
+			model.Set(t.Model)
+		}
 		out.Data = append(out.Data, openapi.EventType{
-			Name: t.Name, RawName: event.RawPrefix + t.Name, Group: openapi.EventTypeGroup(t.Group),
-			Intents: t.Intents.Names(), Privileged: t.Privileged(),
+			Name: t.Name, RawName: event.RawPrefix + t.Name, Group: openapi.EventTypeGroup(t.Group), About: t.About,
+			Intents: t.Intents.Names(), Privileged: t.Privileged(), Parsed: t.Model != "", Model: model,
 		})
 	}
 	return openapi.ListEventTypes200JSONResponse(out), nil

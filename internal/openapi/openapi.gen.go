@@ -177,6 +177,408 @@ func (e ShardState) Valid() bool {
 	}
 }
 
+// ActionRow A row of components.
+type ActionRow struct {
+	// Components What is in it.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// Activity Something that a user is doing.
+type Activity struct {
+	// ApplicationId The application.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// Assets Pictures and their texts.
+	Assets nullable.Nullable[ActivityAssets] `json:"assets"`
+
+	// Buttons Labels of its buttons, or the buttons.
+	Buttons []interface{} `json:"buttons"`
+
+	// CreatedAt When it was added, in Unix milliseconds.
+	CreatedAt nullable.Nullable[int] `json:"created_at"`
+
+	// Details What is being done.
+	Details nullable.Nullable[string] `json:"details"`
+
+	// DetailsUrl Where the details lead.
+	DetailsUrl nullable.Nullable[string] `json:"details_url"`
+
+	// Emoji Emoji of a custom status.
+	Emoji nullable.Nullable[ActivityEmoji] `json:"emoji"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Id Its id, unique for the user; not a snowflake.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// Instance Whether it is an instanced game session.
+	Instance bool `json:"instance"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Party The party.
+	Party nullable.Nullable[ActivityParty] `json:"party"`
+
+	// Platform Kind of device; undocumented.
+	Platform nullable.Nullable[string] `json:"platform"`
+
+	// Secrets Secrets to join and spectate.
+	Secrets nullable.Nullable[ActivitySecrets] `json:"secrets"`
+
+	// SessionId Session of the device; undocumented.
+	SessionId nullable.Nullable[string] `json:"session_id"`
+
+	// State The party's status, or the text of a custom status.
+	State nullable.Nullable[string] `json:"state"`
+
+	// StateUrl Where the state leads.
+	StateUrl nullable.Nullable[string] `json:"state_url"`
+
+	// StatusDisplayType Which of its texts the status shows.
+	StatusDisplayType nullable.Nullable[int] `json:"status_display_type"`
+
+	// SyncId Track that is being heard; undocumented.
+	SyncId nullable.Nullable[string] `json:"sync_id"`
+
+	// Timestamps Its start and end.
+	Timestamps nullable.Nullable[ActivityTimestamps] `json:"timestamps"`
+
+	// Type 0 playing, 1 streaming, 2 listening, 3 watching, 4 custom, 5 competing.
+	Type int `json:"type"`
+
+	// Url Address of the stream.
+	Url nullable.Nullable[string] `json:"url"`
+}
+
+// ActivityAssets Pictures of an activity.
+type ActivityAssets struct {
+	// InviteCoverImage Picture on invitations to it.
+	InviteCoverImage nullable.Nullable[string] `json:"invite_cover_image"`
+
+	// LargeImage Large picture.
+	LargeImage nullable.Nullable[string] `json:"large_image"`
+
+	// LargeText Text over it.
+	LargeText nullable.Nullable[string] `json:"large_text"`
+
+	// LargeUrl Where it leads.
+	LargeUrl nullable.Nullable[string] `json:"large_url"`
+
+	// SmallImage Small picture.
+	SmallImage nullable.Nullable[string] `json:"small_image"`
+
+	// SmallText Text over it.
+	SmallText nullable.Nullable[string] `json:"small_text"`
+
+	// SmallUrl Where it leads.
+	SmallUrl nullable.Nullable[string] `json:"small_url"`
+}
+
+// ActivityEmoji The emoji of a custom status.
+type ActivityEmoji struct {
+	// Animated Whether it moves.
+	Animated bool `json:"animated"`
+
+	// Id The emoji; null for a standard one.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// Name Name, or the emoji itself.
+	Name string `json:"name"`
+}
+
+// ActivityParty The party of an activity.
+type ActivityParty struct {
+	// Id Its id; not a snowflake.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// Size Present and largest size.
+	Size nullable.Nullable[[]int] `json:"size"`
+}
+
+// ActivitySecrets Secrets of an activity.
+type ActivitySecrets struct {
+	// Join To join the party.
+	Join nullable.Nullable[string] `json:"join"`
+
+	// Match Of one match.
+	Match nullable.Nullable[string] `json:"match"`
+
+	// Spectate To watch.
+	Spectate nullable.Nullable[string] `json:"spectate"`
+}
+
+// ActivityTimestamps Start and end of an activity.
+type ActivityTimestamps struct {
+	// End Unix milliseconds.
+	End nullable.Nullable[int] `json:"end"`
+
+	// Start Unix milliseconds.
+	Start nullable.Nullable[int] `json:"start"`
+}
+
+// ApplicationCommandPermissions The permissions of an application's commands changed.
+type ApplicationCommandPermissions struct {
+	// ApplicationId The application.
+	ApplicationId string `json:"application_id"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The command, or the application for all its commands.
+	Id string `json:"id"`
+
+	// Permissions Permissions now.
+	Permissions []CommandPermission `json:"permissions"`
+}
+
+// Attachment A file of a message.
+type Attachment struct {
+	// Application Application in a clip.
+	Application nullable.Nullable[PartialApplication] `json:"application"`
+
+	// ClipCreatedAt When the clip was made.
+	ClipCreatedAt nullable.Nullable[time.Time] `json:"clip_created_at"`
+
+	// ClipParticipants Who is in a clip.
+	ClipParticipants []User `json:"clip_participants"`
+
+	// ContentType Media type.
+	ContentType nullable.Nullable[string] `json:"content_type"`
+
+	// Description Description, for those who can't see it.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// DurationSecs Seconds of a voice message.
+	DurationSecs nullable.Nullable[float32] `json:"duration_secs"`
+
+	// Ephemeral Whether it will be removed.
+	Ephemeral bool `json:"ephemeral"`
+
+	// Filename Name of the file.
+	Filename string `json:"filename"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Height Pixels.
+	Height nullable.Nullable[int] `json:"height"`
+
+	// Id The attachment.
+	Id string `json:"id"`
+
+	// Placeholder Thumbhash.
+	Placeholder nullable.Nullable[string] `json:"placeholder"`
+
+	// PlaceholderVersion Its version.
+	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
+
+	// ProxyUrl Where Discord's copy is.
+	ProxyUrl string `json:"proxy_url"`
+
+	// Size Bytes.
+	Size int `json:"size"`
+
+	// Title Title.
+	Title nullable.Nullable[string] `json:"title"`
+
+	// Url Where it is.
+	Url string `json:"url"`
+
+	// Waveform Its waveform in base64.
+	Waveform nullable.Nullable[string] `json:"waveform"`
+
+	// Width Pixels.
+	Width nullable.Nullable[int] `json:"width"`
+}
+
+// AuditLogChange A change in an audit log.
+type AuditLogChange struct {
+	// Key What changed.
+	Key string `json:"key"`
+
+	// NewValue What it is now.
+	NewValue interface{} `json:"new_value"`
+
+	// OldValue What it was.
+	OldValue interface{} `json:"old_value"`
+}
+
+// AuditLogOptions More on an action in an audit log.
+type AuditLogOptions struct {
+	// ApplicationId The application.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// AutoModerationRuleName Rule that applied.
+	AutoModerationRuleName nullable.Nullable[string] `json:"auto_moderation_rule_name"`
+
+	// AutoModerationRuleTriggerType What triggered it.
+	AutoModerationRuleTriggerType nullable.Nullable[string] `json:"auto_moderation_rule_trigger_type"`
+
+	// ChannelId The channel.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// Count How many there were.
+	Count nullable.Nullable[string] `json:"count"`
+
+	// DeleteMemberDays After how many days the inactive were kicked.
+	DeleteMemberDays nullable.Nullable[string] `json:"delete_member_days"`
+
+	// Id Role or member of an overwrite.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// IntegrationType Integration that did it.
+	IntegrationType nullable.Nullable[string] `json:"integration_type"`
+
+	// MembersRemoved How many were removed.
+	MembersRemoved nullable.Nullable[string] `json:"members_removed"`
+
+	// MessageId The message.
+	MessageId nullable.Nullable[string] `json:"message_id"`
+
+	// RoleName Name of the role of an overwrite.
+	RoleName nullable.Nullable[string] `json:"role_name"`
+
+	// Status Status of a voice channel.
+	Status nullable.Nullable[string] `json:"status"`
+
+	// Type 0 role, 1 member.
+	Type nullable.Nullable[string] `json:"type"`
+}
+
+// AutoModerationAction What a rule of the auto moderation does.
+type AutoModerationAction struct {
+	// Metadata How.
+	Metadata nullable.Nullable[AutoModerationActionMetadata] `json:"metadata"`
+
+	// Type 1 block the message, 2 send an alert, 3 timeout, 4 block the member.
+	Type int `json:"type"`
+}
+
+// AutoModerationActionExecution A rule of the auto moderation acted.
+type AutoModerationActionExecution struct {
+	// Action What was done.
+	Action AutoModerationAction `json:"action"`
+
+	// AlertSystemMessageId The alert.
+	AlertSystemMessageId nullable.Nullable[string] `json:"alert_system_message_id"`
+
+	// ChannelId Where it was.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// Content The text; empty without MESSAGE_CONTENT.
+	Content nullable.Nullable[string] `json:"content"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// MatchedContent What it matched; empty without MESSAGE_CONTENT.
+	MatchedContent nullable.Nullable[string] `json:"matched_content"`
+
+	// MatchedKeyword Word or pattern that matched.
+	MatchedKeyword nullable.Nullable[string] `json:"matched_keyword"`
+
+	// MessageId The message; null if it was blocked.
+	MessageId nullable.Nullable[string] `json:"message_id"`
+
+	// RuleId The rule.
+	RuleId string `json:"rule_id"`
+
+	// RuleTriggerType Kind of trigger.
+	RuleTriggerType int `json:"rule_trigger_type"`
+
+	// UserId Whose doing triggered it.
+	UserId string `json:"user_id"`
+}
+
+// AutoModerationActionMetadata How a rule of the auto moderation acts.
+type AutoModerationActionMetadata struct {
+	// ChannelId Where the alert goes.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// CustomMessage What the member is told.
+	CustomMessage nullable.Nullable[string] `json:"custom_message"`
+
+	// DurationSeconds How long the timeout is.
+	DurationSeconds nullable.Nullable[int] `json:"duration_seconds"`
+}
+
+// AutoModerationRule A rule of the auto moderation.
+type AutoModerationRule struct {
+	// Actions What it does.
+	Actions []AutoModerationAction `json:"actions"`
+
+	// CreatorId Who made it.
+	CreatorId nullable.Nullable[string] `json:"creator_id"`
+
+	// Enabled Whether it is on.
+	Enabled bool `json:"enabled"`
+
+	// EventType 1 message sent, 2 member updated.
+	EventType int `json:"event_type"`
+
+	// ExemptChannels Channels that it does not apply to.
+	ExemptChannels []string `json:"exempt_channels"`
+
+	// ExemptRoles Roles that it does not apply to.
+	ExemptRoles []string `json:"exempt_roles"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The rule.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// TriggerMetadata What triggers it.
+	TriggerMetadata nullable.Nullable[AutoModerationTrigger] `json:"trigger_metadata"`
+
+	// TriggerType 1 keyword, 3 spam, 4 list of Discord, 5 mentions, 6 profile.
+	TriggerType int `json:"trigger_type"`
+}
+
+// AutoModerationTrigger What triggers a rule of the auto moderation.
+type AutoModerationTrigger struct {
+	// AllowList Words that are no reason.
+	AllowList []string `json:"allow_list"`
+
+	// KeywordFilter Words.
+	KeywordFilter []string `json:"keyword_filter"`
+
+	// MentionRaidProtectionEnabled Whether raids of mentions are looked for.
+	MentionRaidProtectionEnabled bool `json:"mention_raid_protection_enabled"`
+
+	// MentionTotalLimit Most mentions in a message.
+	MentionTotalLimit nullable.Nullable[int] `json:"mention_total_limit"`
+
+	// Presets Lists of Discord.
+	Presets []int `json:"presets"`
+
+	// RegexPatterns Patterns in Rust's syntax.
+	RegexPatterns []string `json:"regex_patterns"`
+}
+
+// AvatarDecoration A decoration around an avatar.
+type AvatarDecoration struct {
+	// Asset Hash of its image.
+	Asset string `json:"asset"`
+
+	// ExpiresAt When it ends, in Unix seconds.
+	ExpiresAt nullable.Nullable[int] `json:"expires_at"`
+
+	// SkuId The product.
+	SkuId nullable.Nullable[string] `json:"sku_id"`
+}
+
 // BotActivity What Discord takes of a bot's activity.
 type BotActivity struct {
 	Name string `json:"name"`
@@ -200,6 +602,474 @@ type BotPresence struct {
 	UpdatedAt  time.Time                `json:"updated_at"`
 }
 
+// Button A button.
+type Button struct {
+	// CustomId What interactions with it carry.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// Disabled Whether it is switched off.
+	Disabled bool `json:"disabled"`
+
+	// Emoji Emoji.
+	Emoji nullable.Nullable[Emoji] `json:"emoji"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Label Text.
+	Label nullable.Nullable[string] `json:"label"`
+
+	// SkuId Product that it leads to.
+	SkuId nullable.Nullable[string] `json:"sku_id"`
+
+	// Style 1 to 4 send an interaction, 5 leads to a URL, 6 to a product.
+	Style int `json:"style"`
+
+	// Type Its type.
+	Type int `json:"type"`
+
+	// Url Where it leads.
+	Url nullable.Nullable[string] `json:"url"`
+}
+
+// CategoryChannel A category (type 4), which groups channels.
+type CategoryChannel struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// Channel A channel. Which model it is follows from its type.
+type Channel struct {
+	union json.RawMessage
+}
+
+// Channel0 defines model for Channel.0.
+type Channel0 struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
+	DefaultAutoArchiveDuration nullable.Nullable[int] `json:"default_auto_archive_duration"`
+
+	// DefaultThreadRateLimitPerUser Slow mode of new threads, in seconds.
+	DefaultThreadRateLimitPerUser nullable.Nullable[int] `json:"default_thread_rate_limit_per_user"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// Topic Topic.
+	Topic nullable.Nullable[string] `json:"topic"`
+	Type  interface{}               `json:"type"`
+}
+
+// Channel1 defines model for Channel.1.
+type Channel1 struct {
+	// ApplicationId The application that made a group.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Icon Hash of a group's icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Managed Whether an application manages it.
+	Managed bool `json:"managed"`
+
+	// Name Name of a group.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// OwnerId Who made a group.
+	OwnerId nullable.Nullable[string] `json:"owner_id"`
+
+	// Recipients With whom.
+	Recipients []User      `json:"recipients"`
+	Type       interface{} `json:"type"`
+}
+
+// Channel2 defines model for Channel.2.
+type Channel2 struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Bitrate Bits a second.
+	Bitrate nullable.Nullable[int] `json:"bitrate"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// RtcRegion Voice region; null for automatic.
+	RtcRegion nullable.Nullable[string] `json:"rtc_region"`
+
+	// Status Status text; not in every event.
+	Status nullable.Nullable[string] `json:"status"`
+
+	// Topic Topic of a stage.
+	Topic nullable.Nullable[string] `json:"topic"`
+	Type  interface{}               `json:"type"`
+
+	// UserLimit How many may be in it; 0 for no limit.
+	UserLimit nullable.Nullable[int] `json:"user_limit"`
+
+	// VideoQualityMode 1 automatic, 2 720p.
+	VideoQualityMode nullable.Nullable[int] `json:"video_quality_mode"`
+
+	// VoiceStartTime Since when it is in use, in Unix seconds; not in every event.
+	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
+}
+
+// Channel3 defines model for Channel.3.
+type Channel3 struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+	Type     interface{}            `json:"type"`
+}
+
+// Channel4 defines model for Channel.4.
+type Channel4 struct {
+	// AppPermissions What the application may do here; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// AppliedTags Tags of the forum that it has.
+	AppliedTags []string `json:"applied_tags"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The thread.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Member The bot's membership, if it joined.
+	Member nullable.Nullable[ThreadMember] `json:"member"`
+
+	// MemberCount Members; counting stops at 50.
+	MemberCount nullable.Nullable[int] `json:"member_count"`
+
+	// MessageCount Messages, without the first and deleted ones.
+	MessageCount nullable.Nullable[int] `json:"message_count"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// NewlyCreated Whether it was just made, and not only became visible.
+	NewlyCreated bool `json:"newly_created"`
+
+	// OwnerId Who started it.
+	OwnerId nullable.Nullable[string] `json:"owner_id"`
+
+	// ParentId The channel that it is in.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// Permissions What the invoking user may do here; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// ThreadMetadata Whether it is archived or locked, and since when.
+	ThreadMetadata nullable.Nullable[ThreadMetadata] `json:"thread_metadata"`
+
+	// TotalMessageSent Messages ever sent in it.
+	TotalMessageSent nullable.Nullable[int] `json:"total_message_sent"`
+	Type             interface{}            `json:"type"`
+}
+
+// Channel5 defines model for Channel.5.
+type Channel5 struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// AvailableTags Tags that a thread may have.
+	AvailableTags []ForumTag `json:"available_tags"`
+
+	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
+	DefaultAutoArchiveDuration nullable.Nullable[int] `json:"default_auto_archive_duration"`
+
+	// DefaultForumLayout 0 not set, 1 list, 2 gallery.
+	DefaultForumLayout nullable.Nullable[int] `json:"default_forum_layout"`
+
+	// DefaultReactionEmoji Emoji of the reaction button on a thread.
+	DefaultReactionEmoji nullable.Nullable[DefaultReaction] `json:"default_reaction_emoji"`
+
+	// DefaultSortOrder 0 by latest activity, 1 by creation.
+	DefaultSortOrder nullable.Nullable[int] `json:"default_sort_order"`
+
+	// DefaultTagSetting How tags select threads: match_all or match_some.
+	DefaultTagSetting nullable.Nullable[string] `json:"default_tag_setting"`
+
+	// DefaultThreadRateLimitPerUser Slow mode of new threads, in seconds.
+	DefaultThreadRateLimitPerUser nullable.Nullable[int] `json:"default_thread_rate_limit_per_user"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// Template Text that a new thread begins with; undocumented.
+	Template nullable.Nullable[string] `json:"template"`
+
+	// Topic Topic.
+	Topic nullable.Nullable[string] `json:"topic"`
+	Type  interface{}               `json:"type"`
+}
+
+// Channel6 defines model for Channel.6.
+type Channel6 struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+	Type     interface{}            `json:"type"`
+}
+
+// ChannelInfo An answer to a request for what is going on in voice channels.
+type ChannelInfo struct {
+	// Channels Its voice channels.
+	Channels []VoiceChannelInfo `json:"channels"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+}
+
+// ChannelMention A channel that a message mentions.
+type ChannelMention struct {
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// ChannelPinsUpdate A message was pinned or unpinned in a channel.
+type ChannelPinsUpdate struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+}
+
+// ClientStatus A status on each kind of device; null where offline.
+type ClientStatus struct {
+	// Desktop On a desktop application.
+	Desktop nullable.Nullable[string] `json:"desktop"`
+
+	// Embedded On a console or in an embedded session.
+	Embedded nullable.Nullable[string] `json:"embedded"`
+
+	// Mobile On a mobile application.
+	Mobile nullable.Nullable[string] `json:"mobile"`
+
+	// Vr On a headset.
+	Vr nullable.Nullable[string] `json:"vr"`
+
+	// Web In a browser; bots too.
+	Web nullable.Nullable[string] `json:"web"`
+}
+
 // Close defines model for Close.
 type Close struct {
 	At     time.Time `json:"at"`
@@ -207,10 +1077,254 @@ type Close struct {
 	Reason string    `json:"reason"`
 }
 
+// Collectibles Collected items that a user shows.
+type Collectibles struct {
+	// Nameplate What is behind the name.
+	Nameplate nullable.Nullable[Nameplate] `json:"nameplate"`
+}
+
+// CommandOption A parameter of a command.
+type CommandOption struct {
+	// Focused Whether it is being filled in.
+	Focused bool `json:"focused"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Options Parameters of a subcommand or group.
+	Options []CommandOption `json:"options"`
+
+	// Type 1 subcommand, 2 group, 3 string, 4 integer, 5 boolean, 6 user, 7 channel, 8 role, 9 mentionable, 10 number, 11 attachment.
+	Type int `json:"type"`
+
+	// Value Value: a string, number or boolean.
+	Value interface{} `json:"value"`
+}
+
+// CommandPermission A permission for a command.
+type CommandPermission struct {
+	// Id The role, user or channel.
+	Id string `json:"id"`
+
+	// Permission Whether it may be used.
+	Permission bool `json:"permission"`
+
+	// Type 1 role, 2 user, 3 channel.
+	Type int `json:"type"`
+}
+
 // CommandSent defines model for CommandSent.
 type CommandSent struct {
 	// Shard `[id, count]`: the shard that it went through.
 	Shard ShardOfCount `json:"shard"`
+}
+
+// Component A component of a message. Which model it is follows from its type.
+type Component struct {
+	union json.RawMessage
+}
+
+// Component0 defines model for Component.0.
+type Component0 struct {
+	// Components What is in it.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id   nullable.Nullable[int] `json:"id"`
+	Type interface{}            `json:"type"`
+}
+
+// Component1 defines model for Component.1.
+type Component1 struct {
+	// CustomId What interactions with it carry.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// Disabled Whether it is switched off.
+	Disabled bool `json:"disabled"`
+
+	// Emoji Emoji.
+	Emoji nullable.Nullable[Emoji] `json:"emoji"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Label Text.
+	Label nullable.Nullable[string] `json:"label"`
+
+	// SkuId Product that it leads to.
+	SkuId nullable.Nullable[string] `json:"sku_id"`
+
+	// Style 1 to 4 send an interaction, 5 leads to a URL, 6 to a product.
+	Style int         `json:"style"`
+	Type  interface{} `json:"type"`
+
+	// Url Where it leads.
+	Url nullable.Nullable[string] `json:"url"`
+}
+
+// Component2 defines model for Component.2.
+type Component2 struct {
+	// ChannelTypes Types of channels to choose from; any if empty.
+	ChannelTypes []int `json:"channel_types"`
+
+	// CustomId What interactions with it carry.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// DefaultValues What is chosen at first.
+	DefaultValues []SelectDefault `json:"default_values"`
+
+	// Disabled Whether it is switched off.
+	Disabled bool `json:"disabled"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// MaxValues Most choices; 1 if null.
+	MaxValues nullable.Nullable[int] `json:"max_values"`
+
+	// MinValues Fewest choices; 1 if null.
+	MinValues nullable.Nullable[int] `json:"min_values"`
+
+	// Options Choices.
+	Options []SelectOption `json:"options"`
+
+	// Placeholder Text without a choice.
+	Placeholder nullable.Nullable[string] `json:"placeholder"`
+
+	// Required Whether a choice is needed, in a modal.
+	Required nullable.Nullable[bool] `json:"required"`
+	Type     interface{}             `json:"type"`
+}
+
+// Component3 defines model for Component.3.
+type Component3 struct {
+	// Accessory What is beside them.
+	Accessory nullable.Nullable[Component] `json:"accessory"`
+
+	// Components The texts.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id   nullable.Nullable[int] `json:"id"`
+	Type interface{}            `json:"type"`
+}
+
+// Component4 defines model for Component.4.
+type Component4 struct {
+	// Content The text.
+	Content string `json:"content"`
+
+	// Id Its number in the message; not a snowflake.
+	Id   nullable.Nullable[int] `json:"id"`
+	Type interface{}            `json:"type"`
+}
+
+// Component5 defines model for Component.5.
+type Component5 struct {
+	// Description Description, for those who can't see it.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Media The image.
+	Media MediaItem `json:"media"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool        `json:"spoiler"`
+	Type    interface{} `json:"type"`
+}
+
+// Component6 defines model for Component.6.
+type Component6 struct {
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Items What it shows.
+	Items []GalleryItem `json:"items"`
+	Type  interface{}   `json:"type"`
+}
+
+// Component7 defines model for Component.7.
+type Component7 struct {
+	// File The file.
+	File MediaItem `json:"file"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Name Its name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Size Bytes.
+	Size nullable.Nullable[int] `json:"size"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool        `json:"spoiler"`
+	Type    interface{} `json:"type"`
+}
+
+// Component8 defines model for Component.8.
+type Component8 struct {
+	// Divider Whether there is a line; yes if null.
+	Divider nullable.Nullable[bool] `json:"divider"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Spacing Height: 1 small, 2 large.
+	Spacing nullable.Nullable[int] `json:"spacing"`
+	Type    interface{}            `json:"type"`
+}
+
+// Component9 defines model for Component.9.
+type Component9 struct {
+	// AccentColor Color at its side.
+	AccentColor nullable.Nullable[int] `json:"accent_color"`
+
+	// Components What is in it.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool        `json:"spoiler"`
+	Type    interface{} `json:"type"`
+}
+
+// Component10 defines model for Component.10.
+type Component10 struct {
+	// Id Its number in the message; not a snowflake.
+	Id   nullable.Nullable[int] `json:"id"`
+	Type interface{}            `json:"type"`
+}
+
+// Container A box around components.
+type Container struct {
+	// AccentColor Color at its side.
+	AccentColor nullable.Nullable[int] `json:"accent_color"`
+
+	// Components What is in it.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool `json:"spoiler"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// DefaultReaction The emoji of a forum's reaction button.
+type DefaultReaction struct {
+	// EmojiId Emoji of the guild.
+	EmojiId nullable.Nullable[string] `json:"emoji_id"`
+
+	// EmojiName Standard emoji.
+	EmojiName nullable.Nullable[string] `json:"emoji_name"`
 }
 
 // Delivery defines model for Delivery.
@@ -234,14 +1348,254 @@ type Delivery struct {
 	Type string `json:"type"`
 }
 
+// DirectChannel A direct message (1) or a group of them (3).
+type DirectChannel struct {
+	// ApplicationId The application that made a group.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Icon Hash of a group's icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Managed Whether an application manages it.
+	Managed bool `json:"managed"`
+
+	// Name Name of a group.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// OwnerId Who made a group.
+	OwnerId nullable.Nullable[string] `json:"owner_id"`
+
+	// Recipients With whom.
+	Recipients []User `json:"recipients"`
+
+	// Type 1 for two, 3 for a group.
+	Type int `json:"type"`
+}
+
+// Embed A frame with text and media in a message.
+type Embed struct {
+	// Author Author.
+	Author nullable.Nullable[EmbedAuthor] `json:"author"`
+
+	// Color Color.
+	Color nullable.Nullable[int] `json:"color"`
+
+	// ContentScanVersion Undocumented.
+	ContentScanVersion nullable.Nullable[int] `json:"content_scan_version"`
+
+	// Description Text.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Fields Fields.
+	Fields []EmbedField `json:"fields"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Footer Footer.
+	Footer nullable.Nullable[EmbedFooter] `json:"footer"`
+
+	// Image Image.
+	Image nullable.Nullable[EmbedMedia] `json:"image"`
+
+	// Provider Where it comes from.
+	Provider nullable.Nullable[EmbedProvider] `json:"provider"`
+
+	// Thumbnail Small image.
+	Thumbnail nullable.Nullable[EmbedMedia] `json:"thumbnail"`
+
+	// Timestamp Time shown.
+	Timestamp nullable.Nullable[time.Time] `json:"timestamp"`
+
+	// Title Title.
+	Title nullable.Nullable[string] `json:"title"`
+
+	// Type rich, image, video, gifv, article, link, poll_result …
+	Type nullable.Nullable[string] `json:"type"`
+
+	// Url Where the title leads.
+	Url nullable.Nullable[string] `json:"url"`
+
+	// Video Video.
+	Video nullable.Nullable[EmbedMedia] `json:"video"`
+}
+
+// EmbedAuthor The author of an embed.
+type EmbedAuthor struct {
+	// IconUrl Icon.
+	IconUrl nullable.Nullable[string] `json:"icon_url"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// ProxyIconUrl Discord's copy of it.
+	ProxyIconUrl nullable.Nullable[string] `json:"proxy_icon_url"`
+
+	// Url Where it leads.
+	Url nullable.Nullable[string] `json:"url"`
+}
+
+// EmbedField A field of an embed.
+type EmbedField struct {
+	// Inline Whether others may stand beside it.
+	Inline bool `json:"inline"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Value Text.
+	Value string `json:"value"`
+}
+
+// EmbedFooter The footer of an embed.
+type EmbedFooter struct {
+	// IconUrl Icon.
+	IconUrl nullable.Nullable[string] `json:"icon_url"`
+
+	// ProxyIconUrl Discord's copy of it.
+	ProxyIconUrl nullable.Nullable[string] `json:"proxy_icon_url"`
+
+	// Text Text.
+	Text string `json:"text"`
+}
+
+// EmbedMedia An image or video of an embed.
+type EmbedMedia struct {
+	// ContentType Media type.
+	ContentType nullable.Nullable[string] `json:"content_type"`
+
+	// Description Description, for those who can't see it.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Height Pixels.
+	Height nullable.Nullable[int] `json:"height"`
+
+	// Placeholder Thumbhash.
+	Placeholder nullable.Nullable[string] `json:"placeholder"`
+
+	// PlaceholderVersion Its version.
+	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
+
+	// ProxyUrl Where Discord's copy is.
+	ProxyUrl nullable.Nullable[string] `json:"proxy_url"`
+
+	// Url Where it is.
+	Url nullable.Nullable[string] `json:"url"`
+
+	// Width Pixels.
+	Width nullable.Nullable[int] `json:"width"`
+}
+
+// EmbedProvider Where an embed comes from.
+type EmbedProvider struct {
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Url Address.
+	Url nullable.Nullable[string] `json:"url"`
+}
+
+// Emoji An emoji: of a guild, of an application, or a standard one (id null).
+type Emoji struct {
+	// Animated Whether it moves.
+	Animated bool `json:"animated"`
+
+	// Available Whether it can be used now.
+	Available nullable.Nullable[bool] `json:"available"`
+
+	// Id The emoji.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// Managed Whether an integration manages it.
+	Managed nullable.Nullable[bool] `json:"managed"`
+
+	// Name Name, or the standard emoji itself; null for a deleted one.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// RequireColons Whether it is written between colons.
+	RequireColons nullable.Nullable[bool] `json:"require_colons"`
+
+	// Roles Roles that may use it; all if empty.
+	Roles []string `json:"roles"`
+
+	// User Who made it.
+	User nullable.Nullable[User] `json:"user"`
+}
+
+// Entitlement A right to something that is sold.
+type Entitlement struct {
+	// ApplicationId The application.
+	ApplicationId string `json:"application_id"`
+
+	// Consumed Whether it was used up.
+	Consumed bool `json:"consumed"`
+
+	// Deleted Whether it was deleted.
+	Deleted bool `json:"deleted"`
+
+	// EndsAt When it ends.
+	EndsAt nullable.Nullable[time.Time] `json:"ends_at"`
+
+	// GiftCodeFlags Undocumented.
+	GiftCodeFlags nullable.Nullable[int] `json:"gift_code_flags"`
+
+	// GuildId Which guild has it.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The entitlement.
+	Id string `json:"id"`
+
+	// ParentId Undocumented.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PromotionId Undocumented.
+	PromotionId nullable.Nullable[string] `json:"promotion_id"`
+
+	// SkuId The product.
+	SkuId string `json:"sku_id"`
+
+	// StartsAt When it begins.
+	StartsAt nullable.Nullable[time.Time] `json:"starts_at"`
+
+	// SubscriptionId The subscription; undocumented.
+	SubscriptionId nullable.Nullable[string] `json:"subscription_id"`
+
+	// Type 1 purchase, 8 subscription of an application …
+	Type int `json:"type"`
+
+	// UserId Who has it.
+	UserId nullable.Nullable[string] `json:"user_id"`
+}
+
 // EventType defines model for EventType.
 type EventType struct {
+	// About When it comes.
+	About string `json:"about"`
+
 	// Group Who makes it: Discord, the shards, or Gatehook.
 	Group EventTypeGroup `json:"group"`
 
 	// Intents It comes if a session has any of these; without any it always comes.
 	Intents []string `json:"intents"`
-	Name    string   `json:"name"`
+
+	// Model The schema of `data`, among those of this document.
+	Model nullable.Nullable[string] `json:"model"`
+	Name  string                    `json:"name"`
 
 	// Parsed Whether `data` is a documented model; if not, the payload comes as Discord sent it.
 	Parsed bool `json:"parsed"`
@@ -267,6 +1621,27 @@ type FieldProblem struct {
 	Field  string `json:"field"`
 }
 
+// FileComponent A file.
+type FileComponent struct {
+	// File The file.
+	File MediaItem `json:"file"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Name Its name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Size Bytes.
+	Size nullable.Nullable[int] `json:"size"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool `json:"spoiler"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
 // Filter An event passes if, for every list given, its id is in it.
 type Filter struct {
 	ChannelIds *Snowflakes `json:"channel_ids,omitempty"`
@@ -281,6 +1656,916 @@ type Filter struct {
 // Discord adapter.
 type Format string
 
+// ForumChannel A forum (15) or media (16) channel, which holds threads only.
+type ForumChannel struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// AvailableTags Tags that a thread may have.
+	AvailableTags []ForumTag `json:"available_tags"`
+
+	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
+	DefaultAutoArchiveDuration nullable.Nullable[int] `json:"default_auto_archive_duration"`
+
+	// DefaultForumLayout 0 not set, 1 list, 2 gallery.
+	DefaultForumLayout nullable.Nullable[int] `json:"default_forum_layout"`
+
+	// DefaultReactionEmoji Emoji of the reaction button on a thread.
+	DefaultReactionEmoji nullable.Nullable[DefaultReaction] `json:"default_reaction_emoji"`
+
+	// DefaultSortOrder 0 by latest activity, 1 by creation.
+	DefaultSortOrder nullable.Nullable[int] `json:"default_sort_order"`
+
+	// DefaultTagSetting How tags select threads: match_all or match_some.
+	DefaultTagSetting nullable.Nullable[string] `json:"default_tag_setting"`
+
+	// DefaultThreadRateLimitPerUser Slow mode of new threads, in seconds.
+	DefaultThreadRateLimitPerUser nullable.Nullable[int] `json:"default_thread_rate_limit_per_user"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// Template Text that a new thread begins with; undocumented.
+	Template nullable.Nullable[string] `json:"template"`
+
+	// Topic Topic.
+	Topic nullable.Nullable[string] `json:"topic"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// ForumTag A tag of a forum's threads.
+type ForumTag struct {
+	// EmojiId Emoji of the guild.
+	EmojiId nullable.Nullable[string] `json:"emoji_id"`
+
+	// EmojiName Standard emoji.
+	EmojiName nullable.Nullable[string] `json:"emoji_name"`
+
+	// Id The tag.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// Moderated Whether only moderators may set it.
+	Moderated bool `json:"moderated"`
+
+	// Name Name.
+	Name string `json:"name"`
+}
+
+// GalleryItem Media in a gallery.
+type GalleryItem struct {
+	// Description Description, for those who can't see it.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Media The media.
+	Media MediaItem `json:"media"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool `json:"spoiler"`
+}
+
+// Guild A guild with all that is in it.
+type Guild struct {
+	// AfkChannelId Where the idle are moved to.
+	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
+
+	// AfkTimeout After how many seconds.
+	AfkTimeout int `json:"afk_timeout"`
+
+	// ApplicationId The bot that made it.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// ApproximateMemberCount Not told here.
+	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
+
+	// ApproximatePresenceCount Not told here.
+	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Channels Channels; their guild_id may be null.
+	Channels []Channel `json:"channels"`
+
+	// DefaultMessageNotifications 0 all messages, 1 mentions only.
+	DefaultMessageNotifications int `json:"default_message_notifications"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// DiscoverySplash Hash of the picture in the discovery.
+	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
+
+	// Emojis Emojis.
+	Emojis []Emoji `json:"emojis"`
+
+	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
+	ExplicitContentFilter int `json:"explicit_content_filter"`
+
+	// Features What is switched on in it.
+	Features []string `json:"features"`
+
+	// GuildScheduledEvents Scheduled events.
+	GuildScheduledEvents []GuildScheduledEvent `json:"guild_scheduled_events"`
+
+	// HubType Kind of a student hub; undocumented.
+	HubType nullable.Nullable[int] `json:"hub_type"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// IconHash Hash of the icon, in templates.
+	IconHash nullable.Nullable[string] `json:"icon_hash"`
+
+	// Id The guild.
+	Id string `json:"id"`
+
+	// IncidentsData Safety measures that are in force.
+	IncidentsData nullable.Nullable[IncidentsData] `json:"incidents_data"`
+
+	// JoinedAt When the bot joined.
+	JoinedAt time.Time `json:"joined_at"`
+
+	// Large Whether it has too many members to send them all.
+	Large bool `json:"large"`
+
+	// LatestOnboardingQuestionId Undocumented.
+	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
+
+	// MaxMembers Largest number of members.
+	MaxMembers nullable.Nullable[int] `json:"max_members"`
+
+	// MaxPresences Largest number of presences; null mostly.
+	MaxPresences nullable.Nullable[int] `json:"max_presences"`
+
+	// MaxStageVideoChannelUsers Most users on a stage with video.
+	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
+
+	// MaxVideoChannelUsers Most users in a channel with video.
+	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
+
+	// MemberCount Number of members.
+	MemberCount int `json:"member_count"`
+
+	// Members Members, in large guilds only some.
+	Members []GuildMember `json:"members"`
+
+	// MfaLevel 1 if moderators need two factors.
+	MfaLevel int `json:"mfa_level"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
+	NsfwLevel int `json:"nsfw_level"`
+
+	// Owner Not told to bots.
+	Owner nullable.Nullable[bool] `json:"owner"`
+
+	// OwnerId The owner.
+	OwnerId string `json:"owner_id"`
+
+	// Permissions Not told here.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// PreferredLocale Language.
+	PreferredLocale string `json:"preferred_locale"`
+
+	// PremiumProgressBarEnabled Whether the boosts' progress is shown.
+	PremiumProgressBarEnabled bool `json:"premium_progress_bar_enabled"`
+
+	// PremiumSubscriptionCount Number of boosts.
+	PremiumSubscriptionCount nullable.Nullable[int] `json:"premium_subscription_count"`
+
+	// PremiumTier Level of boosts, 0 to 3.
+	PremiumTier int `json:"premium_tier"`
+
+	// Presences Presences of members; guild_id is null.
+	Presences []PresenceUpdate `json:"presences"`
+
+	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
+
+	// Region Voice region; no longer used.
+	Region nullable.Nullable[string] `json:"region"`
+
+	// Roles Roles.
+	Roles []Role `json:"roles"`
+
+	// RulesChannelId Where the rules are.
+	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
+
+	// SafetyAlertsChannelId Where safety alerts go.
+	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
+
+	// SoundboardSounds Sounds of the soundboard.
+	SoundboardSounds []SoundboardSound `json:"soundboard_sounds"`
+
+	// Splash Hash of the picture on invitations.
+	Splash nullable.Nullable[string] `json:"splash"`
+
+	// StageInstances Stages that are live.
+	StageInstances []StageInstance `json:"stage_instances"`
+
+	// Stickers Stickers.
+	Stickers []Sticker `json:"stickers"`
+
+	// SystemChannelFlags Which of these are left out.
+	SystemChannelFlags int `json:"system_channel_flags"`
+
+	// SystemChannelId Where joins and boosts are announced.
+	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
+
+	// Threads Active threads that the bot may see.
+	Threads []Thread `json:"threads"`
+
+	// Unavailable False: it is available.
+	Unavailable bool `json:"unavailable"`
+
+	// VanityUrlCode Invitation code of its own.
+	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
+
+	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	VerificationLevel int `json:"verification_level"`
+
+	// VoiceStates Who is in voice channels; guild_id is null.
+	VoiceStates []VoiceStateUpdate `json:"voice_states"`
+
+	// WelcomeScreen What new members see.
+	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
+
+	// WidgetChannelId Where an invitation of the widget leads.
+	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
+
+	// WidgetEnabled Whether the widget is on.
+	WidgetEnabled bool `json:"widget_enabled"`
+}
+
+// GuildAuditLogEntry A line was added to a guild's audit log.
+type GuildAuditLogEntry struct {
+	// ActionType What was done.
+	ActionType int `json:"action_type"`
+
+	// Changes What is different now.
+	Changes []AuditLogChange `json:"changes"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The entry.
+	Id string `json:"id"`
+
+	// Options More on some actions.
+	Options nullable.Nullable[AuditLogOptions] `json:"options"`
+
+	// Reason Reason that was given.
+	Reason nullable.Nullable[string] `json:"reason"`
+
+	// TargetId Whom or what it was done to; an id mostly.
+	TargetId nullable.Nullable[string] `json:"target_id"`
+
+	// UserId Who did it.
+	UserId nullable.Nullable[string] `json:"user_id"`
+}
+
+// GuildBanAdd A user was banned from a guild.
+type GuildBanAdd struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// User Who was banned.
+	User User `json:"user"`
+}
+
+// GuildBanRemove A user's ban from a guild was lifted.
+type GuildBanRemove struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// User Whose ban was lifted.
+	User User `json:"user"`
+}
+
+// GuildCreate A guild: loaded at the start, available again, or joined (see origin).
+type GuildCreate struct {
+	union json.RawMessage
+}
+
+// GuildCreate0 defines model for GuildCreate.0.
+type GuildCreate0 struct {
+	// Id The guild.
+	Id          string      `json:"id"`
+	Unavailable interface{} `json:"unavailable"`
+}
+
+// GuildCreate1 defines model for GuildCreate.1.
+type GuildCreate1 struct {
+	// AfkChannelId Where the idle are moved to.
+	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
+
+	// AfkTimeout After how many seconds.
+	AfkTimeout int `json:"afk_timeout"`
+
+	// ApplicationId The bot that made it.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// ApproximateMemberCount Not told here.
+	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
+
+	// ApproximatePresenceCount Not told here.
+	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Channels Channels; their guild_id may be null.
+	Channels []Channel `json:"channels"`
+
+	// DefaultMessageNotifications 0 all messages, 1 mentions only.
+	DefaultMessageNotifications int `json:"default_message_notifications"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// DiscoverySplash Hash of the picture in the discovery.
+	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
+
+	// Emojis Emojis.
+	Emojis []Emoji `json:"emojis"`
+
+	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
+	ExplicitContentFilter int `json:"explicit_content_filter"`
+
+	// Features What is switched on in it.
+	Features []string `json:"features"`
+
+	// GuildScheduledEvents Scheduled events.
+	GuildScheduledEvents []GuildScheduledEvent `json:"guild_scheduled_events"`
+
+	// HubType Kind of a student hub; undocumented.
+	HubType nullable.Nullable[int] `json:"hub_type"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// IconHash Hash of the icon, in templates.
+	IconHash nullable.Nullable[string] `json:"icon_hash"`
+
+	// Id The guild.
+	Id string `json:"id"`
+
+	// IncidentsData Safety measures that are in force.
+	IncidentsData nullable.Nullable[IncidentsData] `json:"incidents_data"`
+
+	// JoinedAt When the bot joined.
+	JoinedAt time.Time `json:"joined_at"`
+
+	// Large Whether it has too many members to send them all.
+	Large bool `json:"large"`
+
+	// LatestOnboardingQuestionId Undocumented.
+	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
+
+	// MaxMembers Largest number of members.
+	MaxMembers nullable.Nullable[int] `json:"max_members"`
+
+	// MaxPresences Largest number of presences; null mostly.
+	MaxPresences nullable.Nullable[int] `json:"max_presences"`
+
+	// MaxStageVideoChannelUsers Most users on a stage with video.
+	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
+
+	// MaxVideoChannelUsers Most users in a channel with video.
+	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
+
+	// MemberCount Number of members.
+	MemberCount int `json:"member_count"`
+
+	// Members Members, in large guilds only some.
+	Members []GuildMember `json:"members"`
+
+	// MfaLevel 1 if moderators need two factors.
+	MfaLevel int `json:"mfa_level"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
+	NsfwLevel int `json:"nsfw_level"`
+
+	// Owner Not told to bots.
+	Owner nullable.Nullable[bool] `json:"owner"`
+
+	// OwnerId The owner.
+	OwnerId string `json:"owner_id"`
+
+	// Permissions Not told here.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// PreferredLocale Language.
+	PreferredLocale string `json:"preferred_locale"`
+
+	// PremiumProgressBarEnabled Whether the boosts' progress is shown.
+	PremiumProgressBarEnabled bool `json:"premium_progress_bar_enabled"`
+
+	// PremiumSubscriptionCount Number of boosts.
+	PremiumSubscriptionCount nullable.Nullable[int] `json:"premium_subscription_count"`
+
+	// PremiumTier Level of boosts, 0 to 3.
+	PremiumTier int `json:"premium_tier"`
+
+	// Presences Presences of members; guild_id is null.
+	Presences []PresenceUpdate `json:"presences"`
+
+	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
+
+	// Region Voice region; no longer used.
+	Region nullable.Nullable[string] `json:"region"`
+
+	// Roles Roles.
+	Roles []Role `json:"roles"`
+
+	// RulesChannelId Where the rules are.
+	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
+
+	// SafetyAlertsChannelId Where safety alerts go.
+	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
+
+	// SoundboardSounds Sounds of the soundboard.
+	SoundboardSounds []SoundboardSound `json:"soundboard_sounds"`
+
+	// Splash Hash of the picture on invitations.
+	Splash nullable.Nullable[string] `json:"splash"`
+
+	// StageInstances Stages that are live.
+	StageInstances []StageInstance `json:"stage_instances"`
+
+	// Stickers Stickers.
+	Stickers []Sticker `json:"stickers"`
+
+	// SystemChannelFlags Which of these are left out.
+	SystemChannelFlags int `json:"system_channel_flags"`
+
+	// SystemChannelId Where joins and boosts are announced.
+	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
+
+	// Threads Active threads that the bot may see.
+	Threads     []Thread    `json:"threads"`
+	Unavailable interface{} `json:"unavailable"`
+
+	// VanityUrlCode Invitation code of its own.
+	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
+
+	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	VerificationLevel int `json:"verification_level"`
+
+	// VoiceStates Who is in voice channels; guild_id is null.
+	VoiceStates []VoiceStateUpdate `json:"voice_states"`
+
+	// WelcomeScreen What new members see.
+	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
+
+	// WidgetChannelId Where an invitation of the widget leads.
+	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
+
+	// WidgetEnabled Whether the widget is on.
+	WidgetEnabled bool `json:"widget_enabled"`
+}
+
+// GuildEmojisUpdate The emojis of a guild changed.
+type GuildEmojisUpdate struct {
+	// Emojis All that there are now.
+	Emojis []Emoji `json:"emojis"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+}
+
+// GuildIntegrationsUpdate An integration of a guild changed.
+type GuildIntegrationsUpdate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+}
+
+// GuildMember A user's membership in a guild, inside another object.
+type GuildMember struct {
+	// Avatar Hash of the avatar in the guild.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar in the guild.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner in the guild.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// CommunicationDisabledUntil End of a timeout.
+	CommunicationDisabledUntil nullable.Nullable[time.Time] `json:"communication_disabled_until"`
+
+	// Deaf Whether the guild deafened the user in voice channels.
+	Deaf bool `json:"deaf"`
+
+	// Flags Flags of the membership.
+	Flags int `json:"flags"`
+
+	// JoinedAt When the user joined; null for guests.
+	JoinedAt nullable.Nullable[time.Time] `json:"joined_at"`
+
+	// Mute Whether the guild muted the user in voice channels.
+	Mute bool `json:"mute"`
+
+	// Nick Nickname in the guild.
+	Nick nullable.Nullable[string] `json:"nick"`
+
+	// Pending Whether membership screening is yet to be passed.
+	Pending bool `json:"pending"`
+
+	// Permissions Permissions in the channel, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// PremiumSince Since when the user boosts the guild.
+	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
+
+	// Roles Roles, without @everyone.
+	Roles []string `json:"roles"`
+
+	// User The user; left out where it stands beside the member.
+	User nullable.Nullable[User] `json:"user"`
+}
+
+// GuildMemberRemove A user left a guild or was removed from it.
+type GuildMemberRemove struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// User Who is gone.
+	User User `json:"user"`
+}
+
+// GuildMemberUpdate A member, or the user behind it, was changed.
+type GuildMemberUpdate struct {
+	// Avatar Hash of the avatar in the guild.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar in the guild.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner in the guild.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// CommunicationDisabledUntil End of a timeout.
+	CommunicationDisabledUntil nullable.Nullable[time.Time] `json:"communication_disabled_until"`
+
+	// Deaf Whether the guild deafened the user; null if not told.
+	Deaf nullable.Nullable[bool] `json:"deaf"`
+
+	// Flags Flags of the membership.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// JoinedAt When the user joined.
+	JoinedAt nullable.Nullable[time.Time] `json:"joined_at"`
+
+	// Mute Whether the guild muted the user; null if not told.
+	Mute nullable.Nullable[bool] `json:"mute"`
+
+	// Nick Nickname in the guild.
+	Nick nullable.Nullable[string] `json:"nick"`
+
+	// Pending Whether membership screening is yet to be passed; null if not told.
+	Pending nullable.Nullable[bool] `json:"pending"`
+
+	// PremiumSince Since when the user boosts the guild.
+	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
+
+	// Roles Roles, without @everyone.
+	Roles []string `json:"roles"`
+
+	// User The user.
+	User User `json:"user"`
+}
+
+// GuildMembersChunk An answer to a request for members.
+type GuildMembersChunk struct {
+	// ChunkCount How many parts there are.
+	ChunkCount int `json:"chunk_count"`
+
+	// ChunkIndex Which part it is, from 0.
+	ChunkIndex int `json:"chunk_index"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Members Members of this part.
+	Members []GuildMember `json:"members"`
+
+	// Nonce The request's nonce.
+	Nonce nullable.Nullable[string] `json:"nonce"`
+
+	// NotFound Ids asked for that are nobody's.
+	NotFound []string `json:"not_found"`
+
+	// Presences Presences, if they were asked for.
+	Presences nullable.Nullable[[]PresenceUpdate] `json:"presences"`
+}
+
+// GuildRoleCreate A role was made.
+type GuildRoleCreate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Role The role.
+	Role Role `json:"role"`
+}
+
+// GuildRoleDelete A role was deleted.
+type GuildRoleDelete struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// RoleId The role.
+	RoleId string `json:"role_id"`
+}
+
+// GuildRoleUpdate A role was changed.
+type GuildRoleUpdate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Role The role as it is now.
+	Role Role `json:"role"`
+}
+
+// GuildScheduledEvent An event that a guild has scheduled.
+type GuildScheduledEvent struct {
+	// ChannelId Where it is; null if it is elsewhere.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// Creator Who made it.
+	Creator nullable.Nullable[User] `json:"creator"`
+
+	// CreatorId Who made it.
+	CreatorId nullable.Nullable[string] `json:"creator_id"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// EntityId The stage instance.
+	EntityId nullable.Nullable[string] `json:"entity_id"`
+
+	// EntityMetadata Where it is, if elsewhere.
+	EntityMetadata nullable.Nullable[ScheduledEventMetadata] `json:"entity_metadata"`
+
+	// EntityType 1 stage, 2 voice, 3 elsewhere.
+	EntityType int `json:"entity_type"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The event.
+	Id string `json:"id"`
+
+	// Image Hash of the cover.
+	Image nullable.Nullable[string] `json:"image"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// PrivacyLevel 2: for the guild only.
+	PrivacyLevel int `json:"privacy_level"`
+
+	// RecurrenceRule How often it takes place.
+	RecurrenceRule nullable.Nullable[RecurrenceRule] `json:"recurrence_rule"`
+
+	// ScheduledEndTime When it ends.
+	ScheduledEndTime nullable.Nullable[time.Time] `json:"scheduled_end_time"`
+
+	// ScheduledStartTime When it begins.
+	ScheduledStartTime time.Time `json:"scheduled_start_time"`
+
+	// SkuIds Undocumented.
+	SkuIds []string `json:"sku_ids"`
+
+	// Status 1 scheduled, 2 active, 3 completed, 4 canceled.
+	Status int `json:"status"`
+
+	// UserCount How many are interested.
+	UserCount nullable.Nullable[int] `json:"user_count"`
+}
+
+// GuildScheduledEventUser Somebody became interested in a scheduled event, or is not any more.
+type GuildScheduledEventUser struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// GuildScheduledEventId The event.
+	GuildScheduledEventId string `json:"guild_scheduled_event_id"`
+
+	// UserId Who.
+	UserId string `json:"user_id"`
+}
+
+// GuildSoundboardSoundDelete A sound of a guild was deleted.
+type GuildSoundboardSoundDelete struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// SoundId The sound.
+	SoundId string `json:"sound_id"`
+}
+
+// GuildStickersUpdate The stickers of a guild changed.
+type GuildStickersUpdate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Stickers All that there are now.
+	Stickers []Sticker `json:"stickers"`
+}
+
+// GuildUpdate A guild was changed.
+type GuildUpdate struct {
+	// AfkChannelId Where the idle are moved to.
+	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
+
+	// AfkTimeout After how many seconds.
+	AfkTimeout int `json:"afk_timeout"`
+
+	// ApplicationId The bot that made it.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// ApproximateMemberCount Not told here.
+	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
+
+	// ApproximatePresenceCount Not told here.
+	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// DefaultMessageNotifications 0 all messages, 1 mentions only.
+	DefaultMessageNotifications int `json:"default_message_notifications"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// DiscoverySplash Hash of the picture in the discovery.
+	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
+
+	// Emojis Emojis.
+	Emojis []Emoji `json:"emojis"`
+
+	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
+	ExplicitContentFilter int `json:"explicit_content_filter"`
+
+	// Features What is switched on in it.
+	Features []string `json:"features"`
+
+	// HubType Kind of a student hub; undocumented.
+	HubType nullable.Nullable[int] `json:"hub_type"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// IconHash Hash of the icon, in templates.
+	IconHash nullable.Nullable[string] `json:"icon_hash"`
+
+	// Id The guild.
+	Id string `json:"id"`
+
+	// IncidentsData Safety measures that are in force.
+	IncidentsData nullable.Nullable[IncidentsData] `json:"incidents_data"`
+
+	// LatestOnboardingQuestionId Undocumented.
+	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
+
+	// MaxMembers Largest number of members.
+	MaxMembers nullable.Nullable[int] `json:"max_members"`
+
+	// MaxPresences Largest number of presences; null mostly.
+	MaxPresences nullable.Nullable[int] `json:"max_presences"`
+
+	// MaxStageVideoChannelUsers Most users on a stage with video.
+	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
+
+	// MaxVideoChannelUsers Most users in a channel with video.
+	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
+
+	// MfaLevel 1 if moderators need two factors.
+	MfaLevel int `json:"mfa_level"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
+	NsfwLevel int `json:"nsfw_level"`
+
+	// Owner Not told to bots.
+	Owner nullable.Nullable[bool] `json:"owner"`
+
+	// OwnerId The owner.
+	OwnerId string `json:"owner_id"`
+
+	// Permissions Not told here.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// PreferredLocale Language.
+	PreferredLocale string `json:"preferred_locale"`
+
+	// PremiumProgressBarEnabled Whether the boosts' progress is shown.
+	PremiumProgressBarEnabled bool `json:"premium_progress_bar_enabled"`
+
+	// PremiumSubscriptionCount Number of boosts.
+	PremiumSubscriptionCount nullable.Nullable[int] `json:"premium_subscription_count"`
+
+	// PremiumTier Level of boosts, 0 to 3.
+	PremiumTier int `json:"premium_tier"`
+
+	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
+
+	// Region Voice region; no longer used.
+	Region nullable.Nullable[string] `json:"region"`
+
+	// Roles Roles.
+	Roles []Role `json:"roles"`
+
+	// RulesChannelId Where the rules are.
+	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
+
+	// SafetyAlertsChannelId Where safety alerts go.
+	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
+
+	// Splash Hash of the picture on invitations.
+	Splash nullable.Nullable[string] `json:"splash"`
+
+	// Stickers Stickers.
+	Stickers []Sticker `json:"stickers"`
+
+	// SystemChannelFlags Which of these are left out.
+	SystemChannelFlags int `json:"system_channel_flags"`
+
+	// SystemChannelId Where joins and boosts are announced.
+	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
+
+	// VanityUrlCode Invitation code of its own.
+	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
+
+	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	VerificationLevel int `json:"verification_level"`
+
+	// WelcomeScreen What new members see.
+	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
+
+	// WidgetChannelId Where an invitation of the widget leads.
+	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
+
+	// WidgetEnabled Whether the widget is on.
+	WidgetEnabled bool `json:"widget_enabled"`
+}
+
 // Headers Sent with every POST. Names that Gatehook sets itself are refused.
 type Headers map[string]string
 
@@ -291,6 +2576,309 @@ type Health struct {
 
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
+
+// IncidentsData Safety measures of a guild.
+type IncidentsData struct {
+	// DmSpamDetectedAt When spam in direct messages was seen.
+	DmSpamDetectedAt nullable.Nullable[time.Time] `json:"dm_spam_detected_at"`
+
+	// DmsDisabledUntil Until when members can't write to each other.
+	DmsDisabledUntil nullable.Nullable[time.Time] `json:"dms_disabled_until"`
+
+	// InvitesDisabledUntil Until when nobody can be invited.
+	InvitesDisabledUntil nullable.Nullable[time.Time] `json:"invites_disabled_until"`
+
+	// RaidDetectedAt When a raid was seen.
+	RaidDetectedAt nullable.Nullable[time.Time] `json:"raid_detected_at"`
+}
+
+// Integration An integration of a guild was added or changed.
+type Integration struct {
+	// Account Its account.
+	Account nullable.Nullable[IntegrationAccount] `json:"account"`
+
+	// Application The bot or application.
+	Application nullable.Nullable[IntegrationApplication] `json:"application"`
+
+	// EnableEmoticons Whether Twitch's emoticons are synced.
+	EnableEmoticons nullable.Nullable[bool] `json:"enable_emoticons"`
+
+	// Enabled Whether it is on.
+	Enabled bool `json:"enabled"`
+
+	// ExpireBehavior What happens to expired subscribers: 0 role removed, 1 kicked.
+	ExpireBehavior nullable.Nullable[int] `json:"expire_behavior"`
+
+	// ExpireGracePeriod After how many days.
+	ExpireGracePeriod nullable.Nullable[int] `json:"expire_grace_period"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The integration.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Revoked Whether it was revoked.
+	Revoked bool `json:"revoked"`
+
+	// RoleId Role of subscribers.
+	RoleId nullable.Nullable[string] `json:"role_id"`
+
+	// Scopes OAuth2 scopes that were granted.
+	Scopes []string `json:"scopes"`
+
+	// SubscriberCount Number of subscribers.
+	SubscriberCount nullable.Nullable[int] `json:"subscriber_count"`
+
+	// SyncedAt When it was last synced.
+	SyncedAt nullable.Nullable[time.Time] `json:"synced_at"`
+
+	// Syncing Whether it is being synced.
+	Syncing nullable.Nullable[bool] `json:"syncing"`
+
+	// Type twitch, youtube, discord or guild_subscription.
+	Type string `json:"type"`
+
+	// User Who added it; not told here.
+	User nullable.Nullable[User] `json:"user"`
+}
+
+// IntegrationAccount The account of an integration.
+type IntegrationAccount struct {
+	// Id Its id; not a snowflake everywhere.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+}
+
+// IntegrationApplication The application of an integration.
+type IntegrationApplication struct {
+	// Bot Its bot.
+	Bot nullable.Nullable[User] `json:"bot"`
+
+	// Description Description.
+	Description string `json:"description"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// Id The application.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+}
+
+// IntegrationDelete An integration of a guild was removed.
+type IntegrationDelete struct {
+	// ApplicationId The bot or application.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The integration.
+	Id string `json:"id"`
+}
+
+// Interaction Somebody used a command or a component, or sent a modal. Answer within 3 seconds.
+type Interaction struct {
+	// AppPermissions What the application may do here, as a decimal bit set.
+	AppPermissions string `json:"app_permissions"`
+
+	// ApplicationId The application.
+	ApplicationId string `json:"application_id"`
+
+	// AttachmentSizeLimit Largest file of an answer, in bytes.
+	AttachmentSizeLimit nullable.Nullable[int] `json:"attachment_size_limit"`
+
+	// AuthorizingIntegrationOwners Who installed the application, by kind of installation.
+	AuthorizingIntegrationOwners map[string]string `json:"authorizing_integration_owners"`
+
+	// Channel The channel.
+	Channel nullable.Nullable[Channel] `json:"channel"`
+
+	// ChannelId The channel.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// Context 0 guild, 1 direct message with the bot, 2 other.
+	Context nullable.Nullable[int] `json:"context"`
+
+	// Data What was used, and how.
+	Data nullable.Nullable[InteractionData] `json:"data"`
+
+	// EntitlementSkuIds Undocumented.
+	EntitlementSkuIds []string `json:"entitlement_sku_ids"`
+
+	// Entitlements What the user or guild is entitled to.
+	Entitlements []Entitlement `json:"entitlements"`
+
+	// Guild The guild.
+	Guild nullable.Nullable[InteractionGuild] `json:"guild"`
+
+	// GuildId The guild; null elsewhere.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// GuildLocale The guild's language.
+	GuildLocale nullable.Nullable[string] `json:"guild_locale"`
+
+	// Id The interaction.
+	Id string `json:"id"`
+
+	// Locale The user's language.
+	Locale nullable.Nullable[string] `json:"locale"`
+
+	// Member Who did it, in a guild.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// Message The message whose component was used.
+	Message nullable.Nullable[Message] `json:"message"`
+
+	// Token Secret token for answers, valid 15 minutes.
+	Token string `json:"token"`
+
+	// Type 2 command, 3 component, 4 autocomplete, 5 modal.
+	Type int `json:"type"`
+
+	// User Who did it, in direct messages.
+	User nullable.Nullable[User] `json:"user"`
+
+	// Version 1.
+	Version int `json:"version"`
+}
+
+// InteractionData What was used in an interaction, and how.
+type InteractionData struct {
+	// ComponentType Type of the component.
+	ComponentType nullable.Nullable[int] `json:"component_type"`
+
+	// Components What the modal holds.
+	Components []SubmittedComponent `json:"components"`
+
+	// CustomId Of the component or modal.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// GuildId The guild that the command belongs to.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id Of a command its id as a string, of a component its number in the message.
+	Id interface{} `json:"id"`
+
+	// Name Name of the command.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Options Parameters of the command.
+	Options []CommandOption `json:"options"`
+
+	// Resolved Objects that were named.
+	Resolved nullable.Nullable[Resolved] `json:"resolved"`
+
+	// TargetId User or message that the command was for.
+	TargetId nullable.Nullable[string] `json:"target_id"`
+
+	// Type 1 slash, 2 user, 3 message, 4 entry point.
+	Type nullable.Nullable[int] `json:"type"`
+
+	// Values What was chosen in the menu.
+	Values []string `json:"values"`
+}
+
+// InteractionGuild The guild of an interaction.
+type InteractionGuild struct {
+	// Features What is switched on in it.
+	Features []string `json:"features"`
+
+	// Id The guild.
+	Id string `json:"id"`
+
+	// Locale Language.
+	Locale nullable.Nullable[string] `json:"locale"`
+}
+
+// Invite An invitation was made.
+type Invite struct {
+	// ChannelId Where it leads.
+	ChannelId string `json:"channel_id"`
+
+	// Code Its code.
+	Code string `json:"code"`
+
+	// CreatedAt When it was made.
+	CreatedAt nullable.Nullable[time.Time] `json:"created_at"`
+
+	// ExpiresAt When it ends.
+	ExpiresAt nullable.Nullable[time.Time] `json:"expires_at"`
+
+	// Flags Flags; undocumented.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Inviter Who made it.
+	Inviter nullable.Nullable[User] `json:"inviter"`
+
+	// MaxAge Seconds that it is valid; 0 for no end.
+	MaxAge int `json:"max_age"`
+
+	// MaxUses How often it can be used; 0 for any.
+	MaxUses int `json:"max_uses"`
+
+	// RoleIds Roles that those who accept it are given.
+	RoleIds []string `json:"role_ids"`
+
+	// TargetApplication Application that is opened.
+	TargetApplication nullable.Nullable[PartialApplication] `json:"target_application"`
+
+	// TargetType 1 stream, 2 embedded application.
+	TargetType nullable.Nullable[int] `json:"target_type"`
+
+	// TargetUser Whose stream is shown.
+	TargetUser nullable.Nullable[User] `json:"target_user"`
+
+	// Temporary Whether members are kicked when they disconnect without a role.
+	Temporary bool `json:"temporary"`
+
+	// Type Kind of invitation; undocumented.
+	Type nullable.Nullable[int] `json:"type"`
+
+	// Uses How often it was used.
+	Uses int `json:"uses"`
+}
+
+// InviteDelete An invitation was removed.
+type InviteDelete struct {
+	// ChannelId Where it led.
+	ChannelId string `json:"channel_id"`
+
+	// Code Its code.
+	Code string `json:"code"`
+
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+}
+
+// LegacyMessageInteraction The interaction that a message answers, in its old form.
+type LegacyMessageInteraction struct {
+	// Id The interaction.
+	Id string `json:"id"`
+
+	// Member The same as a member.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// Name Command.
+	Name string `json:"name"`
+
+	// Type Its type.
+	Type int `json:"type"`
+
+	// User Who caused it.
+	User User `json:"user"`
+}
 
 // Listener defines model for Listener.
 type Listener struct {
@@ -433,6 +3021,102 @@ type ListenerUpdate struct {
 	Verify   *bool     `json:"verify,omitempty"`
 }
 
+// MediaGallery Images and videos.
+type MediaGallery struct {
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Items What it shows.
+	Items []GalleryItem `json:"items"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// MediaItem Media in a component.
+type MediaItem struct {
+	// AttachmentId The attachment.
+	AttachmentId nullable.Nullable[string] `json:"attachment_id"`
+
+	// ContentType Media type.
+	ContentType nullable.Nullable[string] `json:"content_type"`
+
+	// Flags Flags; undocumented.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// Height Pixels.
+	Height nullable.Nullable[int] `json:"height"`
+
+	// LoadingState How far Discord's copy is; undocumented.
+	LoadingState nullable.Nullable[int] `json:"loading_state"`
+
+	// Placeholder Thumbhash.
+	Placeholder nullable.Nullable[string] `json:"placeholder"`
+
+	// PlaceholderVersion Its version.
+	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
+
+	// ProxyUrl Where Discord's copy is.
+	ProxyUrl nullable.Nullable[string] `json:"proxy_url"`
+
+	// Url Where it is.
+	Url string `json:"url"`
+
+	// Width Pixels.
+	Width nullable.Nullable[int] `json:"width"`
+}
+
+// Member A user joined a guild. It may come again for somebody who is in it already.
+type Member struct {
+	// Avatar Hash of the avatar in the guild.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar in the guild.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner in the guild.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// CommunicationDisabledUntil End of a timeout.
+	CommunicationDisabledUntil nullable.Nullable[time.Time] `json:"communication_disabled_until"`
+
+	// Deaf Whether the guild deafened the user in voice channels.
+	Deaf bool `json:"deaf"`
+
+	// Flags Flags of the membership.
+	Flags int `json:"flags"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// JoinedAt When the user joined.
+	JoinedAt nullable.Nullable[time.Time] `json:"joined_at"`
+
+	// Mute Whether the guild muted the user in voice channels.
+	Mute bool `json:"mute"`
+
+	// Nick Nickname in the guild.
+	Nick nullable.Nullable[string] `json:"nick"`
+
+	// Pending Whether membership screening is yet to be passed.
+	Pending bool `json:"pending"`
+
+	// Permissions Not told here.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// PremiumSince Since when the user boosts the guild.
+	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
+
+	// Roles Roles, without @everyone.
+	Roles []string `json:"roles"`
+
+	// User Who joined.
+	User User `json:"user"`
+}
+
 // MembersRequest defines model for MembersRequest.
 type MembersRequest struct {
 	// Limit How many at most, from 1 to 100; 0 for all, with a `query` of `""`. Required with `query`.
@@ -460,11 +3144,590 @@ type MembersRequested struct {
 	Shard ShardOfCount `json:"shard"`
 }
 
+// MentionedUser A user that a message mentions.
+type MentionedUser struct {
+	// AccentColor Banner color as a number.
+	AccentColor nullable.Nullable[int] `json:"accent_color"`
+
+	// Avatar Hash of the avatar.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Bot Whether it belongs to an application.
+	Bot bool `json:"bot"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// Discriminator Tag of four digits, or 0 for a unique username.
+	Discriminator string `json:"discriminator"`
+
+	// Email E-mail address; not told to bots.
+	Email nullable.Nullable[string] `json:"email"`
+
+	// Flags Flags, private ones included.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GlobalName Display name.
+	GlobalName nullable.Nullable[string] `json:"global_name"`
+
+	// Id The user.
+	Id string `json:"id"`
+
+	// Locale Chosen language.
+	Locale nullable.Nullable[string] `json:"locale"`
+
+	// Member Membership in the message's guild, without the user.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// MfaEnabled Whether two factors are needed to log in; told of the bot only.
+	MfaEnabled nullable.Nullable[bool] `json:"mfa_enabled"`
+
+	// PremiumType Kind of Nitro subscription.
+	PremiumType nullable.Nullable[int] `json:"premium_type"`
+
+	// PrimaryGuild Guild whose tag is worn.
+	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
+
+	// PublicFlags Public flags.
+	PublicFlags nullable.Nullable[int] `json:"public_flags"`
+
+	// System Whether it is Discord's own.
+	System bool `json:"system"`
+
+	// Username Name, unique unless the discriminator is not 0.
+	Username string `json:"username"`
+
+	// Verified Whether the e-mail address was verified; told of the bot only.
+	Verified nullable.Nullable[bool] `json:"verified"`
+}
+
+// Message A message.
+type Message struct {
+	// Activity Invitation to an activity.
+	Activity nullable.Nullable[MessageActivity] `json:"activity"`
+
+	// Application Application of that activity.
+	Application nullable.Nullable[PartialApplication] `json:"application"`
+
+	// ApplicationId The application that sent it.
+	ApplicationId nullable.Nullable[string] `json:"application_id"`
+
+	// Attachments Files.
+	Attachments []Attachment `json:"attachments"`
+
+	// Author Who wrote it; made up for messages of webhooks.
+	Author User `json:"author"`
+
+	// Call Call.
+	Call nullable.Nullable[MessageCall] `json:"call"`
+
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// ChannelType Type of the channel.
+	ChannelType nullable.Nullable[int] `json:"channel_type"`
+
+	// Components Components.
+	Components []Component `json:"components"`
+
+	// Content Text; empty without MESSAGE_CONTENT.
+	Content string `json:"content"`
+
+	// EditedTimestamp When it was last edited.
+	EditedTimestamp nullable.Nullable[time.Time] `json:"edited_timestamp"`
+
+	// Embeds Embeds.
+	Embeds []Embed `json:"embeds"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The message.
+	Id string `json:"id"`
+
+	// Interaction The same in its old form.
+	Interaction nullable.Nullable[LegacyMessageInteraction] `json:"interaction"`
+
+	// InteractionMetadata The interaction that it answers.
+	InteractionMetadata nullable.Nullable[MessageInteraction] `json:"interaction_metadata"`
+
+	// Member The author as a member, without the user.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// MentionChannels Channels that it mentions.
+	MentionChannels []ChannelMention `json:"mention_channels"`
+
+	// MentionEveryone Whether it mentions everybody.
+	MentionEveryone bool `json:"mention_everyone"`
+
+	// MentionRoles Roles that it mentions.
+	MentionRoles []string `json:"mention_roles"`
+
+	// Mentions Users that it mentions.
+	Mentions []MentionedUser `json:"mentions"`
+
+	// MessageReference The message that it answers, forwards or follows from.
+	MessageReference nullable.Nullable[MessageReference] `json:"message_reference"`
+
+	// MessageSnapshots What was forwarded.
+	MessageSnapshots []MessageSnapshot `json:"message_snapshots"`
+
+	// Nonce What the sender told it by: a string or an integer.
+	Nonce interface{} `json:"nonce"`
+
+	// Pinned Whether it is pinned.
+	Pinned bool `json:"pinned"`
+
+	// Poll Poll.
+	Poll nullable.Nullable[Poll] `json:"poll"`
+
+	// Position About its place in a thread.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// Reactions Reactions.
+	Reactions []ReactionCount `json:"reactions"`
+
+	// ReferencedMessage The message that it answers; null if it is gone or was not told.
+	ReferencedMessage nullable.Nullable[Message] `json:"referenced_message"`
+
+	// Resolved What is selected in its menus.
+	Resolved nullable.Nullable[Resolved] `json:"resolved"`
+
+	// RoleSubscriptionData Purchase or renewal of a role.
+	RoleSubscriptionData nullable.Nullable[RoleSubscriptionData] `json:"role_subscription_data"`
+
+	// SharedClientTheme Theme that is shared.
+	SharedClientTheme nullable.Nullable[SharedClientTheme] `json:"shared_client_theme"`
+
+	// StickerItems Stickers.
+	StickerItems []StickerItem `json:"sticker_items"`
+
+	// Stickers Stickers in their old form.
+	Stickers []Sticker `json:"stickers"`
+
+	// Thread Thread that was started from it.
+	Thread nullable.Nullable[Thread] `json:"thread"`
+
+	// Timestamp When it was sent.
+	Timestamp time.Time `json:"timestamp"`
+
+	// Tts Whether it is read aloud.
+	Tts bool `json:"tts"`
+
+	// Type 0 default, 19 reply, others are Discord's own.
+	Type int `json:"type"`
+
+	// WebhookId The webhook that sent it.
+	WebhookId nullable.Nullable[string] `json:"webhook_id"`
+}
+
+// MessageActivity An invitation to an activity in a message.
+type MessageActivity struct {
+	// PartyId The party.
+	PartyId nullable.Nullable[string] `json:"party_id"`
+
+	// Type 1 join, 2 spectate, 3 listen, 5 ask to join.
+	Type int `json:"type"`
+}
+
+// MessageCall A call in a direct message.
+type MessageCall struct {
+	// EndedTimestamp When it ended.
+	EndedTimestamp nullable.Nullable[time.Time] `json:"ended_timestamp"`
+
+	// Participants Who was in it.
+	Participants []string `json:"participants"`
+}
+
+// MessageDelete A message was deleted.
+type MessageDelete struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The message.
+	Id string `json:"id"`
+}
+
+// MessageDeleteBulk Several messages were deleted at once.
+type MessageDeleteBulk struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Ids The messages.
+	Ids []string `json:"ids"`
+}
+
+// MessageInteraction The interaction that a message answers.
+type MessageInteraction struct {
+	// AuthorizingIntegrationOwners Who installed the application, by kind of installation.
+	AuthorizingIntegrationOwners map[string]string `json:"authorizing_integration_owners"`
+
+	// CommandType Kind of command; undocumented.
+	CommandType nullable.Nullable[int] `json:"command_type"`
+
+	// Id The interaction.
+	Id string `json:"id"`
+
+	// InteractedMessageId The message whose component was used.
+	InteractedMessageId nullable.Nullable[string] `json:"interacted_message_id"`
+
+	// Name Command; undocumented.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// OriginalResponseMessageId The first answer, if this is a later one.
+	OriginalResponseMessageId nullable.Nullable[string] `json:"original_response_message_id"`
+
+	// TargetMessageId Message that a message command was for.
+	TargetMessageId nullable.Nullable[string] `json:"target_message_id"`
+
+	// TargetUser User that a user command was for.
+	TargetUser nullable.Nullable[User] `json:"target_user"`
+
+	// TriggeringInteractionMetadata The interaction that opened the modal.
+	TriggeringInteractionMetadata nullable.Nullable[MessageInteraction] `json:"triggering_interaction_metadata"`
+
+	// Type 2 command, 3 component, 5 modal.
+	Type int `json:"type"`
+
+	// User Who caused it.
+	User User `json:"user"`
+}
+
+// MessagePollVote A vote in a poll was given or taken back.
+type MessagePollVote struct {
+	// AnswerId Number of the answer.
+	AnswerId int `json:"answer_id"`
+
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// MessageId The message with the poll.
+	MessageId string `json:"message_id"`
+
+	// UserId Who.
+	UserId string `json:"user_id"`
+}
+
+// MessageReference The message that another belongs to.
+type MessageReference struct {
+	// ChannelId Its channel.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// FailIfNotExists Only in requests.
+	FailIfNotExists nullable.Nullable[bool] `json:"fail_if_not_exists"`
+
+	// GuildId Its guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// MessageId The message.
+	MessageId nullable.Nullable[string] `json:"message_id"`
+
+	// Type 0 answer and others, 1 forward.
+	Type nullable.Nullable[int] `json:"type"`
+}
+
+// MessageSnapshot A forwarded message as it was.
+type MessageSnapshot struct {
+	// Message What is kept of it.
+	Message SnapshotMessage `json:"message"`
+}
+
+// Nameplate A picture behind a user's name.
+type Nameplate struct {
+	// Asset Path of its image.
+	Asset string `json:"asset"`
+
+	// ExpiresAt When it ends, in Unix seconds.
+	ExpiresAt nullable.Nullable[int] `json:"expires_at"`
+
+	// Label Label; not in use.
+	Label string `json:"label"`
+
+	// Palette Name of the background color.
+	Palette string `json:"palette"`
+
+	// SkuId The product.
+	SkuId nullable.Nullable[string] `json:"sku_id"`
+}
+
 // Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 type Ordering string
 
+// OtherChannel A channel of another type, such as a store or a directory.
+type OtherChannel struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// OtherComponent A component of another type.
+type OtherComponent struct {
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// Overwrite Permissions of a role or member in a channel.
+type Overwrite struct {
+	// Allow What is allowed, as a decimal bit set.
+	Allow string `json:"allow"`
+
+	// Deny What is denied, as a decimal bit set.
+	Deny string `json:"deny"`
+
+	// Id The role or member.
+	Id string `json:"id"`
+
+	// Type 0 role, 1 member.
+	Type int `json:"type"`
+}
+
+// PartialApplication An application, in part.
+type PartialApplication struct {
+	// Bot Its bot.
+	Bot nullable.Nullable[PartialUser] `json:"bot"`
+
+	// BotPublic Whether others may add the bot.
+	BotPublic nullable.Nullable[bool] `json:"bot_public"`
+
+	// BotRequireCodeGrant Whether adding it needs the full OAuth2 flow.
+	BotRequireCodeGrant nullable.Nullable[bool] `json:"bot_require_code_grant"`
+
+	// CoverImage Hash of the cover.
+	CoverImage nullable.Nullable[string] `json:"cover_image"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// FlagsNew Flags, as a decimal bit set.
+	FlagsNew nullable.Nullable[string] `json:"flags_new"`
+
+	// GuildId Its support guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// Id The application.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// PrimarySkuId The product of a game.
+	PrimarySkuId nullable.Nullable[string] `json:"primary_sku_id"`
+
+	// PrivacyPolicyUrl Privacy policy.
+	PrivacyPolicyUrl nullable.Nullable[string] `json:"privacy_policy_url"`
+
+	// RpcOrigins Origins for RPC.
+	RpcOrigins []string `json:"rpc_origins"`
+
+	// Slug End of the store's address.
+	Slug nullable.Nullable[string] `json:"slug"`
+
+	// Summary No longer used.
+	Summary nullable.Nullable[string] `json:"summary"`
+
+	// Tags Tags.
+	Tags []string `json:"tags"`
+
+	// TermsOfServiceUrl Terms of service.
+	TermsOfServiceUrl nullable.Nullable[string] `json:"terms_of_service_url"`
+
+	// Type Kind of application; undocumented.
+	Type nullable.Nullable[int] `json:"type"`
+
+	// VerifyKey Key to verify interactions with.
+	VerifyKey nullable.Nullable[string] `json:"verify_key"`
+}
+
+// PartialUser An account of which only the id is certain.
+type PartialUser struct {
+	// AccentColor Banner color as a number.
+	AccentColor nullable.Nullable[int] `json:"accent_color"`
+
+	// Avatar Hash of the avatar.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Bot Whether it belongs to an application.
+	Bot nullable.Nullable[bool] `json:"bot"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// Discriminator Tag of four digits, or 0.
+	Discriminator nullable.Nullable[string] `json:"discriminator"`
+
+	// GlobalName Display name.
+	GlobalName nullable.Nullable[string] `json:"global_name"`
+
+	// Id The user.
+	Id string `json:"id"`
+
+	// PrimaryGuild Guild whose tag is worn.
+	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
+
+	// PublicFlags Public flags.
+	PublicFlags nullable.Nullable[int] `json:"public_flags"`
+
+	// System Whether it is Discord's own.
+	System nullable.Nullable[bool] `json:"system"`
+
+	// Username Name.
+	Username nullable.Nullable[string] `json:"username"`
+}
+
+// Poll A poll in a message.
+type Poll struct {
+	// AllowMultiselect Whether more than one answer may be chosen.
+	AllowMultiselect bool `json:"allow_multiselect"`
+
+	// Answers Answers.
+	Answers []PollAnswer `json:"answers"`
+
+	// Expiry When it ends.
+	Expiry nullable.Nullable[time.Time] `json:"expiry"`
+
+	// LayoutType Layout.
+	LayoutType int `json:"layout_type"`
+
+	// Question Question.
+	Question PollMedia `json:"question"`
+
+	// Results Votes so far; null if unknown.
+	Results nullable.Nullable[PollResults] `json:"results"`
+}
+
+// PollAnswer An answer of a poll.
+type PollAnswer struct {
+	// AnswerId Its number.
+	AnswerId int `json:"answer_id"`
+
+	// PollMedia What it says.
+	PollMedia PollMedia `json:"poll_media"`
+}
+
+// PollAnswerCount The votes for an answer.
+type PollAnswerCount struct {
+	// Count Votes.
+	Count int `json:"count"`
+
+	// Id Number of the answer.
+	Id int `json:"id"`
+
+	// MeVoted Whether the bot voted for it.
+	MeVoted bool `json:"me_voted"`
+}
+
+// PollMedia A question or answer of a poll.
+type PollMedia struct {
+	// Emoji Emoji.
+	Emoji nullable.Nullable[Emoji] `json:"emoji"`
+
+	// Text Text.
+	Text nullable.Nullable[string] `json:"text"`
+}
+
+// PollResults The votes of a poll.
+type PollResults struct {
+	// AnswerCounts Votes for each answer.
+	AnswerCounts []PollAnswerCount `json:"answer_counts"`
+
+	// IsFinalized Whether they are counted exactly.
+	IsFinalized bool `json:"is_finalized"`
+}
+
 // PresenceStatus defines model for PresenceStatus.
 type PresenceStatus string
+
+// PresenceUpdate A user's status or activities changed. Discord does not check the fields of the user but for the id.
+type PresenceUpdate struct {
+	// Activities What the user is doing.
+	Activities []Activity `json:"activities"`
+
+	// ClientStatus Status on each kind of device.
+	ClientStatus nullable.Nullable[ClientStatus] `json:"client_status"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Status online, dnd, idle or offline.
+	Status nullable.Nullable[string] `json:"status"`
+
+	// User The user.
+	User PartialUser `json:"user"`
+}
+
+// PrimaryGuild The guild whose tag a user wears.
+type PrimaryGuild struct {
+	// Badge Hash of the badge.
+	Badge nullable.Nullable[string] `json:"badge"`
+
+	// IdentityEnabled Whether the tag is shown; null after Discord cleared it.
+	IdentityEnabled nullable.Nullable[bool] `json:"identity_enabled"`
+
+	// IdentityGuildId The guild.
+	IdentityGuildId nullable.Nullable[string] `json:"identity_guild_id"`
+
+	// Tag Text of the tag.
+	Tag nullable.Nullable[string] `json:"tag"`
+}
 
 // Problem defines model for Problem.
 type Problem struct {
@@ -484,6 +3747,432 @@ type Problem struct {
 	Status  int       `json:"status"`
 	Title   string    `json:"title"`
 	Type    string    `json:"type"`
+}
+
+// RateLimited A gateway request was refused because of a rate limit.
+type RateLimited struct {
+	// Meta What the limit was for.
+	Meta nullable.Nullable[RateLimitedMeta] `json:"meta"`
+
+	// Opcode The opcode of the request.
+	Opcode int `json:"opcode"`
+
+	// RetryAfter Seconds until it may be sent again.
+	RetryAfter float32 `json:"retry_after"`
+}
+
+// RateLimitedMeta What a gateway rate limit was for.
+type RateLimitedMeta struct {
+	// GuildId The guild whose members were asked for.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Nonce The request's nonce.
+	Nonce nullable.Nullable[string] `json:"nonce"`
+}
+
+// Reaction A reaction was added to a message or removed from it.
+type Reaction struct {
+	// Burst Whether it is a super reaction.
+	Burst bool `json:"burst"`
+
+	// BurstColors Colors of a super reaction.
+	BurstColors []string `json:"burst_colors"`
+
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// Emoji The emoji.
+	Emoji Emoji `json:"emoji"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Member Who reacted, as a member; when added only.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// MessageAuthorId Who wrote the message; when added only.
+	MessageAuthorId nullable.Nullable[string] `json:"message_author_id"`
+
+	// MessageId The message.
+	MessageId string `json:"message_id"`
+
+	// Type 0 normal, 1 super.
+	Type nullable.Nullable[int] `json:"type"`
+
+	// UserId Who reacted.
+	UserId string `json:"user_id"`
+}
+
+// ReactionCount How often a message was reacted to with an emoji.
+type ReactionCount struct {
+	// BurstColors Colors of super reactions.
+	BurstColors []string `json:"burst_colors"`
+
+	// BurstCount Undocumented.
+	BurstCount nullable.Nullable[int] `json:"burst_count"`
+
+	// BurstMe Undocumented.
+	BurstMe nullable.Nullable[bool] `json:"burst_me"`
+
+	// Count How often.
+	Count int `json:"count"`
+
+	// CountDetails By kind.
+	CountDetails nullable.Nullable[ReactionCountDetails] `json:"count_details"`
+
+	// Emoji The emoji.
+	Emoji Emoji `json:"emoji"`
+
+	// Me Whether the bot did.
+	Me bool `json:"me"`
+
+	// MeBurst Whether the bot did with a super reaction.
+	MeBurst bool `json:"me_burst"`
+}
+
+// ReactionCountDetails Reactions by kind.
+type ReactionCountDetails struct {
+	// Burst Super reactions.
+	Burst int `json:"burst"`
+
+	// Normal Others.
+	Normal int `json:"normal"`
+}
+
+// ReactionRemoveAll All reactions to a message were removed.
+type ReactionRemoveAll struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// MessageId The message.
+	MessageId string `json:"message_id"`
+}
+
+// ReactionRemoveEmoji All reactions to a message with one emoji were removed.
+type ReactionRemoveEmoji struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// Emoji The emoji.
+	Emoji Emoji `json:"emoji"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// MessageId The message.
+	MessageId string `json:"message_id"`
+}
+
+// Ready The session has begun: who the bot is, and the guilds that will be sent.
+type Ready struct {
+	// Application The bot's application.
+	Application PartialApplication `json:"application"`
+
+	// Guilds Guilds that are sent one by one as GUILD_CREATE.
+	Guilds []UnavailableGuild `json:"guilds"`
+
+	// ResumeGatewayUrl Where the session is resumed.
+	ResumeGatewayUrl string `json:"resume_gateway_url"`
+
+	// SessionId The session, needed to resume it.
+	SessionId string `json:"session_id"`
+
+	// SessionType Kind of session; undocumented.
+	SessionType nullable.Nullable[string] `json:"session_type"`
+
+	// Shard Shard id and number of shards.
+	Shard nullable.Nullable[[]int] `json:"shard"`
+
+	// User The bot.
+	User User `json:"user"`
+
+	// V The gateway's version.
+	V int `json:"v"`
+}
+
+// RecurrenceRule How often a scheduled event takes place.
+type RecurrenceRule struct {
+	// ByMonth Months.
+	ByMonth nullable.Nullable[[]int] `json:"by_month"`
+
+	// ByMonthDay Days of the month.
+	ByMonthDay nullable.Nullable[[]int] `json:"by_month_day"`
+
+	// ByNWeekday Days of a certain week of the month.
+	ByNWeekday nullable.Nullable[[]RecurrenceWeekday] `json:"by_n_weekday"`
+
+	// ByWeekday Days of the week, 0 is Monday.
+	ByWeekday nullable.Nullable[[]int] `json:"by_weekday"`
+
+	// ByYearDay Days of the year.
+	ByYearDay nullable.Nullable[[]int] `json:"by_year_day"`
+
+	// Count How many times.
+	Count nullable.Nullable[int] `json:"count"`
+
+	// End End of the last one.
+	End nullable.Nullable[time.Time] `json:"end"`
+
+	// Frequency 0 yearly, 1 monthly, 2 weekly, 3 daily.
+	Frequency int `json:"frequency"`
+
+	// Interval Every how many of these.
+	Interval int `json:"interval"`
+
+	// Start Start of the first one.
+	Start time.Time `json:"start"`
+}
+
+// RecurrenceWeekday A day in a certain week of a month.
+type RecurrenceWeekday struct {
+	// Day Day of the week, 0 is Monday.
+	Day int `json:"day"`
+
+	// N The week, 1 to 5.
+	N int `json:"n"`
+}
+
+// Resolved Objects that an interaction names, by id.
+type Resolved struct {
+	// Attachments Files.
+	Attachments map[string]Attachment `json:"attachments"`
+
+	// Channels Channels, in part.
+	Channels map[string]Channel `json:"channels"`
+
+	// Members Members, without the users.
+	Members map[string]GuildMember `json:"members"`
+
+	// Messages Messages.
+	Messages map[string]Message `json:"messages"`
+
+	// Roles Roles.
+	Roles map[string]Role `json:"roles"`
+
+	// Users Users.
+	Users map[string]User `json:"users"`
+}
+
+// Resumed All events that were missed have been replayed.
+type Resumed struct {
+	// UnderscoreTrace Servers that the session went through; for Discord's support.
+	UnderscoreTrace []interface{} `json:"_trace"`
+}
+
+// Role A role in a guild.
+type Role struct {
+	// Color Color; old form of colors.
+	Color int `json:"color"`
+
+	// Colors Its colors.
+	Colors nullable.Nullable[RoleColors] `json:"colors"`
+
+	// Description Description; undocumented.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Flags Flags.
+	Flags int `json:"flags"`
+
+	// Hoist Whether members with it are listed apart.
+	Hoist bool `json:"hoist"`
+
+	// Icon Hash of the icon.
+	Icon nullable.Nullable[string] `json:"icon"`
+
+	// Id The role.
+	Id string `json:"id"`
+
+	// Managed Whether an integration manages it.
+	Managed bool `json:"managed"`
+
+	// Mentionable Whether anybody may mention it.
+	Mentionable bool `json:"mentionable"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// Permissions Permissions, as a decimal bit set.
+	Permissions string `json:"permissions"`
+
+	// Position Place in the list.
+	Position int `json:"position"`
+
+	// Tags What it belongs to.
+	Tags nullable.Nullable[RoleTags] `json:"tags"`
+
+	// UnicodeEmoji Standard emoji.
+	UnicodeEmoji nullable.Nullable[string] `json:"unicode_emoji"`
+}
+
+// RoleColors The colors of a role.
+type RoleColors struct {
+	// PrimaryColor The color.
+	PrimaryColor int `json:"primary_color"`
+
+	// SecondaryColor Second one of a gradient.
+	SecondaryColor nullable.Nullable[int] `json:"secondary_color"`
+
+	// TertiaryColor Third one, of a holographic role.
+	TertiaryColor nullable.Nullable[int] `json:"tertiary_color"`
+}
+
+// RoleSubscriptionData The purchase or renewal of a role.
+type RoleSubscriptionData struct {
+	// IsRenewal Whether it is a renewal.
+	IsRenewal bool `json:"is_renewal"`
+
+	// RoleSubscriptionListingId The product.
+	RoleSubscriptionListingId string `json:"role_subscription_listing_id"`
+
+	// TierName Its level.
+	TierName string `json:"tier_name"`
+
+	// TotalMonthsSubscribed Months so far.
+	TotalMonthsSubscribed int `json:"total_months_subscribed"`
+}
+
+// RoleTags What a role belongs to.
+type RoleTags struct {
+	// AvailableForPurchase Whether it can be bought.
+	AvailableForPurchase bool `json:"available_for_purchase"`
+
+	// BotId The bot.
+	BotId nullable.Nullable[string] `json:"bot_id"`
+
+	// GuildConnections Whether it is a linked role.
+	GuildConnections bool `json:"guild_connections"`
+
+	// IntegrationId The integration.
+	IntegrationId nullable.Nullable[string] `json:"integration_id"`
+
+	// PremiumSubscriber Whether it is the boosters' role.
+	PremiumSubscriber bool `json:"premium_subscriber"`
+
+	// SubscriptionListingId The product that is subscribed to.
+	SubscriptionListingId nullable.Nullable[string] `json:"subscription_listing_id"`
+}
+
+// ScheduledEventMetadata More on a scheduled event.
+type ScheduledEventMetadata struct {
+	// Location Where it is.
+	Location nullable.Nullable[string] `json:"location"`
+}
+
+// Section Texts with something beside them.
+type Section struct {
+	// Accessory What is beside them.
+	Accessory nullable.Nullable[Component] `json:"accessory"`
+
+	// Components The texts.
+	Components []Component `json:"components"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// SelectDefault What is chosen in a menu at first.
+type SelectDefault struct {
+	// Id The user, role or channel.
+	Id string `json:"id"`
+
+	// Type user, role or channel.
+	Type string `json:"type"`
+}
+
+// SelectMenu A menu: of texts (3), users (5), roles (6), both (7) or channels (8).
+type SelectMenu struct {
+	// ChannelTypes Types of channels to choose from; any if empty.
+	ChannelTypes []int `json:"channel_types"`
+
+	// CustomId What interactions with it carry.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// DefaultValues What is chosen at first.
+	DefaultValues []SelectDefault `json:"default_values"`
+
+	// Disabled Whether it is switched off.
+	Disabled bool `json:"disabled"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// MaxValues Most choices; 1 if null.
+	MaxValues nullable.Nullable[int] `json:"max_values"`
+
+	// MinValues Fewest choices; 1 if null.
+	MinValues nullable.Nullable[int] `json:"min_values"`
+
+	// Options Choices.
+	Options []SelectOption `json:"options"`
+
+	// Placeholder Text without a choice.
+	Placeholder nullable.Nullable[string] `json:"placeholder"`
+
+	// Required Whether a choice is needed, in a modal.
+	Required nullable.Nullable[bool] `json:"required"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// SelectOption A choice of a menu.
+type SelectOption struct {
+	// Default Whether it is chosen at first.
+	Default bool `json:"default"`
+
+	// Description More text.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Emoji Emoji.
+	Emoji nullable.Nullable[Emoji] `json:"emoji"`
+
+	// Label Text.
+	Label string `json:"label"`
+
+	// Value What interactions carry.
+	Value string `json:"value"`
+}
+
+// Separator A space or line between components.
+type Separator struct {
+	// Divider Whether there is a line; yes if null.
+	Divider nullable.Nullable[bool] `json:"divider"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Spacing Height: 1 small, 2 large.
+	Spacing nullable.Nullable[int] `json:"spacing"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// SessionLost A session could not be resumed: what came between two sequence numbers is lost.
+type SessionLost struct {
+	// AfterSeq The last sequence number of it that was received.
+	AfterSeq int `json:"after_seq"`
+
+	// NextSeq Its first sequence number.
+	NextSeq int `json:"next_seq"`
+
+	// NextSessionId The session that followed.
+	NextSessionId string `json:"next_session_id"`
+
+	// Reason Why it could not be resumed.
+	Reason string `json:"reason"`
+
+	// SessionId The session that ended.
+	SessionId string `json:"session_id"`
+
+	// ShardId The shard.
+	ShardId int `json:"shard_id"`
 }
 
 // SetPresence defines model for SetPresence.
@@ -540,12 +4229,45 @@ type ShardRole string
 // ShardState defines model for Shard.State.
 type ShardState string
 
+// ShardDisconnect A shard lost its connection.
+type ShardDisconnect struct {
+	// Code The WebSocket's close code; 1006 if there was none.
+	Code int `json:"code"`
+
+	// Reason Why.
+	Reason string `json:"reason"`
+
+	// ShardId The shard.
+	ShardId int `json:"shard_id"`
+}
+
+// ShardEvent A shard connected, or resumed its session.
+type ShardEvent struct {
+	// ShardId The shard.
+	ShardId int `json:"shard_id"`
+}
+
 // ShardOfCount `[id, count]`: the shard that it went through.
 type ShardOfCount = []int
 
 // Shards defines model for Shards.
 type Shards struct {
 	Data []Shard `json:"data"`
+}
+
+// SharedClientTheme A theme that somebody shares.
+type SharedClientTheme struct {
+	// BaseMix Strength of the colors.
+	BaseMix int `json:"base_mix"`
+
+	// BaseTheme Theme beneath.
+	BaseTheme nullable.Nullable[int] `json:"base_theme"`
+
+	// Colors Up to five colors, in hexadecimal.
+	Colors []string `json:"colors"`
+
+	// GradientAngle Direction of the gradient.
+	GradientAngle int `json:"gradient_angle"`
 }
 
 // SigningKey defines model for SigningKey.
@@ -564,11 +4286,782 @@ type SigningKeys struct {
 	Data []SigningKey `json:"data"`
 }
 
+// SnapshotMessage What is kept of a forwarded message.
+type SnapshotMessage struct {
+	// Attachments Files.
+	Attachments []Attachment `json:"attachments"`
+
+	// Components Components.
+	Components []Component `json:"components"`
+
+	// Content Text.
+	Content nullable.Nullable[string] `json:"content"`
+
+	// EditedTimestamp When it was last edited.
+	EditedTimestamp nullable.Nullable[time.Time] `json:"edited_timestamp"`
+
+	// Embeds Embeds.
+	Embeds []Embed `json:"embeds"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// MentionRoles Roles that it mentions.
+	MentionRoles []string `json:"mention_roles"`
+
+	// Mentions Users that it mentions.
+	Mentions []MentionedUser `json:"mentions"`
+
+	// StickerItems Stickers.
+	StickerItems []StickerItem `json:"sticker_items"`
+
+	// Stickers Stickers in their old form.
+	Stickers []Sticker `json:"stickers"`
+
+	// Timestamp When it was sent.
+	Timestamp nullable.Nullable[time.Time] `json:"timestamp"`
+
+	// Type Its type.
+	Type nullable.Nullable[int] `json:"type"`
+}
+
 // Snowflakes defines model for Snowflakes.
 type Snowflakes = []string
 
-// Guild defines model for Guild.
-type Guild = string
+// SoundboardSound A sound of a soundboard.
+type SoundboardSound struct {
+	// Available Whether it can be used now.
+	Available bool `json:"available"`
+
+	// EmojiId Emoji of the guild.
+	EmojiId nullable.Nullable[string] `json:"emoji_id"`
+
+	// EmojiName Standard emoji.
+	EmojiName nullable.Nullable[string] `json:"emoji_name"`
+
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// SoundId The sound; those of Discord are small numbers.
+	SoundId string `json:"sound_id"`
+
+	// User Who made it.
+	User nullable.Nullable[User] `json:"user"`
+
+	// UserId Who made it; undocumented.
+	UserId nullable.Nullable[string] `json:"user_id"`
+
+	// Volume Volume from 0 to 1.
+	Volume float32 `json:"volume"`
+}
+
+// SoundboardSounds The sounds of a guild.
+type SoundboardSounds struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// SoundboardSounds All that there are now.
+	SoundboardSounds []SoundboardSound `json:"soundboard_sounds"`
+}
+
+// StageInstance A stage that is live.
+type StageInstance struct {
+	// ChannelId The stage channel.
+	ChannelId string `json:"channel_id"`
+
+	// DiscoverableDisabled No longer used.
+	DiscoverableDisabled bool `json:"discoverable_disabled"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// GuildScheduledEventId The scheduled event.
+	GuildScheduledEventId nullable.Nullable[string] `json:"guild_scheduled_event_id"`
+
+	// Id The stage instance.
+	Id string `json:"id"`
+
+	// InviteCode Undocumented.
+	InviteCode nullable.Nullable[string] `json:"invite_code"`
+
+	// PrivacyLevel 1 public, 2 for the guild only.
+	PrivacyLevel int `json:"privacy_level"`
+
+	// Topic Topic.
+	Topic string `json:"topic"`
+}
+
+// Sticker A sticker.
+type Sticker struct {
+	// Asset No longer used.
+	Asset nullable.Nullable[string] `json:"asset"`
+
+	// Available Whether it can be used now.
+	Available nullable.Nullable[bool] `json:"available"`
+
+	// Description Description.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// FormatType 1 PNG, 2 APNG, 3 Lottie, 4 GIF.
+	FormatType int `json:"format_type"`
+
+	// GuildId Its guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The sticker.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+
+	// PackId Its pack, if it is a standard one.
+	PackId nullable.Nullable[string] `json:"pack_id"`
+
+	// SortValue Place in its pack.
+	SortValue nullable.Nullable[int] `json:"sort_value"`
+
+	// Tags Keywords, joined with commas.
+	Tags string `json:"tags"`
+
+	// Type 1 standard, 2 of a guild.
+	Type int `json:"type"`
+
+	// User Who made it.
+	User nullable.Nullable[User] `json:"user"`
+}
+
+// StickerItem What is needed to show a sticker.
+type StickerItem struct {
+	// FormatType 1 PNG, 2 APNG, 3 Lottie, 4 GIF.
+	FormatType int `json:"format_type"`
+
+	// Id The sticker.
+	Id string `json:"id"`
+
+	// Name Name.
+	Name string `json:"name"`
+}
+
+// SubmittedComponent A component of a modal, filled in.
+type SubmittedComponent struct {
+	// Component What a label holds.
+	Component nullable.Nullable[SubmittedComponent] `json:"component"`
+
+	// Components What a row holds.
+	Components []SubmittedComponent `json:"components"`
+
+	// CustomId What the application calls it.
+	CustomId nullable.Nullable[string] `json:"custom_id"`
+
+	// Id Its number in the modal.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Type Its type.
+	Type int `json:"type"`
+
+	// Value What was written or chosen.
+	Value interface{} `json:"value"`
+
+	// Values What was chosen.
+	Values []string `json:"values"`
+}
+
+// Subscription A repeated payment for something that is sold.
+type Subscription struct {
+	// CanceledAt When it was canceled.
+	CanceledAt nullable.Nullable[time.Time] `json:"canceled_at"`
+
+	// Country Country of the payment.
+	Country nullable.Nullable[string] `json:"country"`
+
+	// CurrentPeriodEnd When it ends.
+	CurrentPeriodEnd time.Time `json:"current_period_end"`
+
+	// CurrentPeriodStart When the present period began.
+	CurrentPeriodStart time.Time `json:"current_period_start"`
+
+	// EntitlementIds What it entitles to.
+	EntitlementIds []string `json:"entitlement_ids"`
+
+	// Id The subscription.
+	Id string `json:"id"`
+
+	// RenewalSkuIds The products from the next period on.
+	RenewalSkuIds nullable.Nullable[[]string] `json:"renewal_sku_ids"`
+
+	// SkuIds The products.
+	SkuIds []string `json:"sku_ids"`
+
+	// Status 0 active, 1 ending, 2 inactive.
+	Status int `json:"status"`
+
+	// UserId Who pays.
+	UserId string `json:"user_id"`
+}
+
+// TextChannel A text (0) or announcement (5) channel.
+type TextChannel struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
+	DefaultAutoArchiveDuration nullable.Nullable[int] `json:"default_auto_archive_duration"`
+
+	// DefaultThreadRateLimitPerUser Slow mode of new threads, in seconds.
+	DefaultThreadRateLimitPerUser nullable.Nullable[int] `json:"default_thread_rate_limit_per_user"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// Topic Topic.
+	Topic nullable.Nullable[string] `json:"topic"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// TextDisplay A text.
+type TextDisplay struct {
+	// Content The text.
+	Content string `json:"content"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// Thread A thread: in an announcement channel (10), public (11) or private (12).
+type Thread struct {
+	// AppPermissions What the application may do here; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// AppliedTags Tags of the forum that it has.
+	AppliedTags []string `json:"applied_tags"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The thread.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Member The bot's membership, if it joined.
+	Member nullable.Nullable[ThreadMember] `json:"member"`
+
+	// MemberCount Members; counting stops at 50.
+	MemberCount nullable.Nullable[int] `json:"member_count"`
+
+	// MessageCount Messages, without the first and deleted ones.
+	MessageCount nullable.Nullable[int] `json:"message_count"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// NewlyCreated Whether it was just made, and not only became visible.
+	NewlyCreated bool `json:"newly_created"`
+
+	// OwnerId Who started it.
+	OwnerId nullable.Nullable[string] `json:"owner_id"`
+
+	// ParentId The channel that it is in.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// Permissions What the invoking user may do here; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// ThreadMetadata Whether it is archived or locked, and since when.
+	ThreadMetadata nullable.Nullable[ThreadMetadata] `json:"thread_metadata"`
+
+	// TotalMessageSent Messages ever sent in it.
+	TotalMessageSent nullable.Nullable[int] `json:"total_message_sent"`
+
+	// Type 10, 11 or 12.
+	Type int `json:"type"`
+}
+
+// ThreadDelete A thread was deleted. This is all that Discord tells of it.
+type ThreadDelete struct {
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The thread.
+	Id string `json:"id"`
+
+	// ParentId The channel that it was in.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// Type 10, 11 or 12.
+	Type int `json:"type"`
+}
+
+// ThreadListSync The bot gained access to channels: their active threads.
+type ThreadListSync struct {
+	// ChannelIds Channels whose threads are synced; null for the whole guild.
+	ChannelIds nullable.Nullable[[]string] `json:"channel_ids"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Members The bot's memberships in those threads.
+	Members []ThreadMember `json:"members"`
+
+	// Threads All active threads of them.
+	Threads []Thread `json:"threads"`
+}
+
+// ThreadMember A user's membership in a thread.
+type ThreadMember struct {
+	// Flags Notification settings.
+	Flags int `json:"flags"`
+
+	// Id The thread.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// JoinTimestamp When the user last joined.
+	JoinTimestamp time.Time `json:"join_timestamp"`
+
+	// Member The user as a member of the guild.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// Presence The user's presence.
+	Presence nullable.Nullable[PresenceUpdate] `json:"presence"`
+
+	// UserId The user.
+	UserId nullable.Nullable[string] `json:"user_id"`
+}
+
+// ThreadMemberUpdate The bot's own membership in a thread changed.
+type ThreadMemberUpdate struct {
+	// Flags Notification settings.
+	Flags int `json:"flags"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The thread.
+	Id nullable.Nullable[string] `json:"id"`
+
+	// JoinTimestamp When it last joined.
+	JoinTimestamp time.Time `json:"join_timestamp"`
+
+	// Member The bot as a member of the guild.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// UserId The bot.
+	UserId nullable.Nullable[string] `json:"user_id"`
+}
+
+// ThreadMembersUpdate Users were added to a thread or removed from it.
+type ThreadMembersUpdate struct {
+	// AddedMembers Who was added.
+	AddedMembers []ThreadMember `json:"added_members"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The thread.
+	Id string `json:"id"`
+
+	// MemberCount Members now; counting stops at 50.
+	MemberCount int `json:"member_count"`
+
+	// RemovedMemberIds Who was removed.
+	RemovedMemberIds []string `json:"removed_member_ids"`
+}
+
+// ThreadMetadata The state of a thread.
+type ThreadMetadata struct {
+	// ArchiveTimestamp When that last changed.
+	ArchiveTimestamp nullable.Nullable[time.Time] `json:"archive_timestamp"`
+
+	// Archived Whether it is archived.
+	Archived bool `json:"archived"`
+
+	// AutoArchiveDuration Minutes without activity until it is.
+	AutoArchiveDuration int `json:"auto_archive_duration"`
+
+	// CreateTimestamp When it was made; null before 2022.
+	CreateTimestamp nullable.Nullable[time.Time] `json:"create_timestamp"`
+
+	// Invitable Whether members may invite others; private threads only.
+	Invitable nullable.Nullable[bool] `json:"invitable"`
+
+	// Locked Whether only moderators may unarchive it.
+	Locked bool `json:"locked"`
+}
+
+// Thumbnail A small image.
+type Thumbnail struct {
+	// Description Description, for those who can't see it.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// Id Its number in the message; not a snowflake.
+	Id nullable.Nullable[int] `json:"id"`
+
+	// Media The image.
+	Media MediaItem `json:"media"`
+
+	// Spoiler Whether it is hidden until clicked.
+	Spoiler bool `json:"spoiler"`
+
+	// Type Its type.
+	Type int `json:"type"`
+}
+
+// TypingStart A user began to type.
+type TypingStart struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild; null in direct messages.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Member Who types, as a member of the guild.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// Timestamp When, in Unix seconds.
+	Timestamp int `json:"timestamp"`
+
+	// UserId Who types.
+	UserId string `json:"user_id"`
+}
+
+// UnavailableGuild A guild that is not available, or that the bot is not in any more (see origin).
+type UnavailableGuild struct {
+	// Id The guild.
+	Id string `json:"id"`
+
+	// Unavailable Whether an outage is the reason; false if the bot was removed.
+	Unavailable bool `json:"unavailable"`
+}
+
+// User An account.
+type User struct {
+	// AccentColor Banner color as a number.
+	AccentColor nullable.Nullable[int] `json:"accent_color"`
+
+	// Avatar Hash of the avatar.
+	Avatar nullable.Nullable[string] `json:"avatar"`
+
+	// AvatarDecorationData What decorates the avatar.
+	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
+
+	// Banner Hash of the banner.
+	Banner nullable.Nullable[string] `json:"banner"`
+
+	// Bot Whether it belongs to an application.
+	Bot bool `json:"bot"`
+
+	// Collectibles Collected items on show.
+	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
+
+	// Discriminator Tag of four digits, or 0 for a unique username.
+	Discriminator string `json:"discriminator"`
+
+	// Email E-mail address; not told to bots.
+	Email nullable.Nullable[string] `json:"email"`
+
+	// Flags Flags, private ones included.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GlobalName Display name.
+	GlobalName nullable.Nullable[string] `json:"global_name"`
+
+	// Id The user.
+	Id string `json:"id"`
+
+	// Locale Chosen language.
+	Locale nullable.Nullable[string] `json:"locale"`
+
+	// MfaEnabled Whether two factors are needed to log in; told of the bot only.
+	MfaEnabled nullable.Nullable[bool] `json:"mfa_enabled"`
+
+	// PremiumType Kind of Nitro subscription.
+	PremiumType nullable.Nullable[int] `json:"premium_type"`
+
+	// PrimaryGuild Guild whose tag is worn.
+	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
+
+	// PublicFlags Public flags.
+	PublicFlags nullable.Nullable[int] `json:"public_flags"`
+
+	// System Whether it is Discord's own.
+	System bool `json:"system"`
+
+	// Username Name, unique unless the discriminator is not 0.
+	Username string `json:"username"`
+
+	// Verified Whether the e-mail address was verified; told of the bot only.
+	Verified nullable.Nullable[bool] `json:"verified"`
+}
+
+// VoiceChannel A voice (2) or stage (13) channel.
+type VoiceChannel struct {
+	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
+
+	// Bitrate Bits a second.
+	Bitrate nullable.Nullable[int] `json:"bitrate"`
+
+	// Flags Flags.
+	Flags nullable.Nullable[int] `json:"flags"`
+
+	// GuildId The guild; left out inside a guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// LastMessageId Last message; it may be gone.
+	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
+
+	// LastPinTimestamp When a message was last pinned.
+	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
+
+	// Name Name.
+	Name nullable.Nullable[string] `json:"name"`
+
+	// Nsfw Whether it is for adults only.
+	Nsfw bool `json:"nsfw"`
+
+	// ParentId The category.
+	ParentId nullable.Nullable[string] `json:"parent_id"`
+
+	// PermissionOverwrites Permissions of members and roles in it.
+	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
+
+	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	Permissions nullable.Nullable[string] `json:"permissions"`
+
+	// Position Place in the list.
+	Position nullable.Nullable[int] `json:"position"`
+
+	// RateLimitPerUser Slow mode, in seconds.
+	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
+
+	// RtcRegion Voice region; null for automatic.
+	RtcRegion nullable.Nullable[string] `json:"rtc_region"`
+
+	// Status Status text; not in every event.
+	Status nullable.Nullable[string] `json:"status"`
+
+	// Topic Topic of a stage.
+	Topic nullable.Nullable[string] `json:"topic"`
+
+	// Type Its type.
+	Type int `json:"type"`
+
+	// UserLimit How many may be in it; 0 for no limit.
+	UserLimit nullable.Nullable[int] `json:"user_limit"`
+
+	// VideoQualityMode 1 automatic, 2 720p.
+	VideoQualityMode nullable.Nullable[int] `json:"video_quality_mode"`
+
+	// VoiceStartTime Since when it is in use, in Unix seconds; not in every event.
+	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
+}
+
+// VoiceChannelEffect Somebody in a voice channel sent an effect.
+type VoiceChannelEffect struct {
+	// AnimationId Which animation.
+	AnimationId nullable.Nullable[int] `json:"animation_id"`
+
+	// AnimationType 0 for subscribers, 1 for everybody.
+	AnimationType nullable.Nullable[int] `json:"animation_type"`
+
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// Emoji Emoji of a reaction or a sound.
+	Emoji nullable.Nullable[Emoji] `json:"emoji"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// SoundId The soundboard sound; those of Discord are small numbers.
+	SoundId nullable.Nullable[string] `json:"sound_id"`
+
+	// SoundVolume Volume from 0 to 1.
+	SoundVolume nullable.Nullable[float32] `json:"sound_volume"`
+
+	// UserId Who sent it.
+	UserId string `json:"user_id"`
+}
+
+// VoiceChannelInfo What is going on in a voice channel.
+type VoiceChannelInfo struct {
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Status Status text.
+	Status nullable.Nullable[string] `json:"status"`
+
+	// VoiceStartTime Since when it is in use, in Unix seconds.
+	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
+}
+
+// VoiceChannelStartTimeUpdate The time since when a voice channel is in use changed.
+type VoiceChannelStartTimeUpdate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// VoiceStartTime Unix seconds; null if it is not in use.
+	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
+}
+
+// VoiceChannelStatusUpdate A voice channel's status text changed.
+type VoiceChannelStatusUpdate struct {
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Id The channel.
+	Id string `json:"id"`
+
+	// Status The text; null for none.
+	Status nullable.Nullable[string] `json:"status"`
+}
+
+// VoiceServerUpdate The voice server for a guild, with the token to connect to it.
+type VoiceServerUpdate struct {
+	// Endpoint Host of the server; null while none is available.
+	Endpoint nullable.Nullable[string] `json:"endpoint"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+
+	// Token Secret token of the voice connection.
+	Token string `json:"token"`
+}
+
+// VoiceStateUpdate A user joined, left or moved between voice channels, or changed how.
+type VoiceStateUpdate struct {
+	// ChannelId The voice channel; null after leaving.
+	ChannelId nullable.Nullable[string] `json:"channel_id"`
+
+	// Deaf Deafened by the guild.
+	Deaf bool `json:"deaf"`
+
+	// GuildId The guild.
+	GuildId nullable.Nullable[string] `json:"guild_id"`
+
+	// Member The user as a member; joined_at is null for guests.
+	Member nullable.Nullable[GuildMember] `json:"member"`
+
+	// Mute Muted by the guild.
+	Mute bool `json:"mute"`
+
+	// RequestToSpeakTimestamp When the user asked to speak on a stage.
+	RequestToSpeakTimestamp nullable.Nullable[time.Time] `json:"request_to_speak_timestamp"`
+
+	// SelfDeaf Deafened by the user.
+	SelfDeaf bool `json:"self_deaf"`
+
+	// SelfMute Muted by the user.
+	SelfMute bool `json:"self_mute"`
+
+	// SelfStream Whether the user shares a screen.
+	SelfStream bool `json:"self_stream"`
+
+	// SelfVideo Whether the camera is on.
+	SelfVideo bool `json:"self_video"`
+
+	// SessionId Session of the voice state.
+	SessionId string `json:"session_id"`
+
+	// Suppress Whether the user may not speak.
+	Suppress bool `json:"suppress"`
+
+	// UserId Whose state it is.
+	UserId string `json:"user_id"`
+}
+
+// WebhooksUpdate A channel's webhooks changed.
+type WebhooksUpdate struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// GuildId The guild.
+	GuildId string `json:"guild_id"`
+}
+
+// WelcomeChannel A channel on a welcome screen.
+type WelcomeChannel struct {
+	// ChannelId The channel.
+	ChannelId string `json:"channel_id"`
+
+	// Description Text.
+	Description string `json:"description"`
+
+	// EmojiId Emoji of the guild.
+	EmojiId nullable.Nullable[string] `json:"emoji_id"`
+
+	// EmojiName Standard emoji, or the name of the guild's.
+	EmojiName nullable.Nullable[string] `json:"emoji_name"`
+}
+
+// WelcomeScreen What new members of a guild see.
+type WelcomeScreen struct {
+	// Description Text.
+	Description nullable.Nullable[string] `json:"description"`
+
+	// WelcomeChannels Channels to begin with.
+	WelcomeChannels []WelcomeChannel `json:"welcome_channels"`
+}
+
+// GuildInPath defines model for GuildInPath.
+type GuildInPath = string
 
 // DeleteListenerByPairParams defines parameters for DeleteListenerByPair.
 type DeleteListenerByPairParams struct {
@@ -612,8 +5105,555 @@ type UpdateListenerJSONRequestBody = ListenerUpdate
 // SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
 type SetPresenceJSONRequestBody = SetPresence
 
-// ReceiveEventJSONRequestBody defines body for ReceiveEvent for application/json ContentType.
-type ReceiveEventJSONRequestBody = Delivery
+// AsChannel0 returns the union data inside the Channel as a Channel0
+func (t Channel) AsChannel0() (Channel0, error) {
+	var body Channel0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel0 overwrites any union data inside the Channel as the provided Channel0
+func (t *Channel) FromChannel0(v Channel0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel0 performs a merge with any union data inside the Channel, using the provided Channel0
+func (t *Channel) MergeChannel0(v Channel0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel1 returns the union data inside the Channel as a Channel1
+func (t Channel) AsChannel1() (Channel1, error) {
+	var body Channel1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel1 overwrites any union data inside the Channel as the provided Channel1
+func (t *Channel) FromChannel1(v Channel1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel1 performs a merge with any union data inside the Channel, using the provided Channel1
+func (t *Channel) MergeChannel1(v Channel1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel2 returns the union data inside the Channel as a Channel2
+func (t Channel) AsChannel2() (Channel2, error) {
+	var body Channel2
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel2 overwrites any union data inside the Channel as the provided Channel2
+func (t *Channel) FromChannel2(v Channel2) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel2 performs a merge with any union data inside the Channel, using the provided Channel2
+func (t *Channel) MergeChannel2(v Channel2) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel3 returns the union data inside the Channel as a Channel3
+func (t Channel) AsChannel3() (Channel3, error) {
+	var body Channel3
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel3 overwrites any union data inside the Channel as the provided Channel3
+func (t *Channel) FromChannel3(v Channel3) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel3 performs a merge with any union data inside the Channel, using the provided Channel3
+func (t *Channel) MergeChannel3(v Channel3) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel4 returns the union data inside the Channel as a Channel4
+func (t Channel) AsChannel4() (Channel4, error) {
+	var body Channel4
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel4 overwrites any union data inside the Channel as the provided Channel4
+func (t *Channel) FromChannel4(v Channel4) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel4 performs a merge with any union data inside the Channel, using the provided Channel4
+func (t *Channel) MergeChannel4(v Channel4) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel5 returns the union data inside the Channel as a Channel5
+func (t Channel) AsChannel5() (Channel5, error) {
+	var body Channel5
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel5 overwrites any union data inside the Channel as the provided Channel5
+func (t *Channel) FromChannel5(v Channel5) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel5 performs a merge with any union data inside the Channel, using the provided Channel5
+func (t *Channel) MergeChannel5(v Channel5) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChannel6 returns the union data inside the Channel as a Channel6
+func (t Channel) AsChannel6() (Channel6, error) {
+	var body Channel6
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChannel6 overwrites any union data inside the Channel as the provided Channel6
+func (t *Channel) FromChannel6(v Channel6) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChannel6 performs a merge with any union data inside the Channel, using the provided Channel6
+func (t *Channel) MergeChannel6(v Channel6) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Channel) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *Channel) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsComponent0 returns the union data inside the Component as a Component0
+func (t Component) AsComponent0() (Component0, error) {
+	var body Component0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent0 overwrites any union data inside the Component as the provided Component0
+func (t *Component) FromComponent0(v Component0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent0 performs a merge with any union data inside the Component, using the provided Component0
+func (t *Component) MergeComponent0(v Component0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent1 returns the union data inside the Component as a Component1
+func (t Component) AsComponent1() (Component1, error) {
+	var body Component1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent1 overwrites any union data inside the Component as the provided Component1
+func (t *Component) FromComponent1(v Component1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent1 performs a merge with any union data inside the Component, using the provided Component1
+func (t *Component) MergeComponent1(v Component1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent2 returns the union data inside the Component as a Component2
+func (t Component) AsComponent2() (Component2, error) {
+	var body Component2
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent2 overwrites any union data inside the Component as the provided Component2
+func (t *Component) FromComponent2(v Component2) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent2 performs a merge with any union data inside the Component, using the provided Component2
+func (t *Component) MergeComponent2(v Component2) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent3 returns the union data inside the Component as a Component3
+func (t Component) AsComponent3() (Component3, error) {
+	var body Component3
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent3 overwrites any union data inside the Component as the provided Component3
+func (t *Component) FromComponent3(v Component3) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent3 performs a merge with any union data inside the Component, using the provided Component3
+func (t *Component) MergeComponent3(v Component3) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent4 returns the union data inside the Component as a Component4
+func (t Component) AsComponent4() (Component4, error) {
+	var body Component4
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent4 overwrites any union data inside the Component as the provided Component4
+func (t *Component) FromComponent4(v Component4) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent4 performs a merge with any union data inside the Component, using the provided Component4
+func (t *Component) MergeComponent4(v Component4) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent5 returns the union data inside the Component as a Component5
+func (t Component) AsComponent5() (Component5, error) {
+	var body Component5
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent5 overwrites any union data inside the Component as the provided Component5
+func (t *Component) FromComponent5(v Component5) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent5 performs a merge with any union data inside the Component, using the provided Component5
+func (t *Component) MergeComponent5(v Component5) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent6 returns the union data inside the Component as a Component6
+func (t Component) AsComponent6() (Component6, error) {
+	var body Component6
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent6 overwrites any union data inside the Component as the provided Component6
+func (t *Component) FromComponent6(v Component6) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent6 performs a merge with any union data inside the Component, using the provided Component6
+func (t *Component) MergeComponent6(v Component6) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent7 returns the union data inside the Component as a Component7
+func (t Component) AsComponent7() (Component7, error) {
+	var body Component7
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent7 overwrites any union data inside the Component as the provided Component7
+func (t *Component) FromComponent7(v Component7) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent7 performs a merge with any union data inside the Component, using the provided Component7
+func (t *Component) MergeComponent7(v Component7) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent8 returns the union data inside the Component as a Component8
+func (t Component) AsComponent8() (Component8, error) {
+	var body Component8
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent8 overwrites any union data inside the Component as the provided Component8
+func (t *Component) FromComponent8(v Component8) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent8 performs a merge with any union data inside the Component, using the provided Component8
+func (t *Component) MergeComponent8(v Component8) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent9 returns the union data inside the Component as a Component9
+func (t Component) AsComponent9() (Component9, error) {
+	var body Component9
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent9 overwrites any union data inside the Component as the provided Component9
+func (t *Component) FromComponent9(v Component9) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent9 performs a merge with any union data inside the Component, using the provided Component9
+func (t *Component) MergeComponent9(v Component9) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsComponent10 returns the union data inside the Component as a Component10
+func (t Component) AsComponent10() (Component10, error) {
+	var body Component10
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromComponent10 overwrites any union data inside the Component as the provided Component10
+func (t *Component) FromComponent10(v Component10) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeComponent10 performs a merge with any union data inside the Component, using the provided Component10
+func (t *Component) MergeComponent10(v Component10) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Component) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *Component) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsGuildCreate0 returns the union data inside the GuildCreate as a GuildCreate0
+func (t GuildCreate) AsGuildCreate0() (GuildCreate0, error) {
+	var body GuildCreate0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromGuildCreate0 overwrites any union data inside the GuildCreate as the provided GuildCreate0
+func (t *GuildCreate) FromGuildCreate0(v GuildCreate0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeGuildCreate0 performs a merge with any union data inside the GuildCreate, using the provided GuildCreate0
+func (t *GuildCreate) MergeGuildCreate0(v GuildCreate0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsGuildCreate1 returns the union data inside the GuildCreate as a GuildCreate1
+func (t GuildCreate) AsGuildCreate1() (GuildCreate1, error) {
+	var body GuildCreate1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromGuildCreate1 overwrites any union data inside the GuildCreate as the provided GuildCreate1
+func (t *GuildCreate) FromGuildCreate1(v GuildCreate1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeGuildCreate1 performs a merge with any union data inside the GuildCreate, using the provided GuildCreate1
+func (t *GuildCreate) MergeGuildCreate1(v GuildCreate1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t GuildCreate) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *GuildCreate) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -622,10 +5662,10 @@ type ServerInterface interface {
 	ListEventTypes(w http.ResponseWriter, r *http.Request)
 	// RequestGuildMembers Ask for members of a guild
 	// (POST /guilds/{id}/members/request)
-	RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild)
+	RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath)
 	// UpdateVoiceState Join, move to or leave a voice channel
 	// (PUT /guilds/{id}/voice-state)
-	UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild)
+	UpdateVoiceState(w http.ResponseWriter, r *http.Request, id GuildInPath)
 	// GetHealth Whether the process lives
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
@@ -688,13 +5728,13 @@ func (_ Unimplemented) ListEventTypes(w http.ResponseWriter, r *http.Request) {
 
 // RequestGuildMembers Ask for members of a guild
 // (POST /guilds/{id}/members/request)
-func (_ Unimplemented) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild) {
+func (_ Unimplemented) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
 // UpdateVoiceState Join, move to or leave a voice channel
 // (PUT /guilds/{id}/voice-state)
-func (_ Unimplemented) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild) {
+func (_ Unimplemented) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id GuildInPath) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -824,7 +5864,7 @@ func (siw *ServerInterfaceWrapper) RequestGuildMembers(w http.ResponseWriter, r 
 	_ = err
 
 	// ------------- Path parameter "id" -------------
-	var id Guild
+	var id GuildInPath
 
 	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
 	if err != nil {
@@ -850,7 +5890,7 @@ func (siw *ServerInterfaceWrapper) UpdateVoiceState(w http.ResponseWriter, r *ht
 	_ = err
 
 	// ------------- Path parameter "id" -------------
-	var id Guild
+	var id GuildInPath
 
 	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
 	if err != nil {
@@ -1361,6 +6401,18 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	}
 
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/events/types", wrapper.ListEventTypes)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/guilds/{id}/members/request", wrapper.RequestGuildMembers)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/guilds/{id}/voice-state", wrapper.UpdateVoiceState)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/healthz", wrapper.GetHealth)
+	})
+	r.Group(func(r chi.Router) {
 		r.Delete(options.BaseURL+"/listeners", wrapper.DeleteListenerByPair)
 	})
 	r.Group(func(r chi.Router) {
@@ -1379,19 +6431,10 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Patch(options.BaseURL+"/listeners/{id}", wrapper.UpdateListener)
 	})
 	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/signing-keys", wrapper.ListSigningKeys)
+		r.Get(options.BaseURL+"/metrics", wrapper.GetMetrics)
 	})
 	r.Group(func(r chi.Router) {
-		r.Post(options.BaseURL+"/signing-keys/rotate", wrapper.RotateSigningKey)
-	})
-	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/events/types", wrapper.ListEventTypes)
-	})
-	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/shards", wrapper.ListShards)
-	})
-	r.Group(func(r chi.Router) {
-		r.Post(options.BaseURL+"/shards/{id}/restart", wrapper.RestartShard)
+		r.Get(options.BaseURL+"/openapi.json", wrapper.GetContract)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/presence", wrapper.GetPresence)
@@ -1400,60 +6443,22 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Put(options.BaseURL+"/presence", wrapper.SetPresence)
 	})
 	r.Group(func(r chi.Router) {
-		r.Post(options.BaseURL+"/guilds/{id}/members/request", wrapper.RequestGuildMembers)
-	})
-	r.Group(func(r chi.Router) {
-		r.Put(options.BaseURL+"/guilds/{id}/voice-state", wrapper.UpdateVoiceState)
-	})
-	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/healthz", wrapper.GetHealth)
-	})
-	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/readyz", wrapper.GetReadiness)
 	})
 	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/metrics", wrapper.GetMetrics)
+		r.Get(options.BaseURL+"/shards", wrapper.ListShards)
 	})
 	r.Group(func(r chi.Router) {
-		r.Get(options.BaseURL+"/openapi.json", wrapper.GetContract)
+		r.Post(options.BaseURL+"/shards/{id}/restart", wrapper.RestartShard)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/signing-keys", wrapper.ListSigningKeys)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/signing-keys/rotate", wrapper.RotateSigningKey)
 	})
 
 	return r
-}
-
-// WebhookReceiverInterface represents handlers for receiving inbound
-// webhook requests. Each webhook becomes a Handle*Webhook
-// method that the implementation fills in. The caller mounts the per-
-// webhook http.Handler returned by {Op}WebhookHandler at
-// whatever URL path they advertise to senders.
-type WebhookReceiverInterface interface {
-	// A delivery in the format `standard`
-	// HandleReceiveEventWebhook handles the POST webhook for event.
-	HandleReceiveEventWebhook(w http.ResponseWriter, r *http.Request)
-}
-
-// WebhookReceiverMiddlewareFunc wraps an http.Handler with cross-
-// cutting behavior (signature verification, logging, rate limiting, ...).
-type WebhookReceiverMiddlewareFunc func(http.Handler) http.Handler
-
-// ReceiveEventWebhookHandler returns the http.Handler for the event webhook.
-// Mount this at the URL path advertised to webhook senders. errHandler
-// may be nil; if so, parameter-binding errors return 400 with the error
-// message. Middlewares are applied in the order provided -- the last
-// argument becomes the outermost wrapper.
-func ReceiveEventWebhookHandler(si WebhookReceiverInterface, errHandler func(w http.ResponseWriter, r *http.Request, err error), middlewares ...WebhookReceiverMiddlewareFunc) http.Handler {
-	if errHandler == nil {
-		errHandler = func(w http.ResponseWriter, r *http.Request, err error) {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-		}
-	}
-	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		si.HandleReceiveEventWebhook(w, r)
-	})
-	for _, mw := range middlewares {
-		h = mw(h)
-	}
-	return h
 }
 
 type ProblemApplicationProblemPlusJSONResponse Problem
@@ -1497,7 +6502,7 @@ func (response ListEventTypesdefaultApplicationProblemPlusJSONResponse) VisitLis
 }
 
 type RequestGuildMembersRequestObject struct {
-	Id   Guild `json:"id"`
+	Id   GuildInPath `json:"id"`
 	Body *RequestGuildMembersJSONRequestBody
 }
 
@@ -1537,7 +6542,7 @@ func (response RequestGuildMembersdefaultApplicationProblemPlusJSONResponse) Vis
 }
 
 type UpdateVoiceStateRequestObject struct {
-	Id   Guild `json:"id"`
+	Id   GuildInPath `json:"id"`
 	Body *UpdateVoiceStateJSONRequestBody
 }
 
@@ -2260,7 +7265,7 @@ func (sh *strictHandler) ListEventTypes(w http.ResponseWriter, r *http.Request) 
 }
 
 // RequestGuildMembers operation middleware
-func (sh *strictHandler) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id Guild) {
+func (sh *strictHandler) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath) {
 	var request RequestGuildMembersRequestObject
 
 	request.Id = id
@@ -2293,7 +7298,7 @@ func (sh *strictHandler) RequestGuildMembers(w http.ResponseWriter, r *http.Requ
 }
 
 // UpdateVoiceState operation middleware
-func (sh *strictHandler) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id Guild) {
+func (sh *strictHandler) UpdateVoiceState(w http.ResponseWriter, r *http.Request, id GuildInPath) {
 	var request UpdateVoiceStateRequestObject
 
 	request.Id = id

@@ -1,0 +1,266 @@
+package event
+
+import (
+	"bytes"
+	"math/bits"
+	"strconv"
+	"strings"
+)
+
+// maxDepth bounds how deep a payload may be nested. Discord's reach about 20.
+const maxDepth = 100
+
+// ParseError says why a payload can't be made the model of its event.
+type ParseError struct {
+	// Path is where, such as members[3].user.id; "" for the payload as a whole.
+	Path string
+	// Problem is what is wrong there.
+	Problem string
+}
+
+// Error implements error. It shows no values of the payload.
+func (e *ParseError) Error() string {
+	if e.Path == "" {
+		return "the payload " + e.Problem
+	}
+	return e.Path + " " + e.Problem
+}
+
+// within puts a field or an element before the path.
+func (e *ParseError) within(name string) *ParseError {
+	switch {
+	case e.Path == "":
+		e.Path = name
+	case strings.HasPrefix(e.Path, "["):
+		e.Path = name + e.Path
+	default:
+		e.Path = name + "." + e.Path
+	}
+	return e
+}
+
+// Parse appends the model of a payload, as api/openapi.yaml describes it for
+// the event's name (without RAW_): fields that Discord left out are there as
+// null, [], {} or false, behind those that came, and ids are strings. All else
+// stays byte for byte and in its order: unknown fields, new values of known
+// ones, white space. The model of a model is the same. The payload of an event
+// without a model is appended as it is.
+//
+// The error is a *ParseError, and dst comes back as it was: an id without
+// which the model is useless is missing or malformed, or the payload is no JSON
+// object. A payload that is missing or null counts as {}.
+func Parse(dst []byte, name string, data []byte) ([]byte, error) {
+	t, _ := Lookup(name)
+	m := findModel(t.Model)
+	if m == nil {
+		return append(dst, data...), nil
+	}
+	p := parser{walker: walker{in: data}, dst: dst}
+	if p.space(); p.i == len(data) || string(bytes.TrimSpace(data)) == "null" {
+		p = parser{walker: walker{in: []byte("{}")}, dst: dst}
+	}
+	if p.peek() != '{' {
+		return dst, &ParseError{Problem: "is not an object"}
+	}
+	if err := p.model(m, 1); err != nil {
+		return dst, err
+	}
+	if p.space(); p.i != len(p.in) {
+		return dst, p.broken()
+	}
+	p.flush(p.i)
+	return p.dst, nil
+}
+
+// parser copies a payload in long pieces, and puts in between what the model
+// has otherwise.
+type parser struct {
+	walker
+	dst []byte
+	// from is where the piece begins that is not copied yet.
+	from int
+}
+
+func (p *parser) flush(to int) {
+	p.dst = append(p.dst, p.in[p.from:to]...)
+	p.from = to
+}
+
+// replace puts text in the place of what stands from start to the cursor.
+func (p *parser) replace(start int, text string) {
+	p.flush(start)
+	p.dst = append(p.dst, text...)
+	p.from = p.i
+}
+
+// model copies the object at the cursor.
+func (p *parser) model(m *model, depth int) *ParseError {
+	var (
+		seen set
+		told []byte
+	)
+	more, err := p.open('}', depth)
+	empty := !more
+	for ; more; more, err = p.more('}') {
+		name, err := p.key()
+		if err != nil {
+			return err
+		}
+		i := m.find(name)
+		if i < 0 {
+			if err := p.skip(depth); err != nil {
+				return err
+			}
+			continue
+		}
+		seen.add(i)
+		start := p.i
+		if err := p.field(&m.fields[i], depth); err != nil {
+			return err.within(m.fields[i].name)
+		}
+		if i == m.by {
+			told = p.in[start:p.i]
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return p.complete(m, m.variant(told), seen, empty)
+}
+
+// complete adds what the object that ends before the cursor lacks. empty: it
+// has nothing at all.
+func (p *parser) complete(m *model, v *variant, seen set, empty bool) *ParseError {
+	lacks := v.fields.less(seen)
+	if lacks.empty() {
+		return nil
+	}
+	if useless := v.strict.less(seen); !useless.empty() {
+		return &ParseError{Path: m.fields[useless.first()].name, Problem: "is missing"}
+	}
+	p.flush(p.i - 1)
+	for word, left := range lacks {
+		for ; left != 0; left &= left - 1 {
+			if !empty {
+				p.dst = append(p.dst, ',')
+			}
+			empty = false
+			p.dst = append(p.dst, m.fields[word<<6+bits.TrailingZeros64(left)].absent...)
+		}
+	}
+	return nil
+}
+
+// first is the lowest number in a set that is not empty.
+func (s set) first() int {
+	if s[0] != 0 {
+		return bits.TrailingZeros64(s[0])
+	}
+	return 64 + bits.TrailingZeros64(s[1])
+}
+
+// field copies the value at the cursor as the field wants it. What has another
+// type than it should is copied as it is.
+func (p *parser) field(f *field, depth int) *ParseError {
+	switch c := p.peek(); {
+	case c == 'n':
+		return p.null(f)
+	case f.list && c == '[':
+		n := 0
+		more, err := p.open(']', depth+1)
+		for ; more; more, err = p.more(']') {
+			if err := p.value(f, depth+1, false); err != nil {
+				return err.within("[" + strconv.Itoa(n) + "]")
+			}
+			n++
+		}
+		return err
+	case f.object && c == '{':
+		more, err := p.open('}', depth+1)
+		for ; more; more, err = p.more('}') {
+			name, err := p.key()
+			if err != nil {
+				return err
+			}
+			if err := p.value(f, depth+1, false); err != nil {
+				return err.within(string(name[:min(len(name), 50)]))
+			}
+		}
+		return err
+	case f.list || f.object:
+		return p.skip(depth)
+	default:
+		return p.value(f, depth, f.strict)
+	}
+}
+
+// null reads a null, and replaces it where the field can't be null.
+func (p *parser) null(f *field) *ParseError {
+	start := p.i
+	if err := p.literal("null"); err != nil {
+		return err
+	}
+	switch {
+	case f.null:
+	case f.strict:
+		return &ParseError{Problem: "is null"}
+	case f.list:
+		p.replace(start, "[]")
+	case f.object:
+		p.replace(start, "{}")
+	case f.kind == kindBool:
+		p.replace(start, "false")
+	case f.kind == kindFlag:
+		p.replace(start, "true")
+	}
+	return nil
+}
+
+// value copies one value of the field's kind.
+func (p *parser) value(f *field, depth int, strict bool) *ParseError {
+	switch {
+	case f.kind == kindID:
+		return p.id(depth, strict)
+	case f.kind == kindModel && p.peek() == '{':
+		return p.model(&models[f.of], depth+1)
+	case f.kind == kindModel && strict:
+		return &ParseError{Problem: "is not an object"}
+	default:
+		return p.skip(depth)
+	}
+}
+
+// id copies a snowflake. Discord sends a number where it was given a malformed
+// id (Discord: ID Serialization), and for the sounds of its own.
+func (p *parser) id(depth int, strict bool) *ParseError {
+	start, quoted := p.i, p.peek() == '"'
+	if err := p.skip(depth); err != nil {
+		return err
+	}
+	digits := p.in[start:p.i]
+	if quoted {
+		digits = digits[1 : len(digits)-1]
+	}
+	switch ok := isID(digits); {
+	case !ok && strict:
+		return &ParseError{Problem: "is not a Discord id"}
+	case ok && !quoted:
+		p.flush(start)
+		p.dst = append(p.dst, '"')
+		p.flush(p.i)
+		p.dst = append(p.dst, '"')
+	}
+	return nil
+}
+
+func isID(b []byte) bool {
+	if len(b) == 0 || len(b) > 20 {
+		return false
+	}
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,27 @@
+package event
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+)
+
+// samples has a payload of every dispatch event, laid out for readers.
+//
+//go:embed samples/*.json
+var samples embed.FS
+
+// Sample returns a payload of an event as Discord sends it (`d` of the frame),
+// composed from the documented fields with invented ids. It is the one that
+// docs/events.md shows. False for an event that Discord does not dispatch.
+func Sample(name string) ([]byte, bool) {
+	b, err := samples.ReadFile("samples/" + name + ".json")
+	if err != nil {
+		return nil, false
+	}
+	var out bytes.Buffer
+	if json.Compact(&out, b) != nil {
+		return nil, false
+	}
+	return out.Bytes(), true
+}
