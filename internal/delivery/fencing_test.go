@@ -337,3 +337,64 @@ func TestLostClaimIsGivenBack(t *testing.T) {
 	c.await(t, 2)
 	b.books(t, 2, 0, 0, 0)
 }
+
+// Before a shard goes to another instance, every ordered delivery in memory has
+// a row, and the one in flight holds back the others.
+func TestYieldedDeliveriesHaveRows(t *testing.T) {
+	t.Parallel()
+	arrived, answer := make(chan struct{}, 10), make(chan struct{})
+	c := newCallback(t, func(call) (int, http.Header) {
+		arrived <- struct{}{}
+		<-answer
+		return http.StatusOK, nil
+	})
+	b := setup(t, Config{}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
+	batch := b.commit(t, 4, 1, 1)
+	b.deliver(t, batch)
+	<-arrived
+	if err := b.Yield(t.Context(), event.Shard{ID: 7, Count: 8}); err != nil || len(b.retries(t)) != 0 {
+		t.Errorf("yielded deliveries of another shard (%v)", err)
+	}
+	if err := b.Yield(t.Context(), event.Shard{}); err != nil {
+		t.Fatal(err)
+	}
+	want := []row{{State: "pending", Owner: 1}, {State: "pending"}, {State: "pending"}, {State: "pending"}}
+	for i := range want {
+		want[i].Batch = batch.ID
+	}
+	if diff := cmp.Diff(want, b.retries(t)); diff != "" {
+		t.Errorf("retries (-want +got):\n%s", diff)
+	}
+	if jobs, _, err := b.claim(t.Context(), []int64{1}, []int32{100}); err != nil || len(jobs) > 0 {
+		t.Errorf("%d deliveries overtake the one in flight (%v)", len(jobs), err)
+	}
+	close(answer)
+	last := int64(0)
+	for _, got := range c.await(t, 4) {
+		if got.seq <= last {
+			t.Errorf("%d after %d", got.seq, last)
+		}
+		last = got.seq
+	}
+	b.books(t, 4, 0, 0, 0)
+}
+
+// What a dead instance left of an ordered listener is in retries when Recover
+// returns: its shard may then be another's, who looks there.
+func TestInheritedOrderedDeliveriesHaveRows(t *testing.T) {
+	t.Parallel()
+	answer := make(chan struct{})
+	c := newCallback(t, func(call) (int, http.Header) { <-answer; return http.StatusOK, nil })
+	b := setup(t, Config{}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
+	if err := b.Recover(t.Context(), []*event.Batch{b.commit(t, 6, 2, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.retries(t)); n != 6 {
+		t.Errorf("%d of 6 deliveries have rows", n)
+	}
+	close(answer)
+	c.await(t, 6)
+	b.books(t, 6, 0, 0, 0)
+}

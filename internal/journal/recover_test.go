@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -333,4 +334,46 @@ type yielder struct {
 func (y *yielder) Yield(context.Context, event.Shard) error {
 	y.delivered = len(y.seqs())
 	return y.err
+}
+
+// A shard on which nothing happens is let go of as well.
+func TestShardsOfADeadNumberAreLost(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := a.claim(t, shard0)
+	a.loseStale(t.Context())
+	if s.isLost() {
+		t.Fatal("lost while its number lives")
+	}
+	lapse(t, pool, a.instance)
+	b, _ := openHeir(t, pool)
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.instance.beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.loseStale(t.Context())
+	if !s.isLost() {
+		t.Error("kept under a dead number")
+	}
+}
+
+func TestOnlyTheOwnerSettles(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	for _, c := range []struct{ owner, left int64 }{{2, 1}, {1, 0}} {
+		if _, err := pool.Exec(t.Context(), `INSERT INTO batches VALUES (5, 1) ON CONFLICT DO NOTHING`); err != nil {
+			t.Fatal(err)
+		}
+		var b pgx.Batch
+		Settle(&b, c.owner, []int64{5})
+		if err := pool.SendBatch(t.Context(), &b).Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(t, pool, `SELECT count(*) FROM batches`); int64(n) != c.left {
+			t.Errorf("%d batches are left when %d has settled that of 1", n, c.owner)
+		}
+	}
 }
