@@ -197,7 +197,10 @@ func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err
 	}
 	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.id.String()),
 		slog.Int("recommended_shards", info.Shards), slog.Int("session_starts_left", info.Limit.Remaining))
-	return newStarts(app.id, info, g.rest, g.slots, g.log), info.Shards, nil
+	s = newStarts(app.id, info, g.rest, g.slots, g.log)
+	s.left = func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
+	s.left(info.Limit.Remaining)
+	return s, info.Shards, nil
 }
 
 // enabled leaves out of what is wanted the privileged intents that are not

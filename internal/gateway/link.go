@@ -284,6 +284,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 			l.give(ctx, end, err)
 			return
 		}
+		l.shard.metrics.heartbeats.Inc()
 	}
 }
 

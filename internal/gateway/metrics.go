@@ -18,6 +18,8 @@ type metrics struct {
 	reconnects    *prometheus.CounterVec
 	identifies    prometheus.Counter
 	resumes       prometheus.Counter
+	heartbeats    prometheus.Counter
+	startsLeft    prometheus.Gauge
 	lost          prometheus.Counter
 	commands      *prometheus.CounterVec
 	bytesIn       prometheus.Counter
@@ -50,11 +52,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return c
 	}
 	m := &metrics{
-		events:        counters("events_total", "Events handed on, by name.", "event"),
-		dropped:       counters("frames_dropped_total", "Payloads not handed on: a replay of what was received, or not understood.", "reason"),
-		reconnects:    counters("reconnects_total", "Connections that ended, by Discord's close code or by what ended them.", "reason"),
-		identifies:    counter("identifies_total", "IDENTIFYs sent."),
-		resumes:       counter("resumes_total", "RESUMEs sent."),
+		events:     counters("events_total", "Events handed on, by name.", "event"),
+		dropped:    counters("frames_dropped_total", "Payloads not handed on: a replay of what was received, or not understood.", "reason"),
+		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by what ended them.", "reason"),
+		identifies: counter("identifies_total", "IDENTIFYs sent."),
+		resumes:    counter("resumes_total", "RESUMEs sent."),
+		heartbeats: counter("heartbeats_total", "Heartbeats sent."),
+		startsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "gatehook", Subsystem: "gateway", Name: "session_starts_left",
+			Help: "IDENTIFYs left until the daily reset, as Discord said last.",
+		}),
 		lost:          counter("sessions_lost_total", "Sessions that could not be resumed."),
 		bytesIn:       counter("received_bytes_total", "Bytes of messages as received."),
 		bytesInflated: counter("inflated_bytes_total", "Bytes of payloads after inflating."),
@@ -66,7 +73,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m.commands = prometheus.NewCounterVec(
 		opts("commands_total", "Commands to shards of this server, and those to others that nobody answered."), []string{"command", "outcome"})
-	reg.MustRegister(m.latency, m.commands)
+	reg.MustRegister(m.latency, m.commands, m.startsLeft)
 	return m
 }
 

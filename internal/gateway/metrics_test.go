@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 // TestEventNamesAreBounded: names come from outside and must not fill the
@@ -71,4 +73,30 @@ func TestMetricsLint(t *testing.T) {
 	if err != nil || len(problems) != 0 {
 		t.Errorf("%v, %v", problems, err)
 	}
+}
+
+// TestScrape: what people look at is counted where it happens.
+func TestScrape(t *testing.T) {
+	t.Parallel()
+	withClock(t, gatewaytest.Config{SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 700, ResetAfter: time.Hour}}, func(r *clockRig) {
+		r.start()
+		r.ready(0)
+		r.dispatch(0, 0, 10)
+		r.messages(10)
+		r.count(gatewaytest.Heartbeat, 0, 2)
+		r.do(0, gatewaytest.Reconnect())
+		r.named("SHARD_RESUME", 1)
+		shown := r.scrape()
+		for _, want := range []string{
+			`gatehook_gateway_events_total{event="MESSAGE_CREATE"} 10`, `gatehook_gateway_heartbeats_total 2`,
+			`gatehook_gateway_identifies_total 1`, `gatehook_gateway_resumes_total 1`, `gatehook_gateway_reconnects_total{reason="op7"} 1`,
+			`gatehook_gateway_session_starts_left 700`, `gatehook_gateway_shard_connected{shard="0/1"} 1`,
+			`gatehook_gateway_shards{state="connected"} 1`, `gatehook_gateway_heartbeat_seconds_count 2`,
+			"gatehook_gateway_received_bytes_total", "gatehook_gateway_inflated_bytes_total",
+		} {
+			if !strings.Contains(shown, want) {
+				r.t.Errorf("%s is not shown:\n%s", want, shown)
+			}
+		}
+	})
 }

@@ -43,6 +43,9 @@ type starts struct {
 	learned   bool              // info is in the database
 	lines     map[int]*turnLine // by bucket
 	refused   refusal
+
+	// left hears how many session starts there are; nil for nobody.
+	left func(remaining int)
 }
 
 // refusal is a fatal close code that concerns every shard: the others need not
@@ -196,6 +199,9 @@ func (s *starts) refresh(ctx context.Context, fresh time.Duration) error {
 		s.fetchedAt = time.Now()
 	}
 	s.info, s.learned = info, true
+	if s.left != nil {
+		s.left(l.Remaining)
+	}
 	return nil
 }
 
