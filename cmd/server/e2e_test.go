@@ -125,16 +125,19 @@ func eventually(t *testing.T, limit time.Duration, what string, is func() (done 
 	t.Helper()
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
 	for {
+		begin := time.Now()
 		done, state := is()
 		if done {
 			return
 		}
+		// What takes long must not take all the time: it may hold a lock that
+		// others need to get on.
+		again := time.NewTimer(max(100*time.Millisecond, 10*time.Since(begin)))
 		select {
-		case <-tick.C:
+		case <-again.C:
 		case <-deadline.C:
+			again.Stop()
 			t.Fatalf("after %v still not %s: %s", limit, what, state)
 		}
 	}
