@@ -249,7 +249,7 @@ func send(t *testing.T, s *journal.Shard, from, to int64, channels int64) {
 	for seq := from; seq <= to; seq++ {
 		e := &event.Event{
 			ID: uuid.New(), Name: "MESSAGE_CREATE", Shard: nodeShard, Seq: seq, ReceivedAt: time.Now(),
-			GuildID: 1, ChannelID: event.Snowflake(1 + seq%channels), Data: fmt.Appendf(nil, `{"channel_id":"%d"}`, 1+seq%channels),
+			GuildID: 1, ChannelID: event.Snowflake(1 + seq%channels), Data: fmt.Appendf(nil, `{"id":"%d","channel_id":"%d","author":{"id":"3"}}`, seq+1, 1+seq%channels),
 		}
 		if err := s.Append(t.Context(), event.Session{ID: "session", Seq: seq}, e); err != nil {
 			t.Fatal(err)

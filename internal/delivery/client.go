@@ -133,8 +133,8 @@ func newSender(c senderConfig) *sender {
 func (s *sender) close() { s.transport.CloseIdleConnections() }
 
 // send makes one attempt: one POST, no redirects, all of it within the
-// timeout. attempt counts from 1.
-func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, attempt int) result {
+// timeout. data is what the body tells of the event; attempt counts from 1.
+func (s *sender) send(ctx context.Context, t *target, e *event.Stored, data []byte, id ID, attempt int) result {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeoutOf(&e.Event, s.timeout), errTimeout)
 	defer cancel()
 	if t.url.Scheme == "http" {
@@ -145,7 +145,7 @@ func (s *sender) send(ctx context.Context, t *target, e *event.Stored, id ID, at
 		body = new([]byte)
 	}
 	name := deliveredName(t.listener, &e.Event)
-	*body = appendBody((*body)[:0], t.listener, name, &e.Event, s.app())
+	*body = appendBody((*body)[:0], t.listener, name, &e.Event, data, s.app())
 	start := time.Now()
 	sent := newSentBody(*body)
 	r := s.do(ctx, t, s.header(t, e, id, name, attempt, start, *body), sent)

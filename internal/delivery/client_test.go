@@ -46,7 +46,7 @@ func send(t *testing.T, s *sender, l *event.Listener) result {
 		t.Fatal(err)
 	}
 	e := testEvent()
-	return s.send(t.Context(), target, e, ID{e.Key, l.ID}, 4)
+	return s.send(t.Context(), target, e, e.Data, ID{e.Key, l.ID}, 4)
 }
 
 // testKey signs in the format discord.
@@ -95,14 +95,14 @@ func TestBodies(t *testing.T) {
 	for _, tt := range tests {
 		e := &testEvent().Event
 		l := &event.Listener{Event: tt.event, Format: tt.format}
-		got := string(appendBody(nil, l, deliveredName(l, e), e, 1001))
+		got := string(appendBody(nil, l, deliveredName(l, e), e, e.Data, 1001))
 		if got != tt.want || !json.Valid([]byte(got)) {
 			t.Errorf("%s, %s:\n got %s\nwant %s", tt.event, tt.format, got, tt.want)
 		}
 	}
 	odd := &event.Event{Name: "A\"\\\x01\n€"}
 	var envelope struct{ Type string }
-	if b := appendBody(nil, &event.Listener{}, odd.Name, odd, 0); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
+	if b := appendBody(nil, &event.Listener{}, odd.Name, odd, nil, 0); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
 		t.Errorf("an odd name: %s", b)
 	}
 }
@@ -376,7 +376,7 @@ func BenchmarkSend(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			if r := s.send(b.Context(), target, e, ID{e.Key, 3}, 1); r.status != 204 {
+			if r := s.send(b.Context(), target, e, e.Data, ID{e.Key, 3}, 1); r.status != 204 {
 				b.Fatal(r.err)
 			}
 		}

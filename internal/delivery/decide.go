@@ -24,13 +24,15 @@ const (
 	expired
 	// disable: the callback wants nothing more; the listener is disabled.
 	disable
+	// unparsable: no model can be made of the event.
+	unparsable
 	// dropped: the listener was deleted.
 	dropped
 )
 
 // String is how metrics and logs name it.
 func (k kind) String() string {
-	return [...]string{"delivered", "retry", "exhausted", "expired", "gone", "dropped"}[k]
+	return [...]string{"delivered", "retry", "exhausted", "expired", "gone", "unparsable", "dropped"}[k]
 }
 
 // state is how the retries table names it; "" for what has no row there.
@@ -42,6 +44,8 @@ func (k kind) state() string {
 		return "exhausted"
 	case expired:
 		return "expired"
+	case unparsable:
+		return "unparsable"
 	default:
 		return ""
 	}

@@ -230,16 +230,35 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 	}
 	for i := range b.Events {
 		e := &b.Events[i]
-		for _, l := range e.Listeners {
+		shared := &parsed{}
+		for _, l := range d.rawFirst(e.Listeners) {
 			if skip[ID{e.Key, l}] {
 				continue
 			}
-			if err := d.lane(l).push(ctx, job{stored: e, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
+			if err := d.lane(l).push(ctx, job{stored: e, parsed: shared, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// rawFirst puts the listeners of raw events before those for which the event
+// is parsed.
+func (d *Delivery) rawFirst(ids []int64) []int64 {
+	if len(ids) < 2 {
+		return ids
+	}
+	ordered := make([]int64, 0, len(ids))
+	var others []int64
+	for _, id := range ids {
+		if l := d.listeners.Listener(id); l != nil && isRaw(l) {
+			ordered = append(ordered, id)
+		} else {
+			others = append(others, id)
+		}
+	}
+	return append(ordered, others...)
 }
 
 // lane returns the listener's lane, made at its first delivery.
@@ -284,7 +303,9 @@ type batch struct {
 
 // job is one delivery on its way through a lane.
 type job struct {
-	stored   *event.Stored
+	stored *event.Stored
+	// parsed is the event's model, shared by all its jobs.
+	parsed   *parsed
 	listener int64
 	// owner is the number of this instance under which it has the delivery.
 	owner int64

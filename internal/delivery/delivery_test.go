@@ -262,7 +262,7 @@ func (b *bundle) commit(t *testing.T, n int, channels int, listeners ...int64) *
 	for i := range n {
 		e := event.Stored{Key: event.Key{Batch: b.batch, Ordinal: int32(i)}, Listeners: listeners}
 		e.ID, e.Name, e.Seq, e.ReceivedAt = uuid.New(), "MESSAGE_CREATE", b.batch+int64(i), time.Now()
-		e.Data = fmt.Appendf(nil, `{"channel_id":"%d"}`, i%channels+1)
+		e.Data = fmt.Appendf(nil, `{"id":"7","channel_id":"%d","author":{"id":"8"}}`, i%channels+1)
 		event.FindIDs(&e.Event)
 		batch.Events = append(batch.Events, e)
 		rows = append(rows, []any{b.batch, int32(i), e.ID, e.Name, 0, 1, e.Seq, e.ReceivedAt, 0, int64(e.ChannelID), 0, listeners, e.Data})

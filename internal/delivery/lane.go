@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -372,10 +373,18 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 		return rec
 	}
 	rec.attempted, rec.startedAt = true, now
-	if bad != nil {
+	data, err := j.data(listener)
+	switch {
+	case err != nil:
+		// It is recorded as an attempt, so that the reason is kept with it.
+		rec.result = result{err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
+		rec.outcome = outcome{kind: unparsable}
+		l.log(rec, listener)
+		return rec
+	case bad != nil:
 		rec.result = result{err: bad, class: classRefused}
-	} else {
-		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, j.id(), j.attempt+1)
+	default:
+		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, data, j.id(), j.attempt+1)
 	}
 	rec.outcome = decide(rec.result, decision{
 		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
@@ -385,13 +394,18 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 	return rec
 }
 
-// observe counts and logs an attempt: one line each, a failure at warn.
+// observe counts and logs an attempt.
 func (l *lane) observe(rec record, listener *event.Listener) {
 	l.d.metrics.attempts.WithLabelValues(rec.result.class.String()).Inc()
 	l.d.metrics.attemptTime.Observe(rec.result.duration.Seconds())
 	if rec.attempt() == 1 {
 		l.d.metrics.latency.Observe(rec.startedAt.Sub(rec.job.stored.ReceivedAt).Seconds())
 	}
+	l.log(rec, listener)
+}
+
+// log writes one line an attempt, a failure at warn.
+func (l *lane) log(rec record, listener *event.Listener) {
 	level := slog.LevelDebug
 	if rec.outcome.kind != delivered {
 		level = slog.LevelWarn

@@ -1,0 +1,126 @@
+package delivery
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// came is a delivery as a callback without opinions saw it.
+type came struct{ name, data string }
+
+// wall takes everything and shows what came.
+func wall(t *testing.T) (url string, got <-chan came) {
+	t.Helper()
+	ch := make(chan came, 100)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var body struct{ Data json.RawMessage }
+		b, err := io.ReadAll(r.Body)
+		if err != nil || json.Unmarshal(b, &body) != nil {
+			t.Errorf("%v: %s", err, b)
+		}
+		ch <- came{r.Header.Get("gatehook-event"), string(body.Data)}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, ch
+}
+
+func next(t *testing.T, got <-chan came) came {
+	t.Helper()
+	select {
+	case c := <-got:
+		return c
+	case <-time.After(30 * time.Second):
+		t.Fatal("nothing came")
+		return came{}
+	}
+}
+
+// A listener of raw events gets the bytes that Discord sent, one of parsed
+// events the model. What can't be parsed still reaches the first, and waits for
+// the second with the reason, until it is tried again.
+func TestParsedAndRaw(t *testing.T) {
+	t.Parallel()
+	parsedURL, parsed := wall(t)
+	rawURL, raw := wall(t)
+	b := setup(t, Config{}, parsedURL, rawURL)
+	b.registry.change(2, func(l *event.Listener) { l.Event = "RAW_MESSAGE_*" })
+
+	const whole, useless = ` {"id":7,"channel_id":"2","author":{"id":"3"},"new":1e1}`, `{"id":"7","channel_id":"2","author":{}}`
+	for _, data := range []string{whole, useless} {
+		batch := b.commit(t, 1, 1, 1, 2)
+		batch.Events[0].Data = []byte(data)
+		if _, err := b.pool.Exec(t.Context(), `UPDATE events SET data = $1 WHERE batch_id = $2`, data, batch.ID); err != nil {
+			t.Fatal(err)
+		}
+		b.deliver(t, batch)
+		if got := next(t, raw); got.name != "RAW_MESSAGE_CREATE" || got.data != strings.TrimSpace(data) {
+			t.Errorf("raw came %v", got)
+		}
+		if data == whole {
+			want, err := event.Parse(nil, "MESSAGE_CREATE", []byte(data))
+			if got := next(t, parsed); err != nil || got.name != "MESSAGE_CREATE" || got.data != strings.TrimSpace(string(want)) {
+				t.Errorf("parsed came %v, %v", got, err)
+			}
+		}
+		<-b.settled
+	}
+	b.stop() // all is recorded
+	var state, reason string
+	if err := b.pool.QueryRow(t.Context(), `SELECT r.state, a.error FROM retries r JOIN attempts a USING (batch_id, ordinal, listener_id)`).
+		Scan(&state, &reason); err != nil {
+		t.Fatal(err)
+	}
+	if state != "unparsable" || reason != "MESSAGE_CREATE can't be parsed: author.id is missing" {
+		t.Errorf("it is %q, because %q", state, reason)
+	}
+	// As after an upgrade that can parse it: here the payload changes instead.
+	if _, err := b.pool.Exec(t.Context(), `UPDATE events SET data = $1 WHERE data = $2`, []byte(whole), []byte(useless)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.pool.Exec(t.Context(), `UPDATE retries SET state = 'pending', due_at = now()`); err != nil {
+		t.Fatal(err)
+	}
+	b.open(t, Config{AllowTargets: loopback}, 1)
+	if got := next(t, parsed); !strings.Contains(got.data, `"referenced_message":null`) {
+		t.Errorf("tried again it came as %v", got)
+	}
+	b.stop()
+	if n := b.count(t, `SELECT count(*) FROM retries`); n != 0 {
+		t.Errorf("%d deliveries still wait", n)
+	}
+}
+
+// Whatever the order of their numbers, listeners of raw events come first.
+func TestRawFirst(t *testing.T) {
+	t.Parallel()
+	b := &Delivery{listeners: &registry{m: map[int64]*event.Listener{
+		1: {Event: "*"}, 2: {Event: "RAW_*"}, 3: {Event: "READY"}, 4: {Event: "RAW_READY"},
+	}}}
+	got := b.rawFirst([]int64{1, 2, 3, 4, 5})
+	for i, want := range []int64{2, 4, 1, 3, 5} {
+		if got[i] != want {
+			t.Fatalf("the order is %v", got)
+		}
+	}
+}
+
+// However many listeners, an event is parsed once.
+func TestParsedOnce(t *testing.T) {
+	t.Parallel()
+	e := &event.Stored{Event: event.Event{Name: "GUILD_DELETE", Data: []byte(`{"id":"1"}`)}}
+	shared := &parsed{}
+	first, err1 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "*"})
+	second, err2 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "GUILD_DELETE"})
+	raw, err3 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "RAW_*"})
+	if err1 != nil || err2 != nil || err3 != nil || &first[0] != &second[0] || &raw[0] != &e.Data[0] || string(first) != `{"id":"1","unavailable":false}` {
+		t.Errorf("%s and %s of %s: %v, %v, %v", first, second, raw, err1, err2, err3)
+	}
+}
