@@ -58,7 +58,10 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
 		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
 		Forget:      delivery.Forget,
-		// Delivery is made next; nobody calls before that.
+		// The others are made next; nobody calls before that.
+		Advise: func(ctx context.Context, p event.Pattern, before event.Intents) (string, []string) {
+			return s.gateway.Advise(ctx, p, before)
+		},
 		Ping: func(ctx context.Context, l *event.Listener) error { return s.delivery.Ping(ctx, l) },
 	}, part("listeners")); err != nil {
 		return nil, err

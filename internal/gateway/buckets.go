@@ -17,6 +17,10 @@ import (
 // and some more, because what counts is when they arrive.
 const slotLength = 5*time.Second + 250*time.Millisecond
 
+// resetMargin makes up for the whole milliseconds that reset_after is cut off
+// to: a start before the reset would be one too many.
+const resetMargin = 100 * time.Millisecond
+
 // Buckets paces IDENTIFYs through the database, so that instances which share
 // it never overrun a bucket together, nor the budget of the day.
 type Buckets struct {
@@ -34,6 +38,7 @@ func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
 // another instance is making may not be in Discord's answer yet. Only when
 // nobody made one for some time Discord knows better.
 func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
+	resetAfter += resetMargin
 	return b.insist(ctx, func(ctx context.Context) error {
 		_, err := b.pool.Exec(ctx, `INSERT INTO session_starts AS s (application_id, total, remaining, reset_at)
 			VALUES ($1, $2, $3, now() + $4)

@@ -3,7 +3,6 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -36,6 +35,9 @@ type closeCode struct {
 	// remedy tells a person what to do; for courseStop.
 	remedy string
 }
+
+// codeDisallowed says that an intent is not switched on.
+const codeDisallowed = 4014
 
 // codeShardingRequired says that a shard has more guilds than Discord allows.
 const codeShardingRequired = 4011
@@ -96,14 +98,8 @@ func remedyFor(code int, intents event.Intents) string {
 	if code != 4014 {
 		return closeCodes[code].remedy
 	}
-	var names []string
-	for _, p := range privileged {
-		if intents&p.bit != 0 {
-			names = append(names, p.name)
-		}
-	}
 	return fmt.Sprintf("the bot is not allowed %s: switch it on in the developer portal, under Bot, Privileged Gateway Intents, or remove the listeners or the GATEHOOK_INTENTS that need it",
-		strings.Join(names, ", "))
+		privilegedNames(intents))
 }
 
 // liftedByIntents tells whether other intents could cure a fatal close code.

@@ -490,7 +490,7 @@ func TestNotConnected(t *testing.T) {
 // none that lets it try again.
 func TestRestartTooEarly(t *testing.T) {
 	t.Parallel()
-	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet}
+	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, starts: &starts{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // which of two channels is read is chance

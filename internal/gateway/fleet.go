@@ -36,6 +36,7 @@ type fleet struct {
 	recommended int
 	wish        int // what the plan should become; 0 for no wish
 	began       bool
+	lacked      string // what was said to be missing
 	failing     bool
 	reconsider  chan struct{} // holds a token when Discord should be asked again
 }
@@ -53,6 +54,9 @@ func (f *fleet) run(ctx context.Context) {
 	defer survey.Stop()
 	recommend := time.NewTicker(f.timing.recommend)
 	defer recommend.Stop()
+	grants := time.NewTicker(f.timing.grants)
+	defer grants.Stop()
+	f.regrant(ctx)
 	for {
 		f.report(ctx, f.step(ctx))
 		select {
@@ -60,7 +64,10 @@ func (f *fleet) run(ctx context.Context) {
 			return
 		case <-survey.C:
 		case <-f.cfg.IntentsChanged:
-			f.spread()
+			f.regrant(ctx)
+			f.reconsiderIntents()
+		case <-grants.C:
+			f.regrant(ctx)
 		case <-recommend.C:
 			f.recommend(ctx)
 		case <-f.reconsider:
@@ -148,6 +155,18 @@ func (f *fleet) wishFor(plan event.Plan) {
 	}
 	if want := wished(f.configured, f.recommended, base); want != base {
 		f.wish = want
+	}
+}
+
+// regrant looks whether what is missing was switched on, and says once what is
+// missing.
+func (f *fleet) regrant(ctx context.Context) {
+	lacking := f.lacking()
+	if lacking != f.lacked && lacking != "" {
+		f.log.LogAttrs(ctx, slog.LevelWarn, lacking)
+	}
+	if f.lacked = lacking; lacking != "" && f.starts.grants.refresh(ctx, f.timing.grants/2) {
+		f.reconsiderIntents()
 	}
 }
 
@@ -287,7 +306,7 @@ func (f *fleet) enlist(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		starts: f.starts, dials: f.dials, intents: f.cfg.Intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
+		starts: f.starts, dials: f.dials, intents: f.intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
 		relay: f.cfg.Relay, outgrown: f.outgrown, told: f.told,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},
@@ -317,18 +336,6 @@ func (f *fleet) dismiss(plan event.Plan) {
 			t.end(errReplaced)
 		} else {
 			delete(f.shards, id)
-		}
-	}
-}
-
-// spread passes a change of the intents on to every shard.
-func (f *fleet) spread() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, s := range f.shards {
-		select {
-		case s.changed <- struct{}{}:
-		default: // it has not seen the change before this one
 		}
 	}
 }

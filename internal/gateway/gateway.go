@@ -120,10 +120,13 @@ type Gateway struct {
 	// application is its id; 0 until Discord told it.
 	application atomic.Uint64
 
-	mu      sync.Mutex
-	shards  map[event.Shard]*shard
-	plan    event.Plan
-	problem string // why there are no shards yet
+	mu     sync.Mutex
+	shards map[event.Shard]*shard
+	plan   event.Plan
+	grants *grants
+	// concurrency is how many IDENTIFYs may be sent every 5 s.
+	concurrency int
+	problem     string // why there are no shards yet
 }
 
 // New makes a Gateway and registers its metrics. It starts nothing.
@@ -192,43 +195,32 @@ func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err
 		return nil, 0, err
 	}
 	g.application.Store(uint64(app.id))
-	if g.cfg.OnlyEnabled {
-		g.cfg.Intents = g.enabled(ctx, g.cfg.Intents, app)
-	}
+	s = newStarts(app.id, info, g.rest, g.slots, g.log)
+	s.grants = newGrants(app, g.rest, g.log)
+	g.mu.Lock()
+	g.grants, g.concurrency = s.grants, info.Limit.MaxConcurrency
+	g.mu.Unlock()
 	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.id.String()),
 		slog.Int("recommended_shards", info.Shards), slog.Int("session_starts_left", info.Limit.Remaining))
-	s = newStarts(app.id, info, g.rest, g.slots, g.log)
 	s.left = func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
 	s.left(info.Limit.Remaining)
 	return s, info.Shards, nil
-}
-
-// enabled leaves out of what is wanted the privileged intents that are not
-// switched on, and says so whenever what is left out changes.
-func (g *Gateway) enabled(ctx context.Context, want func() event.Intents, app application) func() event.Intents {
-	var told atomic.Int64
-	return func() event.Intents {
-		all := want()
-		missing := all & event.IntentsPrivileged &^ app.privileged
-		if told.Swap(int64(missing)) != int64(missing) && missing != 0 {
-			g.log.LogAttrs(ctx, slog.LevelWarn, "listeners need privileged intents that are not switched on: "+
-				"switch them on in the developer portal (Bot, Privileged Gateway Intents) and start the server again",
-				slog.String("intents", missing.String()))
-		}
-		return all &^ missing
-	}
 }
 
 // Status tells how every shard is doing: those of the set that delivers in the
 // order of their ids, then those of the next one. It is empty until it is
 // known how many there are.
 func (g *Gateway) Status() []ShardStatus {
+	lacking := g.lacking()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	list := make([]ShardStatus, 0, len(g.shards))
 	for id, s := range g.shards {
 		st := s.snapshot()
 		st.Role = roleOf(dutyOf(g.plan, id.Count))
+		if st.State == StateConnected && st.Problem == "" {
+			st.Problem = lacking
+		}
 		list = append(list, st)
 	}
 	slices.SortFunc(list, func(a, b ShardStatus) int {

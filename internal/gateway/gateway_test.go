@@ -60,7 +60,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 	r := &rig{
 		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &slots{}, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
-			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, overlap: time.Second,
+			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, grants: 20 * time.Millisecond, overlap: time.Second,
 			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
 		},
 	}
@@ -309,9 +309,10 @@ func (r *rig) failed(n int) (list []ShardStatus) {
 func TestFatalForAll(t *testing.T) {
 	t.Parallel()
 	const shards = 4
-	r := newRig(t, gatewaytest.Config{Shards: shards, Flags: gatewaytest.NoFlags})
+	r := newRig(t, gatewaytest.Config{Shards: shards})
 	r.slots = pacedBuckets(t, 20*time.Millisecond)
 	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
+	r.Arm(gatewaytest.AtIdentify, gatewaytest.AnyShard, 1, gatewaytest.Close(4014)) // switched off this very moment
 	r.start()
 	for _, st := range r.failed(shards) {
 		if !strings.Contains(st.Problem, "MESSAGE_CONTENT") {
@@ -693,10 +694,11 @@ func TestMoreIntentsAfterRestart(t *testing.T) {
 // what is missing.
 func TestMoreIntentsRefused(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r := newRig(t, gatewaytest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
+	r.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
 	r.intents.Store(r.intents.Load() | int64(event.IntentMessageContent))
 	r.changed <- struct{}{}
 	r.wait("the problem is told", func() bool { return strings.Contains(r.gateway.Status()[0].Problem, "MESSAGE_CONTENT") })

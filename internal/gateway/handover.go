@@ -147,6 +147,7 @@ func (l *link) lacks(wanted event.Intents) event.Intents {
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
 	held := newHolding(out)
 	l := newLink(s, held, event.Session{})
+	s.starts.ask(ctx)
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
 	old.overlap.Store(new(overlap))

@@ -97,6 +97,8 @@ func (c *restClient) application(ctx context.Context) (application, error) {
 	var answer struct {
 		ID    string `json:"id"`
 		Flags int64  `json:"flags"`
+		// Beyond 30 bits the flags are here (Discord: Application Object).
+		FlagsNew string `json:"flags_new"`
 	}
 	if err := c.get(ctx, "/applications/@me", &answer); err != nil {
 		return application{}, err
@@ -106,6 +108,9 @@ func (c *restClient) application(ctx context.Context) (application, error) {
 		return application{}, fmt.Errorf("GET /applications/@me: %w", err)
 	}
 	app := application{id: id}
+	if more, err := strconv.ParseInt(answer.FlagsNew, 10, 64); err == nil {
+		answer.Flags |= more
+	}
 	for intent, flags := range privilegedFlags {
 		if answer.Flags&flags != 0 {
 			app.privileged |= intent

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -26,6 +27,8 @@ type timing struct {
 	invalid time.Duration
 	// survey is how often is looked who has which shards.
 	survey time.Duration
+	// grants is how often is looked whether a missing intent was switched on.
+	grants time.Duration
 	// recommend is how often Discord is asked how many shards there should be.
 	recommend time.Duration
 	// overlap is how long two sets of shards receive the same before the first
@@ -47,6 +50,7 @@ var usualTiming = timing{
 	reconnect: 500 * time.Millisecond,
 	invalid:   time.Second,
 	survey:    time.Second,
+	grants:    time.Minute,
 	recommend: 10 * time.Minute,
 	overlap:   5 * time.Second,
 	notice:    time.Second,
@@ -127,6 +131,9 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 		if t.leaving() && session.ID == "" {
 			s.tellLost(ctx, t)
 			return true
+		}
+		if session.ID == "" {
+			s.starts.ask(ctx)
 		}
 		l, end := s.carry(ctx, t, s.prepare(t, session))
 		session = l.session
@@ -226,13 +233,14 @@ func (s *shard) fail(ctx context.Context, t *tenure, code int, intents event.Int
 	case <-s.again: // from before there was something to try again
 	default:
 	}
-	remedy := remedyFor(code, intents)
+	missing := s.starts.missing(intents)
+	remedy := remedyFor(code, cmp.Or(missing, intents))
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", code), slog.String("remedy", remedy))
 	if code == codeShardingRequired {
 		s.outgrown()
 	}
-	for !liftedByIntents(code) || s.intents() == intents {
+	for !liftedByIntents(code) || s.intents() == intents && (missing == 0 || s.starts.missing(intents) != 0) {
 		select {
 		case <-ctx.Done():
 			return false

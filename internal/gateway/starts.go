@@ -43,6 +43,7 @@ type starts struct {
 	learned   bool              // info is in the database
 	lines     map[int]*turnLine // by bucket
 	refused   refusal
+	grants    *grants // nil: nothing is known; set before the first shard runs
 
 	// left hears how many session starts there are; nil for nobody.
 	left func(remaining int)
@@ -225,6 +226,9 @@ func (s *starts) refuse(code int, intents event.Intents) {
 // allowed returns a refusedError if it is known what an IDENTIFY with these
 // intents would be answered with.
 func (s *starts) allowed(intents event.Intents) error {
+	if s.missing(intents) != 0 {
+		return refusedError{codeDisallowed}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.refused
@@ -232,6 +236,21 @@ func (s *starts) allowed(intents event.Intents) error {
 		return nil
 	}
 	return refusedError{r.code}
+}
+
+// missing returns those of the intents that are known to be switched off.
+func (s *starts) missing(intents event.Intents) event.Intents {
+	if s.grants == nil {
+		return 0
+	}
+	return s.grants.missing(intents)
+}
+
+// ask looks, before a session is begun, which intents are switched on.
+func (s *starts) ask(ctx context.Context) {
+	if s.grants != nil {
+		s.grants.refresh(ctx, grantsFresh)
+	}
 }
 
 // lift forgets what was refused.

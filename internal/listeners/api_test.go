@@ -62,6 +62,18 @@ func checkTarget(u *url.URL) error {
 	return nil
 }
 
+// advise stands for the gateway's: presences can't come, what needs more
+// intents has a note.
+func advise(_ context.Context, p event.Pattern, before event.Intents) (string, []string) {
+	if p.Name == "PRESENCE_UPDATE" {
+		return "PRESENCE_UPDATE can't come: switch it on", nil
+	}
+	if more := p.Needs() &^ before; more != 0 {
+		return "", []string{"identify with " + more.String()}
+	}
+	return "", nil
+}
+
 // ping stands for the one of the delivery package as well.
 func ping(_ context.Context, l *event.Listener) error {
 	u, err := url.Parse(l.URL)
@@ -79,6 +91,7 @@ func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
 	s, err := Open(t.Context(), pool, Config{
 		CheckTarget: checkTarget,
 		Ping:        ping,
+		Advise:      advise,
 		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -93,6 +106,41 @@ func setup(t testing.TB) *api {
 	a.Listeners = open(t, a.pool)
 	a.handler = handlerOf(t, a.Listeners)
 	return a
+}
+
+// TestAdvice: an event that can't come is refused, when a listener is created,
+// changed or enabled, and what will happen is in the answers to those only.
+func TestAdvice(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	refused := func(got answered) {
+		t.Helper()
+		if got.status != http.StatusBadRequest || got.problem.Field == nil || *got.problem.Field != "event" || !strings.Contains(got.problem.Detail, "switch it on") {
+			t.Errorf("%d %v", got.status, got.body)
+		}
+	}
+	notes := func(got answered, status int, want ...any) string {
+		t.Helper()
+		if got.status != status || !slices.Equal(got.body["notes"].([]any), want) {
+			t.Errorf("%d %v, want the notes %q", got.status, got.body, want)
+		}
+		return "/listeners/" + got.body["id"].(string)
+	}
+	create := func(eventName, more string) answered {
+		t.Helper()
+		return a.call(t, "POST", "/listeners", `{"event":"`+eventName+`","url":"https://x.example/`+eventName+`"`+more+`}`)
+	}
+	refused(create("PRESENCE_UPDATE", ""))
+	path := notes(create("GUILD_BAN_ADD", ""), http.StatusCreated, "identify with GUILD_MODERATION")
+	notes(create("GUILD_BAN_REMOVE", ""), http.StatusCreated)
+	refused(a.call(t, "PATCH", path, `{"event":"RAW_PRESENCE_UPDATE"}`))
+	notes(a.call(t, "PATCH", path, `{"event":"TYPING_START"}`), http.StatusOK, "identify with GUILD_MESSAGE_TYPING,DIRECT_MESSAGE_TYPING")
+	notes(a.call(t, "PATCH", path, `{"description":"x"}`), http.StatusOK)
+	if got := a.call(t, "GET", path, ""); got.body["notes"] != nil {
+		t.Errorf("notes where nothing happens: %v", got.body)
+	}
+	disabled := notes(create("PRESENCE_UPDATE", `,"enabled":false`), http.StatusCreated)
+	refused(a.call(t, "PATCH", disabled, `{"enabled":true}`))
 }
 
 // TestPingOfDiscordListeners: a callback in the format discord is registered

@@ -29,6 +29,10 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 	if err != nil {
 		return nil, err
 	}
+	notes, err := s.advise(ctx, nil, &r)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.ping(ctx, nil, &r, req.Body.Verify); err != nil {
 		return nil, err
 	}
@@ -46,7 +50,7 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 			CreatedAt: shown.CreatedAt, Description: shown.Description, DisabledAt: shown.DisabledAt,
 			DisabledReason: shown.DisabledReason, Enabled: shown.Enabled, Event: shown.Event, Filter: shown.Filter,
 			Format: shown.Format, Headers: shown.Headers, Id: shown.Id, MaxAge: shown.MaxAge, MaxInFlight: shown.MaxInFlight,
-			Ordering: shown.Ordering, UpdatedAt: shown.UpdatedAt, Url: shown.Url, Secret: r.newSecret,
+			Ordering: shown.Ordering, UpdatedAt: shown.UpdatedAt, Url: shown.Url, Secret: r.newSecret, Notes: &notes,
 		},
 	}, nil
 }
@@ -108,7 +112,8 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 	if !ok {
 		return nil, noListener(req.Id)
 	}
-	if err := s.pingUpdated(ctx, id, req.Body); err != nil {
+	notes, err := s.foresee(ctx, id, req.Body)
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -120,26 +125,30 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 	if err != nil {
 		return nil, answer(err)
 	}
-	return openapi.UpdateListener200JSONResponse(show(after)), nil
+	shown := show(after)
+	shown.Notes = &notes
+	return openapi.UpdateListener200JSONResponse(shown), nil
 }
 
-// pingUpdated is ping for a change: before its transaction, which must not wait
-// for a callback. What can't be looked up or is not usable is left to that.
-func (s *Listeners) pingUpdated(ctx context.Context, id int64, in *openapi.ListenerUpdate) error {
-	if in.Format == nil && in.Url == nil {
-		return nil
-	}
+// foresee is advise and ping for a change: before its transaction, which must
+// wait neither for a callback nor for Discord. What can't be looked up is left
+// to that.
+func (s *Listeners) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
 	read, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	before, err := s.find(read, s.pool, `l.id = $1`, id)
 	if err != nil {
-		return nil //nolint:nilerr // as said
+		return []string{}, nil //nolint:nilerr // as said
 	}
 	after, err := s.withUpdate(before, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.ping(ctx, &before, &after, in.Verify)
+	notes, err := s.advise(ctx, &before, &after)
+	if err != nil {
+		return nil, err
+	}
+	return notes, s.ping(ctx, &before, &after, in.Verify)
 }
 
 // DeleteListener implements DELETE /listeners/{id}.

@@ -26,6 +26,10 @@ import (
 type Config struct {
 	// CheckTarget says why a callback at a URL could never be dialed, or nil.
 	CheckTarget func(*url.URL) error
+	// Advise says what registering for some events means: in refusal, why they
+	// can never come, or ""; in notes, what will happen. before are the intents
+	// that were needed so far.
+	Advise func(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string)
 	// Ping says why a callback in the format discord does not verify
 	// signatures, or nil if it does.
 	Ping func(context.Context, *event.Listener) error

@@ -155,6 +155,25 @@ func (s *Listeners) ping(ctx context.Context, before, after *registration, verif
 	return nil
 }
 
+// advise refuses a listener whose events can never come, and returns what is to
+// be said of the others. before is what was registered already, nil for
+// nothing.
+func (s *Listeners) advise(ctx context.Context, before, after *registration) (notes []string, err error) {
+	notes = []string{}
+	if !after.Enabled || before != nil && before.Enabled && before.Event == after.Event {
+		return notes, nil
+	}
+	p, err := event.ParsePattern(after.Event)
+	if err != nil {
+		return nil, openapi.FieldError("event", err.Error())
+	}
+	refusal, more := s.cfg.Advise(ctx, p, s.Needs())
+	if refusal != "" {
+		return nil, openapi.FieldError("event", refusal)
+	}
+	return append(notes, more...), nil
+}
+
 // storable refuses what PostgreSQL can't keep as text.
 func (p *problems) storable(field, s string) {
 	if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {

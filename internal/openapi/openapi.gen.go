@@ -2905,6 +2905,9 @@ type Listener struct {
 	MaxAge      nullable.Nullable[string] `json:"max_age"`
 	MaxInFlight int                       `json:"max_in_flight"`
 
+	// Notes In answers to POST and PATCH: what will happen now, such as shards that identify again, and what will be missing.
+	Notes *[]string `json:"notes,omitempty"`
+
 	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 	Ordering  Ordering  `json:"ordering"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -2975,6 +2978,9 @@ type ListenerCreated struct {
 	Id          string                    `json:"id"`
 	MaxAge      nullable.Nullable[string] `json:"max_age"`
 	MaxInFlight int                       `json:"max_in_flight"`
+
+	// Notes In answers to POST and PATCH: what will happen now, such as shards that identify again, and what will be missing.
+	Notes *[]string `json:"notes,omitempty"`
 
 	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
 	Ordering Ordering `json:"ordering"`

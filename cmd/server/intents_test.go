@@ -1,0 +1,36 @@
+package main
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// TestListenerThatCanNeverReceive: a listener whose intent is not switched on
+// is refused with the place where that is done, and taken as soon as it is.
+func TestListenerThatCanNeverReceive(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	discord.SetFlags(0)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_INTENTS=auto")
+	p.start()
+	awaitReady(t, discord)
+	const body = `{"event":"GUILD_MEMBER_ADD","url":"https://customer.example/members"}`
+	status, answer := p.call(http.MethodPost, "/listeners", body)
+	if status != http.StatusBadRequest || !strings.Contains(answer, `"field":"event"`) ||
+		!strings.Contains(answer, "https://discord.com/developers/applications/1001/bot") {
+		t.Errorf("with the intent switched off: %d %s", status, answer)
+	}
+	discord.SetFlags(gatewaytest.FlagsAll)
+	eventually(t, time.Minute, "taken", func() (bool, string) {
+		status, answer = p.call(http.MethodPost, "/listeners", body)
+		return status == http.StatusCreated, answer
+	})
+	if !strings.Contains(answer, "identify again with GUILD_MEMBERS") {
+		t.Errorf("created: %s", answer)
+	}
+}
