@@ -123,12 +123,6 @@ func planFaults(seed, cycle uint64, length time.Duration, servers int) plan {
 	at := time.Duration(0)
 	for range 2 * len(heavyKinds) {
 		k := heavyKinds[heavy.draw(r, len(heavyKinds))]
-		if k.kind == pausedLong && servers > 1 {
-			// TestPausedServerIsTakenOver has it, without other faults: one that
-			// wakes while a shard waits to reconnect does not look yet whether
-			// the shard is still its own before it resumes.
-			continue
-		}
 		f := fault{at: at, kind: k.kind, server: r.IntN(servers), lasts: k.from + rand64(r, k.to-k.from)}
 		pause := 500*time.Millisecond + rand64(r, time.Second)
 		if at+f.lasts < length {

@@ -127,7 +127,7 @@ var (
 	errZombie    = errors.New("no heartbeat was acknowledged") // Discord: Heartbeat Interval
 	errNoHello   = errors.New("no HELLO came in time")
 	errDefect    = errors.New("what arrived could not be understood")
-	errLeaseLost = errors.New("another instance took the shard over")
+	errLeaseLost = errors.New("the lease on the shard ran out, or another instance has it")
 	errReplaced  = errors.New("another session took over")
 	errShared    = errors.New("another instance gets its share of the shards")
 	errRestart   = errors.New("a restart of the shard was asked for")

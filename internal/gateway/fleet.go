@@ -163,7 +163,7 @@ func (f *fleet) wishFor(plan event.Plan) {
 func (f *fleet) regrant(ctx context.Context) {
 	lacking := f.lacking()
 	if lacking != f.lacked && lacking != "" {
-		f.log.LogAttrs(ctx, slog.LevelWarn, lacking)
+		f.log.LogAttrs(ctx, slog.LevelWarn, "intents are not switched on", slog.String("problem", lacking))
 	}
 	if f.lacked = lacking; lacking != "" && f.starts.grants.refresh(ctx, f.timing.grants/2) {
 		f.reconsiderIntents()

@@ -71,6 +71,9 @@ type Claim interface {
 	Stored() int64
 	// Lost is closed when another instance has the lease.
 	Lost() <-chan struct{}
+	// Confirm returns an error if another instance has the lease. It may wait
+	// some seconds for the answer after this process was paused.
+	Confirm(ctx context.Context) error
 	// Mark stores how far the shard is on the way from one set to the next.
 	Mark(ctx context.Context, stage event.Stage) error
 	// Release gives the lease back once all that was appended is committed.

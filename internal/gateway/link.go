@@ -138,6 +138,9 @@ func (l *link) connect(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	defer s.dials.Release(1)
+	if err := s.confirm(ctx); err != nil {
+		return err
+	}
 	conn, err := s.dialer.dial(ctx, s.url(l.session.ResumeURL))
 	if err != nil {
 		return err
@@ -216,6 +219,9 @@ func (l *link) resume(ctx context.Context) error {
 	if seq == 0 || seq > l.session.Seq {
 		seq = l.session.Seq
 	}
+	if err := s.confirm(ctx); err != nil {
+		return err
+	}
 	s.metrics.resumes.Inc()
 	s.set(func(st *ShardStatus) { st.Resumes++ })
 	return l.conn.send(ctx, opResume, resumeCommand{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
@@ -225,6 +231,9 @@ func (l *link) identify(ctx context.Context) error {
 	s := l.shard
 	presence := s.presence(ctx)
 	if err := s.starts.permit(ctx, s.id.ID); err != nil {
+		return err
+	}
+	if err := s.confirm(ctx); err != nil {
 		return err
 	}
 	defer l.released()

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -326,6 +327,15 @@ func (c *memoryClaim) Stored() int64 {
 }
 
 func (c *memoryClaim) Lost() <-chan struct{} { return c.lost }
+
+func (c *memoryClaim) Confirm(context.Context) error {
+	select {
+	case <-c.lost:
+		return errors.New("it is lost")
+	default:
+		return nil
+	}
+}
 
 // update changes the row as long as it is this claim's.
 func (c *memoryClaim) update(f func(*memoryRow)) error {

@@ -142,6 +142,16 @@ func (s *shard) run(ctx context.Context, t *tenure) {
 	s.set(func(st *ShardStatus) { st.State, st.Problem, s.tenure = StateStandby, "", nil })
 }
 
+// confirm returns errLeaseLost if another instance has the shard. It is asked
+// before what would end the other's connection: a process that was paused
+// wakes up in the middle of anything.
+func (s *shard) confirm(ctx context.Context) error {
+	if t := s.held(); t != nil && t.claim.Confirm(ctx) != nil {
+		return errLeaseLost
+	}
+	return nil
+}
+
 func (s *shard) adopt(t *tenure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

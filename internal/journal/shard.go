@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -114,6 +115,24 @@ func (s *Shard) Stored() int64 {
 
 // Lost is closed when another instance has taken the shard over.
 func (s *Shard) Lost() <-chan struct{} { return s.lost }
+
+// confirmPatience is how long Confirm waits for the lease: an instance that was
+// paused renews it within a second if the database answers.
+const confirmPatience = 2 * time.Second
+
+// Confirm returns ErrLost if another instance has the shard. It asks nobody
+// while the lease is held. An instance that was paused finds out with the next
+// renewal, for which it waits; when none comes the database is away, for the
+// others as well, so that nobody has taken the shard.
+func (s *Shard) Confirm(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, confirmPatience, errors.New("the lease could not be renewed in time"))
+	defer cancel()
+	if owner, err := s.journal.instance.Hold(ctx); err == nil && owner != s.owner {
+		s.lose()
+		return ErrLost
+	}
+	return nil
+}
 
 // Mark stores how far the shard is on the way from one set to the next. The
 // error is ErrLost if another instance has it.
