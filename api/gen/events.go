@@ -17,8 +17,12 @@ func exampleOf(t event.Type, sample []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("parse the sample: %w", err)
 	}
+	origin := ""
+	if values := origins(t.Name); values != nil {
+		origin = fmt.Sprintf(`"origin":%q,`, values[0])
+	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `{"type":%q,"timestamp":"2026-03-14T15:09:26.535Z","id":"6f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718","shard":[0,1],"seq":42,"data":%s}`, t.Name, data)
+	fmt.Fprintf(&b, `{"type":%q,"timestamp":"2026-03-14T15:09:26.535Z","id":"6f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718","shard":[0,1],"seq":42,%s"data":%s}`, t.Name, origin, data)
 	var out bytes.Buffer
 	if err := json.Compact(&out, b.Bytes()); err != nil {
 		return "", fmt.Errorf("compact the sample: %w", err)
@@ -42,6 +46,11 @@ always. Privileged intents have to be switched on in the developer portal.
 A listener with an ordering waits by the guild or channel of the event. Where
 the payload lacks it, the next wider thing that it has takes its place: the
 guild, the channel, the user, the shard.
+
+A guild that comes or goes has an ` + "`origin`" + ` in the body of the format ` + "`standard`" + `:
+` + "`GUILD_CREATE` `startup` (the session began), `available` (an outage is over) or\n`join`; `GUILD_DELETE` `outage` or `removed`" + `. After a restart of the server that
+resumed its session, a guild of which it knows nothing is a ` + "`join`" + ` if the bot is in
+it for less than 10 minutes, else ` + "`available`" + `.
 
 In a model every field is there: what Discord left out is ` + "`null`, `[]`, `{}`" + ` or
 ` + "`false`" + `, as the schema says. Ids are strings. Fields that are not in the schema

@@ -217,6 +217,33 @@ func camel(name string) string {
 	return b.String()
 }
 
-func required(string) []string { return []string{"type", "data"} }
+// origins are what the origin of an event may be, for the two that have one.
+func origins(name string) []string {
+	switch name {
+	case "GUILD_CREATE":
+		return []string{string(event.OriginStartup), string(event.OriginAvailable), string(event.OriginJoin)}
+	case "GUILD_DELETE":
+		return []string{string(event.OriginOutage), string(event.OriginRemoved)}
+	default:
+		return nil
+	}
+}
 
-func originSchema(string) string { return "" }
+func required(name string) []string {
+	if origins(name) == nil {
+		return []string{"type", "data"}
+	}
+	return []string{"type", "origin", "data"}
+}
+
+func originSchema(name string) string {
+	values := origins(name)
+	if values == nil {
+		return ""
+	}
+	about := "Why: the session began (startup), an outage is over (available), or the bot was added (join)."
+	if name == "GUILD_DELETE" {
+		about = "Why: an outage, or the bot is not in the guild any more (removed)."
+	}
+	return fmt.Sprintf(", origin: { type: string, enum: [%s], description: %s }", strings.Join(values, ", "), quote(about))
+}

@@ -100,6 +100,11 @@ func TestBodies(t *testing.T) {
 			t.Errorf("%s, %s:\n got %s\nwant %s", tt.event, tt.format, got, tt.want)
 		}
 	}
+	created := &testEvent().Event
+	created.Origin = event.OriginJoin
+	if b := string(appendBody(nil, &event.Listener{}, "GUILD_CREATE", created, nil, 0)); !strings.Contains(b, `"seq":9,"origin":"join","data":null}`) {
+		t.Errorf("with an origin: %s", b)
+	}
 	odd := &event.Event{Name: "A\"\\\x01\n€"}
 	var envelope struct{ Type string }
 	if b := appendBody(nil, &event.Listener{}, odd.Name, odd, nil, 0); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {

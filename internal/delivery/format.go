@@ -83,6 +83,10 @@ func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, data
 		dst = strconv.AppendInt(dst, int64(e.Shard.Count), 10)
 		dst = append(dst, `],"seq":`...)
 		dst = strconv.AppendInt(dst, e.Seq, 10)
+		if e.Origin != event.OriginNone {
+			dst = append(dst, `,"origin":`...)
+			dst = appendString(dst, string(e.Origin))
+		}
 		dst = append(dst, `,"data":`...)
 		dst = appendData(dst, data)
 		return append(dst, '}')

@@ -46,9 +46,31 @@ type Event struct {
 	// GuildID, ChannelID and UserID are what filters and ordering look at; 0
 	// where the payload has none. Set by FindIDs.
 	GuildID, ChannelID, UserID Snowflake
+	// Origin is why a guild came or went; OriginNone for every other event.
+	Origin Origin
 	// Data is the payload: the bytes of the frame's `d`, exactly as sent.
 	Data []byte
 }
+
+// Origin tells apart what Discord sends under one name: a GUILD_CREATE is no
+// join if the session just begins, a GUILD_DELETE no removal in an outage
+// (Discord: Guild Create, Guild Delete).
+type Origin string
+
+// Why a guild came or went.
+const (
+	OriginNone Origin = ""
+	// OriginStartup: the session began, and READY listed the guild.
+	OriginStartup Origin = "startup"
+	// OriginAvailable: it was there before, and unavailable.
+	OriginAvailable Origin = "available"
+	// OriginJoin: the bot was added to it.
+	OriginJoin Origin = "join"
+	// OriginOutage: it is unavailable.
+	OriginOutage Origin = "outage"
+	// OriginRemoved: the bot is not in it any more.
+	OriginRemoved Origin = "removed"
+)
 
 // DispatchID derives the public id of a dispatch. It depends only on what
 // Discord says, so that a replay of the same dispatch can't make a second id.

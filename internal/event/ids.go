@@ -1,5 +1,7 @@
 package event
 
+import "time"
+
 // FindIDs sets GuildID, ChannelID and UserID from the payload. It reads only
 // what it needs of the outermost object and tolerates everything: an id that
 // is missing, null or malformed stays 0, and a payload that is not an object
@@ -53,6 +55,32 @@ func FindIDs(e *Event) {
 	case t.Own == OwnChannel && e.ChannelID == 0:
 		e.ChannelID = own
 	}
+}
+
+// GuildState reads of a guild's payload whether it is unavailable, and when the
+// bot joined it; zero if that is not told.
+func GuildState(data []byte) (unavailable bool, joinedAt time.Time) {
+	s := scanner{b: data}
+	s.object(func(key []byte) {
+		switch string(key) {
+		case "unavailable":
+			s.space()
+			start := s.i
+			s.skip()
+			unavailable = string(s.b[start:s.i]) == "true"
+		case "joined_at":
+			if s.space() != '"' {
+				s.skip()
+				return
+			}
+			if at, err := time.Parse(time.RFC3339, string(s.str())); err == nil {
+				joinedAt = at
+			}
+		default:
+			s.skip()
+		}
+	})
+	return unavailable, joinedAt
 }
 
 // OrderKey returns what the event is ordered by for a listener that asked for

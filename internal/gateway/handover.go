@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/sethvargo/go-retry"
@@ -224,7 +223,7 @@ func (l *link) expect(guilds []guildID) {
 	}
 	l.loading = make(map[event.Snowflake]bool, len(guilds))
 	for _, g := range guilds {
-		if id, err := event.ParseSnowflake(strings.Trim(string(g.ID), `"`)); err == nil {
+		if id, ok := g.snowflake(); ok {
 			l.loading[id] = true
 		}
 	}

@@ -52,6 +52,7 @@ type link struct {
 	heard    bool // a dispatch came
 	released func()
 	loading  map[event.Snowflake]bool // guilds of READY that are still to come
+	origins  *origins
 
 	began     chan struct{} // closed at READY or RESUMED
 	loaded    chan struct{} // closed when nothing is loading any more
@@ -83,7 +84,8 @@ type sink interface {
 func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
 		shard: s, out: out, session: session, log: s.log, intents: session.Intents, released: func() {},
-		began: make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1), leave: make(chan struct{}),
+		origins: &origins{away: map[event.Snowflake]bool{}},
+		began:   make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	l.sessionID.Store(&session.ID)
 	l.has.Store(int64(session.Intents))
@@ -413,6 +415,7 @@ func (l *link) begin(ctx context.Context, f frame) error {
 	l.has.Store(int64(l.intents))
 	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
 	l.expect(r.Guilds)
+	l.origins = newOrigins(r.Guilds)
 	l.establish(ctx, false)
 	return nil
 }
@@ -480,6 +483,7 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 		Name: s.metrics.event(f.name), Shard: s.id, Seq: f.seq, ReceivedAt: now, Data: data,
 	}
 	event.FindIDs(e)
+	e.Origin = l.origins.of(e)
 	session := l.session
 	if err := l.out.put(ctx, &session, e); err != nil {
 		return err

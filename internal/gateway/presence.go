@@ -198,11 +198,13 @@ func (s *shard) presence(ctx context.Context) presence {
 	return p
 }
 
-// inherit notes what presence a session shows that is resumed.
+// inherit notes what presence a session shows that is resumed, and what is
+// known of its guilds.
 func (l *link) inherit(s *shard) {
 	before := s.current.Load()
 	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
 		l.presence.Store(before.presence.Load())
+		l.origins = before.origins
 	}
 }
 

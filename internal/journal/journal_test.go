@@ -139,7 +139,7 @@ func (b *bundle) claim(t *testing.T, s event.Shard) *Shard {
 func wanted(s event.Shard, seq int64) *event.Event {
 	return &event.Event{
 		ID: event.DispatchID(app, "sess", s, seq), Name: "WANTED", Shard: s, Seq: seq,
-		ReceivedAt: time.Now().UTC().Truncate(time.Microsecond), GuildID: 1, ChannelID: 2, UserID: 1<<63 - 1,
+		ReceivedAt: time.Now().UTC().Truncate(time.Microsecond), GuildID: 1, ChannelID: 2, UserID: 1<<63 - 1, Origin: event.OriginJoin,
 		Data: []byte(`{"n": ` + strconv.FormatInt(seq, 10) + "}"),
 	}
 }

@@ -233,14 +233,14 @@ func Events(ctx context.Context, pool *pgxpool.Pool, keys []event.Key) ([]event.
 
 func read(ctx context.Context, pool *pgxpool.Pool, where string, args ...any) ([]event.Stored, error) {
 	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
-			guild_id, channel_id, user_id, listeners, data
+			guild_id, channel_id, user_id, origin, listeners, data
 		FROM events WHERE `+where+` ORDER BY batch_id, ordinal`, args...)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e event.Stored, err error) {
 		err = row.Scan(&e.Key.Batch, &e.Key.Ordinal, &e.ID, &e.Name, &e.Shard.ID, &e.Shard.Count, &e.Seq, &e.ReceivedAt,
-			&e.GuildID, &e.ChannelID, &e.UserID, &e.Listeners, &e.Data)
+			&e.GuildID, &e.ChannelID, &e.UserID, &e.Origin, &e.Listeners, &e.Data)
 		return e, err
 	})
 }

@@ -369,7 +369,7 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 	var (
 		ordinals, shardIDs, shardCounts = make([]int32, n), make([]int32, n), make([]int32, n)
 		ids                             = make([][16]byte, n)
-		names, listeners                = make([]string, n), make([]string, n)
+		names, origins, listeners       = make([]string, n), make([]string, n), make([]string, n)
 		seqs, guilds, channels, users   = make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
 		received                        = make([]time.Time, n)
 		data                            = make([][]byte, n)
@@ -383,18 +383,19 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 		seqs[i] = e.Seq
 		received[i] = e.ReceivedAt
 		guilds[i], channels[i], users[i] = int64(e.GuildID), int64(e.ChannelID), int64(e.UserID)
+		origins[i] = string(e.Origin)
 		listeners[i] = arrayLiteral(e.Listeners)
 		data[i] = e.Data
 	}
 	b.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
-			guild_id, channel_id, user_id, listeners, data)
+			guild_id, channel_id, user_id, origin, listeners, data)
 		SELECT $1, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id,
-			listeners::bigint[], data
+			origin, listeners::bigint[], data
 		FROM unnest($2::int[], $3::uuid[], $4::text[], $5::int[], $6::int[], $7::bigint[], $8::timestamptz[],
-			$9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::bytea[])
-			AS u (ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, listeners, data)
+			$9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::bytea[])
+			AS u (ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, origin, listeners, data)
 		ON CONFLICT (batch_id, ordinal) DO NOTHING`,
-		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, listeners, data)
+		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, origins, listeners, data)
 }
 
 // arrayLiteral writes a bigint[]: unnest would flatten an array of arrays.

@@ -205,7 +205,8 @@ func TestModels(t *testing.T) {
 // judge validates a delivery with this data.
 func (c *contract) judge(t *testing.T, name, kind string, data []byte) {
 	t.Helper()
-	body := fmt.Appendf(nil, `{"type":%q,"timestamp":"2026-03-14T15:09:26.535Z","id":"6f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718","shard":[0,1],"seq":42,"data":%s}`, name, data)
+	origin := map[string]string{"GUILD_CREATE": `"origin":"join",`, "GUILD_DELETE": `"origin":"removed",`}[name]
+	body := fmt.Appendf(nil, `{"type":%q,"timestamp":"2026-03-14T15:09:26.535Z","id":"6f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718","shard":[0,1],"seq":42,%s"data":%s}`, name, origin, data)
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
 	if err != nil {
 		t.Errorf("%s, %s: %v", name, kind, err)

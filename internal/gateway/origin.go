@@ -1,0 +1,79 @@
+package gateway
+
+import (
+	"strings"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// justJoined is how old a membership may be for a GUILD_CREATE to tell of it,
+// where nothing else is known of the guild: longer than a session lives on
+// without a connection.
+const justJoined = 10 * time.Minute
+
+// origins tells why the guilds of a session come and go, so that a receiver
+// does not take the start of a session for a hundred joins. It is the reader's
+// alone.
+type origins struct {
+	// listed are the guilds of READY that were not told of since; nil if this
+	// process did not see READY.
+	listed map[event.Snowflake]bool
+	// away are those that are unavailable.
+	away map[event.Snowflake]bool
+}
+
+func newOrigins(listed []guildID) *origins {
+	o := &origins{listed: make(map[event.Snowflake]bool, len(listed)), away: map[event.Snowflake]bool{}}
+	for _, g := range listed {
+		if id, ok := g.snowflake(); ok {
+			o.listed[id] = true
+		}
+	}
+	return o
+}
+
+func (g guildID) snowflake() (event.Snowflake, bool) {
+	id, err := event.ParseSnowflake(strings.Trim(string(g.ID), `"`))
+	return id, err == nil
+}
+
+// of returns why an event came (Discord: Guild Availability). After a restart
+// READY is not known: then a membership of some minutes is a join, and any
+// other guild was unavailable.
+func (o *origins) of(e *event.Event) event.Origin {
+	switch e.Name {
+	case "GUILD_CREATE":
+		unavailable, joinedAt := event.GuildState(e.Data)
+		origin := event.OriginJoin
+		switch {
+		case o.listed[e.GuildID]:
+			origin = event.OriginStartup
+		case o.away[e.GuildID], o.listed == nil && e.ReceivedAt.Sub(joinedAt) > justJoined:
+			origin = event.OriginAvailable
+		}
+		o.note(e.GuildID, unavailable)
+		return origin
+	case "GUILD_DELETE":
+		unavailable, _ := event.GuildState(e.Data)
+		// One that READY listed is still to be told of for the first time.
+		if !unavailable || !o.listed[e.GuildID] {
+			o.note(e.GuildID, unavailable)
+		}
+		if unavailable {
+			return event.OriginOutage
+		}
+		return event.OriginRemoved
+	default:
+		return event.OriginNone
+	}
+}
+
+// note remembers a guild only while it is unavailable.
+func (o *origins) note(id event.Snowflake, unavailable bool) {
+	delete(o.listed, id)
+	delete(o.away, id)
+	if unavailable {
+		o.away[id] = true
+	}
+}
