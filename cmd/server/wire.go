@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -71,6 +72,13 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 			return journal.Events(ctx, pool, keys)
 		},
 		Settle: journal.Settle, Own: journal.Own,
+		Find: func(ctx context.Context, id uuid.UUID) ([]event.Stored, error) { return journal.Find(ctx, pool, id) },
+		Add: func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
+			return s.journal.Add(ctx, e, listeners) // made next; nobody calls before that
+		},
+		Span: func(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
+			return journal.Span(ctx, pool, since, until, name, take)
+		},
 	}, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets,
 		Version: version(), Retention: cfg.retention, Application: s.application,

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,6 +50,14 @@ type Store struct {
 	// Own returns which batches are an owner's, and lets nobody else have them
 	// until the transaction ends.
 	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
+	// Find reads the event of a public id, as often as it is stored.
+	Find func(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
+	// Add stores an event that no batch is for.
+	Add func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
+	// Span reads, in order and some at a time, the events that were received
+	// from one time to before another, without their payloads; name leaves
+	// out those of other names, unless it is "".
+	Span func(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error
 }
 
 // Instance is this process among those that share the database. Its number is
@@ -313,6 +322,8 @@ type job struct {
 	attempt int
 	// orderKey is what it is ordered by; "" for nothing.
 	orderKey string
+	// asked: a person asked for it, however old it is.
+	asked bool
 	// batch is what counts it; nil for a delivery taken up from retries.
 	batch *batch
 }

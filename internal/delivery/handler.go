@@ -2,15 +2,42 @@ package delivery
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/oapi-codegen/nullable"
+
+	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// callTimeout bounds a call's work in the database.
-const callTimeout = 10 * time.Second
+const (
+	// callTimeout bounds a call's work in the database.
+	callTimeout = 10 * time.Second
+	// replayTimeout is the same for a replay, within the server's timeout for
+	// an answer.
+	replayTimeout = 50 * time.Second
+	defaultLimit  = 50
+)
+
+// answer turns an error into the call's answer.
+func answer(err error) error {
+	if postgres.Unavailable(err) {
+		return openapi.Unavailable()
+	}
+	return err
+}
+
+// limited bounds a call's work in the database.
+func limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, callTimeout, errors.New("the database took longer than 10 s"))
+}
 
 // ListSigningKeys implements GET /signing-keys.
 func (d *Delivery) ListSigningKeys(context.Context, openapi.ListSigningKeysRequestObject) (openapi.ListSigningKeysResponseObject, error) {
@@ -19,13 +46,10 @@ func (d *Delivery) ListSigningKeys(context.Context, openapi.ListSigningKeysReque
 
 // RotateSigningKey implements POST /signing-keys/rotate.
 func (d *Delivery) RotateSigningKey(ctx context.Context, _ openapi.RotateSigningKeyRequestObject) (openapi.RotateSigningKeyResponseObject, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errors.New("the database took longer than 10 s"))
+	ctx, cancel := limited(ctx)
 	defer cancel()
 	if err := d.keyring.rotate(ctx); err != nil {
-		if postgres.Unavailable(err) {
-			return nil, openapi.Unavailable()
-		}
-		return nil, err
+		return nil, answer(err)
 	}
 	return openapi.RotateSigningKey200JSONResponse(showKeys(d.keyring.all())), nil
 }
@@ -34,6 +58,257 @@ func showKeys(keys []signingKey) openapi.SigningKeys {
 	out := openapi.SigningKeys{Data: make([]openapi.SigningKey, len(keys))}
 	for i, k := range keys {
 		out.Data[i] = openapi.SigningKey{PublicKey: k.public(), CreatedAt: k.createdAt.UTC(), Signs: i == 0}
+	}
+	return out
+}
+
+// registered returns the listener of a call, enabled or not.
+func (d *Delivery) registered(public string) (*event.Listener, error) {
+	if id, ok := event.ParseListenerID(public); ok {
+		if l := d.listeners.Listener(id); l != nil {
+			return l, nil
+		}
+	}
+	return nil, openapi.NotFound(fmt.Sprintf("there is no listener %q: GET /listeners lists them", public))
+}
+
+// ListDeliveries implements GET /listeners/{id}/deliveries.
+func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliveriesRequestObject) (openapi.ListDeliveriesResponseObject, error) {
+	l, err := d.registered(req.Id)
+	if err != nil {
+		return nil, err
+	}
+	limit, before, status := defaultLimit, newest, ""
+	if req.Params.Limit != nil {
+		limit = *req.Params.Limit
+	}
+	if req.Params.Status != nil {
+		status = string(*req.Params.Status)
+	}
+	if c := req.Params.Cursor; c != nil {
+		id, err := ParseID(*c)
+		if err != nil || id.Listener != l.ID {
+			return nil, openapi.FieldError("cursor", fmt.Sprintf("%q is not the next_cursor of a page", *c))
+		}
+		before = id.Key
+	}
+	ctx, cancel := limited(ctx)
+	defer cancel()
+	// One more than asked for tells whether there is another page.
+	list, err := d.page(ctx, l.ID, status, before, limit+1)
+	if err != nil {
+		return nil, answer(err)
+	}
+	page := openapi.DeliveryPage{Data: []openapi.DeliveryRecord{}, NextCursor: nullable.NewNullNullable[string]()}
+	for i := range list[:min(limit, len(list))] {
+		if list[i].event.Name != "" {
+			page.Data = append(page.Data, show(&list[i], l))
+		}
+	}
+	if len(list) > limit {
+		page.NextCursor = nullable.NewNullableWithValue(list[limit-1].id.String())
+	}
+	return openapi.ListDeliveries200JSONResponse(page), nil
+}
+
+// delivery returns the delivery of a call, with its listener.
+func (d *Delivery) delivery(ctx context.Context, public string) (entry, []attempted, *event.Listener, error) {
+	none := openapi.NotFound(fmt.Sprintf("there is no delivery %q: it is the webhook-id of one, or it is older than the retention", public))
+	id, err := ParseID(public)
+	if err != nil {
+		return entry{}, nil, nil, none
+	}
+	l := d.listeners.Listener(id.Listener)
+	if l == nil {
+		return entry{}, nil, nil, none
+	}
+	e, made, ok, err := d.find(ctx, id)
+	switch {
+	case err != nil:
+		return entry{}, nil, nil, answer(err)
+	case !ok:
+		return entry{}, nil, nil, none
+	}
+	return e, made, l, nil
+}
+
+// GetDelivery implements GET /deliveries/{id}.
+func (d *Delivery) GetDelivery(ctx context.Context, req openapi.GetDeliveryRequestObject) (openapi.GetDeliveryResponseObject, error) {
+	ctx, cancel := limited(ctx)
+	defer cancel()
+	e, made, l, err := d.delivery(ctx, req.Id)
+	if err != nil {
+		return nil, err
+	}
+	r := show(&e, l)
+	out := openapi.GetDelivery200JSONResponse{
+		Id: r.Id, ListenerId: r.ListenerId, EventId: r.EventId, Event: r.Event, Status: r.Status, AttemptCount: r.AttemptCount,
+		ReceivedAt: r.ReceivedAt, NextAttemptAt: r.NextAttemptAt, LastAttempt: r.LastAttempt, Attempts: []openapi.Attempt{},
+	}
+	for i := range made {
+		out.Attempts = append(out.Attempts, showAttempt(&made[i]))
+	}
+	return out, nil
+}
+
+// RetryDelivery implements POST /deliveries/{id}/retry.
+func (d *Delivery) RetryDelivery(ctx context.Context, req openapi.RetryDeliveryRequestObject) (openapi.RetryDeliveryResponseObject, error) {
+	ctx, cancel := limited(ctx)
+	defer cancel()
+	e, _, l, err := d.delivery(ctx, req.Id)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.again(ctx, &e, l); err != nil {
+		return nil, answer(err)
+	}
+	if e, _, l, err = d.delivery(ctx, req.Id); err != nil {
+		return nil, err
+	}
+	return openapi.RetryDelivery202JSONResponse(show(&e, l)), nil
+}
+
+// ReplayListener implements POST /listeners/{id}/replay.
+func (d *Delivery) ReplayListener(ctx context.Context, req openapi.ReplayListenerRequestObject) (openapi.ReplayListenerResponseObject, error) {
+	l, err := d.registered(req.Id)
+	if err != nil {
+		return nil, err
+	}
+	since, until := req.Body.Since, time.Now()
+	if req.Body.Until != nil {
+		until = *req.Body.Until
+	}
+	if !since.Before(until) {
+		return nil, openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", since.Format(time.RFC3339), until.Format(time.RFC3339)))
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("the replay took too long: replay a shorter span of time"))
+	defer cancel()
+	queued, err := d.replay(ctx, l, since, until)
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.ReplayListener202JSONResponse{Queued: queued}, nil
+}
+
+// TestListener implements POST /listeners/{id}/test.
+func (d *Delivery) TestListener(ctx context.Context, req openapi.TestListenerRequestObject) (openapi.TestListenerResponseObject, error) {
+	l, err := d.registered(req.Id)
+	if err != nil {
+		return nil, err
+	}
+	e, err := sampleFor(l, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.test(ctx, l, e)
+	if err != nil {
+		return nil, answer(err)
+	}
+	a := showAttempt(&made)
+	return openapi.TestListener200JSONResponse{
+		Attempt: a.Attempt, StartedAt: a.StartedAt, DurationMs: a.DurationMs, Status: a.Status, Delivered: a.Delivered, Error: a.Error,
+		Response: a.Response, DeliveryId: made.id.String(), EventId: e.ID, Event: deliveredName(l, e),
+	}, nil
+}
+
+// sampleFor makes an event that a listener would get.
+func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
+	pattern, err := event.ParsePattern(l.Event)
+	if err != nil {
+		return nil, fmt.Errorf("make a sample: %w", err)
+	}
+	name := pattern.Name
+	if pattern.Prefix {
+		name = "MESSAGE_CREATE"
+		for _, t := range event.Types() {
+			if !pattern.Matches(name) && pattern.Matches(t.Name) {
+				name = t.Name
+			}
+		}
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make a sample: %w", err)
+	}
+	data, ok := event.Sample(name)
+	if !ok {
+		data = []byte(`{"shard_id":0}`) // what events that are not Discord's have in common
+	}
+	e := &event.Event{ID: id, Name: name, Shard: event.Shard{ID: 0, Count: 1}, ReceivedAt: now, Data: data}
+	event.FindIDs(e)
+	return e, nil
+}
+
+// GetEvent implements GET /events/{id}.
+func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
+	none := openapi.NotFound(fmt.Sprintf("there is no event %q: nobody wanted it, or it is older than the retention", req.Id))
+	id, err := uuid.Parse(req.Id)
+	if err != nil || id.String() != req.Id {
+		return nil, none
+	}
+	ctx, cancel := limited(ctx)
+	defer cancel()
+	found, err := d.store.Find(ctx, id)
+	switch {
+	case err != nil:
+		return nil, answer(err)
+	case len(found) == 0:
+		return nil, none
+	}
+	return storedEvent{&found[0]}, nil
+}
+
+// storedEvent writes an event with its payload's own bytes.
+type storedEvent struct{ *event.Stored }
+
+// VisitGetEventResponse implements openapi.GetEventResponseObject.
+func (e storedEvent) VisitGetEventResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/json")
+	listeners := make([]string, len(e.Listeners))
+	for i, id := range e.Listeners {
+		listeners[i] = event.ListenerID(id)
+	}
+	head, err := json.Marshal(map[string]any{
+		"id": e.ID, "name": e.Name, "shard": [2]int{e.Shard.ID, e.Shard.Count}, "seq": e.Seq, "received_at": e.ReceivedAt.UTC(),
+		"listener_ids": listeners,
+	})
+	if err != nil {
+		return err
+	}
+	b := append(head[:len(head)-1], `,"data":`...)
+	_, err = w.Write(append(appendData(b, e.Data), '}'))
+	return err
+}
+
+func show(e *entry, l *event.Listener) openapi.DeliveryRecord {
+	out := openapi.DeliveryRecord{
+		Id: e.id.String(), ListenerId: event.ListenerID(e.id.Listener), EventId: e.event.ID, Event: deliveredName(l, &e.event.Event),
+		Status: openapi.DeliveryStatus(e.status()), ReceivedAt: e.event.ReceivedAt.UTC(),
+		NextAttemptAt: nullable.NewNullNullable[time.Time](), LastAttempt: nullable.NewNullNullable[openapi.Attempt](),
+	}
+	if e.last != nil {
+		out.AttemptCount = e.last.number
+		out.LastAttempt = nullable.NewNullableWithValue(showAttempt(e.last))
+	}
+	if e.waiting != nil && e.waiting.state == statusPending {
+		out.NextAttemptAt = nullable.NewNullableWithValue(e.waiting.due.UTC())
+	}
+	return out
+}
+
+func showAttempt(a *attempted) openapi.Attempt {
+	out := openapi.Attempt{
+		Attempt: a.number, StartedAt: a.startedAt.UTC(), DurationMs: float32(a.took.Seconds() * 1000), Delivered: a.delivered,
+		Status: nullable.NewNullNullable[int](), Error: nullable.NewNullNullable[string](), Response: nullable.NewNullNullable[string](),
+	}
+	if a.status != 0 {
+		out.Status = nullable.NewNullableWithValue(a.status)
+	}
+	if a.problem != "" {
+		out.Error = nullable.NewNullableWithValue(a.problem)
+	}
+	if len(a.response) > 0 {
+		out.Response = nullable.NewNullableWithValue(strings.ToValidUTF8(string(a.response), "\uFFFD"))
 	}
 	return out
 }

@@ -368,7 +368,7 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 		// It waits in the database until the listener is enabled again.
 		rec.outcome = outcome{kind: retryAt, at: now}
 		return rec
-	case listener.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > listener.MaxAge:
+	case listener.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > listener.MaxAge && !j.asked:
 		rec.outcome = outcome{kind: expired}
 		return rec
 	}

@@ -381,15 +381,19 @@ func (r *retryRows) of(batches []int64) retryRows {
 	return out
 }
 
-// queue adds the statements of the transaction. The order matters only in that
-// the batches go last.
-func (s *statements) queue(b *pgx.Batch, insert retryRows, settle func(*pgx.Batch, int64, []int64)) {
-	if a := &s.attempts; len(a.batches) > 0 {
+func queueAttempts(b *pgx.Batch, a *attemptRows) {
+	if len(a.batches) > 0 {
 		b.Queue(`INSERT INTO attempts (batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response)
 			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::int[], $5::timestamptz[], $6::int[], $7::int[],
 				$8::boolean[], $9::text[], $10::bytea[])`,
 			a.batches, a.ordinals, a.listeners, a.numbers, a.started, a.durations, a.statuses, a.delivered, a.errors, a.responses)
 	}
+}
+
+// queue adds the statements of the transaction. The order matters only in that
+// the batches go last.
+func (s *statements) queue(b *pgx.Batch, insert retryRows, settle func(*pgx.Batch, int64, []int64)) {
+	queueAttempts(b, &s.attempts)
 	if r := &insert; len(r.batches) > 0 {
 		// A try whose answer was lost may have stored them.
 		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, owner)

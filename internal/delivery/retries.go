@@ -191,14 +191,14 @@ func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) (jobs 
 		)
 		UPDATE retries t SET owner = $3, updated_at = now() FROM due
 		WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
-		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key`, ids, rooms, owner)
+		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked`, ids, rooms, owner)
 		if err != nil {
 			return err
 		}
 		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
 			var k event.Key
 			j := job{owner: owner}
-			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey)
+			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked)
 			keys = append(keys, k)
 			return j, err
 		})
@@ -235,8 +235,10 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	for i, b := range batches {
 		ids[i] = b.ID
 	}
-	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, listener_id FROM attempts WHERE batch_id = ANY($1) AND delivered
-		UNION ALL SELECT batch_id, ordinal, listener_id FROM retries WHERE batch_id = ANY($1)`, ids)
+	wanted, of := wantedBy(batches)
+	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, listener_id
+			FROM unnest($2::bigint[], $3::bigint[]) AS u (listener_id, batch_id) JOIN attempts USING (listener_id, batch_id) WHERE delivered
+		UNION ALL SELECT batch_id, ordinal, listener_id FROM retries WHERE batch_id = ANY($1)`, ids, wanted, of)
 	if err != nil {
 		return fmt.Errorf("read what was settled: %w", err)
 	}
@@ -254,6 +256,22 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 		}
 	}
 	return d.recorder.flush(ctx)
+}
+
+// wantedBy lists the listeners of batches, and beside each one its batch.
+func wantedBy(batches []*event.Batch) (listeners, of []int64) {
+	for _, b := range batches {
+		seen := make(map[int64]bool)
+		for i := range b.Events {
+			for _, l := range b.Events[i].Listeners {
+				if !seen[l] {
+					seen[l] = true
+					listeners, of = append(listeners, l), append(of, b.ID)
+				}
+			}
+		}
+	}
+	return listeners, of
 }
 
 // Free gives back the retries that a dead instance had taken up.

@@ -1,6 +1,9 @@
 package event
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/secret"
@@ -32,6 +35,17 @@ type Filter struct {
 	GuildIDs, ChannelIDs, UserIDs []Snowflake
 }
 
+const listenerPrefix = "lst_"
+
+// ListenerID is how the API shows a listener's id.
+func ListenerID(id int64) string { return listenerPrefix + strconv.FormatInt(id, 36) }
+
+// ParseListenerID reads what ListenerID wrote, and nothing else.
+func ParseListenerID(s string) (int64, bool) {
+	id, err := strconv.ParseInt(strings.TrimPrefix(s, listenerPrefix), 36, 64)
+	return id, err == nil && ListenerID(id) == s
+}
+
 // Listener is a registration as the program uses it. It is never changed once
 // made: a change of the registration makes a new one.
 type Listener struct {
@@ -51,6 +65,15 @@ type Listener struct {
 	MaxAge  time.Duration
 	Enabled bool
 }
+
+// Wants tells whether an event is for the listener, enabled or not.
+func (l *Listener) Wants(e *Event) bool {
+	pattern, err := ParsePattern(l.Event)
+	return err == nil && pattern.Matches(e.Name) &&
+		passes(l.Filter.GuildIDs, e.GuildID) && passes(l.Filter.ChannelIDs, e.ChannelID) && passes(l.Filter.UserIDs, e.UserID)
+}
+
+func passes(list []Snowflake, id Snowflake) bool { return len(list) == 0 || slices.Contains(list, id) }
 
 // Intents is Discord's bit set of what a session wants to receive.
 type Intents int64

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -215,34 +214,6 @@ func lock(ctx context.Context, tx pgx.Tx, query string, args ...any) error {
 		err = errDisinherited
 	}
 	return err
-}
-
-// Events returns stored events by their keys. Those that retention dropped are
-// not among them.
-func Events(ctx context.Context, pool *pgxpool.Pool, keys []event.Key) ([]event.Stored, error) {
-	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
-	for i, k := range keys {
-		batches[i], ordinals[i] = k.Batch, k.Ordinal
-	}
-	stored, err := read(ctx, pool, `(batch_id, ordinal) IN (SELECT * FROM unnest($1::bigint[], $2::int[]))`, batches, ordinals)
-	if err != nil {
-		return nil, fmt.Errorf("read %d stored events: %w", len(keys), err)
-	}
-	return stored, nil
-}
-
-func read(ctx context.Context, pool *pgxpool.Pool, where string, args ...any) ([]event.Stored, error) {
-	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
-			guild_id, channel_id, user_id, origin, listeners, data
-		FROM events WHERE `+where+` ORDER BY batch_id, ordinal`, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e event.Stored, err error) {
-		err = row.Scan(&e.Key.Batch, &e.Key.Ordinal, &e.ID, &e.Name, &e.Shard.ID, &e.Shard.Count, &e.Seq, &e.ReceivedAt,
-			&e.GuildID, &e.ChannelID, &e.UserID, &e.Origin, &e.Listeners, &e.Data)
-		return e, err
-	})
 }
 
 // upkeep takes over from instances that died while this one runs, lets go of

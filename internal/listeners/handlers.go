@@ -42,17 +42,45 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 	if err != nil {
 		return nil, answer(err)
 	}
-	shown := show(after)
-	location := "/listeners/" + shown.Id
+	location := "/listeners/" + event.ListenerID(after.ID)
 	return openapi.CreateListener201JSONResponse{
-		Headers: openapi.CreateListener201ResponseHeaders{Location: &location},
-		Body: openapi.ListenerCreated{
-			CreatedAt: shown.CreatedAt, Description: shown.Description, DisabledAt: shown.DisabledAt,
-			DisabledReason: shown.DisabledReason, Enabled: shown.Enabled, Event: shown.Event, Filter: shown.Filter,
-			Format: shown.Format, Headers: shown.Headers, Id: shown.Id, MaxAge: shown.MaxAge, MaxInFlight: shown.MaxInFlight,
-			Ordering: shown.Ordering, UpdatedAt: shown.UpdatedAt, Url: shown.Url, Secret: r.newSecret, Notes: &notes,
-		},
+		Headers: openapi.CreateListener201ResponseHeaders{Location: &location}, Body: showSecret(after, r.newSecret, notes),
 	}, nil
+}
+
+// RotateListenerSecret implements POST /listeners/{id}/rotate-secret.
+func (s *Listeners) RotateListenerSecret(ctx context.Context, req openapi.RotateListenerSecretRequestObject) (openapi.RotateListenerSecretResponseObject, error) {
+	id, ok := event.ParseListenerID(req.Id)
+	if !ok {
+		return nil, noListener(req.Id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var none problems
+	made := none.secret(nil)
+	after, err := s.rotate(ctx, id, made)
+	if errors.Is(err, errNone) {
+		return nil, noListener(req.Id)
+	}
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.RotateListenerSecret200JSONResponse(showSecret(after, made, nil)), nil
+}
+
+// showSecret is a registration with its secret, which is shown only when it is
+// made.
+func showSecret(r *registration, made string, notes []string) openapi.ListenerCreated {
+	l := show(r)
+	out := openapi.ListenerCreated{
+		CreatedAt: l.CreatedAt, Description: l.Description, DisabledAt: l.DisabledAt, DisabledReason: l.DisabledReason,
+		Enabled: l.Enabled, Event: l.Event, Filter: l.Filter, Format: l.Format, Headers: l.Headers, Id: l.Id, MaxAge: l.MaxAge,
+		MaxInFlight: l.MaxInFlight, Ordering: l.Ordering, UpdatedAt: l.UpdatedAt, Url: l.Url, Secret: made,
+	}
+	if notes != nil {
+		out.Notes = &notes
+	}
+	return out
 }
 
 // ListListeners implements GET /listeners.
@@ -62,7 +90,7 @@ func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListeners
 		limit = *req.Params.Limit
 	}
 	if req.Params.Cursor != nil {
-		id, ok := parseID(*req.Params.Cursor)
+		id, ok := event.ParseListenerID(*req.Params.Cursor)
 		if !ok {
 			return nil, openapi.FieldError("cursor", fmt.Sprintf("%q is not the next_cursor of a page", *req.Params.Cursor))
 		}
@@ -83,14 +111,14 @@ func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListeners
 		page.Data = append(page.Data, show(&list[i]))
 	}
 	if len(list) > limit {
-		page.NextCursor = nullable.NewNullableWithValue(formatID(list[limit-1].ID))
+		page.NextCursor = nullable.NewNullableWithValue(event.ListenerID(list[limit-1].ID))
 	}
 	return openapi.ListListeners200JSONResponse(page), nil
 }
 
 // GetListener implements GET /listeners/{id}.
 func (s *Listeners) GetListener(ctx context.Context, req openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
-	id, ok := parseID(req.Id)
+	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
@@ -108,7 +136,7 @@ func (s *Listeners) GetListener(ctx context.Context, req openapi.GetListenerRequ
 
 // UpdateListener implements PATCH /listeners/{id}.
 func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListenerRequestObject) (openapi.UpdateListenerResponseObject, error) {
-	id, ok := parseID(req.Id)
+	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
@@ -153,7 +181,7 @@ func (s *Listeners) foresee(ctx context.Context, id int64, in *openapi.ListenerU
 
 // DeleteListener implements DELETE /listeners/{id}.
 func (s *Listeners) DeleteListener(ctx context.Context, req openapi.DeleteListenerRequestObject) (openapi.DeleteListenerResponseObject, error) {
-	id, ok := parseID(req.Id)
+	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
@@ -231,8 +259,8 @@ func answer(err error) error {
 		return refused
 	case errors.As(err, &taken):
 		return &openapi.Error{
-			Status: http.StatusConflict, ListenerID: formatID(taken.id),
-			Detail: fmt.Sprintf("listener %s is registered for this event and url: change or delete it", formatID(taken.id)),
+			Status: http.StatusConflict, ListenerID: event.ListenerID(taken.id),
+			Detail: fmt.Sprintf("listener %s is registered for this event and url: change or delete it", event.ListenerID(taken.id)),
 			Fields: []openapi.FieldProblem{{Field: "url", Detail: "the pair of event and url is taken"}},
 		}
 	case errors.Is(err, errVanished), postgres.Unavailable(err):
@@ -245,7 +273,7 @@ func answer(err error) error {
 // show is a registration as the API shows it.
 func show(r *registration) openapi.Listener {
 	l := openapi.Listener{
-		Id: formatID(r.ID), Event: r.Event, Url: r.URL, Description: r.description, Enabled: r.Enabled,
+		Id: event.ListenerID(r.ID), Event: r.Event, Url: r.URL, Description: r.description, Enabled: r.Enabled,
 		Format: openapi.Format(r.Format), Headers: r.Headers, Ordering: openapi.Ordering(r.Ordering), MaxInFlight: r.MaxInFlight,
 		MaxAge: nullable.NewNullNullable[string](), CreatedAt: r.createdAt.UTC(), UpdatedAt: r.updatedAt.UTC(),
 		DisabledAt: nullable.NewNullNullable[time.Time](), DisabledReason: nullable.NewNullNullable[string](),

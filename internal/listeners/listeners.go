@@ -80,7 +80,7 @@ func (s *Listeners) Disable(ctx context.Context, id int64, reason string) error 
 		return r, nil
 	})
 	if err != nil && !errors.Is(err, errNone) {
-		return fmt.Errorf("disable listener %s: %w", formatID(id), err)
+		return fmt.Errorf("disable listener %s: %w", event.ListenerID(id), err)
 	}
 	return nil
 }

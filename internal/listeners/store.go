@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -104,7 +102,9 @@ var errNone = pgx.ErrNoRows
 // takenError says that another listener has the same event and URL.
 type takenError struct{ id int64 }
 
-func (e *takenError) Error() string { return "listener " + formatID(e.id) + " has this event and url" }
+func (e *takenError) Error() string {
+	return "listener " + event.ListenerID(e.id) + " has this event and url"
+}
 
 func (s *Listeners) find(ctx context.Context, tx querier, where string, args ...any) (registration, error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM listeners l WHERE `+where, args...)
@@ -247,6 +247,31 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 	return after, err
 }
 
+// rotationOverlap is for how long a secret signs after another took its place.
+const rotationOverlap = 24 * time.Hour
+
+// rotate gives a listener a new secret. The one before signs for some time
+// still; those before that one no more.
+func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*registration, error) {
+	return again(func() (*registration, error) {
+		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+			if _, err := s.find(ctx, tx, `l.id = $1 FOR UPDATE OF l`, id); err != nil {
+				return 0, nil, err
+			}
+			var b pgx.Batch
+			b.Queue(`DELETE FROM listener_secrets WHERE listener_id = $1 AND expires_at IS NOT NULL`, id)
+			b.Queue(`UPDATE listener_secrets SET expires_at = now() + $2::interval WHERE listener_id = $1`, id, rotationOverlap)
+			b.Queue(`INSERT INTO listener_secrets (listener_id, secret) VALUES ($1, $2)`, id, secret)
+			b.Queue(`UPDATE listeners SET updated_at = now() WHERE id = $1`, id)
+			if err := tx.SendBatch(ctx, &b).Close(); err != nil {
+				return 0, nil, fmt.Errorf("rotate a listener's secret: %w", err)
+			}
+			after, err := s.find(ctx, tx, `l.id = $1`, id)
+			return id, &after, err
+		})
+	})
+}
+
 // remove deletes a listener and what waits for it.
 func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
 	_, err := again(func() (*registration, error) {
@@ -316,15 +341,4 @@ func coalesce(s *string, byDefault string) string {
 		return *s
 	}
 	return byDefault
-}
-
-const idPrefix = "lst_"
-
-// formatID is how the API shows a listener's id.
-func formatID(id int64) string { return idPrefix + strconv.FormatInt(id, 36) }
-
-// parseID reads what formatID wrote, and nothing else.
-func parseID(s string) (int64, bool) {
-	id, err := strconv.ParseInt(strings.TrimPrefix(s, idPrefix), 36, 64)
-	return id, err == nil && formatID(id) == s
 }

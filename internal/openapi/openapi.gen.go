@@ -18,6 +18,33 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for DeliveryStatus.
+const (
+	Delivered  DeliveryStatus = "delivered"
+	Exhausted  DeliveryStatus = "exhausted"
+	Expired    DeliveryStatus = "expired"
+	Pending    DeliveryStatus = "pending"
+	Unparsable DeliveryStatus = "unparsable"
+)
+
+// Valid indicates whether the value is a known member of the DeliveryStatus enum.
+func (e DeliveryStatus) Valid() bool {
+	switch e {
+	case Delivered:
+		return true
+	case Exhausted:
+		return true
+	case Expired:
+		return true
+	case Pending:
+		return true
+	case Unparsable:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EventTypeGroup.
 const (
 	EventTypeGroupDispatch EventTypeGroup = "dispatch"
@@ -397,6 +424,24 @@ type Attachment struct {
 
 	// Width Pixels.
 	Width nullable.Nullable[int] `json:"width"`
+}
+
+// Attempt defines model for Attempt.
+type Attempt struct {
+	// Attempt 1, 2, …
+	Attempt    int     `json:"attempt"`
+	Delivered  bool    `json:"delivered"`
+	DurationMs float32 `json:"duration_ms"`
+
+	// Error Why there was no usable response.
+	Error nullable.Nullable[string] `json:"error"`
+
+	// Response The beginning of the response's body; not kept for a success.
+	Response  nullable.Nullable[string] `json:"response"`
+	StartedAt time.Time                 `json:"started_at"`
+
+	// Status The HTTP status; `null` without a response.
+	Status nullable.Nullable[int] `json:"status"`
 }
 
 // AuditLogChange A change in an audit log.
@@ -1347,6 +1392,65 @@ type Delivery struct {
 	// Type The event's name as registered for: `GUILD_BAN_ADD` or `RAW_GUILD_BAN_ADD`.
 	Type string `json:"type"`
 }
+
+// DeliveryDetail defines model for DeliveryDetail.
+type DeliveryDetail struct {
+	AttemptCount int `json:"attempt_count"`
+
+	// Attempts Oldest first.
+	Attempts []Attempt `json:"attempts"`
+
+	// Event The event's name as delivered.
+	Event   string             `json:"event"`
+	EventId openapi_types.UUID `json:"event_id"`
+
+	// Id The `webhook-id`: the same for every attempt.
+	Id            string                       `json:"id"`
+	LastAttempt   nullable.Nullable[Attempt]   `json:"last_attempt"`
+	ListenerId    string                       `json:"listener_id"`
+	NextAttemptAt nullable.Nullable[time.Time] `json:"next_attempt_at"`
+
+	// ReceivedAt When the event was received.
+	ReceivedAt time.Time `json:"received_at"`
+
+	// Status `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
+	// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+	Status DeliveryStatus `json:"status"`
+}
+
+// DeliveryPage defines model for DeliveryPage.
+type DeliveryPage struct {
+	Data []DeliveryRecord `json:"data"`
+
+	// NextCursor For the next page; `null` on the last.
+	NextCursor nullable.Nullable[string] `json:"next_cursor"`
+}
+
+// DeliveryRecord defines model for DeliveryRecord.
+type DeliveryRecord struct {
+	AttemptCount int `json:"attempt_count"`
+
+	// Event The event's name as delivered.
+	Event   string             `json:"event"`
+	EventId openapi_types.UUID `json:"event_id"`
+
+	// Id The `webhook-id`: the same for every attempt.
+	Id            string                       `json:"id"`
+	LastAttempt   nullable.Nullable[Attempt]   `json:"last_attempt"`
+	ListenerId    string                       `json:"listener_id"`
+	NextAttemptAt nullable.Nullable[time.Time] `json:"next_attempt_at"`
+
+	// ReceivedAt When the event was received.
+	ReceivedAt time.Time `json:"received_at"`
+
+	// Status `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
+	// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+	Status DeliveryStatus `json:"status"`
+}
+
+// DeliveryStatus `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
+// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+type DeliveryStatus string
 
 // DirectChannel A direct message (1) or a group of them (3).
 type DirectChannel struct {
@@ -3941,6 +4045,20 @@ type RecurrenceWeekday struct {
 	N int `json:"n"`
 }
 
+// Replay defines model for Replay.
+type Replay struct {
+	Since time.Time `json:"since"`
+
+	// Until Now if left out.
+	Until *time.Time `json:"until,omitempty"`
+}
+
+// Replayed defines model for Replayed.
+type Replayed struct {
+	// Queued How many events are queued again.
+	Queued int64 `json:"queued"`
+}
+
 // Resolved Objects that an interaction names, by id.
 type Resolved struct {
 	// Attachments Files.
@@ -4451,6 +4569,22 @@ type StickerItem struct {
 	Name string `json:"name"`
 }
 
+// StoredEvent defines model for StoredEvent.
+type StoredEvent struct {
+	// Data The payload as Discord sent it.
+	Data interface{}        `json:"data"`
+	Id   openapi_types.UUID `json:"id"`
+
+	// ListenerIds The listeners that wanted it when it was received.
+	ListenerIds []string  `json:"listener_ids"`
+	Name        string    `json:"name"`
+	ReceivedAt  time.Time `json:"received_at"`
+	Seq         int64     `json:"seq"`
+
+	// Shard `[id, count]`
+	Shard []int `json:"shard"`
+}
+
 // SubmittedComponent A component of a modal, filled in.
 type SubmittedComponent struct {
 	// Component What a label holds.
@@ -4506,6 +4640,29 @@ type Subscription struct {
 
 	// UserId Who pays.
 	UserId string `json:"user_id"`
+}
+
+// TestAttempt defines model for TestAttempt.
+type TestAttempt struct {
+	// Attempt 1, 2, …
+	Attempt    int     `json:"attempt"`
+	Delivered  bool    `json:"delivered"`
+	DeliveryId string  `json:"delivery_id"`
+	DurationMs float32 `json:"duration_ms"`
+
+	// Error Why there was no usable response.
+	Error nullable.Nullable[string] `json:"error"`
+
+	// Event The event's name as delivered.
+	Event   string             `json:"event"`
+	EventId openapi_types.UUID `json:"event_id"`
+
+	// Response The beginning of the response's body; not kept for a success.
+	Response  nullable.Nullable[string] `json:"response"`
+	StartedAt time.Time                 `json:"started_at"`
+
+	// Status The HTTP status; `null` without a response.
+	Status nullable.Nullable[int] `json:"status"`
 }
 
 // TextChannel A text (0) or announcement (5) channel.
@@ -5066,8 +5223,14 @@ type WelcomeScreen struct {
 	WelcomeChannels []WelcomeChannel `json:"welcome_channels"`
 }
 
+// DeliveryID defines model for DeliveryID.
+type DeliveryID = string
+
 // GuildInPath defines model for GuildInPath.
 type GuildInPath = string
+
+// ListenerID defines model for ListenerID.
+type ListenerID = string
 
 // DeleteListenerByPairParams defines parameters for DeleteListenerByPair.
 type DeleteListenerByPairParams struct {
@@ -5082,6 +5245,18 @@ type ListListenersParams struct {
 
 	// Url Only those with this very URL.
 	Url *string `form:"url,omitempty" json:"url,omitempty"`
+
+	// Limit How many to return at most.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The next_cursor of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListDeliveriesParams defines parameters for ListDeliveries.
+type ListDeliveriesParams struct {
+	// Status Only those of this status.
+	Status *DeliveryStatus `form:"status,omitempty" json:"status,omitempty"`
 
 	// Limit How many to return at most.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
@@ -5107,6 +5282,9 @@ type CreateListenerJSONRequestBody = ListenerCreate
 
 // UpdateListenerJSONRequestBody defines body for UpdateListener for application/json ContentType.
 type UpdateListenerJSONRequestBody = ListenerUpdate
+
+// ReplayListenerJSONRequestBody defines body for ReplayListener for application/json ContentType.
+type ReplayListenerJSONRequestBody = Replay
 
 // SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
 type SetPresenceJSONRequestBody = SetPresence
@@ -5663,9 +5841,18 @@ func (t *GuildCreate) UnmarshalJSON(b []byte) error {
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// GetDelivery One delivery with its attempts
+	// (GET /deliveries/{id})
+	GetDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID)
+	// RetryDelivery Make a delivery again, now
+	// (POST /deliveries/{id}/retry)
+	RetryDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID)
 	// ListEventTypes Every event name known
 	// (GET /events/types)
 	ListEventTypes(w http.ResponseWriter, r *http.Request)
+	// GetEvent A stored event, with its payload as received
+	// (GET /events/{id})
+	GetEvent(w http.ResponseWriter, r *http.Request, id string)
 	// RequestGuildMembers Ask for members of a guild
 	// (POST /guilds/{id}/members/request)
 	RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath)
@@ -5693,6 +5880,18 @@ type ServerInterface interface {
 	// UpdateListener Change a listener
 	// (PATCH /listeners/{id})
 	UpdateListener(w http.ResponseWriter, r *http.Request, id string)
+	// ListDeliveries A listener's deliveries, the newest first
+	// (GET /listeners/{id}/deliveries)
+	ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams)
+	// ReplayListener Deliver stored events of a span of time again
+	// (POST /listeners/{id}/replay)
+	ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID)
+	// RotateListenerSecret Make a new secret for a listener
+	// (POST /listeners/{id}/rotate-secret)
+	RotateListenerSecret(w http.ResponseWriter, r *http.Request, id ListenerID)
+	// TestListener Deliver a sample of a listener's event now
+	// (POST /listeners/{id}/test)
+	TestListener(w http.ResponseWriter, r *http.Request, id ListenerID)
 	// GetMetrics Metrics in Prometheus' text format
 	// (GET /metrics)
 	GetMetrics(w http.ResponseWriter, r *http.Request)
@@ -5726,9 +5925,27 @@ type ServerInterface interface {
 
 type Unimplemented struct{}
 
+// GetDelivery One delivery with its attempts
+// (GET /deliveries/{id})
+func (_ Unimplemented) GetDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RetryDelivery Make a delivery again, now
+// (POST /deliveries/{id}/retry)
+func (_ Unimplemented) RetryDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ListEventTypes Every event name known
 // (GET /events/types)
 func (_ Unimplemented) ListEventTypes(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetEvent A stored event, with its payload as received
+// (GET /events/{id})
+func (_ Unimplemented) GetEvent(w http.ResponseWriter, r *http.Request, id string) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -5783,6 +6000,30 @@ func (_ Unimplemented) GetListener(w http.ResponseWriter, r *http.Request, id st
 // UpdateListener Change a listener
 // (PATCH /listeners/{id})
 func (_ Unimplemented) UpdateListener(w http.ResponseWriter, r *http.Request, id string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListDeliveries A listener's deliveries, the newest first
+// (GET /listeners/{id}/deliveries)
+func (_ Unimplemented) ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ReplayListener Deliver stored events of a span of time again
+// (POST /listeners/{id}/replay)
+func (_ Unimplemented) ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RotateListenerSecret Make a new secret for a listener
+// (POST /listeners/{id}/rotate-secret)
+func (_ Unimplemented) RotateListenerSecret(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// TestListener Deliver a sample of a listener's event now
+// (POST /listeners/{id}/test)
+func (_ Unimplemented) TestListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -5849,11 +6090,89 @@ type ServerInterfaceWrapper struct {
 
 type MiddlewareFunc func(http.Handler) http.Handler
 
+// GetDelivery operation middleware
+func (siw *ServerInterfaceWrapper) GetDelivery(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetDelivery(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RetryDelivery operation middleware
+func (siw *ServerInterfaceWrapper) RetryDelivery(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryDelivery(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListEventTypes operation middleware
 func (siw *ServerInterfaceWrapper) ListEventTypes(w http.ResponseWriter, r *http.Request) {
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListEventTypes(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetEvent operation middleware
+func (siw *ServerInterfaceWrapper) GetEvent(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetEvent(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -6139,6 +6458,152 @@ func (siw *ServerInterfaceWrapper) UpdateListener(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// ListDeliveries operation middleware
+func (siw *ServerInterfaceWrapper) ListDeliveries(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ListenerID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDeliveriesParams
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", r.URL.Query(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "status"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "status", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListDeliveries(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ReplayListener operation middleware
+func (siw *ServerInterfaceWrapper) ReplayListener(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ListenerID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ReplayListener(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RotateListenerSecret operation middleware
+func (siw *ServerInterfaceWrapper) RotateListenerSecret(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ListenerID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RotateListenerSecret(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// TestListener operation middleware
+func (siw *ServerInterfaceWrapper) TestListener(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ListenerID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.TestListener(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetMetrics operation middleware
 func (siw *ServerInterfaceWrapper) GetMetrics(w http.ResponseWriter, r *http.Request) {
 
@@ -6407,6 +6872,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	}
 
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/deliveries/{id}", wrapper.GetDelivery)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/deliveries/{id}/retry", wrapper.RetryDelivery)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/events/{id}", wrapper.GetEvent)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/events/types", wrapper.ListEventTypes)
 	})
 	r.Group(func(r chi.Router) {
@@ -6435,6 +6909,18 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Patch(options.BaseURL+"/listeners/{id}", wrapper.UpdateListener)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/listeners/{id}/deliveries", wrapper.ListDeliveries)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/listeners/{id}/replay", wrapper.ReplayListener)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/listeners/{id}/rotate-secret", wrapper.RotateListenerSecret)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/listeners/{id}/test", wrapper.TestListener)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/metrics", wrapper.GetMetrics)
@@ -6469,6 +6955,84 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 
 type ProblemApplicationProblemPlusJSONResponse Problem
 
+type GetDeliveryRequestObject struct {
+	Id DeliveryID `json:"id"`
+}
+
+type GetDeliveryResponseObject interface {
+	VisitGetDeliveryResponse(w http.ResponseWriter) error
+}
+
+type GetDelivery200JSONResponse DeliveryDetail
+
+func (response GetDelivery200JSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDeliverydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDeliverydefaultApplicationProblemPlusJSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryRequestObject struct {
+	Id DeliveryID `json:"id"`
+}
+
+type RetryDeliveryResponseObject interface {
+	VisitRetryDeliveryResponse(w http.ResponseWriter) error
+}
+
+type RetryDelivery202JSONResponse DeliveryRecord
+
+func (response RetryDelivery202JSONResponse) VisitRetryDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliverydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RetryDeliverydefaultApplicationProblemPlusJSONResponse) VisitRetryDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListEventTypesRequestObject struct {
 }
 
@@ -6496,6 +7060,45 @@ type ListEventTypesdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListEventTypesdefaultApplicationProblemPlusJSONResponse) VisitListEventTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetEventRequestObject struct {
+	Id string `json:"id"`
+}
+
+type GetEventResponseObject interface {
+	VisitGetEventResponse(w http.ResponseWriter) error
+}
+
+type GetEvent200JSONResponse StoredEvent
+
+func (response GetEvent200JSONResponse) VisitGetEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetEventdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetEventdefaultApplicationProblemPlusJSONResponse) VisitGetEventResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6841,6 +7444,164 @@ func (response UpdateListenerdefaultApplicationProblemPlusJSONResponse) VisitUpd
 	return err
 }
 
+type ListDeliveriesRequestObject struct {
+	Id     ListenerID `json:"id"`
+	Params ListDeliveriesParams
+}
+
+type ListDeliveriesResponseObject interface {
+	VisitListDeliveriesResponse(w http.ResponseWriter) error
+}
+
+type ListDeliveries200JSONResponse DeliveryPage
+
+func (response ListDeliveries200JSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDeliveriesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDeliveriesdefaultApplicationProblemPlusJSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReplayListenerRequestObject struct {
+	Id   ListenerID `json:"id"`
+	Body *ReplayListenerJSONRequestBody
+}
+
+type ReplayListenerResponseObject interface {
+	VisitReplayListenerResponse(w http.ResponseWriter) error
+}
+
+type ReplayListener202JSONResponse Replayed
+
+func (response ReplayListener202JSONResponse) VisitReplayListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReplayListenerdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReplayListenerdefaultApplicationProblemPlusJSONResponse) VisitReplayListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateListenerSecretRequestObject struct {
+	Id ListenerID `json:"id"`
+}
+
+type RotateListenerSecretResponseObject interface {
+	VisitRotateListenerSecretResponse(w http.ResponseWriter) error
+}
+
+type RotateListenerSecret200JSONResponse ListenerCreated
+
+func (response RotateListenerSecret200JSONResponse) VisitRotateListenerSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateListenerSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateListenerSecretdefaultApplicationProblemPlusJSONResponse) VisitRotateListenerSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestListenerRequestObject struct {
+	Id ListenerID `json:"id"`
+}
+
+type TestListenerResponseObject interface {
+	VisitTestListenerResponse(w http.ResponseWriter) error
+}
+
+type TestListener200JSONResponse TestAttempt
+
+func (response TestListener200JSONResponse) VisitTestListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestListenerdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TestListenerdefaultApplicationProblemPlusJSONResponse) VisitTestListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMetricsRequestObject struct {
 }
 
@@ -7148,9 +7909,18 @@ func (response RotateSigningKeydefaultApplicationProblemPlusJSONResponse) VisitR
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
+	// GetDelivery One delivery with its attempts
+	// (GET /deliveries/{id})
+	GetDelivery(ctx context.Context, request GetDeliveryRequestObject) (GetDeliveryResponseObject, error)
+	// RetryDelivery Make a delivery again, now
+	// (POST /deliveries/{id}/retry)
+	RetryDelivery(ctx context.Context, request RetryDeliveryRequestObject) (RetryDeliveryResponseObject, error)
 	// ListEventTypes Every event name known
 	// (GET /events/types)
 	ListEventTypes(ctx context.Context, request ListEventTypesRequestObject) (ListEventTypesResponseObject, error)
+	// GetEvent A stored event, with its payload as received
+	// (GET /events/{id})
+	GetEvent(ctx context.Context, request GetEventRequestObject) (GetEventResponseObject, error)
 	// RequestGuildMembers Ask for members of a guild
 	// (POST /guilds/{id}/members/request)
 	RequestGuildMembers(ctx context.Context, request RequestGuildMembersRequestObject) (RequestGuildMembersResponseObject, error)
@@ -7178,6 +7948,18 @@ type StrictServerInterface interface {
 	// UpdateListener Change a listener
 	// (PATCH /listeners/{id})
 	UpdateListener(ctx context.Context, request UpdateListenerRequestObject) (UpdateListenerResponseObject, error)
+	// ListDeliveries A listener's deliveries, the newest first
+	// (GET /listeners/{id}/deliveries)
+	ListDeliveries(ctx context.Context, request ListDeliveriesRequestObject) (ListDeliveriesResponseObject, error)
+	// ReplayListener Deliver stored events of a span of time again
+	// (POST /listeners/{id}/replay)
+	ReplayListener(ctx context.Context, request ReplayListenerRequestObject) (ReplayListenerResponseObject, error)
+	// RotateListenerSecret Make a new secret for a listener
+	// (POST /listeners/{id}/rotate-secret)
+	RotateListenerSecret(ctx context.Context, request RotateListenerSecretRequestObject) (RotateListenerSecretResponseObject, error)
+	// TestListener Deliver a sample of a listener's event now
+	// (POST /listeners/{id}/test)
+	TestListener(ctx context.Context, request TestListenerRequestObject) (TestListenerResponseObject, error)
 	// GetMetrics Metrics in Prometheus' text format
 	// (GET /metrics)
 	GetMetrics(ctx context.Context, request GetMetricsRequestObject) (GetMetricsResponseObject, error)
@@ -7246,6 +8028,58 @@ type strictHandler struct {
 	options     StrictHTTPServerOptions
 }
 
+// GetDelivery operation middleware
+func (sh *strictHandler) GetDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
+	var request GetDeliveryRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDelivery(ctx, request.(GetDeliveryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDelivery")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetDeliveryResponseObject); ok {
+		if err := validResponse.VisitGetDeliveryResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RetryDelivery operation middleware
+func (sh *strictHandler) RetryDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
+	var request RetryDeliveryRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RetryDelivery(ctx, request.(RetryDeliveryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RetryDelivery")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RetryDeliveryResponseObject); ok {
+		if err := validResponse.VisitRetryDeliveryResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListEventTypes operation middleware
 func (sh *strictHandler) ListEventTypes(w http.ResponseWriter, r *http.Request) {
 	var request ListEventTypesRequestObject
@@ -7263,6 +8097,32 @@ func (sh *strictHandler) ListEventTypes(w http.ResponseWriter, r *http.Request) 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListEventTypesResponseObject); ok {
 		if err := validResponse.VisitListEventTypesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetEvent operation middleware
+func (sh *strictHandler) GetEvent(w http.ResponseWriter, r *http.Request, id string) {
+	var request GetEventRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetEvent(ctx, request.(GetEventRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetEvent")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetEventResponseObject); ok {
+		if err := validResponse.VisitGetEventResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -7521,6 +8381,118 @@ func (sh *strictHandler) UpdateListener(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(UpdateListenerResponseObject); ok {
 		if err := validResponse.VisitUpdateListenerResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListDeliveries operation middleware
+func (sh *strictHandler) ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams) {
+	var request ListDeliveriesRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDeliveries(ctx, request.(ListDeliveriesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDeliveries")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListDeliveriesResponseObject); ok {
+		if err := validResponse.VisitListDeliveriesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ReplayListener operation middleware
+func (sh *strictHandler) ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	var request ReplayListenerRequestObject
+
+	request.Id = id
+
+	var body ReplayListenerJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ReplayListener(ctx, request.(ReplayListenerRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReplayListener")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ReplayListenerResponseObject); ok {
+		if err := validResponse.VisitReplayListenerResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RotateListenerSecret operation middleware
+func (sh *strictHandler) RotateListenerSecret(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	var request RotateListenerSecretRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RotateListenerSecret(ctx, request.(RotateListenerSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RotateListenerSecret")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RotateListenerSecretResponseObject); ok {
+		if err := validResponse.VisitRotateListenerSecretResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TestListener operation middleware
+func (sh *strictHandler) TestListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	var request TestListenerRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.TestListener(ctx, request.(TestListenerRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TestListener")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(TestListenerResponseObject); ok {
+		if err := validResponse.VisitTestListenerResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

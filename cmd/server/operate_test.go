@@ -1,0 +1,280 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+// decode makes a call and reads its answer.
+func decode[T any](t *testing.T, p *process, method, path, body string, want int) (answer T) {
+	t.Helper()
+	status, got := p.call(method, path, body)
+	if status != want {
+		t.Fatalf("%s %s: %d %s", method, path, status, got)
+	}
+	if got != "" {
+		if err := json.Unmarshal([]byte(got), &answer); err != nil {
+			t.Fatalf("%s %s: %v: %s", method, path, err, got)
+		}
+	}
+	return answer
+}
+
+type attemptShown struct {
+	Attempt         int
+	Status          *int
+	Delivered       bool
+	Error, Response *string
+	DeliveryID      string `json:"delivery_id"`
+	EventID         string `json:"event_id"`
+	Event           string
+}
+
+type deliveryShown struct {
+	ID, Event, Status string
+	EventID           string  `json:"event_id"`
+	ListenerID        string  `json:"listener_id"`
+	AttemptCount      int     `json:"attempt_count"`
+	NextAttemptAt     *string `json:"next_attempt_at"`
+	LastAttempt       *attemptShown
+	Attempts          []attemptShown
+}
+
+type deliveryPage struct {
+	Data       []deliveryShown
+	NextCursor *string `json:"next_cursor"`
+}
+
+// switchable is a callback that can be told what to answer, and notes what
+// came.
+type switchable struct {
+	*httptest.Server
+	mu     sync.Mutex
+	status int
+	came   []http.Header
+	bodies []string
+}
+
+func newSwitchable(t *testing.T) *switchable {
+	t.Helper()
+	s := &switchable{status: http.StatusNoContent}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.came, s.bodies = append(s.came, r.Header.Clone()), append(s.bodies, string(body))
+		w.WriteHeader(s.status)
+		if s.status >= 400 {
+			_, _ = w.Write([]byte("out of order"))
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *switchable) answer(status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status = status
+}
+
+// ids are the webhook-ids of what came.
+func (s *switchable) ids() (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.came {
+		ids = append(ids, h.Get("Webhook-Id"))
+	}
+	return ids
+}
+
+// TestDeliveriesAreOperated: what failed is seen with its attempts and its
+// response, and made good by hand; a listener is tried with a sample, its
+// secret is rotated, and it gets what it missed.
+func TestDeliveriesAreOperated(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_RETRY_SCHEDULE=10ms")
+	p.start()
+	awaitReady(t, discord)
+	good, bad := newSwitchable(t), newSwitchable(t)
+	bad.answer(http.StatusInternalServerError)
+	type listener struct{ ID, Secret string }
+	register := func(eventName string, to *switchable) listener {
+		t.Helper()
+		return decode[listener](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":%q,"url":%q}`, eventName, to.URL), http.StatusCreated)
+	}
+	first := register("RAW_MESSAGE_CREATE", good)
+	second := register("MESSAGE_*", bad)
+
+	// A sample, delivered now, to one that takes it and to one that does not.
+	tried := decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
+	if !tried.Delivered || tried.Attempt != 1 || tried.Event != "RAW_MESSAGE_CREATE" || len(good.ids()) != 1 || good.ids()[0] != tried.DeliveryID {
+		t.Errorf("test: %+v, came %v", tried, good.ids())
+	}
+	tried = decode[attemptShown](t, p, "POST", "/listeners/"+second.ID+"/test", "", http.StatusOK)
+	if tried.Delivered || tried.Status == nil || *tried.Status != 500 || tried.Response == nil || *tried.Response != "out of order" {
+		t.Errorf("test of one that fails: %+v", tried)
+	}
+
+	start := time.Now().UTC()
+	var payloads []string
+	for i := range 7 {
+		payloads = append(payloads, fmt.Sprintf(`{ "id":"%d", "channel_id":"2","author":{"id":"3"},"content":"\u2764" }`, i+1))
+		if _, err := discord.Dispatch(0, "MESSAGE_CREATE", []byte(payloads[i])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := func(id, query string) deliveryPage {
+		t.Helper()
+		return decode[deliveryPage](t, p, "GET", "/listeners/"+id+"/deliveries?"+query, "", http.StatusOK)
+	}
+	eventually(t, time.Minute, "delivered or exhausted, all of them", func() (bool, string) {
+		a, b := len(list(first.ID, "status=delivered").Data), len(list(second.ID, "status=exhausted").Data)
+		return a == 8 && b == 8, fmt.Sprint(a, " and ", b)
+	})
+	if n := len(list(second.ID, "status=delivered").Data) + len(list(second.ID, "status=pending").Data); n != 0 {
+		t.Errorf("%d deliveries of the failing listener are delivered or pending", n)
+	}
+
+	// Pages: newest first, each once, in one order whatever their size.
+	all := list(second.ID, "").Data
+	var paged []deliveryShown
+	for query := "limit=3"; ; {
+		page := list(second.ID, query)
+		paged = append(paged, page.Data...)
+		if page.NextCursor == nil {
+			break
+		}
+		query = "limit=3&cursor=" + url.QueryEscape(*page.NextCursor)
+	}
+	if len(all) != 8 || !slices.EqualFunc(all, paged, func(a, b deliveryShown) bool { return a.ID == b.ID }) {
+		t.Errorf("%d deliveries, %d in pages", len(all), len(paged))
+	}
+
+	// One of them, made again by hand when the callback is well.
+	one := all[0]
+	detail := decode[deliveryShown](t, p, "GET", "/deliveries/"+one.ID, "", http.StatusOK)
+	if detail.Status != "exhausted" || len(detail.Attempts) != 2 || detail.Attempts[1].Attempt != 2 || *detail.Attempts[1].Response != "out of order" {
+		t.Errorf("%+v", detail)
+	}
+	stored := decode[struct {
+		Data json.RawMessage
+		Name string
+	}](t, p, "GET", "/events/"+one.EventID, "", http.StatusOK)
+	if _, body := p.call("GET", "/events/"+one.EventID, ""); stored.Name != "MESSAGE_CREATE" || !strings.Contains(body, payloads[6]) {
+		t.Errorf("the stored event %s, want %s", body, payloads[6])
+	}
+	bad.answer(http.StatusNoContent)
+	before := len(bad.ids())
+	decode[deliveryShown](t, p, "POST", "/deliveries/"+one.ID+"/retry", "", http.StatusAccepted)
+	eventually(t, time.Minute, "delivered", func() (bool, string) {
+		d := decode[deliveryShown](t, p, "GET", "/deliveries/"+one.ID, "", http.StatusOK)
+		return d.Status == "delivered", d.Status
+	})
+	if ids := bad.ids(); len(ids) != before+1 || ids[before] != one.ID {
+		t.Errorf("came %v", ids[before:])
+	}
+
+	// All of the span of time again: what was delivered has the same id.
+	replayed := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+second.ID+"/replay",
+		fmt.Sprintf(`{"since":%q}`, start.Add(-time.Millisecond).Format(time.RFC3339Nano)), http.StatusAccepted)
+	if replayed.Queued != 7 {
+		t.Errorf("%d events queued again, want 7", replayed.Queued)
+	}
+	eventually(t, time.Minute, "replayed", func() (bool, string) {
+		n := len(bad.ids())
+		return n == before+1+7, fmt.Sprint(n, " came")
+	})
+	for _, id := range bad.ids()[before:] {
+		if !slices.ContainsFunc(all, func(d deliveryShown) bool { return d.ID == id }) {
+			t.Errorf("replayed under another id: %s", id)
+		}
+	}
+
+	// After a rotation both secrets verify.
+	rotated := decode[listener](t, p, "POST", "/listeners/"+first.ID+"/rotate-secret", "", http.StatusOK)
+	if rotated.ID != first.ID || rotated.Secret == first.Secret {
+		t.Errorf("rotated %+v", rotated)
+	}
+	decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
+	good.mu.Lock()
+	header, body := good.came[len(good.came)-1], good.bodies[len(good.bodies)-1]
+	good.mu.Unlock()
+	for name, secret := range map[string]string{"old": first.Secret, "new": rotated.Secret} {
+		w, err := standardwebhooks.NewWebhook(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Verify([]byte(body), header); err != nil {
+			t.Errorf("the %s secret: %v", name, err)
+		}
+	}
+
+	for _, tt := range []struct {
+		method, path, body string
+		status             int
+	}{
+		{"GET", "/deliveries/dlv_1_1_1", "", 404},
+		{"GET", "/deliveries/x", "", 404},
+		{"POST", "/deliveries/x/retry", "", 404},
+		{"GET", "/events/x", "", 404},
+		{"GET", "/events/00000000-0000-0000-0000-000000000000", "", 404},
+		{"POST", "/listeners/lst_zz/test", "", 404},
+		{"POST", "/listeners/lst_zz/rotate-secret", "", 404},
+		{"GET", "/listeners/lst_zz/deliveries", "", 404},
+		{"GET", "/listeners/" + first.ID + "/deliveries?cursor=x", "", 400},
+		{"GET", "/listeners/" + first.ID + "/deliveries?status=x", "", 400},
+		{"POST", "/listeners/" + first.ID + "/replay", `{}`, 400},
+		{"POST", "/listeners/" + first.ID + "/replay", `{"since":"2026-01-02T00:00:00Z","until":"2026-01-01T00:00:00Z"}`, 400},
+		{"POST", "/listeners/" + first.ID + "/replay", `{"since":"yesterday"}`, 400},
+	} {
+		if status, body := p.call(tt.method, tt.path, tt.body); status != tt.status {
+			t.Errorf("%s %s %s: %d %s", tt.method, tt.path, tt.body, status, body)
+		}
+	}
+}
+
+// TestSampleOfEveryEvent: a listener of any event can be tried with the
+// documented sample of it, raw and parsed.
+func TestSampleOfEveryEvent(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))
+	p.start()
+	awaitReady(t, discord)
+	callback := newSwitchable(t)
+	for _, typ := range event.Types() {
+		for _, name := range []string{typ.Name, event.RawPrefix + typ.Name} {
+			created := decode[struct{ ID string }](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":%q,"url":%q}`, name, callback.URL), http.StatusCreated)
+			tried := decode[attemptShown](t, p, "POST", "/listeners/"+created.ID+"/test", "", http.StatusOK)
+			callback.mu.Lock()
+			body := callback.bodies[len(callback.bodies)-1]
+			callback.mu.Unlock()
+			sample, ok := event.Sample(typ.Name)
+			if !tried.Delivered || tried.Event != name || !strings.Contains(body, `"type":"`+name+`"`) {
+				t.Errorf("%s: %+v, came %s", name, tried, body)
+			}
+			if ok != (typ.Group == event.GroupDispatch) || ok && name != typ.Name && !strings.HasSuffix(body, `"data":`+string(sample)+"}") {
+				t.Errorf("%s: came %s, want the sample %s", name, body, sample)
+			}
+		}
+	}
+}

@@ -1,0 +1,297 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// What became of deliveries is read from two tables: attempts, and retries for
+// those that are not delivered, or not yet again.
+
+// The states of a delivery as people see them; the others are those of
+// retries.
+const (
+	statusPending   = "pending"
+	statusDelivered = "delivered"
+	statusExhausted = "exhausted"
+)
+
+// attempted is one attempt as it is stored.
+type attempted struct {
+	id        ID
+	number    int
+	startedAt time.Time
+	took      time.Duration
+	status    int // 0 without a response
+	delivered bool
+	problem   string
+	response  []byte
+}
+
+// waiting is a row of retries.
+type waiting struct {
+	id       ID
+	state    string
+	attempts int
+	due      time.Time
+}
+
+// entry is what is known of one delivery.
+type entry struct {
+	id      ID
+	event   event.Stored
+	waiting *waiting   // nil for none
+	last    *attempted // nil for none
+}
+
+// status is the delivery's state. One that was attempted, was not delivered
+// and waits for nothing lost its listener meanwhile.
+func (e *entry) status() string {
+	switch {
+	case e.waiting != nil:
+		return e.waiting.state
+	case e.last == nil:
+		return statusPending
+	case e.last.delivered:
+		return statusDelivered
+	default:
+		return statusExhausted
+	}
+}
+
+// newest is before every delivery, in their order from the newest to the
+// oldest.
+var newest = event.Key{Batch: math.MaxInt64, Ordinal: math.MaxInt32}
+
+// page lists deliveries of a listener, newest first, that are older than
+// before; those of one status unless that is "".
+func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
+	const order = ` AND (batch_id, ordinal) < ($2, $3) ORDER BY batch_id DESC, ordinal DESC LIMIT $4`
+	var queries []string
+	args := []any{listener, before.Batch, before.Ordinal, limit}
+	if status == "" || status == statusDelivered {
+		where := ``
+		if status != "" {
+			where = ` AND delivered AND NOT EXISTS (SELECT FROM retries r
+				WHERE r.batch_id = a.batch_id AND r.ordinal = a.ordinal AND r.listener_id = a.listener_id)`
+		}
+		queries = append(queries, `SELECT DISTINCT batch_id, ordinal FROM attempts a WHERE listener_id = $1`+where+order)
+	}
+	if status != statusDelivered {
+		where := ``
+		if status != "" {
+			where = ` AND state = '` + status + `'`
+		}
+		queries = append(queries, `SELECT batch_id, ordinal FROM retries WHERE listener_id = $1`+where+order)
+	}
+	var keys []event.Key
+	for _, q := range queries {
+		rows, err := d.pool.Query(ctx, q, args...)
+		if err != nil {
+			return nil, fmt.Errorf("list deliveries: %w", err)
+		}
+		some, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event.Key])
+		if err != nil {
+			return nil, fmt.Errorf("list deliveries: %w", err)
+		}
+		keys = append(keys, some...)
+	}
+	slices.SortFunc(keys, func(a, b event.Key) int {
+		if older(a, b) {
+			return 1
+		}
+		if older(b, a) {
+			return -1
+		}
+		return 0
+	})
+	keys = slices.Compact(keys)
+	return d.entries(ctx, listener, keys[:min(limit, len(keys))])
+}
+
+// entries reads what is known of deliveries. Those whose event retention
+// dropped have none.
+func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key) ([]entry, error) {
+	list := make([]entry, len(keys))
+	at := make(map[event.Key]*entry, len(keys))
+	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
+	for i, k := range keys {
+		list[i].id = ID{k, listener}
+		at[k] = &list[i]
+		batches[i], ordinals[i] = k.Batch, k.Ordinal
+	}
+	if len(keys) == 0 {
+		return list, nil
+	}
+	events, err := d.store.Events(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events {
+		at[e.Key].event = e
+	}
+	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, state, attempt, due_at
+		FROM retries JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1`,
+		listener, batches, ordinals)
+	if err != nil {
+		return nil, fmt.Errorf("read what waits: %w", err)
+	}
+	var w waiting
+	if _, err := pgx.ForEachRow(rows, []any{&w.id.Key.Batch, &w.id.Key.Ordinal, &w.state, &w.attempts, &w.due}, func() error {
+		row := w
+		at[row.id.Key].waiting = &row
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read what waits: %w", err)
+	}
+	made, err := d.attemptsOf(ctx, `SELECT DISTINCT ON (batch_id, ordinal) `+attemptColumns+`
+		FROM attempts a JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1
+		ORDER BY batch_id DESC, ordinal DESC, started_at DESC`, listener, batches, ordinals)
+	if err != nil {
+		return nil, err
+	}
+	for i := range made {
+		at[made[i].id.Key].last = &made[i]
+	}
+	return list, nil
+}
+
+const attemptColumns = `batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response`
+
+// attemptsOf runs a query for attempts.
+func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([]attempted, error) {
+	rows, err := d.pool.Query(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read attempts: %w", err)
+	}
+	made, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a attempted, err error) {
+		var us int64
+		err = row.Scan(&a.id.Key.Batch, &a.id.Key.Ordinal, &a.id.Listener, &a.number, &a.startedAt, &us, &a.status, &a.delivered,
+			&a.problem, &a.response)
+		a.took = time.Duration(us) * time.Microsecond
+		return a, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read attempts: %w", err)
+	}
+	return made, nil
+}
+
+// find reads one delivery and its attempts, oldest first. It is not ok if there
+// is no such delivery.
+func (d *Delivery) find(ctx context.Context, id ID) (e entry, made []attempted, ok bool, err error) {
+	list, err := d.entries(ctx, id.Listener, []event.Key{id.Key})
+	if err != nil {
+		return e, nil, false, err
+	}
+	e = list[0]
+	if e.event.Name == "" || e.waiting == nil && e.last == nil && !slices.Contains(e.event.Listeners, id.Listener) {
+		return e, nil, false, nil
+	}
+	made, err = d.attemptsOf(ctx, `SELECT `+attemptColumns+` FROM attempts
+		WHERE listener_id = $1 AND batch_id = $2 AND ordinal = $3 ORDER BY started_at`, id.Listener, id.Key.Batch, id.Key.Ordinal)
+	return e, made, true, err
+}
+
+// again queues a delivery once more, due now, unless it is in somebody's hands.
+func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error {
+	attempts := 0
+	if e.last != nil {
+		attempts = e.last.number
+	}
+	if _, err := d.pool.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked)
+		VALUES ($1, $2, $3, 'pending', $4, now(), $5, true)
+		ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE SET state = 'pending', due_at = now(), asked = true, updated_at = now()
+		WHERE r.owner IS NULL`,
+		e.id.Key.Batch, e.id.Key.Ordinal, e.id.Listener, attempts, event.OrderKey(l.Ordering, &e.event.Event)); err != nil {
+		return fmt.Errorf("queue a delivery again: %w", err)
+	}
+	d.wake()
+	return nil
+}
+
+// replay queues, in one transaction, all stored events of a span of time that a
+// listener wants, and returns how many.
+func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until time.Time) (queued int64, err error) {
+	pattern, err := event.ParsePattern(l.Event)
+	if err != nil {
+		return 0, fmt.Errorf("replay: %w", err)
+	}
+	name := pattern.Name
+	if pattern.Prefix {
+		name = ""
+	}
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		return d.store.Span(ctx, since, until, name, func(page []event.Stored) error {
+			var rows retryRows
+			for i := range page {
+				if l.Wants(&page[i].Event) {
+					rows.keyRows.add(ID{page[i].Key, l.ID})
+					rows.orderKeys = append(rows.orderKeys, event.OrderKey(l.Ordering, &page[i].Event))
+				}
+			}
+			tag, err := tx.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked)
+				SELECT batch_id, ordinal, listener_id, 'pending', 0, now(), order_key, true
+				FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[]) AS u (batch_id, ordinal, listener_id, order_key)
+				ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE
+				SET state = 'pending', attempt = 0, due_at = now(), asked = true, updated_at = now()
+				WHERE r.owner IS NULL`, rows.batches, rows.ordinals, rows.listeners, rows.orderKeys)
+			queued += tag.RowsAffected()
+			return err
+		})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("replay: %w", err)
+	}
+	d.wake()
+	return queued, nil
+}
+
+// test makes one attempt to deliver an event to a listener, and records it. A
+// failed one can be retried like any other that is exhausted.
+func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) (attempted, error) {
+	key, err := d.store.Add(ctx, e, []int64{l.ID})
+	if err != nil {
+		return attempted{}, err
+	}
+	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
+	rec := record{job: job{stored: stored, listener: l.ID, parsed: new(parsed)}, attempted: true, startedAt: time.Now()}
+	t, err := newTarget(l)
+	var data []byte
+	if err == nil {
+		data, err = rec.job.data(l)
+	}
+	if err != nil {
+		rec.result = result{err: err, class: classRefused}
+	} else {
+		rec.result = d.sender.send(ctx, t, stored, data, rec.job.id(), 1)
+	}
+	if rec.outcome = decide(rec.result, decision{attempt: 1, now: time.Now()}); rec.outcome.kind != delivered {
+		rec.outcome = outcome{kind: exhausted}
+	}
+	var made attemptRows
+	made.add(&rec)
+	err = pgx.BeginFunc(context.WithoutCancel(ctx), d.pool, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		queueAttempts(&b, &made)
+		if rec.outcome.kind != delivered {
+			b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key) VALUES ($1, $2, $3, 'exhausted', 1, now(), '')`,
+				key.Batch, key.Ordinal, l.ID)
+		}
+		return tx.SendBatch(ctx, &b).Close()
+	})
+	if err != nil {
+		return attempted{}, fmt.Errorf("record a test: %w", err)
+	}
+	return attempted{
+		id: rec.job.id(), number: 1, startedAt: rec.startedAt, took: rec.result.duration, status: rec.result.status,
+		delivered: rec.outcome.kind == delivered, problem: made.errors[0], response: made.responses[0],
+	}, nil
+}

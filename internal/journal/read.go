@@ -1,0 +1,101 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Events returns stored events by their keys. Those that retention dropped are
+// not among them.
+func Events(ctx context.Context, pool *pgxpool.Pool, keys []event.Key) ([]event.Stored, error) {
+	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
+	for i, k := range keys {
+		batches[i], ordinals[i] = k.Batch, k.Ordinal
+	}
+	stored, err := read(ctx, pool, `(batch_id, ordinal) IN (SELECT * FROM unnest($1::bigint[], $2::int[]))`, batches, ordinals)
+	if err != nil {
+		return nil, fmt.Errorf("read %d stored events: %w", len(keys), err)
+	}
+	return stored, nil
+}
+
+func read(ctx context.Context, pool *pgxpool.Pool, where string, args ...any) ([]event.Stored, error) {
+	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
+			guild_id, channel_id, user_id, origin, listeners, data
+		FROM events WHERE `+where+` ORDER BY batch_id, ordinal`, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scan)
+}
+
+func scan(row pgx.CollectableRow) (e event.Stored, err error) {
+	err = row.Scan(&e.Key.Batch, &e.Key.Ordinal, &e.ID, &e.Name, &e.Shard.ID, &e.Shard.Count, &e.Seq, &e.ReceivedAt,
+		&e.GuildID, &e.ChannelID, &e.UserID, &e.Origin, &e.Listeners, &e.Data)
+	return e, err
+}
+
+// Find returns the stored event of a public id, as often as it is stored: what
+// was wanted by a listener that is new at a replay is stored again.
+func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]event.Stored, error) {
+	stored, err := read(ctx, pool, `id = $1`, id)
+	if err != nil {
+		return nil, fmt.Errorf("read the event %v: %w", id, err)
+	}
+	return stored, nil
+}
+
+// spanAtOnce is how many events Span reads at a time.
+const spanAtOnce = 5000
+
+// Span reads, in order and some at a time, the stored events that were received
+// from one time to before another, without their payloads; name leaves out
+// those of other names, unless it is "". An error of take ends it.
+func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name string, take func([]event.Stored) error) error {
+	// A batch's number is its commit's clock. It is later than the receipt, by
+	// no more than an outage of the database.
+	after := event.Key{Batch: since.UnixMicro()<<batchShift - 1, Ordinal: 1<<31 - 1}
+	for {
+		rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
+				guild_id, channel_id, user_id, origin, listeners, ''::bytea
+			FROM events WHERE (batch_id, ordinal) > ($1, $2) AND received_at >= $3 AND received_at < $4 AND ($5 = '' OR name = $5)
+			ORDER BY batch_id, ordinal LIMIT $6`, after.Batch, after.Ordinal, since, until, name, spanAtOnce)
+		if err != nil {
+			return fmt.Errorf("read stored events: %w", err)
+		}
+		page, err := pgx.CollectRows(rows, scan)
+		if err != nil {
+			return fmt.Errorf("read stored events: %w", err)
+		}
+		if err := take(page); err != nil || len(page) < spanAtOnce {
+			return err
+		}
+		after = page[len(page)-1].Key
+	}
+}
+
+// Add stores an event for listeners without a batch: whoever adds it sees to
+// its deliveries. Its ordinal is beyond those of batches, whose numbers it may
+// meet.
+func (j *Journal) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
+	now := time.Now()
+	k := event.Key{Batch: now.UnixMicro()<<batchShift | j.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
+	batch := event.Batch{ID: k.Batch, Events: []event.Stored{{Event: *e, Key: k, Listeners: listeners}}}
+	var b pgx.Batch
+	queueEvents(&b, &batch)
+	if err := j.parts.Ensure(ctx, now); err != nil {
+		return k, err
+	}
+	if err := j.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return k, fmt.Errorf("store an event: %w", err)
+	}
+	return k, nil
+}
