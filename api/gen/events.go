@@ -54,7 +54,9 @@ it for less than 10 minutes, else ` + "`available`" + `.
 
 In a model every field is there: what Discord left out is ` + "`null`, `[]`, `{}`" + ` or
 ` + "`false`" + `, as the schema says. Ids are strings. Fields that are not in the schema
-are kept as they came. An event whose model would be useless (an id is missing)
+are kept as they came. A field that the schema has as a string, number or object
+without ` + "`null`" + ` is one that Discord documents as always there; if it is missing
+all the same, it is ` + "`null`" + `. An event whose model would be useless (an id is missing)
 is kept as ` + "`unparsable`" + `; its ` + "`RAW_`" + ` form is delivered all the same.
 
 `

@@ -476,6 +476,27 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The catalog is served whole, with the model of each event.
+func TestEventTypes(t *testing.T) {
+	t.Parallel()
+	got := setup(t).call(t, "GET", "/events/types", "")
+	list, _ := got.body["data"].([]any)
+	if len(list) != len(event.Types()) {
+		t.Fatalf("%d events: %v", len(list), got.body)
+	}
+	for i, e := range event.Types() {
+		served, _ := list[i].(map[string]any)
+		var model any
+		if e.Model != "" {
+			model = e.Model
+		}
+		if served["name"] != e.Name || served["raw_name"] != "RAW_"+e.Name || served["model"] != model || served["parsed"] != (e.Model != "") ||
+			served["about"] != e.About || served["privileged"] != e.Privileged() {
+			t.Errorf("%s is served as %v", e.Name, served)
+		}
+	}
+}
+
 func TestKeyRoutesAndMethods(t *testing.T) {
 	t.Parallel()
 	a := setup(t)

@@ -1955,7 +1955,7 @@ type Guild struct {
 	Name string `json:"name"`
 
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
-	NsfwLevel int `json:"nsfw_level"`
+	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
 	// Owner Not told to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
@@ -2189,7 +2189,7 @@ type GuildCreate1 struct {
 	Name string `json:"name"`
 
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
-	NsfwLevel int `json:"nsfw_level"`
+	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
 	// Owner Not told to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
@@ -2307,7 +2307,7 @@ type GuildMember struct {
 	Deaf bool `json:"deaf"`
 
 	// Flags Flags of the membership.
-	Flags int `json:"flags"`
+	Flags nullable.Nullable[int] `json:"flags"`
 
 	// JoinedAt When the user joined; null for guests.
 	JoinedAt nullable.Nullable[time.Time] `json:"joined_at"`
@@ -2604,7 +2604,7 @@ type GuildUpdate struct {
 	Name string `json:"name"`
 
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
-	NsfwLevel int `json:"nsfw_level"`
+	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
 	// Owner Not told to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
@@ -3197,7 +3197,7 @@ type Member struct {
 	Deaf bool `json:"deaf"`
 
 	// Flags Flags of the membership.
-	Flags int `json:"flags"`
+	Flags nullable.Nullable[int] `json:"flags"`
 
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
@@ -4098,7 +4098,7 @@ type Role struct {
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Flags Flags.
-	Flags int `json:"flags"`
+	Flags nullable.Nullable[int] `json:"flags"`
 
 	// Hoist Whether members with it are listed apart.
 	Hoist bool `json:"hoist"`
