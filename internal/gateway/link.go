@@ -370,9 +370,10 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 	case l.session.ID == "":
 		l.drop(ctx, "odd", "a dispatch before READY")
 		return nil
-	case f.seq <= l.session.Seq && resumed:
+	case f.seq == l.session.Seq && resumed:
 		// Its sequence number may be that of the last event replayed. It is
-		// still a RESUMED of its own.
+		// still a RESUMED of its own. One with a lower number is replayed: it
+		// tells of another connection, and is no sign that this one works.
 		if err := l.putOwn(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.data))); err != nil {
 			return err
 		}
