@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"net"
 	"net/http"
-	"sync"
 	"sync/atomic"
 )
 
@@ -21,10 +20,22 @@ type wire struct {
 	// nothing happens any more.
 	muted atomic.Bool
 
-	mu     sync.Mutex // guards what follows, and the order of writes
+	// mu guards what follows, and the order of writes. A write may last as long
+	// as a peer that reads nothing, and who waits for it on a sync.Mutex keeps a
+	// test's fake clock from moving.
+	mu     chanMutex
 	corked bool
 	buf    []byte
 }
+
+// chanMutex is a lock whose waiters synctest takes for blocked.
+type chanMutex chan struct{}
+
+// Lock implements sync.Locker.
+func (m chanMutex) Lock() { m <- struct{}{} }
+
+// Unlock implements sync.Locker.
+func (m chanMutex) Unlock() { <-m }
 
 // Write implements net.Conn.
 func (w *wire) Write(p []byte) (int, error) {
@@ -98,6 +109,6 @@ func (t *tap) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t.wire = &wire{Conn: nc}
+	t.wire = &wire{Conn: nc, mu: make(chanMutex, 1)}
 	return t.wire, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(t.wire, 4<<10)), nil
 }
