@@ -55,7 +55,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(srv.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	r := &rig{
 		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &slots{}, changed: make(chan struct{}, 1), log: quiet,
