@@ -130,7 +130,7 @@ func (s *Server) actHTTP(w http.ResponseWriter, r *http.Request, actions []Actio
 			return false
 		default: // Drop and Reset: Arm accepts nothing else here
 			if nc, _, err := http.NewResponseController(w).Hijack(); err == nil {
-				broken := &wire{Conn: nc}
+				broken := newWire(nc)
 				if a.verb == verbReset {
 					broken.reset()
 				} else {

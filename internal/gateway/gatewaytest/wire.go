@@ -28,6 +28,9 @@ type wire struct {
 	buf    []byte
 }
 
+// newWire returns a wire over c, which the wire closes.
+func newWire(c net.Conn) *wire { return &wire{Conn: c, mu: make(chanMutex, 1)} }
+
 // chanMutex is a lock whose waiters synctest takes for blocked.
 type chanMutex chan struct{}
 
@@ -109,6 +112,6 @@ func (t *tap) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t.wire = &wire{Conn: nc, mu: make(chanMutex, 1)}
+	t.wire = newWire(nc)
 	return t.wire, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(t.wire, 4<<10)), nil
 }

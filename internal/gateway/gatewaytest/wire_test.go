@@ -20,7 +20,7 @@ func (c *counter) Write(p []byte) (int, error) {
 func TestCork(t *testing.T) {
 	t.Parallel()
 	var c counter
-	w := wire{Conn: &c}
+	w := newWire(&c)
 	write := func(n int) {
 		t.Helper()
 		if m, err := w.Write(make([]byte, n)); m != n || err != nil {
