@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// bareCommand makes this program the bare loop: a process of its own, so that
+// what it uses can be told from what the receiver does.
+const bareCommand = "bare"
+
+// post is a delivery as it was sent: the bare loop sends the same.
+type post struct {
+	URL     string      `json:"url"`
+	Header  http.Header `json:"header"`
+	Body    []byte      `json:"body"`
+	Workers int         `json:"workers"`
+}
+
+// posted is what one round of the bare loop did.
+type posted struct {
+	Posts int64         `json:"posts"`
+	Took  time.Duration `json:"took"`
+}
+
+// bareLoop reads a post, and then for every duration that it reads POSTs it for
+// that long and says how often. It is what one would write by hand: net/http's
+// client with enough idle connections, nothing signed, nothing stored.
+func bareLoop(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
+	in, out := json.NewDecoder(bufio.NewReader(stdin)), json.NewEncoder(stdout)
+	var p post
+	if err := in.Decode(&p); err != nil {
+		return fmt.Errorf("read what to post: %w", err)
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: p.Workers}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	for {
+		var d time.Duration
+		err := in.Decode(&d)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read for how long to post: %w", err)
+		}
+		did, err := p.repeat(ctx, client, d)
+		if err != nil {
+			return err
+		}
+		if err := out.Encode(did); err != nil {
+			return fmt.Errorf("tell what was posted: %w", err)
+		}
+	}
+}
+
+// repeat sends the post with all workers for a time.
+func (p *post) repeat(ctx context.Context, client *http.Client, d time.Duration) (posted, error) {
+	var posts atomic.Int64
+	errs := make([]error, p.Workers)
+	began := time.Now()
+	var workers sync.WaitGroup
+	for i := range p.Workers {
+		workers.Go(func() {
+			for time.Since(began) < d && errs[i] == nil {
+				if errs[i] = p.send(ctx, client); errs[i] == nil {
+					posts.Add(1)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return posted{posts.Load(), time.Since(began)}, errors.Join(errs...)
+}
+
+func (p *post) send(ctx context.Context, client *http.Client) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, bytes.NewReader(p.Body))
+	if err != nil {
+		return fmt.Errorf("make a bare POST: %w", err)
+	}
+	req.Header = p.Header
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("bare POST: %w", err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusNoContent {
+		return fmt.Errorf("bare POST: %s: %w", resp.Status, err)
+	}
+	return nil
+}
+
+// bare is the process of the bare loop.
+type bare struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *json.Decoder
+}
+
+func startBare(ctx context.Context, p post, stderr io.Writer) (*bare, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("start the bare loop: %w", err)
+	}
+	b := &bare{cmd: exec.CommandContext(ctx, self, bareCommand)}
+	b.cmd.Stderr = stderr
+	out, err := b.cmd.StdoutPipe()
+	if err == nil {
+		b.out = json.NewDecoder(out)
+		b.in, err = b.cmd.StdinPipe()
+	}
+	if err == nil {
+		err = b.cmd.Start()
+	}
+	if err == nil {
+		err = json.NewEncoder(b.in).Encode(p)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start the bare loop: %w", err)
+	}
+	return b, nil
+}
+
+func (b *bare) pid() int { return b.cmd.Process.Pid }
+
+// round lets it POST for a time.
+func (b *bare) round(d time.Duration) (did posted, err error) {
+	if err = json.NewEncoder(b.in).Encode(d); err == nil {
+		err = b.out.Decode(&did)
+	}
+	if err != nil {
+		return did, fmt.Errorf("run the bare loop: %w", err)
+	}
+	return did, nil
+}
+
+func (b *bare) close() error {
+	err := b.in.Close()
+	return errors.Join(err, b.cmd.Wait())
+}

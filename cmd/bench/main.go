@@ -1,0 +1,175 @@
+// Command bench measures what Gatehook does and costs: it runs the real server
+// binary with PostgreSQL, a simulated Discord and a receiver, and beside it, in
+// turns, the bare limit: a loop that POSTs the same signed body to the same
+// receiver and stores nothing.
+//
+// It promises that every delivery is counted and the signatures of a sample are
+// verified: a run in which one is missing fails. docs/benchmark.md says what
+// the figures mean.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() { os.Exit(mainCode()) }
+
+func mainCode() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if len(os.Args) == 2 && os.Args[1] == bareCommand {
+		err = bareLoop(ctx, os.Stdin, os.Stdout)
+	} else {
+		err = run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	}
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		return 2
+	default:
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+}
+
+var errUsage = errors.New("usage")
+
+// options are the flags.
+type options struct {
+	fanouts, bodies, shards numbers
+	full                    bool
+	rates                   numbers
+	rounds                  int
+	roundTime               time.Duration
+	window                  int
+	server                  string
+	json                    bool
+}
+
+// numbers is a flag: whole numbers joined with commas.
+type numbers []int
+
+// String implements flag.Value.
+func (n *numbers) String() string {
+	texts := make([]string, len(*n))
+	for i, v := range *n {
+		texts[i] = strconv.Itoa(v)
+	}
+	return strings.Join(texts, ",")
+}
+
+// Set implements flag.Value. An empty list leaves the measurement out.
+func (n *numbers) Set(s string) error {
+	*n = nil
+	for _, text := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' }) {
+		v, err := strconv.Atoi(text)
+		if err != nil || v < 1 {
+			return fmt.Errorf("%q is no number from 1 up", text)
+		}
+		*n = append(*n, v)
+	}
+	return nil
+}
+
+func readOptions(args []string, stderr io.Writer) (options, error) {
+	o := options{
+		fanouts: numbers{1, 10, 100}, bodies: numbers{1024, 300, 16384}, shards: numbers{1, 16, 256}, rates: numbers{100, 500, 1000},
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Var(&o.fanouts, "fanout", "listeners of every event, joined with commas; the first is the usual one")
+	flags.Var(&o.bodies, "body", "sizes of a POST's body in bytes, joined with commas; the first is the usual one")
+	flags.Var(&o.shards, "shards", "numbers of shards, joined with commas; the first is the usual one")
+	flags.BoolVar(&o.full, "full", false, "measure every combination, not only one change at a time")
+	flags.Var(&o.rates, "rates", "events a second at which latency is measured, joined with commas; empty for none")
+	flags.IntVar(&o.rounds, "rounds", 3, "how often each measurement is made, in turns with the bare limit")
+	flags.DurationVar(&o.roundTime, "time", 3*time.Second, "how long a round takes, on either side")
+	flags.IntVar(&o.window, "window", 512, "events that are under way at once, at most")
+	flags.StringVar(&o.server, "server", "", "a server binary to measure; without it the present source is built")
+	flags.BoolVar(&o.json, "json", false, "print JSON instead of text")
+	if err := flags.Parse(args); err != nil {
+		return o, errors.Join(errUsage, err)
+	}
+	if flags.NArg() > 0 || len(o.fanouts)*len(o.bodies)*len(o.shards) == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 {
+		fmt.Fprintln(stderr, "bench takes flags only, at least one --fanout, --body and --shards each, and positive numbers")
+		return o, errUsage
+	}
+	return o, nil
+}
+
+// run is the program, so that a test starts the very same one.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	o, err := readOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	b, err := open(ctx, o, stderr)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close(ctx)) }()
+	r := newReport()
+	for _, s := range o.setups() {
+		t, err := b.throughput(ctx, s)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s, err)
+		}
+		r.Throughput = append(r.Throughput, t)
+	}
+	if len(o.rates) > 0 {
+		usual := o.setups()[0]
+		if r.Latency, err = b.latency(ctx, usual); err != nil {
+			return fmt.Errorf("latency with %v: %w", usual, err)
+		}
+	}
+	if o.json {
+		return r.writeJSON(stdout)
+	}
+	return r.writeText(stdout)
+}
+
+// setup is what is varied.
+type setup struct {
+	Fanout int `json:"fanout"`
+	Body   int `json:"body_bytes"`
+	Shards int `json:"shards"`
+}
+
+// String implements fmt.Stringer.
+func (s setup) String() string {
+	return fmt.Sprintf("fan-out %d, bodies of %d bytes, %d shards", s.Fanout, s.Body, s.Shards)
+}
+
+// setups are the usual one, then those that differ from it in one thing; or all
+// combinations.
+func (o options) setups() (list []setup) {
+	usual := setup{o.fanouts[0], o.bodies[0], o.shards[0]}
+	for _, f := range o.fanouts {
+		for _, b := range o.bodies {
+			for _, s := range o.shards {
+				differs := 0
+				for _, d := range []bool{f != usual.Fanout, b != usual.Body, s != usual.Shards} {
+					if d {
+						differs++
+					}
+				}
+				if o.full || differs <= 1 {
+					list = append(list, setup{f, b, s})
+				}
+			}
+		}
+	}
+	return list
+}

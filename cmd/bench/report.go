@@ -1,0 +1,149 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// report is all that was measured.
+type report struct {
+	System     string       `json:"system"`
+	Processors int          `json:"processors"`
+	Go         string       `json:"go"`
+	Throughput []throughput `json:"throughput"`
+	Latency    []latency    `json:"latency,omitempty"`
+}
+
+func newReport() *report {
+	return &report{System: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(), Go: runtime.Version()}
+}
+
+// throughput is what one setup managed, as fast as it could.
+type throughput struct {
+	setup
+	// BodySent is how long a body really was, Workers how many POSTs the bare
+	// loop had in flight: as many as the listeners take.
+	BodySent int     `json:"body_sent_bytes"`
+	Workers  int     `json:"bare_workers"`
+	Rounds   []round `json:"rounds"`
+
+	PerSecond     spread `json:"deliveries_per_second"`
+	BarePerSecond spread `json:"bare_per_second"`
+	Ratio         spread `json:"ratio_to_bare"`
+	// Processor time in microseconds a delivery; harness is the simulated
+	// Discord and the receiver together.
+	ServerCPU      spread `json:"server_cpu_us"`
+	PostgresCPU    spread `json:"postgres_cpu_us"`
+	HarnessCPU     spread `json:"harness_cpu_us"`
+	BareCPU        spread `json:"bare_cpu_us"`
+	BareHarnessCPU spread `json:"bare_receiver_cpu_us"`
+	// PeakMemory of the server, in bytes, at its most ever.
+	PeakMemory int64 `json:"server_peak_memory_bytes"`
+	Deliveries int64 `json:"deliveries"`
+	Verified   int64 `json:"signatures_verified"`
+	Twice      int64 `json:"came_twice"`
+}
+
+// round is one turn of both sides. The figures are those of throughput.
+type round struct {
+	Deliveries     int64         `json:"deliveries"`
+	Took           time.Duration `json:"took_ns"`
+	PerSecond      float64       `json:"deliveries_per_second"`
+	BarePerSecond  float64       `json:"bare_per_second"`
+	Ratio          float64       `json:"ratio_to_bare"`
+	ServerCPU      float64       `json:"server_cpu_us"`
+	PostgresCPU    float64       `json:"postgres_cpu_us"`
+	HarnessCPU     float64       `json:"harness_cpu_us"`
+	BareCPU        float64       `json:"bare_cpu_us"`
+	BareHarnessCPU float64       `json:"bare_receiver_cpu_us"`
+}
+
+// latency is from frame to POST at one rate, in milliseconds.
+type latency struct {
+	setup
+	Rate   int            `json:"events_per_second"`
+	Rounds []latencyRound `json:"rounds"`
+	Median spread         `json:"median_ms"`
+	P99    spread         `json:"p99_ms"`
+	Max    spread         `json:"max_ms"`
+}
+
+type latencyRound struct {
+	Deliveries int     `json:"deliveries"`
+	Median     float64 `json:"median_ms"`
+	P99        float64 `json:"p99_ms"`
+	Max        float64 `json:"max_ms"`
+}
+
+// spread is a figure over several rounds.
+type spread struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+func spreadOf[R any](rounds []R, figure func(R) float64) spread {
+	values := make([]float64, len(rounds))
+	for i, r := range rounds {
+		values[i] = figure(r)
+	}
+	slices.Sort(values)
+	n := len(values)
+	return spread{Median: (values[(n-1)/2] + values[n/2]) / 2, Min: values[0], Max: values[n-1]}
+}
+
+func (t *throughput) sum(inboxes []*inbox) {
+	t.PerSecond = spreadOf(t.Rounds, func(r round) float64 { return r.PerSecond })
+	t.BarePerSecond = spreadOf(t.Rounds, func(r round) float64 { return r.BarePerSecond })
+	t.Ratio = spreadOf(t.Rounds, func(r round) float64 { return r.Ratio })
+	t.ServerCPU = spreadOf(t.Rounds, func(r round) float64 { return r.ServerCPU })
+	t.PostgresCPU = spreadOf(t.Rounds, func(r round) float64 { return r.PostgresCPU })
+	t.HarnessCPU = spreadOf(t.Rounds, func(r round) float64 { return r.HarnessCPU })
+	t.BareCPU = spreadOf(t.Rounds, func(r round) float64 { return r.BareCPU })
+	t.BareHarnessCPU = spreadOf(t.Rounds, func(r round) float64 { return r.BareHarnessCPU })
+	for _, in := range inboxes {
+		in.mu.Lock()
+		t.Deliveries, t.Verified, t.Twice = t.Deliveries+in.count, t.Verified+in.verified, t.Twice+in.twice
+		in.mu.Unlock()
+	}
+}
+
+func (l *latency) sum() {
+	l.Median = spreadOf(l.Rounds, func(r latencyRound) float64 { return r.Median })
+	l.P99 = spreadOf(l.Rounds, func(r latencyRound) float64 { return r.P99 })
+	l.Max = spreadOf(l.Rounds, func(r latencyRound) float64 { return r.Max })
+}
+
+func (r *report) writeJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+func (r *report) writeText(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "%s, %d processors, %s\n\n", r.System, r.Processors, r.Go)
+	fmt.Fprintln(w, "Throughput: median of the rounds, least–most. CPU is processor time a delivery, µs; harness is the")
+	fmt.Fprintln(w, "simulated Discord with the receiver, which share the machine; beside it what the bare loop and its receiver used.")
+	fmt.Fprintln(w, "fan-out\tbody\tshards\tdeliveries/s\tbare/s\tratio\t\tserver\tPostgreSQL\tharness\tbare\treceiver\tpeak MiB\tdeliveries\tverified\ttwice\t")
+	for _, t := range r.Throughput {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.2f–%.2f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%d\t%d\t%d\t\n",
+			t.Fanout, t.BodySent, t.Shards, t.PerSecond.Median, t.BarePerSecond.Median, t.Ratio.Median, t.Ratio.Min, t.Ratio.Max,
+			t.ServerCPU.Median, t.PostgresCPU.Median, t.HarnessCPU.Median, t.BareCPU.Median, t.BareHarnessCPU.Median,
+			float64(t.PeakMemory)/(1<<20), t.Deliveries, t.Verified, t.Twice)
+	}
+	if len(r.Latency) > 0 {
+		fmt.Fprintln(w, "\nLatency from frame to POST, ms: median of the rounds, least–most.")
+		fmt.Fprintln(w, "fan-out\tbody\tshards\tevents/s\tmedian\t\tp99\t\tmax\t\t")
+	}
+	for _, l := range r.Latency {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%.2f\t%.2f–%.2f\t%.2f\t%.2f–%.2f\t%.2f\t%.2f–%.2f\t\n", l.Fanout, l.Body, l.Shards, l.Rate,
+			l.Median.Median, l.Median.Min, l.Median.Max, l.P99.Median, l.P99.Min, l.P99.Max, l.Max.Median, l.Max.Min, l.Max.Max)
+	}
+	return w.Flush()
+}

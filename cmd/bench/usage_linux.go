@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// tick is the unit of /proc/PID/stat: USER_HZ is 100 on every architecture that
+// Go runs on (proc(5)).
+const tick = 10 * time.Millisecond
+
+// process is one line of /proc/PID/stat.
+type process struct {
+	parent int
+	name   string
+	// own and reaped are the processor time of itself and of its children that
+	// ended.
+	own, reaped time.Duration
+}
+
+func readProcess(pid int) (p process, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return p, err
+	}
+	// The name is in parentheses and may hold anything.
+	from, to := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if from < 0 || to < from {
+		return p, fmt.Errorf("/proc/%d/stat can't be read: %q", pid, b)
+	}
+	p.name = string(b[from+1 : to])
+	fields := strings.Fields(string(b[to+1:])) // the third one of proc(5) first
+	if len(fields) < 15 {
+		return p, fmt.Errorf("/proc/%d/stat can't be read: %q", pid, b)
+	}
+	var numbers [5]int64
+	for i, at := range [...]int{1, 11, 12, 13, 14} { // ppid, utime, stime, cutime, cstime
+		if numbers[i], err = strconv.ParseInt(fields[at], 10, 64); err != nil {
+			return p, fmt.Errorf("/proc/%d/stat can't be read: %w", pid, err)
+		}
+	}
+	p.parent = int(numbers[0])
+	p.own = time.Duration(numbers[1]+numbers[2]) * tick
+	p.reaped = time.Duration(numbers[3]+numbers[4]) * tick
+	return p, nil
+}
+
+// readUsage sums up the server, the bare loop, this process, and the PostgreSQL
+// that is this process's child with all its processes. A pid of 0 is nobody.
+func readUsage(server, bare int) (u usage, err error) {
+	files, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return u, err
+	}
+	all := make(map[int]process, len(files))
+	for _, f := range files {
+		pid, err := strconv.Atoi(filepath.Base(f))
+		if err != nil {
+			continue
+		}
+		if p, err := readProcess(pid); err == nil { // else it has just ended
+			all[pid] = p
+		}
+	}
+	self := os.Getpid()
+	u.server, u.bare, u.harness = all[server].own, all[bare].own, all[self].own
+	for _, p := range all {
+		if p.name == "postgres" && (p.parent == self || all[p.parent].name == "postgres" && all[p.parent].parent == self) {
+			u.postgres += p.own + p.reaped
+		}
+	}
+	return u, nil
+}
+
+// peakMemory is the most that a process ever had in memory, in bytes.
+func peakMemory(pid int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read the peak of memory: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("read the peak of memory: no VmHWM in /proc/%d/status", pid)
+}
