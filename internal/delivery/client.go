@@ -35,17 +35,19 @@ const (
 	class2xx class = iota
 	class3xx
 	class4xx
+	class429
 	class5xx
 	classTimeout
 	classRefused
 	classDNS
 	classTLS
 	classConnection
+	classes // how many there are
 )
 
 // String is the metric's label.
 func (c class) String() string {
-	return [...]string{"2xx", "3xx", "4xx", "5xx", "timeout", "refused", "dns", "tls", "connection"}[c]
+	return [...]string{"2xx", "3xx", "4xx", "429", "5xx", "timeout", "refused", "dns", "tls", "connection"}[c]
 }
 
 // result is what one attempt saw.
@@ -223,6 +225,9 @@ func (s *sender) do(ctx context.Context, t *target, h http.Header, body *sentBod
 }
 
 func classOf(status int) class {
+	if status == http.StatusTooManyRequests {
+		return class429
+	}
 	switch status / 100 {
 	case 2:
 		return class2xx

@@ -28,6 +28,7 @@ const (
 	unparsable
 	// dropped: the listener was deleted.
 	dropped
+	kinds // how many there are
 )
 
 // String is how metrics and logs name it.

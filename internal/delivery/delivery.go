@@ -50,6 +50,8 @@ type Store struct {
 	// Own returns which batches are an owner's, and lets nobody else have them
 	// until the transaction ends.
 	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
+	// Committed is when a batch was committed, by its number.
+	Committed func(batch int64) time.Time
 	// Find reads the event of a public id, as often as it is stored.
 	Find func(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
 	// Add stores an event that no batch is for.
@@ -292,6 +294,23 @@ func (d *Delivery) all() []*lane {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return slices.Collect(maps.Values(d.lanes))
+}
+
+// forget drops the lanes of deleted listeners that have nothing left to do, and
+// their metrics.
+func (d *Delivery) forget() {
+	for _, l := range d.all() {
+		if d.listeners.Listener(l.id) != nil {
+			continue
+		}
+		if held, inFlight, _ := l.load(); held > 0 || inFlight > 0 {
+			continue
+		}
+		d.mu.Lock()
+		delete(d.lanes, l.id)
+		d.mu.Unlock()
+		d.metrics.close(l.series.Swap(d.metrics.other))
+	}
 }
 
 // wake makes the retry loop look now.

@@ -164,6 +164,7 @@ type bundle struct {
 	// readEvents, if set, may fail a reading of events.
 	readEvents func() error
 	settled    chan int64 // the batches whose deliveries all are settled
+	metrics    *prometheus.Registry
 }
 
 // setup makes a Delivery on a fresh database with one listener for each URL,
@@ -217,8 +218,10 @@ func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
 			}
 			return pgx.CollectRows(rows, pgx.RowTo[int64])
 		},
+		Committed: func(batch int64) time.Time { return time.UnixMicro(batch) },
 	}
-	d, err := Open(t.Context(), b.pool, b.registry, store, instance, cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	b.metrics = prometheus.NewRegistry()
+	d, err := Open(t.Context(), b.pool, b.registry, store, instance, cfg, slog.New(slog.DiscardHandler), b.metrics)
 	if err != nil {
 		t.Fatal(err)
 	}

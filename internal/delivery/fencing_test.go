@@ -214,7 +214,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 		i.regain(1) // nobody was faster
 	}
 	<-b.settled
-	if n := testutil.ToFloat64(b.metrics.forsaken); n != 0 {
+	if n := testutil.ToFloat64(b.Delivery.metrics.forsaken); n != 0 {
 		t.Errorf("%v deliveries were let go of, which are still its own", n)
 	}
 
@@ -233,7 +233,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 		t.Errorf("event %d was delivered, which an heir has", got.seq)
 	}
 	<-b.settled
-	if n := testutil.ToFloat64(b.metrics.forsaken); n != 4 {
+	if n := testutil.ToFloat64(b.Delivery.metrics.forsaken); n != 4 {
 		t.Errorf("%v deliveries were let go of, want 4", n)
 	}
 	b.books(t, 4, 0, 0, 1)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -25,6 +26,8 @@ const takeAtOnce = 256
 type lane struct {
 	d  *Delivery
 	id int64
+	// series is what counts the listener's deliveries.
+	series atomic.Pointer[series]
 
 	mu    sync.Mutex
 	ready line
@@ -85,7 +88,13 @@ func older(a, b event.Key) bool {
 }
 
 func newLane(d *Delivery, id int64) *lane {
-	return &lane{d: d, id: id, limit: 1, pause: time.Second, rowed: make(map[event.Key]bool)}
+	l := &lane{d: d, id: id, limit: 1, pause: time.Second, rowed: make(map[event.Key]bool)}
+	s := d.metrics.other
+	if d.listeners.Listener(id) != nil {
+		s = d.metrics.open(id)
+	}
+	l.series.Store(s)
+	return l
 }
 
 // push takes a new job. It goes to the database instead if the lane is full, if
@@ -101,7 +110,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	if k == nil && full {
 		l.spilled = true
 		l.mu.Unlock()
-		l.d.metrics.spilled.Inc()
+		l.series.Load().spilled.Inc()
 		return l.d.recorder.put(ctx, spill(j))
 	}
 	defer l.mu.Unlock()
@@ -111,7 +120,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		l.spilled = true
 		l.surrender(k)
 		k.park(j.stored.Key)
-		l.d.metrics.spilled.Inc()
+		l.series.Load().spilled.Inc()
 		return l.d.recorder.put(ctx, spill(j))
 	}
 	l.size++
@@ -142,7 +151,7 @@ func (l *lane) surrender(k *key) {
 		k.park(k.current.stored.Key)
 	}
 	for _, j := range k.waiting {
-		l.d.metrics.spilled.Inc()
+		l.series.Load().spilled.Inc()
 		l.record(spill(j))
 		k.park(j.stored.Key)
 	}
@@ -197,11 +206,18 @@ func (l *lane) unpark(name string, newest event.Key) {
 	}
 }
 
-// load is what the lane holds, and how much of it is in flight.
-func (l *lane) load() (held, inFlight int) {
+// load is what the lane holds, how much of it is in flight, and when the oldest
+// event that waits here was received; zero for none.
+func (l *lane) load() (held, inFlight int, oldest time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.size, l.inFlight
+	oldest = l.ready.oldest()
+	for _, k := range l.keys {
+		if k.active {
+			oldest = earlier(oldest, k.current.stored.ReceivedAt)
+		}
+	}
+	return l.size, l.inFlight, oldest
 }
 
 // hasMore notes that retries held more than the lane took.
@@ -396,11 +412,8 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 
 // observe counts and logs an attempt.
 func (l *lane) observe(rec record, listener *event.Listener) {
-	l.d.metrics.attempts.WithLabelValues(rec.result.class.String()).Inc()
 	l.d.metrics.attemptTime.Observe(rec.result.duration.Seconds())
-	if rec.attempt() == 1 {
-		l.d.metrics.latency.Observe(rec.startedAt.Sub(rec.job.stored.ReceivedAt).Seconds())
-	}
+	l.series.Load().attempted(&rec)
 	l.log(rec, listener)
 }
 
@@ -471,7 +484,7 @@ func (l *lane) finishOrdered(j job, rec record) {
 		k.active, k.current = false, job{}
 		k.park(j.stored.Key)
 		for _, p := range k.waiting {
-			l.d.metrics.spilled.Inc()
+			l.series.Load().spilled.Inc()
 			l.record(record{job: p, outcome: outcome{kind: retryAt, at: rec.outcome.at}})
 			k.park(p.stored.Key)
 		}
@@ -560,6 +573,17 @@ func (q *line) pop() job {
 		return q.urgent.pop()
 	}
 	return q.usual.pop()
+}
+
+// oldest is when the oldest of those that are next was received; zero if there
+// are none.
+func (q *line) oldest() (at time.Time) {
+	for _, f := range []*fifo{&q.urgent, &q.usual} {
+		if f.len() > 0 {
+			at = earlier(at, f.jobs[f.head].stored.ReceivedAt)
+		}
+	}
+	return at
 }
 
 // fifo is a queue that gives up what it has handed out.

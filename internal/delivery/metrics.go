@@ -1,54 +1,135 @@
 package delivery
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// ownSeries is how many listeners have series of their own at a time; the
+	// others share those of otherListeners. So many make some thousands of
+	// series, whatever the number of listeners.
+	ownSeries = 100
+	// otherListeners is the label of what has no series of its own.
+	otherListeners = "other"
+)
+
+// delays are the buckets of what may take a millisecond, or a day of retries;
+// in seconds.
+var delays = []float64{
+	0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 3 * 3600, 24 * 3600,
+}
 
 type metrics struct {
-	attempts, deliveries    *prometheus.CounterVec
-	attemptTime, latency    prometheus.Histogram
-	spilled, recordFailures prometheus.Counter
-	forsaken                prometheus.Counter
+	attempts, deliveries, spilled *prometheus.CounterVec
+	first, success                *prometheus.HistogramVec
+	attemptTime                   prometheus.Histogram
+	recordFailures, forsaken      prometheus.Counter
+	sampleFailures                prometheus.Counter
+
+	mu    sync.Mutex
+	own   int // how many listeners have series of their own
+	other *series
+}
+
+// series is one listener's part of the metrics, resolved once: nothing on a
+// delivery's way looks up a label.
+type series struct {
+	label          string
+	attempts       [classes]prometheus.Counter
+	deliveries     [kinds]prometheus.Counter
+	first, success prometheus.Observer
+	spilled        prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 	opts := func(name, help string) prometheus.Opts {
 		return prometheus.Opts{Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help}
 	}
-	seconds := func(name, help string) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help,
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
-		})
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts(opts(name, help)))
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts(opts(name, help)), append([]string{"listener"}, labels...))
+	}
+	seconds := func(name, help string) prometheus.HistogramOpts {
+		return prometheus.HistogramOpts{Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help, Buckets: delays}
 	}
 	m := &metrics{
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("attempts_total",
-			"POSTs made, by what became of them.")), []string{"class"}),
-		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts(opts("deliveries_total",
-			"Deliveries that reached a final state, by that state.")), []string{"state"}),
-		attemptTime: seconds("attempt_seconds", "Time that one POST took."),
-		latency:     seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."),
-		spilled: prometheus.NewCounter(prometheus.CounterOpts(opts("spilled_total",
-			"Deliveries that went to the database because their lane was full or their key waits there."))),
-		forsaken: prometheus.NewCounter(prometheus.CounterOpts(opts("forsaken_total",
-			"Deliveries let go of because another instance had taken them over."))),
-		recordFailures: prometheus.NewCounter(prometheus.CounterOpts(opts("record_failures_total",
-			"Transactions that record attempts, failed and tried again."))),
+		attempts:       counters("attempts_total", "POSTs made, by what became of them.", "class"),
+		deliveries:     counters("deliveries_total", "Deliveries that reached a final state, by that state.", "state"),
+		spilled:        counters("spilled_total", "Deliveries that went to the database because their lane was full or their key waits there."),
+		first:          prometheus.NewHistogramVec(seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."), []string{"listener"}),
+		success:        prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
+		attemptTime:    prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
+		forsaken:       counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
+		recordFailures: counter("record_failures_total", "Transactions that record attempts, failed and tried again."),
+		sampleFailures: counter("sample_failures_total", "Looks at what waits in the database that failed: its gauges are old."),
 	}
-	reg.MustRegister(m.attempts, m.deliveries, m.attemptTime, m.latency, m.spilled, m.forsaken, m.recordFailures,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("in_flight", "POSTs under way.")),
-			func() float64 { _, n := d.load(); return float64(n) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queued", "Deliveries that the lanes hold in memory.")),
-			func() float64 { n, _ := d.load(); return float64(n) }),
+	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.recordFailures, m.sampleFailures,
+		&lanesCollector{d: d},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }))
+	m.other = m.resolve(otherListeners)
 	return m
 }
 
-// load sums up the lanes.
-func (d *Delivery) load() (held, inFlight int) {
-	for _, l := range d.all() {
-		h, f := l.load()
-		held += h
-		inFlight += f
+// open returns a listener's series: its own while there is a place, or else
+// those that the others share. Whoever has opened them closes them.
+func (m *metrics) open(listener int64) *series {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.own >= ownSeries {
+		return m.other
 	}
-	return held, inFlight
+	m.own++
+	return m.resolve(event.ListenerID(listener))
+}
+
+// close removes the series of a listener that was deleted, and gives up its
+// place.
+func (m *metrics) close(s *series) {
+	if s == m.other {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.own--
+	of := prometheus.Labels{"listener": s.label}
+	m.attempts.DeletePartialMatch(of)
+	m.deliveries.DeletePartialMatch(of)
+	m.spilled.DeletePartialMatch(of)
+	m.first.DeletePartialMatch(of)
+	m.success.DeletePartialMatch(of)
+}
+
+func (m *metrics) resolve(label string) *series {
+	s := &series{
+		label: label, first: m.first.WithLabelValues(label), success: m.success.WithLabelValues(label),
+		spilled: m.spilled.WithLabelValues(label),
+	}
+	for c := range classes {
+		s.attempts[c] = m.attempts.WithLabelValues(label, c.String())
+	}
+	for k := range kinds {
+		if k != retryAt { // is no final state
+			s.deliveries[k] = m.deliveries.WithLabelValues(label, k.String())
+		}
+	}
+	return s
+}
+
+// attempted counts an attempt.
+func (s *series) attempted(rec *record) {
+	s.attempts[rec.result.class].Inc()
+	received := rec.job.stored.ReceivedAt
+	if rec.attempt() == 1 {
+		s.first.Observe(rec.startedAt.Sub(received).Seconds())
+	}
+	if rec.outcome.kind == delivered {
+		s.success.Observe(rec.startedAt.Add(rec.result.duration).Sub(received).Seconds())
+	}
 }

@@ -201,7 +201,7 @@ func (r *recorder) count(rec *record) {
 	switch {
 	case rec.settle != nil, rec.outcome.kind == retryAt:
 	default:
-		r.d.metrics.deliveries.WithLabelValues(rec.outcome.kind.String()).Inc()
+		r.d.lane(rec.job.listener).series.Load().deliveries[rec.outcome.kind].Inc()
 	}
 }
 

@@ -69,6 +69,7 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 		case <-timer.C:
 			err = d.takeDue(ctx)
 		case <-unpark.C:
+			d.forget()
 			err = d.unparkKeys(ctx)
 		}
 		if err != nil && ctx.Err() == nil {

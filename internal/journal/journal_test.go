@@ -459,8 +459,8 @@ func TestNextBatchGrows(t *testing.T) {
 		}
 		last = id
 	}
-	if got := batchTime(last); got.Sub(now.Add(time.Second)).Abs() > time.Millisecond {
-		t.Errorf("batchTime is off by %v", got.Sub(now.Add(time.Second)))
+	if got := Committed(last); got.Sub(now.Add(time.Second)).Abs() > time.Millisecond {
+		t.Errorf("Committed is off by %v", got.Sub(now.Add(time.Second)))
 	}
 }
 

@@ -23,7 +23,9 @@ const batchShift = 10
 
 func batchLiteral(t time.Time) string { return strconv.FormatInt(t.UnixMicro()<<batchShift, 10) }
 
-func batchTime(id int64) time.Time { return time.UnixMicro(id >> batchShift) }
+// Committed is when a batch was committed, by the clock of the instance that did
+// it and to the microsecond.
+func Committed(id int64) time.Time { return time.UnixMicro(id >> batchShift) }
 
 func (j *Journal) nextBatch(now time.Time) int64 {
 	// The clock may have stood still or gone back.
@@ -171,7 +173,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 		case errors.As(err, &fenced):
 			j.drop(ctx, c, fenced.shards)
 		case isNoPartition(err):
-			err = errors.Join(err, j.parts.Ensure(ctx, batchTime(c.batch.ID)))
+			err = errors.Join(err, j.parts.Ensure(ctx, Committed(c.batch.ID)))
 		}
 		if ctx.Err() == nil {
 			j.metrics.retried.Inc()

@@ -1,0 +1,172 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// sampleEvery is how old the look at the database may get before a scrape
+	// makes a new one; longer if one took long, so that it never takes more
+	// than a part of the time, one of sampleShare.
+	sampleEvery = 5 * time.Second
+	sampleShare = 20
+	// sampleTimeout bounds one look, and so what a scrape waits for it.
+	sampleTimeout = 2 * time.Second
+	// mostDue is how far the due retries of one listener are counted: to count
+	// millions would cost seconds.
+	mostDue = 10_000
+)
+
+// lanesCollector shows what waits, in the lanes and in the database, at the
+// moment of a scrape.
+type lanesCollector struct {
+	d *Delivery
+
+	mu      sync.Mutex
+	waiting map[int64]backlog
+	next    time.Time
+}
+
+// backlog is what of one listener waits in the database.
+type backlog struct {
+	due    int       // at most mostDue
+	oldest time.Time // when the oldest event was stored; zero for none
+}
+
+// gauges is one series of each gauge.
+type gauges struct {
+	queued, inFlight, due int
+	oldest                time.Time
+}
+
+func (g *gauges) add(queued, inFlight int, oldest time.Time, waits backlog) {
+	g.queued += queued
+	g.inFlight += inFlight
+	g.due += waits.due
+	g.oldest = earlier(g.oldest, earlier(oldest, waits.oldest))
+}
+
+// earlier is the earlier of two times; a zero one is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+var laneGauges = [...]*prometheus.Desc{
+	laneGauge("queued", "Deliveries that the lanes hold in memory."),
+	laneGauge("in_flight", "POSTs under way."),
+	laneGauge("retries_due", "Deliveries that wait in the database and could be made now, counted up to 10000 a listener."),
+	laneGauge("oldest_seconds", "Age of the oldest event that waits for a delivery, in memory or in the database."),
+}
+
+func laneGauge(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("gatehook", "delivery", name), help, []string{"listener"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c *lanesCollector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range laneGauges {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *lanesCollector) Collect(to chan<- prometheus.Metric) {
+	waiting := c.sample(c.d.working)
+	lanes := c.d.all()
+	all := map[string]*gauges{otherListeners: {}}
+	for _, l := range lanes {
+		label := l.series.Load().label
+		g := all[label]
+		if g == nil {
+			g = &gauges{}
+			all[label] = g
+		}
+		queued, inFlight, oldest := l.load()
+		g.add(queued, inFlight, oldest, waiting[l.id])
+	}
+	now := time.Now()
+	for label, g := range all {
+		age := 0.0
+		if !g.oldest.IsZero() {
+			age = max(0, now.Sub(g.oldest).Seconds())
+		}
+		for i, v := range [...]float64{float64(g.queued), float64(g.inFlight), float64(g.due), age} {
+			to <- prometheus.MustNewConstMetric(laneGauges[i], prometheus.GaugeValue, v, label)
+		}
+	}
+}
+
+// sample is what waits in the database, or waited there when it was looked at
+// last.
+func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	begin := time.Now()
+	if begin.Before(c.next) {
+		return c.waiting
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, errors.New("the look at what waits took too long"))
+	defer cancel()
+	waiting, err := c.d.backlogs(ctx)
+	switch {
+	case err == nil:
+		c.waiting = waiting
+	case !c.d.stopping.Load():
+		c.d.metrics.sampleFailures.Inc()
+		c.d.log.LogAttrs(ctx, slog.LevelWarn, "metrics show what waited in the database a while ago", slog.Any("error", err))
+	}
+	c.next = begin.Add(max(sampleEvery, sampleShare*time.Since(begin)))
+	return c.waiting
+}
+
+// backlogs looks at what waits in the database for listeners that are enabled.
+// It reads nothing but indexes, and of each listener no more than mostDue
+// entries: it hops from one listener to the next.
+func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
+	rows, err := d.pool.Query(ctx, backlogQuery, mostDue)
+	if err != nil {
+		return nil, fmt.Errorf("look at what waits: %w", err)
+	}
+	found := make(map[int64]backlog)
+	var (
+		id  int64
+		due int
+		old int64
+	)
+	if _, err := pgx.ForEachRow(rows, []any{&id, &due, &old}, func() error {
+		if l := d.listeners.Listener(id); l != nil && l.Enabled {
+			found[id] = backlog{due, d.store.Committed(old)}
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("look at what waits: %w", err)
+	}
+	return found, nil
+}
+
+// backlogQuery is written so that the planner is left no choice of another index
+// than retries_due and retries_oldest. By an equal listener_id it would walk
+// through the primary key instead, past the rows of all listeners.
+const backlogQuery = `WITH RECURSIVE l AS (
+		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
+		UNION ALL
+		SELECT (SELECT r.listener_id FROM retries r WHERE r.state = 'pending' AND r.listener_id > l.listener_id
+			ORDER BY r.listener_id LIMIT 1)
+		FROM l WHERE l.listener_id IS NOT NULL
+	) SELECT listener_id,
+		(SELECT count(*) FROM (SELECT FROM retries r
+			WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.due_at <= now() ORDER BY r.due_at LIMIT $1) AS due),
+		(SELECT r.batch_id FROM retries r WHERE r.state = 'pending' AND (r.listener_id, r.batch_id) >= (l.listener_id, 0)
+			ORDER BY r.listener_id, r.batch_id LIMIT 1)
+	FROM l WHERE listener_id IS NOT NULL`
