@@ -262,16 +262,16 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 		return attempted{}, err
 	}
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
-	rec := record{job: job{stored: stored, listener: l.ID, parsed: new(parsed)}, attempted: true, startedAt: time.Now()}
+	rec := record{job: job{stored: stored, listener: l.ID, shared: new(shared)}, attempted: true, startedAt: time.Now()}
 	t, err := newTarget(l)
-	var data []byte
+	var body []byte
 	if err == nil {
-		data, err = rec.job.data(l)
+		body, err = rec.job.body(l, d.cfg.Application())
 	}
 	if err != nil {
 		rec.result = result{err: err, class: classRefused}
 	} else {
-		rec.result = d.sender.send(ctx, t, stored, data, rec.job.id(), 1)
+		rec.result = d.sender.send(ctx, t, stored, body, rec.job.id(), 1)
 	}
 	if rec.outcome = decide(rec.result, decision{attempt: 1, now: time.Now()}); rec.outcome.kind != delivered {
 		rec.outcome = outcome{kind: exhausted}

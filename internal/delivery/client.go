@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -94,10 +93,8 @@ type senderConfig struct {
 	Allow   []netip.Prefix
 	Timeout time.Duration
 	Version string
-	// Key signs in the format discord, and Application is whom those bodies
-	// name. Both are asked at every attempt.
-	Key         func() signingKey
-	Application func() event.Snowflake
+	// Key signs in the format discord. It is asked at every attempt.
+	Key func() signingKey
 }
 
 // sender makes attempts. All lanes share one, and so its connections.
@@ -105,18 +102,14 @@ type sender struct {
 	transport *http.Transport
 	timeout   time.Duration
 	userAgent []string
-	bodies    sync.Pool
 	key       func() signingKey
-	app       func() event.Snowflake
 }
 
 func newSender(c senderConfig) *sender {
 	return &sender{
 		timeout:   c.Timeout,
 		key:       c.Key,
-		app:       c.Application,
 		userAgent: []string{"Gatehook/" + c.Version},
-		bodies:    sync.Pool{New: func() any { return new([]byte) }},
 		transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            guard{allow: c.Allow}.dialer().DialContext,
@@ -135,28 +128,17 @@ func newSender(c senderConfig) *sender {
 func (s *sender) close() { s.transport.CloseIdleConnections() }
 
 // send makes one attempt: one POST, no redirects, all of it within the
-// timeout. data is what the body tells of the event; attempt counts from 1.
-func (s *sender) send(ctx context.Context, t *target, e *event.Stored, data []byte, id ID, attempt int) result {
+// timeout. The transport may go on to read body after send has returned;
+// attempt counts from 1.
+func (s *sender) send(ctx context.Context, t *target, e *event.Stored, body []byte, id ID, attempt int) result {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeoutOf(&e.Event, s.timeout), errTimeout)
 	defer cancel()
 	if t.url.Scheme == "http" {
 		ctx = context.WithValue(ctx, plainKey{}, true)
 	}
-	body, ok := s.bodies.Get().(*[]byte)
-	if !ok {
-		body = new([]byte)
-	}
-	name := deliveredName(t.listener, &e.Event)
-	*body = appendBody((*body)[:0], t.listener, name, &e.Event, data, s.app())
 	start := time.Now()
-	sent := newSentBody(*body)
-	r := s.do(ctx, t, s.header(t, e, id, name, attempt, start, *body), sent)
+	r := s.do(ctx, t, s.header(t, e, id, attempt, start, body), body)
 	r.duration = time.Since(start)
-	// The transport may still read the body after an early answer; only what
-	// it has let go of may be used again.
-	if sent.released() && cap(*body) <= 1<<20 {
-		s.bodies.Put(body)
-	}
 	return r
 }
 
@@ -177,34 +159,43 @@ func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 
 var errTimeout = errors.New("no complete response within the attempt timeout")
 
-func (s *sender) header(t *target, e *event.Stored, id ID, name string, attempt int, at time.Time, body []byte) http.Header {
+func (s *sender) header(t *target, e *event.Stored, id ID, attempt int, at time.Time, body []byte) http.Header {
 	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
-	h := make(http.Header, 10+len(t.header))
+	h := make(http.Header, 11+len(t.header))
 	maps.Copy(h, t.header)
 	// Canonical keys, set directly: Set would search each one again.
 	h["Content-Type"] = jsonType
 	h["User-Agent"] = s.userAgent
-	h["Webhook-Id"] = []string{webhookID}
-	h["Webhook-Timestamp"] = []string{timestamp}
-	h["Webhook-Signature"] = []string{t.signer.sign(webhookID, timestamp, body)}
-	h["Gatehook-Event"] = []string{name}
-	h["Gatehook-Event-Id"] = []string{e.ID.String()}
-	h["Gatehook-Attempt"] = []string{strconv.Itoa(attempt)}
-	h["Gatehook-Shard"] = []string{e.Shard.String()}
+	values := make([]string, 0, 9)
+	set := func(name, value string) {
+		values = append(values, value) // one allocation for all
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
+	set("Webhook-Id", webhookID)
+	set("Webhook-Timestamp", timestamp)
+	set("Webhook-Signature", t.signer.sign(webhookID, timestamp, body))
+	set("Gatehook-Event", deliveredName(t.listener, &e.Event))
+	set("Gatehook-Event-Id", e.ID.String())
+	set("Gatehook-Attempt", strconv.Itoa(attempt))
+	set("Gatehook-Shard", e.Shard.String())
 	if t.listener.Format == event.FormatDiscord {
-		h["X-Signature-Ed25519"] = []string{s.key().sign(timestamp, body)}
-		h["X-Signature-Timestamp"] = []string{timestamp}
+		set("X-Signature-Ed25519", s.key().sign(timestamp, body))
+		set("X-Signature-Timestamp", timestamp)
 	}
 	return h
 }
 
 var jsonType = []string{"application/json"}
 
-func (s *sender) do(ctx context.Context, t *target, h http.Header, body *sentBody) result {
+func (s *sender) do(ctx context.Context, t *target, h http.Header, body []byte) result {
+	// Of this very type, which the transport knows not to block: with any other
+	// it would send the header in a packet of its own.
+	again := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	reader, _ := again()
 	req := (&http.Request{
 		Method: http.MethodPost, URL: t.url, Host: t.url.Host, Header: h,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: body, ContentLength: int64(body.Len()), GetBody: body.again,
+		Body: reader, ContentLength: int64(len(body)), GetBody: again,
 	}).WithContext(ctx)
 	// The transport itself, not http.Client: a client follows redirects.
 	resp, err := s.transport.RoundTrip(req)
@@ -213,6 +204,9 @@ func (s *sender) do(ctx context.Context, t *target, h http.Header, body *sentBod
 	}
 	defer resp.Body.Close() //nolint:errcheck // nothing is lost with it
 	r := result{status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After"), class: classOf(resp.StatusCode)}
+	if resp.Body == http.NoBody {
+		return r
+	}
 	read, err := io.ReadAll(io.LimitReader(resp.Body, responseRead))
 	r.response = read[:min(len(read), responseKept)]
 	if err != nil {
@@ -274,49 +268,3 @@ func failed(ctx context.Context, err error) result {
 		return result{class: classConnection, err: err}
 	}
 }
-
-// sentBody is a request's body that knows whether the transport still has it:
-// RoundTrip may return while the body is being written.
-type sentBody struct {
-	*bytes.Reader
-	data []byte
-
-	mu   sync.Mutex
-	held int
-}
-
-func newSentBody(data []byte) *sentBody {
-	return &sentBody{Reader: bytes.NewReader(data), data: data, held: 1}
-}
-
-// Close implements io.Closer: the transport calls it when it needs the body no
-// longer.
-func (b *sentBody) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.held--
-	return nil
-}
-
-// again gives the body once more, for a connection that was closed before it
-// took any of it.
-func (b *sentBody) again() (io.ReadCloser, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.held++
-	return &sentAgain{bytes.NewReader(b.data), b}, nil
-}
-
-func (b *sentBody) released() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.held <= 0
-}
-
-type sentAgain struct {
-	*bytes.Reader
-	of *sentBody
-}
-
-// Close implements io.Closer.
-func (a *sentAgain) Close() error { return a.of.Close() }

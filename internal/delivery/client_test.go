@@ -46,7 +46,8 @@ func send(t *testing.T, s *sender, l *event.Listener) result {
 		t.Fatal(err)
 	}
 	e := testEvent()
-	return s.send(t.Context(), target, e, e.Data, ID{e.Key, l.ID}, 4)
+	body := appendBody(nil, l, deliveredName(l, &e.Event), &e.Event, e.Data, 1001)
+	return s.send(t.Context(), target, e, body, ID{e.Key, l.ID}, 4)
 }
 
 // testKey signs in the format discord.
@@ -55,7 +56,7 @@ var testKey = signingKey{private: ed25519.NewKeyFromSeed([]byte(strings.Repeat("
 func testSenderConfig(timeout time.Duration) senderConfig {
 	return senderConfig{
 		Allow: loopback, Timeout: timeout, Version: "v1",
-		Key: func() signingKey { return testKey }, Application: func() event.Snowflake { return 1001 },
+		Key: func() signingKey { return testKey },
 	}
 }
 
@@ -381,7 +382,12 @@ func BenchmarkSend(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			if r := s.send(b.Context(), target, e, e.Data, ID{e.Key, 3}, 1); r.status != 204 {
+			j := job{stored: e, shared: &shared{}}
+			body, err := j.body(target.listener, 1001)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if r := s.send(b.Context(), target, e, body, ID{e.Key, 3}, 1); r.status != 204 {
 				b.Fatal(r.err)
 			}
 		}

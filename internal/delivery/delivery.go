@@ -152,7 +152,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log, keyring: keys,
 		sender: newSender(senderConfig{
 			Allow: cfg.AllowTargets, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
-			Key: keys.newest, Application: cfg.Application,
+			Key: keys.newest,
 		}),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
@@ -241,12 +241,12 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 	}
 	for i := range b.Events {
 		e := &b.Events[i]
-		shared := &parsed{}
+		common := &shared{}
 		for _, l := range d.rawFirst(e.Listeners) {
 			if skip[ID{e.Key, l}] {
 				continue
 			}
-			if err := d.lane(l).push(ctx, job{stored: e, parsed: shared, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
+			if err := d.lane(l).push(ctx, job{stored: e, shared: common, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
 				return err
 			}
 		}
@@ -332,8 +332,8 @@ type batch struct {
 // job is one delivery on its way through a lane.
 type job struct {
 	stored *event.Stored
-	// parsed is the event's model, shared by all its jobs.
-	parsed   *parsed
+	// shared is what all deliveries of the event have in common.
+	shared   *shared
 	listener int64
 	// owner is the number of this instance under which it has the delivery.
 	owner int64

@@ -21,29 +21,70 @@ func deliveredName(l *event.Listener, e *event.Event) string {
 // isRaw tells whether a listener wants payloads as Discord sent them.
 func isRaw(l *event.Listener) bool { return strings.HasPrefix(l.Event, event.RawPrefix) }
 
-// parsed is the model of an event, made when the first delivery needs it and
-// shared by all.
-type parsed struct {
-	once  sync.Once
-	model []byte
-	err   error
+// shared is what the deliveries of one event have in common, made when the
+// first of them needs it. The zero value is ready for use.
+type shared struct {
+	parsedOnce sync.Once
+	parsed     []byte // in the standard format
+	model      []byte // a part of parsed
+	err        error
+
+	rawOnce sync.Once
+	raw     []byte // in the standard format
 }
 
-// of returns the model of e, which is the event that p was made for.
-func (p *parsed) of(e *event.Event) ([]byte, error) {
-	p.once.Do(func() { p.model, p.err = event.Parse(make([]byte, 0, len(e.Data)+len(e.Data)/2), e.Name, e.Data) })
-	return p.model, p.err
+// ofParsed returns the body in the standard format, and the model that it
+// holds, of the event that s was made for.
+func (s *shared) ofParsed(e *event.Event) (body, model []byte, err error) {
+	s.parsedOnce.Do(func() {
+		// The model is made in its place: it is copied nowhere.
+		body := appendHead(make([]byte, 0, headRoom+len(e.Data)+len(e.Data)/4), e.Name, e)
+		head := len(body)
+		if body, s.err = event.Parse(body, e.Name, e.Data); s.err != nil {
+			return
+		}
+		s.model = body[head:]
+		if len(s.model) == 0 {
+			body = appendData(body, nil)
+		}
+		s.parsed = append(body, '}')
+	})
+	return s.parsed, s.model, s.err
 }
 
-// data is what a delivery tells of the event: the payload itself for a
-// listener of raw events, its model for others. The error is an
-// *event.ParseError.
-func (j *job) data(l *event.Listener) ([]byte, error) {
+// ofRaw returns the body in the standard format with the payload itself.
+func (s *shared) ofRaw(e *event.Event) []byte {
+	s.rawOnce.Do(func() {
+		body := appendHead(make([]byte, 0, headRoom+len(e.Data)), event.RawPrefix+e.Name, e)
+		s.raw = append(appendData(body, e.Data), '}')
+	})
+	return s.raw
+}
+
+// headRoom is more than what a body in the standard format has besides data.
+const headRoom = 320
+
+// body is what a delivery sends: the payload itself for a listener of raw
+// events, its model for others, in the listener's format. application is whom
+// the format discord names. The body is shared with other deliveries: nobody
+// changes it. The error is an *event.ParseError.
+func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, error) {
 	e := &j.stored.Event
-	if isRaw(l) {
-		return e.Data, nil
+	whole, data := []byte(nil), e.Data
+	if !isRaw(l) {
+		var err error
+		if whole, data, err = j.shared.ofParsed(e); err != nil {
+			return nil, err
+		}
 	}
-	return j.parsed.of(e)
+	switch {
+	case l.Format == event.FormatDiscord || l.Format == event.FormatChatSDK:
+		return appendBody(make([]byte, 0, headRoom+len(data)), l, deliveredName(l, e), e, data, application), nil
+	case isRaw(l):
+		return j.shared.ofRaw(e), nil
+	default:
+		return whole, nil
+	}
 }
 
 // appendBody appends the body in the listener's format. Whatever the format,
@@ -71,26 +112,31 @@ func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, data
 		dst = appendData(dst, data)
 		return append(dst, '}')
 	default:
-		dst = append(dst, `{"type":`...)
-		dst = appendString(dst, name)
-		dst = append(dst, `,"timestamp":"`...)
-		dst = e.ReceivedAt.UTC().AppendFormat(dst, time.RFC3339Nano)
-		dst = append(dst, `","id":"`...)
-		dst = append(dst, e.ID.String()...)
-		dst = append(dst, `","shard":[`...)
-		dst = strconv.AppendInt(dst, int64(e.Shard.ID), 10)
-		dst = append(dst, ',')
-		dst = strconv.AppendInt(dst, int64(e.Shard.Count), 10)
-		dst = append(dst, `],"seq":`...)
-		dst = strconv.AppendInt(dst, e.Seq, 10)
-		if e.Origin != event.OriginNone {
-			dst = append(dst, `,"origin":`...)
-			dst = appendString(dst, string(e.Origin))
-		}
-		dst = append(dst, `,"data":`...)
-		dst = appendData(dst, data)
+		dst = appendData(appendHead(dst, name, e), data)
 		return append(dst, '}')
 	}
+}
+
+// appendHead appends what comes before the data of a body in the standard
+// format.
+func appendHead(dst []byte, name string, e *event.Event) []byte {
+	dst = append(dst, `{"type":`...)
+	dst = appendString(dst, name)
+	dst = append(dst, `,"timestamp":"`...)
+	dst = e.ReceivedAt.UTC().AppendFormat(dst, time.RFC3339Nano)
+	dst = append(dst, `","id":"`...)
+	dst = append(dst, e.ID.String()...)
+	dst = append(dst, `","shard":[`...)
+	dst = strconv.AppendInt(dst, int64(e.Shard.ID), 10)
+	dst = append(dst, ',')
+	dst = strconv.AppendInt(dst, int64(e.Shard.Count), 10)
+	dst = append(dst, `],"seq":`...)
+	dst = strconv.AppendInt(dst, e.Seq, 10)
+	if e.Origin != event.OriginNone {
+		dst = append(dst, `,"origin":`...)
+		dst = appendString(dst, string(e.Origin))
+	}
+	return append(dst, `,"data":`...)
 }
 
 // appendData appends the payload or its model; null stands for none.

@@ -389,7 +389,7 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 		return rec
 	}
 	rec.attempted, rec.startedAt = true, now
-	data, err := j.data(listener)
+	body, err := j.body(listener, l.d.cfg.Application())
 	switch {
 	case err != nil:
 		// It is recorded as an attempt, so that the reason is kept with it.
@@ -400,7 +400,7 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 	case bad != nil:
 		rec.result = result{err: bad, class: classRefused}
 	default:
-		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, data, j.id(), j.attempt+1)
+		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, body, j.id(), j.attempt+1)
 	}
 	rec.outcome = decide(rec.result, decision{
 		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,

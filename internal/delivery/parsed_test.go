@@ -112,15 +112,43 @@ func TestRawFirst(t *testing.T) {
 	}
 }
 
-// However many listeners, an event is parsed once.
+// However many listeners, an event is parsed once, and its body is made once.
 func TestParsedOnce(t *testing.T) {
 	t.Parallel()
 	e := &event.Stored{Event: event.Event{Name: "GUILD_DELETE", Data: []byte(`{"id":"1"}`)}}
-	shared := &parsed{}
-	first, err1 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "*"})
-	second, err2 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "GUILD_DELETE"})
-	raw, err3 := (&job{stored: e, parsed: shared}).data(&event.Listener{Event: "RAW_*"})
-	if err1 != nil || err2 != nil || err3 != nil || &first[0] != &second[0] || &raw[0] != &e.Data[0] || string(first) != `{"id":"1","unavailable":false}` {
-		t.Errorf("%s and %s of %s: %v, %v, %v", first, second, raw, err1, err2, err3)
+	j := job{stored: e, shared: &shared{}}
+	of := func(l event.Listener) []byte {
+		body, err := j.body(&l, 1001)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := appendBody(nil, &l, deliveredName(&l, &e.Event), &e.Event, dataOf(t, &l, e), 1001); string(body) != string(want) {
+			t.Errorf("%+v: %s, want %s", l, body, want)
+		}
+		return body
 	}
+	if one, two := of(event.Listener{Event: "*"}), of(event.Listener{Event: "GUILD_DELETE"}); &one[0] != &two[0] {
+		t.Error("the parsed body was made twice")
+	}
+	if one, two := of(event.Listener{Event: "RAW_*"}), of(event.Listener{Event: "RAW_GUILD_DELETE"}); &one[0] != &two[0] {
+		t.Error("the raw body was made twice")
+	}
+	of(event.Listener{Event: "*", Format: event.FormatDiscord})
+	of(event.Listener{Event: "RAW_*", Format: event.FormatChatSDK})
+	e.Name, e.Data, j.shared = "RESUMED", nil, &shared{} // without a model, and without data
+	of(event.Listener{Event: "*"})
+	of(event.Listener{Event: "RAW_*"})
+	of(event.Listener{Event: "*", Format: event.FormatChatSDK})
+}
+
+func dataOf(t *testing.T, l *event.Listener, e *event.Stored) []byte {
+	t.Helper()
+	if isRaw(l) {
+		return e.Data
+	}
+	model, err := event.Parse(nil, e.Name, e.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return model
 }

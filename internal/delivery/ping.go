@@ -62,5 +62,5 @@ func (s *sender) ping(ctx context.Context, t *target, timestamp, signature strin
 	h["User-Agent"] = s.userAgent
 	h["X-Signature-Ed25519"] = []string{signature}
 	h["X-Signature-Timestamp"] = []string{timestamp}
-	return s.do(ctx, t, h, newSentBody(body))
+	return s.do(ctx, t, h, body)
 }

@@ -222,7 +222,7 @@ func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key)
 		if jobs[i].stored = byKey[keys[i]]; jobs[i].stored == nil {
 			jobs[i].stored = &event.Stored{Key: keys[i]}
 		}
-		jobs[i].parsed = &parsed{}
+		jobs[i].shared = &shared{}
 	}
 	return nil
 }
