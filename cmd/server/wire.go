@@ -73,6 +73,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		},
 		Settle: journal.Settle, Own: journal.Own, Committed: journal.Committed,
 		Find: func(ctx context.Context, id uuid.UUID) ([]event.Stored, error) { return journal.Find(ctx, pool, id) },
+		At: journal.At,
 		Add: func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
 			return s.journal.Add(ctx, e, listeners) // made next; nobody calls before that
 		},

@@ -54,6 +54,9 @@ type Store struct {
 	Committed func(batch int64) time.Time
 	// Find reads the event of a public id, as often as it is stored.
 	Find func(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
+	// At is the number that a batch of some time has at least: what is stored
+	// under lower ones was received before.
+	At func(time.Time) int64
 	// Add stores an event that no batch is for.
 	Add func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
 	// Span reads, in order and some at a time, the events that were received
@@ -88,8 +91,10 @@ type Config struct {
 	// Application is the bot's; bodies in the format discord name it. Safe for
 	// concurrent use. nil stands for one that is not known yet, 0.
 	Application func() event.Snowflake
-	// LaneQueue bounds what one lane holds in memory. Default 1024.
+	// LaneQueue and LaneBytes bound what one lane holds in memory; an event
+	// larger than all is let in. Defaults 1024 and 4 MiB.
 	LaneQueue int
+	LaneBytes int
 	// Retention is how long attempts are kept. Default 168 h.
 	Retention time.Duration
 }
@@ -97,6 +102,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.AttemptTimeout = cmp.Or(c.AttemptTimeout, 15*time.Second)
 	c.LaneQueue = cmp.Or(c.LaneQueue, 1024)
+	c.LaneBytes = cmp.Or(c.LaneBytes, 4<<20)
 	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	if c.Application == nil {
 		c.Application = func() event.Snowflake { return 0 }
@@ -240,7 +246,9 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 		return d.recorder.put(ctx, record{settle: t})
 	}
 	for i := range b.Events {
-		e := &b.Events[i]
+		// A copy: one delivery that waits must not keep all the batch's payloads.
+		e := new(event.Stored)
+		*e = b.Events[i]
 		common := &shared{}
 		for _, l := range d.rawFirst(e.Listeners) {
 			if skip[ID{e.Key, l}] {

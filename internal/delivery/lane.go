@@ -13,12 +13,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// slowest is the longest that a lane waits between probes of a callback that
-// answers 429, 502, 503 or 504.
-const slowest = time.Minute
-
-// takeAtOnce bounds what a lane takes up from retries in one step.
-const takeAtOnce = 256
+const (
+	// takeAtOnce bounds what a lane takes up from retries in one step.
+	takeAtOnce = 256
+	// keyShare is the part of a lane's queue, one of so many, that one ordering
+	// key may fill: a key whose delivery hangs must leave room for others.
+	keyShare = 8
+)
 
 // lane is the queue of one listener: how many POSTs may be in flight, which
 // ordering keys are busy, and when it may go on after the callback asked it to
@@ -31,18 +32,13 @@ type lane struct {
 
 	mu    sync.Mutex
 	ready line
-	// size is what the lane holds in memory, ready or behind a key.
-	size     int
-	inFlight int
-	// limit is how many may be in flight now: max_in_flight, less while the
-	// callback is slowed down.
-	limit int
-	// pause is how long the lane waits after the next answer that asks for it;
-	// until is when it may go on.
-	pause time.Duration
-	until time.Time
-	timer *time.Timer
-	keys  map[string]*key
+	// size and bytes are what the lane holds in memory, ready, behind a key or
+	// in flight.
+	size, bytes int
+	inFlight    int
+	pace        pace
+	timer       *time.Timer // fires when the pace's pause is over
+	keys        map[string]*key
 	// rowed is the deliveries in hand that got a row in retries meanwhile.
 	rowed map[event.Key]bool
 	// spilled: retries may hold deliveries that are due and only lack room.
@@ -88,7 +84,7 @@ func older(a, b event.Key) bool {
 }
 
 func newLane(d *Delivery, id int64) *lane {
-	l := &lane{d: d, id: id, limit: 1, pause: time.Second, rowed: make(map[event.Key]bool)}
+	l := &lane{d: d, id: id, pace: newPace(1, d.cfg.Schedule), rowed: make(map[event.Key]bool)}
 	s := d.metrics.other
 	if d.listeners.Listener(id) != nil {
 		s = d.metrics.open(id)
@@ -97,8 +93,27 @@ func newLane(d *Delivery, id int64) *lane {
 	return l
 }
 
+// full: nothing more is held in memory. While the callback is down all waits in
+// the database, so that batches settle and a dead callback costs no memory.
+// Called with the lock held.
+func (l *lane) full() bool {
+	return l.pace.down || l.size >= l.d.cfg.LaneQueue || l.bytes >= l.d.cfg.LaneBytes
+}
+
+// keep and drop count what the lane holds. Called with the lock held.
+func (l *lane) keep(j *job) {
+	l.size++
+	l.bytes += len(j.stored.Data)
+}
+
+func (l *lane) drop(j *job) {
+	l.size--
+	l.bytes -= len(j.stored.Data)
+}
+
 // push takes a new job. It goes to the database instead if the lane is full, if
-// the job's key waits there, or if it is ordered and inherited.
+// the job's key waits there or holds too much, or if it is ordered and
+// inherited.
 func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.mu.Lock()
 	l.refresh()
@@ -106,7 +121,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		j.orderKey = event.OrderKey(l.listener.Ordering, &j.stored.Event)
 	}
 	k := l.key(j.orderKey)
-	full := l.size >= l.d.cfg.LaneQueue
+	full := l.full()
 	if k == nil && full {
 		l.spilled = true
 		l.mu.Unlock()
@@ -114,7 +129,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		return l.d.recorder.put(ctx, spill(j))
 	}
 	defer l.mu.Unlock()
-	if k != nil && (full || inherited || k.parked != event.Key{}) {
+	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/keyShare)) {
 		// With the lock held: the records of a key must not overtake each
 		// other on their way to the recorder.
 		l.spilled = true
@@ -123,7 +138,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		l.series.Load().spilled.Inc()
 		return l.d.recorder.put(ctx, spill(j))
 	}
-	l.size++
+	l.keep(&j)
 	if k != nil && k.active {
 		k.waiting = append(k.waiting, j)
 		return nil
@@ -150,12 +165,19 @@ func (l *lane) surrender(k *key) {
 		l.rowed[k.current.stored.Key] = true
 		k.park(k.current.stored.Key)
 	}
-	for _, j := range k.waiting {
+	l.spill(k, time.Now())
+}
+
+// spill gives what waits behind a key rows that are due at a time. Called with
+// the lock held.
+func (l *lane) spill(k *key, due time.Time) {
+	for i := range k.waiting {
+		j := k.waiting[i]
 		l.series.Load().spilled.Inc()
-		l.record(spill(j))
+		l.record(record{job: j, outcome: outcome{kind: retryAt, at: due}})
 		k.park(j.stored.Key)
+		l.drop(&j)
 	}
-	l.size -= len(k.waiting)
 	k.waiting = nil
 }
 
@@ -240,22 +262,36 @@ func (l *lane) pushTaken(j job) bool {
 		k.begin(j)
 		k.park(j.stored.Key)
 	}
-	l.size++
+	l.keep(&j)
 	l.ready.push(j)
 	l.start()
 	return true
 }
 
 // room is how many more jobs the lane may take up from retries; 0 while the
-// listener is unknown, disabled or slowed down.
+// listener is unknown, disabled or slowed down. Of a callback that is down it is
+// one, to try.
 func (l *lane) room(now time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refresh()
-	if l.listener == nil || !l.listener.Enabled || now.Before(l.until) {
+	switch {
+	case l.listener == nil || !l.listener.Enabled || now.Before(l.pace.until):
 		return 0
+	case l.pace.down:
+		return max(0, 1-l.size)
+	case l.full():
+		return 0
+	default:
+		return min(l.d.cfg.LaneQueue-l.size, takeAtOnce)
 	}
-	return max(0, min(l.d.cfg.LaneQueue-l.size, takeAtOnce))
+}
+
+// isHeld tells whether the lane stands still.
+func (l *lane) isHeld(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pace.down || now.Before(l.pace.until)
 }
 
 // refresh looks at the registration again. Called with the lock held.
@@ -279,8 +315,8 @@ func (l *lane) refresh() {
 		return
 	}
 	l.target, l.bad = newTarget(now)
-	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL {
-		l.limit, l.until, l.pause = now.MaxInFlight, time.Time{}, time.Second
+	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL || before.Enabled != now.Enabled {
+		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // what was known is void
 	}
 }
 
@@ -304,7 +340,7 @@ func (l *lane) key(name string) *key {
 // start puts one more worker on the lane, if there is work and room in flight.
 // Called with the lock held.
 func (l *lane) start() {
-	if l.inFlight >= l.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.until) {
+	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		return
 	}
 	l.inFlight++
@@ -323,7 +359,7 @@ func (l *lane) work() {
 		owner, err := l.d.instance.Hold(l.d.working)
 		switch {
 		case err != nil:
-			l.leave()
+			l.leave(j)
 			return
 		case j.owner != owner:
 			l.forsake(j)
@@ -334,10 +370,10 @@ func (l *lane) work() {
 }
 
 // leave retires a worker whose job stays in the database.
-func (l *lane) leave() {
+func (l *lane) leave(j job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.size--
+	l.drop(&j)
 	l.inFlight--
 }
 
@@ -346,7 +382,7 @@ func (l *lane) forsake(j job) {
 	l.d.metrics.forsaken.Inc()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.size--
+	l.drop(&j)
 	delete(l.rowed, j.stored.Key)
 	if k := l.key(j.orderKey); k != nil {
 		l.advance(k, j.orderKey)
@@ -359,12 +395,12 @@ func (l *lane) next() (j job, t *target, listener *event.Listener, bad error, ok
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refresh()
-	if l.ready.len() == 0 || l.inFlight > l.limit || l.d.stopping.Load() || time.Now().Before(l.until) {
+	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		l.inFlight--
 		return job{}, nil, nil, nil, false
 	}
 	j = l.ready.pop()
-	if l.spilled && l.ready.len() < l.limit {
+	if l.spilled && l.ready.len() < l.pace.limit {
 		l.spilled = false
 		l.d.wake()
 	}
@@ -452,11 +488,15 @@ func (l *lane) finish(j job, rec record) {
 	if j.orderKey == "" {
 		l.record(rec)
 		l.mu.Lock()
-		l.size--
-		l.adapt(rec)
-		l.mu.Unlock()
+		l.drop(&j)
 	} else {
+		l.mu.Lock()
 		l.finishOrdered(j, rec)
+	}
+	put := l.adapt(rec)
+	l.mu.Unlock()
+	for _, rec := range put {
+		l.record(rec)
 	}
 	if rec.outcome.kind == disable {
 		if err := l.d.listeners.Disable(l.d.attempts, l.id, rec.outcome.reason); err != nil {
@@ -467,29 +507,20 @@ func (l *lane) finish(j job, rec record) {
 }
 
 // finishOrdered records and moves the job's key on: to its next delivery, or,
-// if this one failed, into the database with all that waits behind it. It does
-// so with the lock held: the records of a key must not overtake each other.
+// if this one failed, into the database with all that waits behind it. Called
+// with the lock held: the records of a key must not overtake each other.
 func (l *lane) finishOrdered(j job, rec record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.rowed[j.stored.Key] {
 		delete(l.rowed, j.stored.Key)
 		rec.job.batch = nil // its row counts now
 	}
 	l.record(rec)
-	l.size--
-	l.adapt(rec)
+	l.drop(&j)
 	k := l.key(j.orderKey)
 	if rec.outcome.kind == retryAt {
 		k.active, k.current = false, job{}
 		k.park(j.stored.Key)
-		for _, p := range k.waiting {
-			l.series.Load().spilled.Inc()
-			l.record(record{job: p, outcome: outcome{kind: retryAt, at: rec.outcome.at}})
-			k.park(p.stored.Key)
-		}
-		l.size -= len(k.waiting)
-		k.waiting = nil
+		l.spill(k, rec.outcome.at)
 		return
 	}
 	k.unpark(j.stored.Key)
@@ -519,39 +550,60 @@ func (l *lane) record(rec record) {
 	}
 }
 
-// adapt halves what may be in flight and waits when the callback says that it
-// has too much, and finds back one step a success. Called with the lock held.
-func (l *lane) adapt(rec record) {
-	if !rec.attempted || l.listener == nil {
-		return
+// adapt looks at what the answer says of the callback. If it is down, the
+// caller records what adapt returns: the deliveries that wait in memory, which
+// from here on wait in the database. Called with the lock held.
+func (l *lane) adapt(rec record) (put []record) {
+	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
+		return nil // nothing was asked of it
 	}
-	if !rec.outcome.slow {
-		if rec.outcome.kind == delivered {
-			l.limit = min(l.limit+1, l.listener.MaxInFlight)
-			l.pause = time.Second
-			l.start()
-		}
-		return
-	}
-	l.limit = max(1, l.limit/2)
-	now := time.Now()
-	if now.Before(l.until) {
-		return // the others in flight say the same thing once more
-	}
-	l.until = now.Add(l.pause)
-	if rec.outcome.notBefore.After(l.until) {
-		l.until = rec.outcome.notBefore
-	}
-	l.pause = min(2*l.pause, slowest)
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	l.timer = time.AfterFunc(l.until.Sub(now), func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.start()
-		l.d.wake()
+	before := l.pace
+	l.pace = before.after(seen{
+		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.startedAt, at: time.Now(),
+		notBefore: rec.outcome.notBefore, inFlight: l.inFlight,
 	})
+	switch {
+	case l.pace.down && !before.down:
+		put = l.drain()
+		l.d.metrics.down.Inc()
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "callback is down: its deliveries wait while one at a time is tried",
+			slog.String("listener", event.ListenerID(l.id)), slog.String("host", rec.host(l.listener)), slog.Time("next_try", l.pace.until))
+	case before.down && !l.pace.down:
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelInfo, "callback is back",
+			slog.String("listener", event.ListenerID(l.id)), slog.String("host", rec.host(l.listener)))
+		l.d.wake()
+	}
+	if l.pace.until.After(before.until) {
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+		l.timer = time.AfterFunc(time.Until(l.pace.until), func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.start()
+			l.d.wake()
+		})
+	}
+	l.start()
+	return put
+}
+
+// drain empties the queue. What is ordered is recorded here, with the lock
+// held: the records of a key must not overtake each other.
+func (l *lane) drain() (put []record) {
+	for l.ready.len() > 0 {
+		j := l.ready.pop()
+		rec := spill(j)
+		l.series.Load().spilled.Inc()
+		if j.orderKey != "" {
+			l.finishOrdered(j, rec)
+			continue
+		}
+		l.drop(&j)
+		put = append(put, rec)
+	}
+	l.spilled = true
+	return put
 }
 
 // line is a queue in which interactions go first: Discord waits 3 s for the

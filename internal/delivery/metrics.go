@@ -28,6 +28,7 @@ type metrics struct {
 	first, success                *prometheus.HistogramVec
 	attemptTime                   prometheus.Histogram
 	recordFailures, forsaken      prometheus.Counter
+	down                          prometheus.Counter
 	sampleFailures                prometheus.Counter
 
 	mu    sync.Mutex
@@ -66,10 +67,11 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		success:        prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
 		attemptTime:    prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
 		forsaken:       counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
+		down:           counter("callbacks_down_total", "How often a callback was found to be down: its deliveries then wait while one at a time is tried."),
 		recordFailures: counter("record_failures_total", "Transactions that record attempts, failed and tried again."),
 		sampleFailures: counter("sample_failures_total", "Looks at what waits in the database that failed: its gauges are old."),
 	}
-	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.recordFailures, m.sampleFailures,
+	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.recordFailures, m.sampleFailures,
 		&lanesCollector{d: d},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }))

@@ -57,6 +57,20 @@ func (r *record) attempt() int {
 	return r.job.attempt
 }
 
+// signal is what an attempt says of the callback.
+func (r *record) signal() signal {
+	switch {
+	case r.outcome.kind == delivered:
+		return signalOK
+	case r.outcome.slow:
+		return signalBusy
+	case r.result.class == classTimeout:
+		return signalLate
+	default:
+		return signalFailed
+	}
+}
+
 // host is what a log may show of a callback's URL.
 func (r *record) host(l *event.Listener) string {
 	_, rest, _ := strings.Cut(l.URL, "://")

@@ -58,24 +58,29 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 	defer upkeep.Stop()
 	for {
 		var err error
+		// What has nothing to do with the timer must not set it back: it would
+		// never fire.
+		looked := true
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.replan:
 		case <-upkeep.C:
-			err = d.upkeep(ctx)
+			looked, err = false, d.upkeep(ctx)
 		case <-d.kick:
 			err = d.takeDue(ctx)
 		case <-timer.C:
 			err = d.takeDue(ctx)
 		case <-unpark.C:
 			d.forget()
-			err = d.unparkKeys(ctx)
+			looked, err = false, d.unparkKeys(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
 			d.log.LogAttrs(ctx, slog.LevelWarn, "taking up retries failed", slog.Any("error", err))
 		}
-		timer.Reset(d.untilDue(time.Now()))
+		if looked {
+			timer.Reset(d.untilDue(time.Now()))
+		}
 	}
 }
 
@@ -83,7 +88,9 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 // listener's rows never stand in the way of another's.
 func (d *Delivery) takeDue(ctx context.Context) error {
 	d.mu.Lock()
-	d.nextDue = time.Time{}
+	if !d.nextDue.After(time.Now()) { // or what is due in a moment would wait for the next look
+		d.nextDue = time.Time{}
+	}
 	d.mu.Unlock()
 	if err := d.freeUnsure(ctx); err != nil {
 		return err
@@ -146,14 +153,33 @@ func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, er
 	}
 	now := time.Now()
 	for _, id := range pending {
-		if d.listeners.Listener(id) == nil {
+		l := d.listeners.Listener(id)
+		if l == nil {
 			continue // deleted; upkeep removes its rows
+		}
+		if l.MaxAge > 0 && d.lane(id).isHeld(now) {
+			if err := d.expireHeld(ctx, l, now); err != nil {
+				return nil, nil, err
+			}
 		}
 		if room := d.lane(id).room(now); room > 0 {
 			ids, rooms = append(ids, id), append(rooms, int32(room))
 		}
 	}
 	return ids, rooms, nil
+}
+
+// expireHeld ends what got too old while its lane stands still. Nobody is asked
+// about it: whoever takes up the others would have to go through it first.
+func (d *Delivery) expireHeld(ctx context.Context, l *event.Listener, now time.Time) error {
+	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now()
+		WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id < $2`,
+		l.ID, d.store.At(now.Add(-l.MaxAge)))
+	if err != nil {
+		return fmt.Errorf("expire what waits for listener %s: %w", event.ListenerID(l.ID), err)
+	}
+	d.lane(l.ID).series.Load().deliveries[expired].Add(float64(tag.RowsAffected()))
+	return nil
 }
 
 // freeUnsure gives back what was claimed, perhaps, and is in no lane.

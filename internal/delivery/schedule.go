@@ -28,6 +28,15 @@ func ParseSchedule(s string) (Schedule, error) {
 	return out, nil
 }
 
+// total is how long a delivery is tried for, from its first attempt to its
+// last.
+func (s Schedule) total() (d time.Duration) {
+	for _, wait := range s {
+		d += wait
+	}
+	return d
+}
+
 // wait is how long to wait after an attempt, counted from 1; ok is false when
 // there is no further attempt. random is in [0,1).
 func (s Schedule) wait(attempt int, random float64) (d time.Duration, ok bool) {

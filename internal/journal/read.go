@@ -82,6 +82,10 @@ func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name 
 	}
 }
 
+// At is the lowest number of a batch that was committed at a time. What is stored
+// under lower ones was received before.
+func At(t time.Time) int64 { return t.UnixMicro() << batchShift }
+
 // Add stores an event for listeners without a batch: whoever adds it sees to
 // its deliveries. Its ordinal is beyond those of batches, whose numbers it may
 // meet.

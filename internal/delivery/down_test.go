@@ -1,0 +1,152 @@
+package delivery
+
+import (
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// fallible is a callback that can be broken and mended.
+func fallible(t *testing.T, status int) (*callback, *atomic.Bool) {
+	t.Helper()
+	broken := &atomic.Bool{}
+	broken.Store(true)
+	return newCallback(t, func(call) (int, http.Header) {
+		if broken.Load() {
+			return status, nil
+		}
+		return http.StatusNoContent, nil
+	}), broken
+}
+
+// aged makes the failures of a listener a minute older.
+func (b *bundle) aged(id int64) {
+	l := b.lane(id)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pace.since = l.pace.since.Add(-downFor)
+}
+
+// While a callback is down, what waits for it loses no attempt and no memory,
+// and batches are settled; when it is back all is delivered.
+func TestDownCallbackCostsNoAttempts(t *testing.T) {
+	t.Parallel()
+	for _, ordering := range []event.Ordering{event.OrderingNone, event.OrderingChannel} {
+		t.Run(string(ordering), func(t *testing.T) {
+			t.Parallel()
+			c, broken := fallible(t, http.StatusInternalServerError)
+			b := setup(t, Config{Schedule: Schedule{time.Hour, time.Hour}}, c.URL)
+			b.registry.change(1, func(l *event.Listener) { l.Ordering = ordering })
+			b.deliver(t, b.commit(t, downAfter, downAfter, 1))
+			c.await(t, downAfter)
+			<-b.settled
+			b.aged(1)
+			const more = 200
+			// On channels of their own, where nothing failed.
+			waiting := b.commit(t, more+downAfter, more+downAfter, 1)
+			b.exec(t, `DELETE FROM events WHERE batch_id = $1 AND ordinal < $2`, waiting.ID, downAfter)
+			waiting.Events = waiting.Events[downAfter:]
+			b.deliver(t, waiting)
+			<-b.settled // although the callback is down
+			fresh := b.commit(t, more, more+2*downAfter, 1)
+			b.exec(t, `UPDATE events SET channel_id = channel_id + 1000 WHERE batch_id = $1`, fresh.ID)
+			for i := range fresh.Events {
+				fresh.Events[i].ChannelID += 1000
+			}
+			b.deliver(t, fresh)
+			l := b.lane(1)
+			if held, _, _ := l.load(); held > 4 {
+				t.Errorf("the lane of a callback that is down holds %d deliveries", held)
+			}
+			if err := b.recorder.flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if n := b.count(t, `SELECT count(*) FROM retries WHERE attempt > 0`); n > downAfter+6 {
+				t.Errorf("%d deliveries lost an attempt", n-downAfter)
+			}
+			if n := b.count(t, `SELECT count(*) FROM retries WHERE state = 'pending'`); n != 2*more+downAfter {
+				t.Errorf("%d deliveries wait, want %d", n, 2*more+downAfter)
+			}
+			broken.Store(false)
+			for n := 0; n < 2*more; { // those that failed have an hour to wait
+				got := c.await(t, 1)[0]
+				if got.attempt == 1 {
+					n++
+				}
+			}
+			b.stop()
+			if n := b.count(t, `SELECT count(*) FROM retries WHERE attempt = 0`); n != 0 {
+				t.Errorf("%d deliveries still wait", n)
+			}
+			if n := b.count(t, `SELECT count(*) FROM attempts`); n > downAfter+2*more+10 {
+				t.Errorf("%d attempts", n)
+			}
+		})
+	}
+}
+
+// With a schedule that gives up soon every delivery gets all its attempts soon,
+// however long the callback fails.
+func TestShortScheduleRunsToItsEnd(t *testing.T) {
+	t.Parallel()
+	c, _ := fallible(t, http.StatusInternalServerError)
+	b := setup(t, Config{}, c.URL)
+	for range 3 {
+		b.deliver(t, b.commit(t, 40, 1, 1))
+		b.aged(1)
+	}
+	c.await(t, 3*3*40)
+	b.books(t, 3*3*40, 0, 3*40, 0)
+}
+
+// Events that a callback can't digest leave it in business.
+func TestPoisonousEventsDelayNoOthers(t *testing.T) {
+	t.Parallel()
+	c := newCallback(t, func(got call) (int, http.Header) {
+		if got.seq%16 == 0 {
+			return http.StatusInternalServerError, nil
+		}
+		return http.StatusOK, nil
+	})
+	b := setup(t, Config{Schedule: Schedule{time.Hour, time.Hour}}, c.URL)
+	for range 5 {
+		b.deliver(t, b.commit(t, 160, 1, 1))
+		b.aged(1)
+	}
+	c.await(t, 800)
+	b.books(t, 800, 50, 0, 0)
+}
+
+// What gets too old while its callback is down expires then, not when the
+// callback is back.
+func TestWhatIsHeldExpires(t *testing.T) {
+	t.Parallel()
+	c, _ := fallible(t, http.StatusServiceUnavailable)
+	b := setup(t, Config{Schedule: Schedule{time.Hour}}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.MaxAge = 50 * time.Millisecond })
+	l := b.lane(1)
+	l.mu.Lock()
+	l.refresh()
+	l.pace.down, l.pace.limit, l.pace.until = true, 1, time.Now().Add(time.Hour)
+	l.mu.Unlock()
+	b.deliver(t, b.commit(t, 20, 1, 1))
+	<-b.settled
+	deadline := time.NewTimer(time.Minute)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for b.count(t, `SELECT count(*) FROM retries WHERE state = 'expired'`) < 20 {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatal("not all have expired")
+		}
+	}
+	if len(c.got) != 0 {
+		t.Error("the callback was called")
+	}
+	b.books(t, 0, 0, 20, 0)
+}

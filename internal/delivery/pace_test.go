@@ -1,0 +1,216 @@
+package delivery
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// longSchedule is the default one, shortSchedule one that gives up soon.
+var (
+	longSchedule  = Schedule{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour, 10 * time.Hour}
+	shortSchedule = Schedule{time.Second, time.Second}
+)
+
+// answers is a run of answers of one kind.
+type answers struct {
+	signal     signal
+	n          int
+	deliveries int           // over so many different ones; 0 for as many as answers
+	every      time.Duration // between two
+	notBefore  time.Duration // after the answer
+	inFlight   int           // 0 for as many as the limit allows
+}
+
+// play lets a pace see answers, each sent when the one before had come.
+func play(p pace, runs ...answers) (after pace, now time.Time) {
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	now, next := begin, int64(0)
+	for _, r := range runs {
+		first := next
+		for i := range r.n {
+			sent := now.Add(time.Millisecond)
+			now = now.Add(max(r.every, 2*time.Millisecond))
+			next = first + int64(i)
+			if r.deliveries > 0 {
+				next = first + int64(i%r.deliveries)
+			}
+			a := seen{signal: r.signal, delivery: event.Key{Batch: next}, sent: sent, at: now, inFlight: r.inFlight}
+			if a.inFlight == 0 {
+				a.inFlight = p.limit
+			}
+			if r.notBefore > 0 {
+				a.notBefore = now.Add(r.notBefore)
+			}
+			p = p.after(a)
+		}
+		next++
+	}
+	return p, now
+}
+
+func TestPaceGoesDown(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		schedule Schedule
+		runs     []answers
+		down     bool
+		wait     time.Duration // until the next try
+	}{
+		"works":                          {longSchedule, []answers{{signal: signalOK, n: 100}}, false, 0},
+		"many fail, for a moment":        {longSchedule, []answers{{signal: signalFailed, n: 1000}}, false, 0},
+		"many fail, for a minute":        {longSchedule, []answers{{signal: signalFailed, n: 70, every: time.Second}}, true, 6 * time.Second},
+		"few fail, for a day":            {longSchedule, []answers{{signal: signalFailed, n: 1440, deliveries: 9, every: time.Minute}}, false, 0},
+		"one in a hundred works":         {longSchedule, []answers{{signal: signalFailed, n: 50, every: time.Second}, {signal: signalOK, n: 1}, {signal: signalFailed, n: 50, every: time.Second}}, false, 0},
+		"many hang, for a minute":        {longSchedule, []answers{{signal: signalLate, n: 11, every: 15 * time.Second}}, true, 2 * time.Second},
+		"the schedule is short":          {shortSchedule, []answers{{signal: signalFailed, n: 1000, every: time.Second}}, false, 0},
+		"too much, once":                 {longSchedule, []answers{{signal: signalBusy, n: 1}}, false, time.Second},
+		"too much, twice":                {longSchedule, []answers{{signal: signalBusy, n: 1}, {signal: signalBusy, n: 1, every: time.Minute}}, false, 2 * time.Second},
+		"too much, all in flight say so": {longSchedule, []answers{{signal: signalBusy, n: 20}}, false, 962 * time.Millisecond},
+		"too much, three times":          {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}}, true, 4 * time.Second},
+		"too much, and works between":    {longSchedule, []answers{{signal: signalBusy, n: 2, every: time.Minute}, {signal: signalOK, n: 1}, {signal: signalBusy, n: 2, every: time.Minute}}, false, 2 * time.Second},
+		"too much, on a short schedule":  {shortSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}}, true, time.Second},
+		"too much, for hours":            {longSchedule, []answers{{signal: signalBusy, n: 90, every: 2 * time.Minute}}, true, time.Minute},
+		"asks to be left alone":          {longSchedule, []answers{{signal: signalBusy, n: 1, notBefore: time.Hour}}, false, time.Hour},
+		"down, then fails otherwise":     {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}, {signal: signalFailed, n: 1, every: time.Minute}}, true, 8 * time.Second},
+		"down, then works":               {longSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}, {signal: signalOK, n: 1, every: time.Minute}}, false, 0},
+		"down, works, fails once":        {longSchedule, []answers{{signal: signalFailed, n: 90, every: time.Second}, {signal: signalOK, n: 1, every: time.Minute}, {signal: signalFailed, n: 9, every: time.Hour}}, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, now := play(newPace(16, c.schedule), c.runs...)
+			if p.down != c.down {
+				t.Errorf("down: %v, want %v", p.down, c.down)
+			}
+			if p.down && p.limit != 1 {
+				t.Errorf("down, and %d may be in flight", p.limit)
+			}
+			if wait := max(0, p.until.Sub(now)); wait != c.wait {
+				t.Errorf("waits %v, want %v", wait, c.wait)
+			}
+		})
+	}
+}
+
+func TestPaceFindsItsLimit(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		max  int
+		runs []answers
+		want int
+	}{
+		"begins with all":                  {16, nil, 16},
+		"never more than all":              {16, []answers{{signal: signalOK, n: 5000}}, 16},
+		"failures say nothing":             {16, []answers{{signal: signalFailed, n: 100}}, 16},
+		"too much halves":                  {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}}, 8},
+		"too much with few in flight":      {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}}, 3},
+		"never none":                       {16, []answers{{signal: signalBusy, n: 2, every: time.Second}, {signal: signalOK, n: 1, inFlight: 1}, {signal: signalBusy, n: 2, every: time.Second, inFlight: 1}}, 1},
+		"hangs, however few":               {16, []answers{{signal: signalLate, n: 9, every: time.Second}}, 4},
+		"hangs, one at most":               {1, []answers{{signal: signalLate, n: 9, every: time.Second}}, 1},
+		"back quickly to the half":         {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 1}, {signal: signalOK, n: 7}}, 8},
+		"then one a round":                 {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 8 + 9}}, 10},
+		"waits below what was refused":     {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 400}}, 5},
+		"tries it again at last":           {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 505}}, 6},
+		"and beyond if it is taken":        {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 1000}}, 16},
+		"what is not used does not grow":   {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 100, inFlight: 3}}, 8},
+		"after an outage all comes back":   {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalBusy, n: 20, every: time.Minute, inFlight: 1}, {signal: signalOK, n: 200}}, 16},
+		"a restart knows nothing, and all": {16, []answers{{signal: signalBusy, n: 1}, {signal: signalOK, n: 8}}, 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if p, _ := play(newPace(c.max, longSchedule), c.runs...); p.limit != c.want {
+				t.Errorf("the limit is %d, want %d", p.limit, c.want)
+			}
+		})
+	}
+}
+
+// What was in flight together lowers the limit once.
+func TestPaceIsLoweredOnceARound(t *testing.T) {
+	t.Parallel()
+	sent := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	p := newPace(16, longSchedule)
+	for i := range 11 {
+		p = p.after(seen{signal: signalBusy, delivery: event.Key{Batch: int64(i)}, sent: sent, at: sent.Add(time.Duration(i+1) * time.Millisecond), inFlight: 16 - i})
+	}
+	if p.limit != 8 {
+		t.Errorf("the limit is %d, want 8", p.limit)
+	}
+}
+
+// crowded is a callback that takes some requests at once and answers 429 to
+// the others.
+type crowded struct {
+	atOnce int
+
+	mu      sync.Mutex
+	now     int
+	taken   int
+	refused []int // how many were taken before each refusal
+	highest int
+}
+
+func (l *crowded) answer(call) (int, http.Header) {
+	l.mu.Lock()
+	if l.now == l.atOnce {
+		l.refused = append(l.refused, l.taken)
+		l.mu.Unlock()
+		return http.StatusTooManyRequests, nil
+	}
+	l.now++
+	l.highest = max(l.highest, l.now)
+	l.mu.Unlock()
+	timer := time.NewTimer(2 * time.Millisecond) // it works
+	<-timer.C
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now--
+	l.taken++
+	return http.StatusNoContent, nil
+}
+
+// A callback that takes five at once gets five at once, and hardly ever a sixth.
+func TestLaneFindsWhatACallbackTakes(t *testing.T) {
+	t.Parallel()
+	const atOnce, events = 5, 1500
+	r := &crowded{atOnce: atOnce}
+	c := newCallback(t, r.answer)
+	b := setup(t, Config{Schedule: Schedule{10 * time.Millisecond, time.Second, time.Second, time.Second, time.Second, time.Second}}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.MaxInFlight = 16 })
+	for range 3 {
+		b.deliver(t, b.commit(t, events/3, 1, 1))
+	}
+	seen := map[string]bool{}
+	for done := 0; done < events; {
+		r.mu.Lock()
+		done = r.taken
+		r.mu.Unlock()
+		if done < events {
+			seen[c.await(t, 1)[0].id] = true
+		}
+	}
+	b.stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	late := 0
+	for _, taken := range r.refused {
+		if taken > 300 {
+			late++
+		}
+	}
+	t.Logf("%d taken, %d refused, %d of them after the first 300, up to %d at once", r.taken, len(r.refused), late, r.highest)
+	if r.highest != atOnce {
+		t.Errorf("at most %d were in work at once, want %d", r.highest, atOnce)
+	}
+	if late > events/100 {
+		t.Errorf("%d of the last %d were refused", late, events-300)
+	}
+	if diff := cmp.Diff(0, b.count(t, `SELECT count(*) FROM retries`)); diff != "" {
+		t.Errorf("left:\n%s", diff)
+	}
+}
