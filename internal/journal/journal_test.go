@@ -333,20 +333,46 @@ func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
 
 func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 	t.Parallel()
-	pool := postgrestest.New(t)
-	b := open(t, pool, join(t, pool, uuid.New()), Config{})
-	s := b.claim(t, shard0)
-	c := newCommit()
-	b.add(c, entry{shard: s, session: session(1), event: wanted(shard0, 1)})
-	c.batch.ID = b.nextBatch(time.Now())
-	c.batch.Events[0].Key.Batch = c.batch.ID
-	for range 2 {
-		if err := b.try(t.Context(), c); err != nil {
+	for _, n := range []int64{1, copyFrom - 1, copyFrom, 3 * copyFrom} {
+		pool := postgrestest.New(t)
+		b := open(t, pool, join(t, pool, uuid.New()), Config{})
+		s := b.claim(t, shard0)
+		c := newCommit()
+		c.batch.ID = b.nextBatch(time.Now())
+		for seq := range n {
+			e := wanted(shard0, seq+1)
+			// Whichever way they are stored, what is read back is the same.
+			e.Name, e.Data, e.GuildID = "WANTED", []byte("{\"a\":\"\xff\x00\"}"), 1<<63-1
+			b.add(c, entry{shard: s, session: session(seq + 1), event: e})
+			c.batch.Events[seq].Key.Batch = c.batch.ID
+			c.batch.Events[seq].Name = "ODD\xff"
+		}
+		for range 2 {
+			if err := b.try(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := count(t, pool, `SELECT count(*) FROM batches`); got != 1 {
+			t.Errorf("%d events: %d batches", n, got)
+		}
+		var read []event.Stored
+		if err := Span(t.Context(), pool, time.Time{}, time.Now().Add(time.Hour), "", func(page []event.Stored) error {
+			read = append(read, page...)
+			return nil
+		}); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if n := count(t, pool, `SELECT count(*) FROM events`) + count(t, pool, `SELECT count(*) FROM batches`); n != 2 {
-		t.Errorf("%d rows, want one event and one batch", n)
+		for i := range c.batch.Events {
+			want := &c.batch.Events[i]
+			want.Name, want.Data = "ODD\uFFFD", []byte{} // Span leaves payloads out
+			want.ReceivedAt = want.ReceivedAt.Truncate(time.Microsecond)
+		}
+		if diff := cmp.Diff(c.batch.Events, read); diff != "" {
+			t.Errorf("%d events (-stored +read):\n%s", n, diff)
+		}
+		if got := count(t, pool, `SELECT count(*) FROM events WHERE data = '\x7b2261223a22ff00227d'`); got != int(n) {
+			t.Errorf("%d of %d payloads are as they were", got, n)
+		}
 	}
 }
 

@@ -298,29 +298,50 @@ func (j *Journal) try(ctx context.Context, c *commit) error {
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		var b pgx.Batch
 		order := queueCursors(&b, c.cursors)
-		if len(c.batch.Events) > 0 {
+		n := len(c.batch.Events)
+		if n > 0 {
 			b.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, c.batch.ID, c.batch.Owner)
+		}
+		if n > 0 && n < copyFrom {
 			queueEvents(&b, &c.batch)
 		}
 		results := tx.SendBatch(ctx, &b)
 		moved, err := readCursors(results)
+		fresh := false
+		if err == nil && n > 0 {
+			var tag pgconn.CommandTag
+			tag, err = results.Exec()
+			fresh = tag.RowsAffected() > 0
+		}
 		if closeErr := results.Close(); err == nil {
 			err = closeErr
 		}
 		if err != nil {
 			return err
 		}
-		if len(moved) == len(order) {
-			return nil
+		if fenced := unmoved(order, moved); fenced != nil {
+			return fenced
 		}
-		fenced := &fencedError{}
-		for _, s := range order {
-			if !moved[s.shard] {
-				fenced.shards = append(fenced.shards, s)
-			}
+		if n >= copyFrom && fresh { // else an earlier try has stored them
+			return copyEvents(ctx, tx, &c.batch)
 		}
-		return fenced
+		return nil
 	})
+}
+
+// unmoved is the error of a transaction in which not every cursor moved, or
+// nil.
+func unmoved(order []*Shard, moved map[event.Shard]bool) error {
+	if len(moved) == len(order) {
+		return nil
+	}
+	fenced := &fencedError{}
+	for _, s := range order {
+		if !moved[s.shard] {
+			fenced.shards = append(fenced.shards, s)
+		}
+	}
+	return fenced
 }
 
 func queueCursors(b *pgx.Batch, cursors map[*Shard]event.Session) []*Shard {
@@ -398,6 +419,27 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 			AS u (ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, origin, listeners, data)
 		ON CONFLICT (batch_id, ordinal) DO NOTHING`,
 		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, origins, listeners, data)
+}
+
+// copyFrom is from how many events on COPY is cheaper than an INSERT that goes
+// along with the other statements: it takes two more round trips, and a third
+// less of PostgreSQL's time and half of ours an event.
+const copyFrom = 32
+
+// copyEvents is queueEvents by COPY. The caller makes sure that no earlier try
+// has stored them: COPY has no ON CONFLICT.
+func copyEvents(ctx context.Context, tx pgx.Tx, batch *event.Batch) error {
+	columns := []string{
+		"batch_id", "ordinal", "id", "name", "shard_id", "shard_count", "seq", "received_at",
+		"guild_id", "channel_id", "user_id", "origin", "listeners", "data",
+	}
+	values := make([]any, len(columns)) // each row is encoded before the next is asked for
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"events"}, columns, pgx.CopyFromSlice(len(batch.Events), func(i int) ([]any, error) {
+		e := &batch.Events[i]
+		return append(values[:0], batch.ID, e.Key.Ordinal, [16]byte(e.ID), text(e.Name), int32(e.Shard.ID), int32(e.Shard.Count), e.Seq,
+			e.ReceivedAt, int64(e.GuildID), int64(e.ChannelID), int64(e.UserID), string(e.Origin), e.Listeners, e.Data), nil
+	}))
+	return err
 }
 
 // arrayLiteral writes a bigint[]: unnest would flatten an array of arrays.
