@@ -21,6 +21,9 @@ const (
 	recordQueue = 4096
 	// recordAtOnce bounds one transaction.
 	recordAtOnce = 2048
+	// recordEvery is how far apart transactions begin while there is much to
+	// record. What a crash finds unrecorded is delivered again.
+	recordEvery = 20 * time.Millisecond
 	// responseKept is how much of a response an attempt keeps, in bytes.
 	responseKept = 1024
 )
@@ -130,23 +133,15 @@ func (r *recorder) close() { r.in <- record{} }
 // run writes until close was called.
 func (r *recorder) run(ctx context.Context) error {
 	defer close(r.stopped)
+	var recs []record
+	var notBefore time.Time
 	for {
-		var recs []record
-		select {
-		case rec := <-r.in:
-			recs = append(recs, rec)
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		clear(recs) // or their payloads would live on
+		var err error
+		if recs, err = r.gather(ctx, recs[:0], notBefore); err != nil {
+			return err
 		}
-	fill:
-		for len(recs) < recordAtOnce {
-			select {
-			case rec := <-r.in:
-				recs = append(recs, rec)
-			default:
-				break fill
-			}
-		}
+		notBefore = time.Now().Add(recordEvery)
 		last := false
 		var marks []chan struct{}
 		kept := recs[:0]
@@ -170,6 +165,47 @@ func (r *recorder) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// gather returns what the next transaction writes: at least one record, and all
+// that waits. A transaction costs as much as dozens of records, so while there
+// is much to record the next one begins no earlier than notBefore.
+func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Time) ([]record, error) {
+	var due <-chan time.Time
+	if wait := time.Until(notBefore); wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		due = timer.C
+	}
+	for len(recs) < recordAtOnce {
+		if len(recs) > 0 && recs[len(recs)-1].urgent() {
+			due = nil
+		}
+		if len(recs) > 0 && due == nil {
+			select {
+			case rec := <-r.in:
+				recs = append(recs, rec)
+				continue
+			default:
+				return recs, nil
+			}
+		}
+		select {
+		case rec := <-r.in:
+			recs = append(recs, rec)
+		case <-due:
+			due = nil
+		case <-ctx.Done():
+			return recs, context.Cause(ctx)
+		}
+	}
+	return recs, nil
+}
+
+// urgent tells whether somebody waits for the record to be written: who flushes
+// or closes, or the next delivery of an ordering key.
+func (r *record) urgent() bool {
+	return r.mark != nil || r.job.batch == nil && r.settle == nil
 }
 
 // write stores records in one transaction, trying until it succeeds or ctx
@@ -222,17 +258,18 @@ func (r *recorder) count(rec *record) {
 func (r *recorder) try(ctx context.Context, s *statements) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the transaction took longer than 30 s"))
 	defer cancel()
+	var b pgx.Batch
+	if len(s.insert.batches) == 0 {
+		// What is sent together is one transaction, in one round trip.
+		s.queue(&b, s.insert, r.d.store.Settle)
+		return r.d.pool.SendBatch(ctx, &b).Close()
+	}
 	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
-		insert := s.insert
-		if len(insert.batches) > 0 {
-			own, err := r.d.store.Own(ctx, tx, s.owner, insert.batches)
-			if err != nil {
-				return err
-			}
-			insert = insert.of(own)
+		own, err := r.d.store.Own(ctx, tx, s.owner, s.insert.batches)
+		if err != nil {
+			return err
 		}
-		var b pgx.Batch
-		s.queue(&b, insert, r.d.store.Settle)
+		s.queue(&b, s.insert.of(own), r.d.store.Settle)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }
