@@ -115,7 +115,7 @@ func (b *bucket) match(e *event.Event, ids []int64) []int64 {
 // ones first, because raw deliveries are dispatched first. What it returns is
 // the caller's.
 func (t *table) match(e *event.Event) []int64 {
-	var few [64]int64 // so that a usual answer is allocated once, none not at all
+	var few [64]int64 // on the stack: a usual answer is allocated once, none not at all
 	ids := few[:0]
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -129,14 +129,10 @@ func (t *table) match(e *event.Event) []int64 {
 			}
 		}
 	}
-	switch {
-	case len(ids) == 0:
+	if len(ids) == 0 {
 		return nil
-	case len(ids) <= len(few):
-		return slices.Clone(ids)
-	default: // append has moved them already
-		return ids
 	}
+	return slices.Clone(ids) // always: what could be returned itself is not on the stack
 }
 
 func (t *table) listener(id int64) *event.Listener {
