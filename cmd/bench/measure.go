@@ -237,7 +237,10 @@ func (b *bench) round(ctx context.Context, st *stage, limit *bare) (r round, err
 	each := func(d time.Duration, n int64) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(max(n, 1)) }
 	r.ServerCPU, r.PostgresCPU, r.HarnessCPU = each(full.server, n), each(full.postgres, n), each(full.harness, n)
 	r.BareCPU, r.BareHarnessCPU = each(bare.bare, did.Posts), each(bare.harness, did.Posts)
-	b.progress("  %8.0f deliveries/s, bare %8.0f/s, ratio %.2f", r.PerSecond, r.BarePerSecond, r.Ratio)
+	if whole := r.ServerCPU + r.PostgresCPU + r.HarnessCPU; whole > 0 {
+		r.CPURatio = (r.BareCPU + r.BareHarnessCPU) / whole
+	}
+	b.progress("  %8.0f deliveries/s, bare %8.0f/s, ratio %.2f, by CPU %.2f", r.PerSecond, r.BarePerSecond, r.Ratio, r.CPURatio)
 	return r, nil
 }
 
