@@ -24,7 +24,8 @@ func TestMain(m *testing.M) {
 func TestRun(t *testing.T) {
 	var out, progress bytes.Buffer
 	err := run(t.Context(), []string{
-		"--fanout", "2", "--body", "1024", "--shards", "2", "--rates", "200", "--rounds", "1", "--time", "200ms", "--json",
+		"--fanout", "2", "--body", "1024", "--shards", "2", "--rates", "200",
+		"--stored", "1000", "--listeners", "100", "--rounds", "1", "--time", "200ms", "--json",
 	}, &out, &progress)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
@@ -39,6 +40,9 @@ func TestRun(t *testing.T) {
 	got := r.Throughput[0]
 	if got.Deliveries == 0 || got.Deliveries%2 != 0 || got.Verified == 0 || got.Twice != 0 || got.BarePerSecond.Median == 0 {
 		t.Errorf("deliveries %d (twice %d), verified %d, bare %v/s", got.Deliveries, got.Twice, got.Verified, got.BarePerSecond.Median)
+	}
+	if got.Pages == nil || got.Pages.Min == 0 || got.DatabaseSize == 0 {
+		t.Errorf("no page of deliveries was read: %+v", got.Pages)
 	}
 	if got.BodySent < 1000 || got.BodySent > 1040 {
 		t.Errorf("a body had %d bytes, 1024 were asked for", got.BodySent)
@@ -71,13 +75,15 @@ func TestMissingIsFound(t *testing.T) {
 }
 
 func TestSetups(t *testing.T) {
-	o := options{fanouts: numbers{1, 10}, bodies: numbers{1024}, shards: numbers{1, 16}}
-	want := []setup{{1, 1024, 1}, {1, 1024, 16}, {10, 1024, 1}}
+	o := options{
+		fanouts: numbers{1, 10}, bodies: numbers{1024}, shards: numbers{1, 16}, stored: numbers{0, 5}, listeners: numbers{0},
+	}
+	want := []setup{{1, 1024, 1, 0, 0}, {10, 1024, 1, 0, 0}, {1, 1024, 16, 0, 0}, {1, 1024, 1, 5, 0}}
 	if got := o.setups(); !slices.Equal(got, want) {
 		t.Errorf("one change at a time: %v, want %v", got, want)
 	}
 	o.full = true
-	if got := o.setups(); len(got) != 4 {
+	if got := o.setups(); len(got) != 8 {
 		t.Errorf("all combinations: %v", got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +50,7 @@ var errUsage = errors.New("usage")
 // options are the flags.
 type options struct {
 	fanouts, bodies, shards numbers
+	stored, listeners       numbers
 	full                    bool
 	rates                   numbers
 	rounds                  int
@@ -75,8 +77,8 @@ func (n *numbers) Set(s string) error {
 	*n = nil
 	for _, text := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' }) {
 		v, err := strconv.Atoi(text)
-		if err != nil || v < 1 {
-			return fmt.Errorf("%q is no number from 1 up", text)
+		if err != nil || v < 0 {
+			return fmt.Errorf("%q is no whole number", text)
 		}
 		*n = append(*n, v)
 	}
@@ -86,12 +88,15 @@ func (n *numbers) Set(s string) error {
 func readOptions(args []string, stderr io.Writer) (options, error) {
 	o := options{
 		fanouts: numbers{1, 10, 100}, bodies: numbers{1024, 300, 16384}, shards: numbers{1, 16, 256}, rates: numbers{100, 500, 1000},
+		stored: numbers{0}, listeners: numbers{0},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Var(&o.fanouts, "fanout", "listeners of every event, joined with commas; the first is the usual one")
 	flags.Var(&o.bodies, "body", "sizes of a POST's body in bytes, joined with commas; the first is the usual one")
 	flags.Var(&o.shards, "shards", "numbers of shards, joined with commas; the first is the usual one")
+	flags.Var(&o.stored, "stored", "events that were delivered in the last days, joined with commas; the first is the usual number")
+	flags.Var(&o.listeners, "listeners", "further listeners registered, each for a guild, joined with commas; the first is the usual number")
 	flags.BoolVar(&o.full, "full", false, "measure every combination, not only one change at a time")
 	flags.Var(&o.rates, "rates", "events a second at which latency is measured, joined with commas; empty for none")
 	flags.IntVar(&o.rounds, "rounds", 3, "how often each measurement is made, in turns with the bare limit")
@@ -102,8 +107,10 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	if err := flags.Parse(args); err != nil {
 		return o, errors.Join(errUsage, err)
 	}
-	if flags.NArg() > 0 || len(o.fanouts)*len(o.bodies)*len(o.shards) == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 {
-		fmt.Fprintln(stderr, "bench takes flags only, at least one --fanout, --body and --shards each, and positive numbers")
+	zero := slices.Contains(slices.Concat(o.fanouts, o.shards, o.rates), 0)
+	lists := len(o.fanouts) * len(o.bodies) * len(o.shards) * len(o.stored) * len(o.listeners)
+	if flags.NArg() > 0 || zero || lists == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 {
+		fmt.Fprintln(stderr, "bench takes flags only: lists that are not empty (but --rates), and positive numbers")
 		return o, errUsage
 	}
 	return o, nil
@@ -145,29 +152,48 @@ type setup struct {
 	Fanout int `json:"fanout"`
 	Body   int `json:"body_bytes"`
 	Shards int `json:"shards"`
+	// Stored is how many events were delivered before, Listeners how many
+	// others are registered.
+	Stored    int `json:"stored_events"`
+	Listeners int `json:"other_listeners"`
 }
 
 // String implements fmt.Stringer.
 func (s setup) String() string {
-	return fmt.Sprintf("fan-out %d, bodies of %d bytes, %d shards", s.Fanout, s.Body, s.Shards)
+	text := fmt.Sprintf("fan-out %d, bodies of %d bytes, %d shards", s.Fanout, s.Body, s.Shards)
+	if s.Stored > 0 {
+		text += fmt.Sprintf(", %d stored events", s.Stored)
+	}
+	if s.Listeners > 0 {
+		text += fmt.Sprintf(", %d other listeners", s.Listeners)
+	}
+	return text
 }
 
 // setups are the usual one, then those that differ from it in one thing; or all
 // combinations.
 func (o options) setups() (list []setup) {
-	usual := setup{o.fanouts[0], o.bodies[0], o.shards[0]}
-	for _, f := range o.fanouts {
-		for _, b := range o.bodies {
-			for _, s := range o.shards {
-				differs := 0
-				for _, d := range []bool{f != usual.Fanout, b != usual.Body, s != usual.Shards} {
-					if d {
-						differs++
-					}
-				}
-				if o.full || differs <= 1 {
-					list = append(list, setup{f, b, s})
-				}
+	usual := setup{o.fanouts[0], o.bodies[0], o.shards[0], o.stored[0], o.listeners[0]}
+	axes := []struct {
+		values numbers
+		at     func(*setup) *int
+	}{
+		{o.fanouts, func(s *setup) *int { return &s.Fanout }},
+		{o.bodies, func(s *setup) *int { return &s.Body }},
+		{o.shards, func(s *setup) *int { return &s.Shards }},
+		{o.stored, func(s *setup) *int { return &s.Stored }},
+		{o.listeners, func(s *setup) *int { return &s.Listeners }},
+	}
+	list = []setup{usual}
+	for _, axis := range axes {
+		from := list[:1]
+		if o.full {
+			from = list
+		}
+		for _, s := range from {
+			for _, v := range axis.values[1:] {
+				*axis.at(&s) = v
+				list = append(list, s)
 			}
 		}
 	}

@@ -34,6 +34,7 @@ type bench struct {
 	server  string // the binary
 	pg      *postgres.Embedded
 	sink    *receiver
+	log     *slog.Logger
 	stages  int
 }
 
@@ -52,9 +53,9 @@ func open(ctx context.Context, o options, stderr io.Writer) (b *bench, err error
 			return b, err
 		}
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	b.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	// As the server itself would start it.
-	if b.pg, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: b.dir, Logger: log}); err != nil {
+	if b.pg, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: b.dir, Logger: b.log}); err != nil {
 		return b, err
 	}
 	b.sink, err = newReceiver()
@@ -80,6 +81,7 @@ type stage struct {
 	server  *server
 	load    *load
 	inboxes []*inbox
+	size    int64 // of the database before the start; 0 if it was empty
 	stop    []func() error
 }
 
@@ -103,6 +105,12 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	db, err := b.database(ctx)
 	if err != nil {
 		return st, err
+	}
+	if s.Stored+s.Listeners > 0 {
+		b.progress("  filling the database …")
+		if st.size, err = fill(ctx, db, s, b.log); err != nil {
+			return st, err
+		}
 	}
 	dataDir, err := os.MkdirTemp(b.dir, "server-")
 	if err != nil {
@@ -196,6 +204,14 @@ func (b *bench) throughput(ctx context.Context, s setup) (t throughput, err erro
 	}
 	if t.PeakMemory, err = peakMemory(st.server.pid()); err != nil && !errors.Is(err, errNoUsage) {
 		return t, err
+	}
+	if st.size > 0 {
+		t.DatabaseSize = st.size
+		pages, err := st.pages(ctx)
+		if err != nil {
+			return t, err
+		}
+		t.Pages = &pages
 	}
 	t.sum(st.inboxes)
 	return t, nil

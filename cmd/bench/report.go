@@ -47,6 +47,11 @@ type throughput struct {
 	BareHarnessCPU spread `json:"bare_receiver_cpu_us"`
 	// PeakMemory of the server, in bytes, at its most ever.
 	PeakMemory int64 `json:"server_peak_memory_bytes"`
+	// DatabaseSize before the start, in bytes, and Pages, how many milliseconds
+	// a page of 100 deliveries took: where events were stored before.
+	DatabaseSize int64   `json:"database_bytes,omitempty"`
+	Pages        *spread `json:"page_ms,omitempty"`
+
 	Deliveries int64 `json:"deliveries"`
 	Verified   int64 `json:"signatures_verified"`
 	Twice      int64 `json:"came_twice"`
@@ -141,15 +146,24 @@ the machine disturbs least.
 
 `)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "fan-out\tbody\tshards\tdeliveries/s\tbare/s\tratio\t\tby CPU\tserver\tPostgreSQL\tharness\tbare\treceiver\tpeak MiB\tverified\ttwice\t")
+	fmt.Fprintln(w, "fan-out\tbody\tshards\tstored\tlisteners\tdeliveries/s\tbare/s\tratio\t\tby CPU\tserver\tPostgreSQL\tharness\tbare\treceiver\tpeak MiB\tverified\ttwice\t")
 	for _, t := range r.Throughput {
-		fmt.Fprintf(w, "%d\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.2f–%.2f\t%.2f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%d of %d\t%d\t\n",
-			t.Fanout, t.BodySent, t.Shards, t.PerSecond.Median, t.BarePerSecond.Median, t.Ratio.Median, t.Ratio.Min, t.Ratio.Max,
+		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%.0f\t%.0f\t%.2f\t%.2f–%.2f\t%.2f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%d of %d\t%d\t\n",
+			t.Fanout, t.BodySent, t.Shards, t.Stored, t.Fanout+t.Listeners, t.PerSecond.Median, t.BarePerSecond.Median, t.Ratio.Median, t.Ratio.Min, t.Ratio.Max,
 			t.CPURatio.Median, t.ServerCPU.Median, t.PostgresCPU.Median, t.HarnessCPU.Median, t.BareCPU.Median, t.BareHarnessCPU.Median,
 			float64(t.PeakMemory)/(1<<20), t.Verified, t.Deliveries, t.Twice)
 	}
-	if err := w.Flush(); err != nil || len(r.Latency) == 0 {
+	if err := w.Flush(); err != nil {
 		return err
+	}
+	for _, t := range r.Throughput {
+		if t.Pages != nil {
+			fmt.Fprintf(out, "\nWith %d stored events and %d other listeners (%.1f MiB) a page of 100 deliveries took %.1f ms (%.1f–%.1f).\n",
+				t.Stored, t.Listeners, float64(t.DatabaseSize)/(1<<20), t.Pages.Median, t.Pages.Min, t.Pages.Max)
+		}
+	}
+	if len(r.Latency) == 0 {
+		return nil
 	}
 	fmt.Fprint(out, "\nLatency from frame to POST in ms: medians of the rounds, least–most.\n\n")
 	fmt.Fprintln(w, "fan-out\tbody\tshards\tevents/s\tmedian\t\tp99\t\tmax\t\t")
