@@ -33,12 +33,21 @@ const nodeApp = event.Snowflake(42)
 
 var nodeShard = event.Shard{ID: 0, Count: 1}
 
-// only is a registry of one listener, who wants everything.
+// only is a registry of one listener, who wants everything that Discord sends.
 type only event.Listener
 
-func (o *only) Match(*event.Event) []int64                   { return []int64{1} }
-func (o *only) Listener(int64) *event.Listener               { return (*event.Listener)(o) }
-func (o *only) Disable(context.Context, int64, string) error { return nil }
+func (o *only) Match(e *event.Event) (ids []int64, missed bool) {
+	if strings.HasPrefix(e.Name, "GATEHOOK_") {
+		return nil, false
+	}
+	return []int64{1}, false
+}
+
+func (o *only) Listener(int64) *event.Listener { return (*event.Listener)(o) }
+
+func (o *only) Disable(context.Context, int64, string, func(context.Context, pgx.Tx) error) error {
+	return nil
+}
 
 // hit is one POST that arrived.
 type hit struct {

@@ -278,3 +278,58 @@ func TestSampleOfEveryEvent(t *testing.T) {
 		}
 	}
 }
+
+// TestDisabledListenerGetsWhatItMissed: a callback that answers 410 is left
+// alone, and its operator told; what only it would have got is kept, and
+// delivered when somebody enables it again and asks for it.
+func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_INTENTS=auto")
+	p.start()
+	awaitReady(t, discord)
+	gone, operator := newSwitchable(t), newSwitchable(t)
+	gone.answer(http.StatusGone)
+	type listener struct {
+		ID      string
+		Enabled bool
+		Reason  *string `json:"disabled_reason"`
+	}
+	l := decode[listener](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"GUILD_BAN_ADD","url":%q}`, gone.URL), http.StatusCreated)
+	decode[listener](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"GATEHOOK_LISTENER_DISABLED","url":%q}`, operator.URL), http.StatusCreated)
+	start := time.Now().UTC()
+	ban := func() {
+		t.Helper()
+		eventually(t, time.Minute, "a session with the intent", func() (bool, string) {
+			_, err := discord.Dispatch(0, "GUILD_BAN_ADD", []byte(`{"guild_id":"1","user":{"id":"2","username":"a"}}`))
+			return err == nil, fmt.Sprint(err)
+		})
+	}
+	ban()
+	eventually(t, time.Minute, "disabled", func() (bool, string) {
+		now := decode[listener](t, p, "GET", "/listeners/"+l.ID, "", http.StatusOK)
+		return !now.Enabled && now.Reason != nil && *now.Reason == "gone", fmt.Sprint(now)
+	})
+	eventually(t, time.Minute, "the operator told", func() (bool, string) { return len(operator.ids()) == 1, "" })
+	operator.mu.Lock()
+	if body := operator.bodies[0]; !strings.Contains(body, `"reason":"gone"`) || !strings.Contains(body, l.ID) {
+		t.Errorf("told %s", body)
+	}
+	operator.mu.Unlock()
+	const missed = 5
+	for range missed {
+		ban()
+	}
+	gone.answer(http.StatusNoContent)
+	before := len(gone.ids())
+	decode[listener](t, p, "PATCH", "/listeners/"+l.ID, `{"enabled":true}`, http.StatusOK)
+	eventually(t, time.Minute, "all missed events kept", func() (bool, string) {
+		replayed := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+l.ID+"/replay",
+			fmt.Sprintf(`{"since":%q}`, start.Format(time.RFC3339Nano)), http.StatusAccepted)
+		return replayed.Queued >= missed, fmt.Sprint(replayed)
+	})
+	eventually(t, time.Minute, "all of them delivered", func() (bool, string) {
+		different := slices.Compact(slices.Sorted(slices.Values(gone.ids()[before:])))
+		return len(different) == missed+1, fmt.Sprint(different)
+	})
+}

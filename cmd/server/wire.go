@@ -59,6 +59,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
 		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
 		Forget:      delivery.Forget,
+		Renew:       delivery.Renew,
 		// The others are made next; nobody calls before that.
 		Advise: func(ctx context.Context, p event.Pattern, before event.Intents) (string, []string) {
 			return s.gateway.Advise(ctx, p, before)
@@ -73,10 +74,13 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		},
 		Settle: journal.Settle, Own: journal.Own, Committed: journal.Committed,
 		Find: func(ctx context.Context, id uuid.UUID) ([]event.Stored, error) { return journal.Find(ctx, pool, id) },
-		At: journal.At,
+		At:   journal.At,
 		Add: func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
 			return s.journal.Add(ctx, e, listeners) // made next; nobody calls before that
 		},
+		Key:    func() event.Key { return s.journal.Key() },
+		Put:    journal.Put,
+		Ensure: func(ctx context.Context) error { return s.journal.Ensure(ctx) },
 		Span: func(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
 			return journal.Span(ctx, pool, since, until, name, take)
 		},

@@ -84,7 +84,7 @@ func decide(r result, d decision) outcome {
 	case r.err == nil && r.status >= 200 && r.status < 300:
 		return outcome{kind: delivered}
 	case r.err == nil && r.status == http.StatusGone:
-		return outcome{kind: disable, reason: "gone"}
+		return outcome{kind: disable, reason: reasonGone}
 	}
 	var o outcome
 	switch r.status {

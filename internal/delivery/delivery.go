@@ -35,9 +35,13 @@ var ErrStopped = errors.New("delivery has stopped")
 type Listeners interface {
 	// Listener returns a registration as it is now, or nil if there is none.
 	Listener(id int64) *event.Listener
+	// Match returns the listeners that an event is for. missed: others want it as
+	// well, and may ask for it later.
+	Match(e *event.Event) (ids []int64, missed bool)
 	// Disable stops deliveries to a listener, for a reason that its
-	// registration shows.
-	Disable(ctx context.Context, id int64, reason string) error
+	// registration shows. also runs in the same transaction, and its error
+	// undoes all; it does not run if the listener is disabled already.
+	Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error
 }
 
 // Store is the journal's side of the deliveries' records.
@@ -59,6 +63,13 @@ type Store struct {
 	At func(time.Time) int64
 	// Add stores an event that no batch is for.
 	Add func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
+	// Key returns a key for an event of now that no batch is for, and Put queues
+	// the statements that store such events, unless they are stored already.
+	Key func() event.Key
+	Put func(b *pgx.Batch, events []event.Stored)
+	// Ensure makes sure that events of now can be stored. It is called before
+	// the transaction.
+	Ensure func(context.Context) error
 	// Span reads, in order and some at a time, the events that were received
 	// from one time to before another, without their payloads; name leaves
 	// out those of other names, unless it is "".
@@ -123,6 +134,7 @@ type Delivery struct {
 	sender    *sender
 	recorder  *recorder
 	keyring   *keyring
+	health    health
 	parts     postgres.Partitions
 
 	mu    sync.RWMutex
@@ -172,6 +184,9 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	d.metrics = newMetrics(reg, d)
 	d.recorder = newRecorder(d)
 	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+		return nil, err
+	}
+	if err := d.readHealth(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.Prepare(ctx); err != nil {

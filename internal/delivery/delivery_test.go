@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -36,6 +37,9 @@ type registry struct {
 	mu       sync.Mutex
 	m        map[int64]*event.Listener
 	disabled map[int64]string
+
+	disabling sync.Mutex
+	pool      *pgxpool.Pool
 }
 
 func (r *registry) Listener(id int64) *event.Listener {
@@ -44,7 +48,29 @@ func (r *registry) Listener(id int64) *event.Listener {
 	return r.m[id]
 }
 
-func (r *registry) Disable(_ context.Context, id int64, reason string) error {
+func (r *registry) Match(e *event.Event) (ids []int64, missed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(r.m)) {
+		if l := r.m[id]; l.Wants(e) && l.Enabled {
+			ids = append(ids, id)
+		} else {
+			missed = missed || l.Wants(e)
+		}
+	}
+	return ids, missed
+}
+
+// Disable locks as a transaction would: of several at once one disables.
+func (r *registry) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
+	r.disabling.Lock()
+	defer r.disabling.Unlock()
+	if !r.Listener(id).Enabled {
+		return nil
+	}
+	if err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error { return also(ctx, tx) }); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.disabled[id] = reason
@@ -176,6 +202,7 @@ func setup(t *testing.T, cfg Config, urls ...string) *bundle {
 		pool: postgrestest.New(t), registry: &registry{m: map[int64]*event.Listener{}, disabled: map[int64]string{}},
 		settled: make(chan int64, 1000),
 	}
+	b.registry.pool = b.pool
 	for i, u := range urls {
 		id := int64(i + 1)
 		b.registry.m[id] = &event.Listener{
@@ -212,6 +239,17 @@ func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
 				b.settled <- id
 			}
 		},
+		Key: func() event.Key {
+			return event.Key{Batch: time.Now().UnixMicro() << 10, Ordinal: rand.Int32()}
+		},
+		Put: func(batch *pgx.Batch, events []event.Stored) {
+			for _, e := range events {
+				batch.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, listeners, data)
+					VALUES ($1, $2, $3, $4, 0, 1, 0, $5, 0, 0, 0, $6, $7) ON CONFLICT DO NOTHING`,
+					e.Key.Batch, e.Key.Ordinal, e.ID, e.Name, e.ReceivedAt, e.Listeners, e.Data)
+			}
+		},
+		Ensure: func(context.Context) error { return nil },
 		At: func(at time.Time) int64 {
 			if time.Since(at) < time.Minute { // what tests store is as old as it is
 				return math.MaxInt64

@@ -364,7 +364,9 @@ func (l *lane) work() {
 		case j.owner != owner:
 			l.forsake(j)
 		default:
-			l.finish(j, l.attempt(j, target, listener, bad))
+			rec := l.attempt(j, target, listener, bad)
+			l.d.condemn(&rec, listener)
+			l.finish(j, rec)
 		}
 	}
 }
@@ -497,12 +499,6 @@ func (l *lane) finish(j job, rec record) {
 	l.mu.Unlock()
 	for _, rec := range put {
 		l.record(rec)
-	}
-	if rec.outcome.kind == disable {
-		if err := l.d.listeners.Disable(l.d.attempts, l.id, rec.outcome.reason); err != nil {
-			l.d.log.LogAttrs(l.d.attempts, slog.LevelError, "could not disable a listener",
-				slog.String("reason", rec.outcome.reason), slog.Any("error", err))
-		}
 	}
 }
 

@@ -29,6 +29,7 @@ type metrics struct {
 	attemptTime                   prometheus.Histogram
 	recordFailures, forsaken      prometheus.Counter
 	down                          prometheus.Counter
+	disabled                      *prometheus.CounterVec
 	sampleFailures                prometheus.Counter
 
 	mu    sync.Mutex
@@ -60,18 +61,20 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		return prometheus.HistogramOpts{Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help, Buckets: delays}
 	}
 	m := &metrics{
-		attempts:       counters("attempts_total", "POSTs made, by what became of them.", "class"),
-		deliveries:     counters("deliveries_total", "Deliveries that reached a final state, by that state.", "state"),
-		spilled:        counters("spilled_total", "Deliveries that went to the database because their lane was full or their key waits there."),
-		first:          prometheus.NewHistogramVec(seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."), []string{"listener"}),
-		success:        prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
-		attemptTime:    prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
-		forsaken:       counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
-		down:           counter("callbacks_down_total", "How often a callback was found to be down: its deliveries then wait while one at a time is tried."),
+		attempts:    counters("attempts_total", "POSTs made, by what became of them.", "class"),
+		deliveries:  counters("deliveries_total", "Deliveries that reached a final state, by that state.", "state"),
+		spilled:     counters("spilled_total", "Deliveries that went to the database because their lane was full or their key waits there."),
+		first:       prometheus.NewHistogramVec(seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."), []string{"listener"}),
+		success:     prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
+		attemptTime: prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
+		forsaken:    counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
+		down:        counter("callbacks_down_total", "How often a callback was found to be down: its deliveries then wait while one at a time is tried."),
+		disabled: prometheus.NewCounterVec(prometheus.CounterOpts(opts("listeners_disabled_total",
+			"Listeners that were disabled because their callback is gone or has failed for days.")), []string{"reason"}),
 		recordFailures: counter("record_failures_total", "Transactions that record attempts, failed and tried again."),
 		sampleFailures: counter("sample_failures_total", "Looks at what waits in the database that failed: its gauges are old."),
 	}
-	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.recordFailures, m.sampleFailures,
+	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.disabled, m.recordFailures, m.sampleFailures,
 		&lanesCollector{d: d},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }))

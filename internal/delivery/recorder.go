@@ -215,11 +215,16 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 		return nil
 	}
 	s := newStatements(recs, r.d.instance.ID())
+	s.health = r.d.health.changes(streaks(recs))
+	s.own = r.own(ctx, recs, s.owner)
 	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
 	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := r.try(ctx, s)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
 			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))
+			if len(s.own) > 0 {
+				err = errors.Join(err, r.d.store.Ensure(ctx))
+			}
 		}
 		r.health.Set(err)
 		if err == nil {
@@ -238,13 +243,36 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	for i := range recs {
 		r.count(&recs[i])
 	}
+	r.d.health.apply(s.health)
 	if !s.earliest.IsZero() {
 		r.d.due(s.earliest)
 	}
-	if s.freed {
+	if s.freed || len(s.own) > 0 {
 		r.d.wake()
 	}
 	return nil
+}
+
+// own makes the events that tell of exhausted deliveries. Those of that very
+// event are not told of: a callback for it that fails would go round in circles.
+func (r *recorder) own(ctx context.Context, recs []record, owner int64) (events own) {
+	for i := range recs {
+		rec := &recs[i]
+		if rec.outcome.kind.state() != statusExhausted || rec.owner() != owner || rec.settle != nil || rec.job.stored.Name == eventExhausted {
+			continue
+		}
+		l := r.d.listeners.Listener(rec.job.listener)
+		if l == nil {
+			continue
+		}
+		e, err := deliveryExhausted(rec, l, time.Now())
+		if err != nil {
+			r.d.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", eventExhausted), slog.Any("error", err))
+			continue
+		}
+		events = append(events, r.d.tell(e, 0)...)
+	}
+	return events
 }
 
 func (r *recorder) count(rec *record) {
@@ -261,7 +289,7 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 	var b pgx.Batch
 	if len(s.insert.batches) == 0 {
 		// What is sent together is one transaction, in one round trip.
-		s.queue(&b, s.insert, r.d.store.Settle)
+		s.queue(&b, s.insert, &r.d.store)
 		return r.d.pool.SendBatch(ctx, &b).Close()
 	}
 	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
@@ -269,7 +297,7 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 		if err != nil {
 			return err
 		}
-		s.queue(&b, s.insert.of(own), r.d.store.Settle)
+		s.queue(&b, s.insert.of(own), &r.d.store)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }
@@ -300,6 +328,10 @@ type statements struct {
 	earliest time.Time
 	// freed: the next retry of some ordering key may go.
 	freed bool
+	// health is what changes of the listeners' health, and own the events that
+	// tell of exhausted deliveries.
+	health healthRows
+	own    own
 }
 
 type keyRows struct {
@@ -443,7 +475,7 @@ func queueAttempts(b *pgx.Batch, a *attemptRows) {
 
 // queue adds the statements of the transaction. The order matters only in that
 // the batches go last.
-func (s *statements) queue(b *pgx.Batch, insert retryRows, settle func(*pgx.Batch, int64, []int64)) {
+func (s *statements) queue(b *pgx.Batch, insert retryRows, store *Store) {
 	queueAttempts(b, &s.attempts)
 	if r := &insert; len(r.batches) > 0 {
 		// A try whose answer was lost may have stored them.
@@ -464,7 +496,9 @@ func (s *statements) queue(b *pgx.Batch, insert retryRows, settle func(*pgx.Batc
 			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`,
 			k.batches, k.ordinals, k.listeners, s.owner)
 	}
+	s.own.queue(b, store.Put)
+	s.health.queue(b)
 	if len(s.settled) > 0 {
-		settle(b, s.owner, s.settled)
+		store.Settle(b, s.owner, s.settled)
 	}
 }

@@ -54,6 +54,8 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 	defer timer.Stop()
 	unpark := time.NewTicker(retryPoll)
 	defer unpark.Stop()
+	health := time.NewTicker(healthEvery)
+	defer health.Stop()
 	upkeep := time.NewTicker(time.Hour)
 	defer upkeep.Stop()
 	for {
@@ -65,6 +67,8 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.replan:
+		case <-health.C:
+			looked, err = false, d.readHealth(ctx)
 		case <-upkeep.C:
 			looked, err = false, d.upkeep(ctx)
 		case <-d.kick:
@@ -389,7 +393,7 @@ func Forget(ctx context.Context, tx pgx.Tx, listenerID int64) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1`, listenerID); err != nil {
 		return fmt.Errorf("drop the retries of a listener: %w", err)
 	}
-	return nil
+	return Renew(ctx, tx, listenerID)
 }
 
 // upkeep makes and drops partitions, and removes rows that nothing will ask
@@ -399,7 +403,10 @@ func (d *Delivery) upkeep(ctx context.Context) error {
 	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
 		return err
 	}
-	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE state <> 'pending' AND updated_at < now() - $1::interval`, d.cfg.Retention); err != nil {
+	// What was last touched so long ago has no event any more, also if it still
+	// waits for a listener that is disabled.
+	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE owner IS NULL AND updated_at < now() - $1::interval
+		AND (state <> 'pending' OR due_at < now() - $1::interval)`, d.cfg.Retention); err != nil {
 		return fmt.Errorf("remove old outcomes: %w", err)
 	}
 	rows, err := d.pool.Query(ctx, `SELECT DISTINCT listener_id FROM retries WHERE updated_at < now() - interval '1 hour'`)

@@ -194,11 +194,11 @@ var catalog = []Type{
 	},
 	{
 		Name: "GATEHOOK_DELIVERY_EXHAUSTED", Group: GroupGatehook,
-		About: "All attempts of a delivery failed.",
+		Model: "DeliveryExhausted", About: "All attempts of a delivery failed.",
 	},
 	{
 		Name: "GATEHOOK_LISTENER_DISABLED", Group: GroupGatehook,
-		About: "A listener was disabled.",
+		Model: "ListenerDisabled", About: "A listener was disabled because its callback is gone or has failed for days.",
 	},
 	{
 		Name: "GATEHOOK_SESSION_LOST", Group: GroupGatehook,

@@ -27,7 +27,9 @@ import (
 
 // Matcher tells which listeners want an event. It must not block.
 type Matcher interface {
-	Match(e *event.Event) []int64
+	// missed: somebody wants it who gets nothing at the moment, and may ask for
+	// it later.
+	Match(e *event.Event) (listeners []int64, missed bool)
 }
 
 // Deliverer takes over what was committed.

@@ -28,11 +28,11 @@ var shard0 = event.Shard{ID: 0, Count: 2}
 // wantsOnly lets the listeners 7 and 8 want the events of one name.
 type wantsOnly string
 
-func (w wantsOnly) Match(e *event.Event) []int64 {
+func (w wantsOnly) Match(e *event.Event) (ids []int64, missed bool) {
 	if e.Name == string(w) {
-		return []int64{7, 8}
+		return []int64{7, 8}, false
 	}
-	return nil
+	return nil, e.Name == "MISSED"
 }
 
 // sink is a deliverer that keeps what it is given.

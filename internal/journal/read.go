@@ -86,20 +86,38 @@ func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name 
 // under lower ones was received before.
 func At(t time.Time) int64 { return t.UnixMicro() << batchShift }
 
+// Key returns a key for an event that no batch is for. Its ordinal is beyond those
+// of batches, whose numbers it may meet.
+func (j *Journal) Key() event.Key {
+	return event.Key{
+		Batch:   At(time.Now()) | j.instance.ID()&(1<<batchShift-1),
+		Ordinal: 1<<30 + rand.Int32N(1<<30),
+	}
+}
+
+// Put queues the statements that store events under keys of Key, unless they are
+// stored already. It belongs into the transaction that sees to their deliveries:
+// no batch does.
+func Put(b *pgx.Batch, events []event.Stored) {
+	for i := range events {
+		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})
+	}
+}
+
 // Add stores an event for listeners without a batch: whoever adds it sees to
-// its deliveries. Its ordinal is beyond those of batches, whose numbers it may
-// meet.
+// its deliveries.
 func (j *Journal) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
-	now := time.Now()
-	k := event.Key{Batch: now.UnixMicro()<<batchShift | j.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
-	batch := event.Batch{ID: k.Batch, Events: []event.Stored{{Event: *e, Key: k, Listeners: listeners}}}
+	stored := event.Stored{Event: *e, Key: j.Key(), Listeners: listeners}
 	var b pgx.Batch
-	queueEvents(&b, &batch)
-	if err := j.parts.Ensure(ctx, now); err != nil {
-		return k, err
+	Put(&b, []event.Stored{stored})
+	if err := j.Ensure(ctx); err != nil {
+		return stored.Key, err
 	}
 	if err := j.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return k, fmt.Errorf("store an event: %w", err)
+		return stored.Key, fmt.Errorf("store an event: %w", err)
 	}
-	return k, nil
+	return stored.Key, nil
 }
+
+// Ensure makes sure that events of now can be stored.
+func (j *Journal) Ensure(ctx context.Context) error { return j.parts.Ensure(ctx, time.Now()) }

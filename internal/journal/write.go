@@ -118,8 +118,8 @@ func (j *Journal) add(c *commit, e entry) {
 	if e.event == nil {
 		return
 	}
-	listeners := j.matcher.Match(e.event)
-	if len(listeners) == 0 {
+	listeners, missed := j.matcher.Match(e.event)
+	if len(listeners) == 0 && !missed {
 		j.metrics.unwanted.Inc()
 		return
 	}

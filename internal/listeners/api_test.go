@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,6 +94,7 @@ func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
 		Ping:        ping,
 		Advise:      advise,
 		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
+		Renew:       func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +272,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 	}
 	// The very next event.
 	ev := &event.Event{Name: "GUILD_BAN_ADD", GuildID: 5}
-	if ids := a.Match(ev); len(ids) != 1 {
+	if ids, _ := a.Match(ev); len(ids) != 1 {
 		t.Errorf("Match = %v after the 201", ids)
 	}
 	if again := a.call(t, "POST", "/listeners", `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`); again.status != http.StatusConflict ||
@@ -283,17 +285,20 @@ func TestListenerThroughItsLife(t *testing.T) {
 		patched.body["ordering"] != "guild" || patched.body["disabled_reason"] != "manual" {
 		t.Errorf("patched %d %v", patched.status, patched.body)
 	}
-	if ids := a.Match(ev); len(ids) != 0 {
-		t.Errorf("Match = %v while disabled", ids)
+	if ids, missed := a.Match(ev); len(ids) != 0 || missed {
+		t.Errorf("Match = %v, %v while disabled, for another guild", ids, missed)
+	}
+	if ids, missed := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 0 || !missed {
+		t.Errorf("Match = %v, %v while disabled", ids, missed)
 	}
 	patched = a.call(t, "PATCH", "/listeners/"+id, `{"enabled":true,"max_age":null}`)
 	if patched.body["enabled"] != true || patched.body["disabled_at"] != nil || patched.body["max_age"] != nil || patched.body["disabled_reason"] != nil {
 		t.Errorf("patched %d %v", patched.status, patched.body)
 	}
-	if ids := a.Match(ev); len(ids) != 0 {
+	if ids, _ := a.Match(ev); len(ids) != 0 {
 		t.Errorf("Match = %v for another guild", ids)
 	}
-	if ids := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 1 {
+	if ids, _ := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 1 {
 		t.Errorf("Match = %v for its guild", ids)
 	}
 
@@ -315,7 +320,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 	if again := a.call(t, "DELETE", pair, ""); again.status != 404 {
 		t.Errorf("DELETE by pair again: %d", again.status)
 	}
-	if ids := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 0 {
+	if ids, _ := a.Match(&event.Event{Name: "GUILD_BAN_ADD", GuildID: 7}); len(ids) != 0 {
 		t.Errorf("Match = %v with no listener left", ids)
 	}
 }
@@ -574,7 +579,7 @@ func TestChangeIsAnnounced(t *testing.T) {
 	run(t, other)
 	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
 	awaitNeeds(t, other, event.IntentGuildModeration)
-	if len(other.Match(&event.Event{Name: "GUILD_BAN_ADD"})) != 1 {
+	if ids, _ := other.Match(&event.Event{Name: "GUILD_BAN_ADD"}); len(ids) != 1 {
 		t.Error("the other instance does not match it")
 	}
 	var broken int
@@ -619,7 +624,7 @@ func TestChangeAfterAnUnheardOne(t *testing.T) {
 	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
 	b.create(t, `{"event":"TYPING_START","url":"https://example.com/b"}`)
 	for _, name := range []string{"GUILD_BAN_ADD", "TYPING_START"} {
-		if len(b.Match(&event.Event{Name: name})) != 1 {
+		if ids, _ := b.Match(&event.Event{Name: name}); len(ids) != 1 {
 			t.Errorf("%s has no listener", name)
 		}
 	}
@@ -671,7 +676,7 @@ func TestChangesAtOnce(t *testing.T) {
 		if err := s.refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		matched := s.Match(&event.Event{Name: "READY"})
+		matched, _ := s.Match(&event.Event{Name: "READY"})
 		slices.Sort(matched)
 		if !slices.Equal(matched, stored) {
 			t.Errorf("the table has %v, the database %v", matched, stored)
@@ -730,7 +735,7 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 			t.Errorf("%s %s: %d %v", call[0], call[1], got.status, got.body)
 		}
 	}
-	if len(a.Match(&event.Event{Name: "READY"})) != 1 {
+	if ids, _ := a.Match(&event.Event{Name: "READY"}); len(ids) != 1 {
 		t.Error("the table forgot what it knew")
 	}
 	pg.Restart()
@@ -791,4 +796,32 @@ func FuzzBodies(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Of several that disable a listener at once one does, with what belongs to it
+// in the same transaction; and if that fails nothing is done.
+func TestDisabledOnce(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	id, _ := event.ParseListenerID(fmt.Sprint(a.create(t, `{"event":"READY","url":"https://example.com/a"}`).body["id"]))
+	broken := errors.New("broken")
+	if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { return broken }); !errors.Is(err, broken) || !a.Listener(id).Enabled {
+		t.Errorf("%v, enabled %v", err, a.Listener(id).Enabled)
+	}
+	var did atomic.Int32
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { did.Add(1); return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if did.Load() != 1 || a.Listener(id).Enabled {
+		t.Errorf("disabled %d times, enabled %v", did.Load(), a.Listener(id).Enabled)
+	}
+	if err := a.Disable(t.Context(), id+1, "gone", nil); err != nil {
+		t.Errorf("one that is gone: %v", err)
+	}
 }

@@ -36,6 +36,9 @@ type Config struct {
 	// Forget drops what waits for a listener, in the transaction that deletes
 	// it.
 	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error
+	// Renew forgets how a listener's callback did so far, in the transaction
+	// that enables the listener or gives it another URL.
+	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
 }
 
 // Listeners is the registrations as one instance sees them. Make it with Open,
@@ -59,25 +62,40 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger)
 }
 
 // Match returns the ids of the enabled listeners that want an event, the raw
-// ones first.
-func (s *Listeners) Match(e *event.Event) []int64 { return s.table.match(e) }
+// ones first. missed: disabled ones want it as well, and may ask for it once they
+// are enabled again.
+func (s *Listeners) Match(e *event.Event) (ids []int64, missed bool) { return s.table.match(e) }
 
 // Listener returns a registration as it is now, or nil.
 func (s *Listeners) Listener(id int64) *event.Listener { return s.table.listener(id) }
 
-// Needs are the intents with which everything comes that the enabled listeners
-// want.
+// Needs are the intents with which everything comes that the listeners want: the
+// disabled ones too, so that they can get later what they miss.
 func (s *Listeners) Needs() event.Intents { return s.table.intents() }
 
 // NeedsChanged has a token whenever Needs has changed. It is for one reader.
 func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
 
-// Disable stops deliveries to a listener; the reason is shown with it. One
-// that is gone or disabled already stays so.
-func (s *Listeners) Disable(ctx context.Context, id int64, reason string) error {
-	_, err := s.update(ctx, id, func(r registration) (registration, error) {
-		r.Enabled, r.disabledReason = false, &reason
-		return r, nil
+// Disable stops deliveries to a listener; the reason is shown with it. also runs
+// in the same transaction, and its error undoes all. One that is gone or
+// disabled already stays so, without it: of several at once one disables it.
+func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
+	_, err := again(func() (*registration, error) {
+		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+			before, err := s.find(ctx, tx, `l.id = $1 AND l.enabled FOR UPDATE OF l`, id)
+			if err != nil {
+				return 0, nil, err
+			}
+			if _, err := tx.Exec(ctx, `UPDATE listeners SET enabled = false, disabled_at = now(), disabled_reason = $2, updated_at = now()
+				WHERE id = $1`, id, reason); err != nil {
+				return 0, nil, err
+			}
+			if err := also(ctx, tx); err != nil {
+				return 0, nil, err
+			}
+			after, err := s.find(ctx, tx, `l.id = $1`, before.ID)
+			return id, &after, err
+		})
 	})
 	if err != nil && !errors.Is(err, errNone) {
 		return fmt.Errorf("disable listener %s: %w", event.ListenerID(id), err)

@@ -238,6 +238,11 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 			milliseconds(r.MaxAge), coalesce(r.disabledReason, "manual")); err != nil {
 			return 0, nil, fmt.Errorf("update a listener: %w", err)
 		}
+		if r.Enabled && !before.Enabled || r.URL != before.URL {
+			if err := s.cfg.Renew(ctx, tx, id); err != nil {
+				return 0, nil, err
+			}
+		}
 		after, err := s.find(ctx, tx, `l.id = $1`, id)
 		return id, &after, err
 	})

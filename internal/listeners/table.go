@@ -16,8 +16,9 @@ type table struct {
 	mu      sync.RWMutex
 	version int64
 	byID    map[int64]*entry
-	// exact and prefixed hold the enabled ones by what they registered for:
-	// the name of one event, or the beginning of many.
+	// exact and prefixed hold them by what they registered for: the name of one
+	// event, or the beginning of many. Those that are disabled too: what they
+	// miss is kept for them, and so has to come.
 	exact    map[event.Pattern]*bucket
 	prefixed []*bucket
 	needs    event.Intents
@@ -62,7 +63,7 @@ func set(ids []event.Snowflake) map[event.Snowflake]bool {
 	return m
 }
 
-// bucket holds the enabled listeners of one pattern. Those with a list of
+// bucket holds the listeners of one pattern. Those with a list of
 // guilds are under each of them: where every customer of a bot registers for
 // their own guild, an event does not look at all the others.
 type bucket struct {
@@ -99,12 +100,17 @@ func (b *bucket) remove(e *entry) {
 	}
 }
 
-// match appends the ids of those whose filter lets an event pass.
-func (b *bucket) match(e *event.Event, ids []int64) []int64 {
+// match appends the ids of those whose filter lets an event pass; missed tells
+// that there are disabled ones among them, whose ids it leaves out.
+func (b *bucket) match(e *event.Event, ids []int64, missed *bool) []int64 {
 	for _, list := range [...][]*entry{b.byGuild[e.GuildID], b.rest} {
 		for _, x := range list {
 			if (x.channels == nil || x.channels[e.ChannelID]) && (x.users == nil || x.users[e.UserID]) {
-				ids = append(ids, x.listener.ID)
+				if x.listener.Enabled {
+					ids = append(ids, x.listener.ID)
+				} else {
+					*missed = true
+				}
 			}
 		}
 	}
@@ -113,26 +119,26 @@ func (b *bucket) match(e *event.Event, ids []int64) []int64 {
 
 // match returns the ids of the enabled listeners that want an event: the raw
 // ones first, because raw deliveries are dispatched first. What it returns is
-// the caller's.
-func (t *table) match(e *event.Event) []int64 {
+// the caller's. missed: disabled ones want it as well.
+func (t *table) match(e *event.Event) (_ []int64, missed bool) {
 	var few [64]int64 // on the stack: a usual answer is allocated once, none not at all
 	ids := few[:0]
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, raw := range [...]bool{true, false} {
 		if b := t.exact[event.Pattern{Raw: raw, Name: e.Name}]; b != nil {
-			ids = b.match(e, ids)
+			ids = b.match(e, ids, &missed)
 		}
 		for _, b := range t.prefixed {
 			if b.pattern.Raw == raw && b.pattern.Matches(e.Name) {
-				ids = b.match(e, ids)
+				ids = b.match(e, ids, &missed)
 			}
 		}
 	}
 	if len(ids) == 0 {
-		return nil
+		return nil, missed
 	}
-	return slices.Clone(ids) // always: what could be returned itself is not on the stack
+	return slices.Clone(ids), missed // always: what could be returned itself is not on the stack
 }
 
 func (t *table) listener(id int64) *event.Listener {
@@ -197,9 +203,6 @@ func (t *table) apply(version, id int64, l *event.Listener) bool {
 // put and remove are called with the lock held.
 func (t *table) put(e *entry) {
 	t.byID[e.listener.ID] = e
-	if !e.listener.Enabled {
-		return
-	}
 	b := t.bucket(e.pattern)
 	if b == nil {
 		b = newBucket(e.pattern)
@@ -218,9 +221,6 @@ func (t *table) remove(id int64) {
 		return
 	}
 	delete(t.byID, id)
-	if !e.listener.Enabled {
-		return
-	}
 	b := t.bucket(e.pattern)
 	if b.remove(e); b.empty() {
 		delete(t.exact, e.pattern)
@@ -236,7 +236,7 @@ func (t *table) bucket(p event.Pattern) *bucket {
 	return t.exact[p]
 }
 
-// count works out what the enabled listeners need.
+// count works out what the listeners need.
 func (t *table) count() {
 	var needs event.Intents
 	for _, b := range t.exact {

@@ -1418,6 +1418,30 @@ type DeliveryDetail struct {
 	Status DeliveryStatus `json:"status"`
 }
 
+// DeliveryExhausted All attempts of a delivery failed. Deliveries of this event itself are not told of.
+type DeliveryExhausted struct {
+	// Attempts How many were made.
+	Attempts int `json:"attempts"`
+
+	// DeliveryId The delivery: the webhook-id of its attempts.
+	DeliveryId string `json:"delivery_id"`
+
+	// Error Why there was no answer.
+	Error nullable.Nullable[string] `json:"error"`
+
+	// Event Its name, as delivered.
+	Event string `json:"event"`
+
+	// EventId The event.
+	EventId string `json:"event_id"`
+
+	// ListenerId The listener.
+	ListenerId string `json:"listener_id"`
+
+	// Status What the callback answered last; null for no answer.
+	Status nullable.Nullable[int] `json:"status"`
+}
+
 // DeliveryPage defines model for DeliveryPage.
 type DeliveryPage struct {
 	Data []DeliveryRecord `json:"data"`
@@ -3093,6 +3117,24 @@ type ListenerCreated struct {
 	Secret    string    `json:"secret"`
 	UpdatedAt time.Time `json:"updated_at"`
 	Url       string    `json:"url"`
+}
+
+// ListenerDisabled A listener was disabled because its callback is gone or has failed for days.
+type ListenerDisabled struct {
+	// DeliveryId The delivery whose attempt was the last.
+	DeliveryId string `json:"delivery_id"`
+
+	// Event What it is registered for.
+	Event string `json:"event"`
+
+	// FailingSince When the first of the failed attempts was made; null if gone.
+	FailingSince nullable.Nullable[time.Time] `json:"failing_since"`
+
+	// ListenerId The listener.
+	ListenerId string `json:"listener_id"`
+
+	// Reason gone (it answered 410) or failing (every attempt failed for five days).
+	Reason string `json:"reason"`
 }
 
 // ListenerPage defines model for ListenerPage.

@@ -1,0 +1,124 @@
+package delivery
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Delivery's own events are stored in the transaction that does what they tell
+// of, and so are their deliveries, as rows of retries that are due: nothing is
+// left to be done after the commit, and nothing is lost by a crash.
+
+// The events that delivery makes.
+const (
+	eventExhausted = "GATEHOOK_DELIVERY_EXHAUSTED"
+	eventDisabled  = "GATEHOOK_LISTENER_DISABLED"
+)
+
+// own is events of delivery with whom they are for.
+type own []event.Stored
+
+// tell finds out who wants an event, without one listener; nobody is told of
+// what nobody wants.
+func (d *Delivery) tell(e *event.Event, but int64) own {
+	listeners, missed := d.listeners.Match(e)
+	if listeners = slices.DeleteFunc(listeners, func(id int64) bool { return id == but }); len(listeners) == 0 && !missed {
+		return nil
+	}
+	return own{{Event: *e, Key: d.store.Key(), Listeners: listeners}}
+}
+
+// queue adds the statements that store the events and their deliveries.
+func (o own) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
+	if len(o) == 0 {
+		return
+	}
+	put(b, o)
+	var rows keyRows
+	for i := range o {
+		for _, l := range o[i].Listeners {
+			rows.add(ID{o[i].Key, l})
+		}
+	}
+	if len(rows.batches) == 0 {
+		return
+	}
+	// A try whose answer was lost may have stored them. They have no order.
+	b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at)
+		SELECT batch_id, ordinal, listener_id, 0, now() FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
+		ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`, rows.batches, rows.ordinals, rows.listeners)
+}
+
+// exhaustedData is the data of GATEHOOK_DELIVERY_EXHAUSTED.
+type exhaustedData struct {
+	DeliveryID string    `json:"delivery_id"`
+	ListenerID string    `json:"listener_id"`
+	EventID    uuid.UUID `json:"event_id"`
+	Event      string    `json:"event"`
+	Attempts   int       `json:"attempts"`
+	Status     *int      `json:"status"`
+	Error      *string   `json:"error"`
+}
+
+// deliveryExhausted makes the event that tells of an exhausted delivery. Its id
+// is derived from the attempt: should two instances record the same one, as can
+// happen when one is taken for dead, receivers can tell.
+func deliveryExhausted(rec *record, l *event.Listener, now time.Time) (*event.Event, error) {
+	data := exhaustedData{
+		DeliveryID: rec.job.id().String(), ListenerID: event.ListenerID(rec.job.listener), EventID: rec.job.stored.ID,
+		Event: deliveredName(l, &rec.job.stored.Event), Attempts: rec.attempt(),
+	}
+	if rec.result.status != 0 {
+		data.Status = &rec.result.status
+	}
+	if rec.result.err != nil {
+		text := rec.result.err.Error()
+		data.Error = &text
+	}
+	h := sha256.Sum256([]byte(data.DeliveryID + "." + strconv.Itoa(data.Attempts)))
+	id := uuid.UUID(h[:16])
+	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80 // RFC 9562, section 5.8: version 8
+	return ownEvent(id, eventExhausted, rec, now, data)
+}
+
+// disabledData is the data of GATEHOOK_LISTENER_DISABLED.
+type disabledData struct {
+	ListenerID   string     `json:"listener_id"`
+	Event        string     `json:"event"`
+	Reason       string     `json:"reason"`
+	DeliveryID   string     `json:"delivery_id"`
+	FailingSince *time.Time `json:"failing_since"`
+}
+
+// listenerDisabled makes the event that tells of a listener that is disabled.
+func listenerDisabled(rec *record, l *event.Listener, reason string, since time.Time) (*event.Event, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make an id: %w", err)
+	}
+	data := disabledData{ListenerID: event.ListenerID(l.ID), Event: l.Event, Reason: reason, DeliveryID: rec.job.id().String()}
+	if !since.IsZero() {
+		since = since.UTC()
+		data.FailingSince = &since
+	}
+	return ownEvent(id, eventDisabled, rec, time.Now(), data)
+}
+
+// ownEvent makes an event that Discord did not number, on the shard of the
+// delivery that it is about.
+func ownEvent(id uuid.UUID, name string, rec *record, now time.Time, data any) (*event.Event, error) {
+	b, err := json.Marshal(data)
+	if err != nil {
+		return nil, fmt.Errorf("make a %s: %w", name, err)
+	}
+	return &event.Event{ID: id, Name: name, Shard: rec.job.stored.Shard, ReceivedAt: now, Data: b}, nil
+}
