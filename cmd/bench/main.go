@@ -56,6 +56,7 @@ type options struct {
 	rounds                  int
 	roundTime               time.Duration
 	window                  int
+	compression             string
 	server                  string
 	json                    bool
 }
@@ -102,6 +103,7 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.rounds, "rounds", 3, "how often each measurement is made, in turns with the bare limit")
 	flags.DurationVar(&o.roundTime, "time", 3*time.Second, "how long a round takes, on either side")
 	flags.IntVar(&o.window, "window", 512, "events that are under way at once, at most")
+	flags.StringVar(&o.compression, "compression", "none", "how the simulated Discord compresses, as GATEHOOK_COMPRESSION: Discord's own machines do so in earnest")
 	flags.StringVar(&o.server, "server", "", "a server binary to measure; without it the present source is built")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of text")
 	if err := flags.Parse(args); err != nil {

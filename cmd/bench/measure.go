@@ -116,7 +116,7 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	if err != nil {
 		return st, fmt.Errorf("make a data directory: %w", err)
 	}
-	if st.server, err = startServer(ctx, b.server, dataDir, db, st.discord); err != nil {
+	if st.server, err = startServer(ctx, b.server, dataDir, b.options.compression, db, st.discord); err != nil {
 		return st, err
 	}
 	st.stop = append(st.stop, st.server.stop)

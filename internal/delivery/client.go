@@ -111,10 +111,12 @@ func newSender(c senderConfig) *sender {
 		key:       c.Key,
 		userAgent: []string{"Gatehook/" + c.Version},
 		transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            guard{allow: c.Allow}.dialer().DialContext,
-			TLSHandshakeTimeout:    10 * time.Second,
-			MaxIdleConnsPerHost:    256,
+			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         guard{allow: c.Allow}.dialer().DialContext,
+			TLSHandshakeTimeout: 10 * time.Second,
+			// As many as may be in flight to one host, where many listeners have
+			// it: what is over is closed after its POST and dialed anew.
+			MaxIdleConnsPerHost:    2048,
 			IdleConnTimeout:        90 * time.Second,
 			MaxResponseHeaderBytes: headerRead,
 			// A compressed response could inflate to anything.
