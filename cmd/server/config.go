@@ -24,6 +24,7 @@ type config struct {
 	databaseURL     secret.Value // holds a password
 	dataDir         string
 	addr            string
+	pprofAddr       string // "" for none
 	apiKey          secret.Value
 	intents         intents
 	shards          gateway.Shards
@@ -54,6 +55,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		databaseURL:     r.databaseURL("DATABASE_URL"),
 		dataDir:         r.text("GATEHOOK_DATA_DIR", ".gatehook"),
 		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
+		pprofAddr:       r.loopback("GATEHOOK_PPROF_ADDR"),
 		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
 		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
 		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, time.Millisecond, 10*time.Minute),
@@ -155,6 +157,23 @@ func (r *reader) addr(name, byDefault string) string {
 	}
 	if err != nil {
 		r.problem(name, s, "host:port such as "+byDefault+" or :8080", nil)
+	}
+	return s
+}
+
+// loopback reads an address that nobody outside this machine can reach; "" if
+// it is not set.
+func (r *reader) loopback(name string) string {
+	s := r.text(name, "")
+	if s == "" {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if ip, _ := netip.ParseAddr(host); err != nil || host != "localhost" && !ip.IsLoopback() {
+		r.problem(name, s, "a loopback address such as 127.0.0.1:6060, [::1]:6060 or localhost:6060", nil)
 	}
 	return s
 }

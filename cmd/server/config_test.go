@@ -59,7 +59,7 @@ func TestConfigProblems(t *testing.T) {
 	t.Parallel()
 	values := []string{
 		"DISCORD_TOKEN", "hunter2 hunter2", "DATABASE_URL", "mysql://u:hunter2@h/d", "DISCORD_API_URL", "discord.com",
-		"GATEHOOK_ADDR", "8080", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
+		"GATEHOOK_ADDR", "8080", "GATEHOOK_PPROF_ADDR", "0.0.0.0:6060", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
 		"GATEHOOK_RETRY_SCHEDULE", "soon", "GATEHOOK_ATTEMPT_TIMEOUT", "0s", "GATEHOOK_RETENTION", "week",
 		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
 	}
@@ -172,5 +172,20 @@ func TestLifecycle(t *testing.T) {
 	}
 	if err := l.stop(time.Second); err != nil {
 		t.Errorf("stop says again: %v", err)
+	}
+}
+
+// Profiles are for this machine only.
+func TestPprofAddr(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{"", "127.0.0.1:6060", "127.1.2.3:0", "[::1]:6060", "localhost:6060"} {
+		if c, err := readConfig(env("GATEHOOK_PPROF_ADDR", addr), false); err != nil || c.pprofAddr != addr {
+			t.Errorf("%q: %q, %v", addr, c.pprofAddr, err)
+		}
+	}
+	for _, addr := range []string{":6060", "0.0.0.0:6060", "[::]:6060", "10.0.0.1:6060", "example.com:6060", "127.0.0.1", "127.0.0.1:70000", "6060"} {
+		if _, err := readConfig(env("GATEHOOK_PPROF_ADDR", addr), false); err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v", addr, err)
+		}
 	}
 }

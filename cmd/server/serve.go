@@ -44,6 +44,11 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 		return fmt.Errorf("GATEHOOK_ADDR=%q can't be listened on: %w", cfg.addr, err)
 	}
 	defer listener.Close() //nolint:errcheck // the HTTP server has closed it
+	profiler, err := openProfiler(ctx, cfg.pprofAddr, log)
+	if err != nil {
+		return err
+	}
+	defer profiler.stop()
 
 	pool, closePool, err := openDatabase(ctx, cfg, log)
 	if err != nil {
@@ -58,6 +63,9 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	defer func() { err = errors.Join(err, s.leave(ctx)) }()
 
 	l := newLifecycle(ctx, log)
+	if profiler != nil {
+		l.add("pprof", profiler.run, profiler.stop)
+	}
 	s.start(l, listener) //nolint:contextcheck // the parts are stopped one by one, in order
 	base := "http://" + listener.Addr().String()
 	log.LogAttrs(ctx, slog.LevelInfo, "the API answers", slog.String("url", base), slog.String("version", version()))
