@@ -333,3 +333,62 @@ func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 		return len(different) == missed+1, fmt.Sprint(different)
 	})
 }
+
+// TestFailedDeliveriesAreMadeAgain: what failed is made again by filter, each
+// with the id that it had.
+func TestFailedDeliveriesAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_RETRY_SCHEDULE=10ms")
+	p.start()
+	awaitReady(t, discord)
+	c := newSwitchable(t)
+	c.answer(http.StatusInternalServerError)
+	l := decode[struct{ ID string }](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q}`, c.URL), http.StatusCreated)
+	exhausted := func(n int) (ids []string) {
+		t.Helper()
+		eventually(t, time.Minute, "exhausted", func() (bool, string) {
+			page := decode[deliveryPage](t, p, "GET", "/listeners/"+l.ID+"/deliveries?status=exhausted", "", http.StatusOK)
+			ids = ids[:0]
+			for _, d := range page.Data {
+				ids = append(ids, d.ID)
+			}
+			return len(ids) == n, fmt.Sprint(len(ids))
+		})
+		return ids
+	}
+	send := func(n int) {
+		t.Helper()
+		for range n {
+			if _, err := discord.Dispatch(0, "MESSAGE_CREATE", []byte(`{"id":"1","channel_id":"2","author":{"id":"3"}}`)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send(3)
+	early := exhausted(3)
+	between := time.Now().UTC().Format(time.RFC3339Nano)
+	send(4)
+	exhausted(7)
+	c.answer(http.StatusNoContent)
+	retry := func(body string, want int) {
+		t.Helper()
+		if got := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+l.ID+"/retry", body, http.StatusAccepted); got.Queued != want {
+			t.Errorf("%s: %d queued, want %d", body, got.Queued, want)
+		}
+	}
+	retry(`{"status":["expired","unparsable"]}`, 0)
+	retry(fmt.Sprintf(`{"status":["exhausted"],"since":"0001-01-01T00:00:00Z","until":%q}`, between), 3)
+	exhausted(4)
+	eventually(t, time.Minute, "delivered", func() (bool, string) { return len(c.ids()) == 2*7+3, fmt.Sprint(len(c.ids())) })
+	if got := slices.Sorted(slices.Values(c.ids()[14:])); !slices.Equal(got, slices.Sorted(slices.Values(early))) {
+		t.Errorf("made again: %v, want %v", got, early)
+	}
+	retry(fmt.Sprintf(`{"status":["exhausted","expired"],"since":%q}`, between), 4)
+	exhausted(0)
+	for _, body := range []string{`{}`, `{"status":[]}`, `{"status":["pending"]}`, `{"status":["exhausted"],"since":"2030-01-01T00:00:00Z"}`} {
+		if status, got := p.call("POST", "/listeners/"+l.ID+"/retry", body); status/100 != 4 {
+			t.Errorf("%s: %d %s", body, status, got)
+		}
+	}
+}

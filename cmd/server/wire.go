@@ -73,6 +73,9 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 			return journal.Events(ctx, pool, keys)
 		},
 		Settle: journal.Settle, Own: journal.Own, Committed: journal.Committed,
+		Within: func(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
+			return journal.Within(ctx, pool, keys, since, until)
+		},
 		Find: func(ctx context.Context, id uuid.UUID) ([]event.Stored, error) { return journal.Find(ctx, pool, id) },
 		At:   journal.At,
 		Add: func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {

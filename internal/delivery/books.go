@@ -208,7 +208,7 @@ func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error
 	}
 	if _, err := d.pool.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked)
 		VALUES ($1, $2, $3, 'pending', $4, now(), $5, true)
-		ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE SET state = 'pending', due_at = now(), asked = true, updated_at = now()
+		ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE SET state = 'pending', due_at = now(), asked = true, background = false, updated_at = now()
 		WHERE r.owner IS NULL`,
 		e.id.Key.Batch, e.id.Key.Ordinal, e.id.Listener, attempts, event.OrderKey(l.Ordering, &e.event.Event)); err != nil {
 		return fmt.Errorf("queue a delivery again: %w", err)
@@ -237,11 +237,11 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 					rows.orderKeys = append(rows.orderKeys, event.OrderKey(l.Ordering, &page[i].Event))
 				}
 			}
-			tag, err := tx.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked)
-				SELECT batch_id, ordinal, listener_id, 'pending', 0, now(), order_key, true
+			tag, err := tx.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked, background)
+				SELECT batch_id, ordinal, listener_id, 'pending', 0, now(), order_key, true, true
 				FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[]) AS u (batch_id, ordinal, listener_id, order_key)
 				ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE
-				SET state = 'pending', attempt = 0, due_at = now(), asked = true, updated_at = now()
+				SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now()
 				WHERE r.owner IS NULL`, rows.batches, rows.ordinals, rows.listeners, rows.orderKeys)
 			queued += tag.RowsAffected()
 			return err
@@ -249,6 +249,52 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 	})
 	if err != nil {
 		return 0, fmt.Errorf("replay: %w", err)
+	}
+	d.wake()
+	return queued, nil
+}
+
+// bulk is how many deliveries are looked at in one step.
+const bulk = 5000
+
+// retryAll queues, in one transaction, the deliveries of a listener that ended
+// in some states and whose events were received in a span of time, and returns
+// how many. Their schedule begins anew.
+func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string, since, until time.Time) (queued int64, err error) {
+	after := event.Key{Batch: d.store.At(since) - 1, Ordinal: math.MaxInt32} // no event is stored before it is received
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		for {
+			rows, err := tx.Query(ctx, `SELECT batch_id, ordinal FROM retries
+				WHERE listener_id = $1 AND (batch_id, ordinal) > ($2, $3) AND state = ANY($4) AND owner IS NULL
+				ORDER BY batch_id, ordinal LIMIT $5`, listener, after.Batch, after.Ordinal, states, bulk)
+			if err != nil {
+				return err
+			}
+			page, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event.Key])
+			if err != nil || len(page) == 0 {
+				return err
+			}
+			wanted, err := d.store.Within(ctx, page, since, until)
+			if err != nil {
+				return err
+			}
+			var keys keyRows
+			for _, k := range wanted {
+				keys.add(ID{k, listener})
+			}
+			tag, err := tx.Exec(ctx, `UPDATE retries t SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now()
+				FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
+				WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner IS NULL AND t.state = ANY($4)`,
+				keys.batches, keys.ordinals, keys.listeners, states)
+			if err != nil {
+				return err
+			}
+			queued += tag.RowsAffected()
+			after = page[len(page)-1]
+		}
+	})
+	if err != nil {
+		return 0, fmt.Errorf("retry deliveries: %w", err)
 	}
 	d.wake()
 	return queued, nil

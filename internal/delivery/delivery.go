@@ -56,6 +56,9 @@ type Store struct {
 	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
 	// Committed is when a batch was committed, by its number.
 	Committed func(batch int64) time.Time
+	// Within returns those of some keys whose events were received from one time
+	// to before another, and are stored still.
+	Within func(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error)
 	// Find reads the event of a public id, as often as it is stored.
 	Find func(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
 	// At is the number that a batch of some time has at least: what is stored
@@ -366,6 +369,9 @@ type job struct {
 	orderKey string
 	// asked: a person asked for it, however old it is.
 	asked bool
+	// background: it is one of very many that a person asked for, and goes when
+	// nothing else does.
+	background bool
 	// batch is what counts it; nil for a delivery taken up from retries.
 	batch *batch
 }

@@ -190,6 +190,35 @@ func (d *Delivery) ReplayListener(ctx context.Context, req openapi.ReplayListene
 	return openapi.ReplayListener202JSONResponse{Queued: queued}, nil
 }
 
+// RetryListener implements POST /listeners/{id}/retry.
+func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerRequestObject) (openapi.RetryListenerResponseObject, error) {
+	l, err := d.registered(req.Id)
+	if err != nil {
+		return nil, err
+	}
+	since, until := time.Time{}, time.Now()
+	if req.Body.Since != nil {
+		since = *req.Body.Since
+	}
+	if req.Body.Until != nil {
+		until = *req.Body.Until
+	}
+	if !since.Before(until) {
+		return nil, openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", since.Format(time.RFC3339), until.Format(time.RFC3339)))
+	}
+	states := make([]string, len(req.Body.Status))
+	for i, s := range req.Body.Status {
+		states[i] = string(s)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("it took too long: retry a shorter span of time"))
+	defer cancel()
+	queued, err := d.retryAll(ctx, l.ID, states, since, until)
+	if err != nil {
+		return nil, answer(err)
+	}
+	return openapi.RetryListener202JSONResponse{Queued: queued}, nil
+}
+
 // TestListener implements POST /listeners/{id}/test.
 func (d *Delivery) TestListener(ctx context.Context, req openapi.TestListenerRequestObject) (openapi.TestListenerResponseObject, error) {
 	l, err := d.registered(req.Id)

@@ -268,22 +268,25 @@ func (l *lane) pushTaken(j job) bool {
 	return true
 }
 
-// room is how many more jobs the lane may take up from retries; 0 while the
-// listener is unknown, disabled or slowed down. Of a callback that is down it is
-// one, to try.
-func (l *lane) room(now time.Time) int {
+// room is how many more jobs the lane may take up from retries, and how many of
+// them from the background; 0 while the listener is unknown, disabled or slowed
+// down. Of a callback that is down it is one, to try.
+func (l *lane) room(now time.Time) (all, background int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refresh()
 	switch {
 	case l.listener == nil || !l.listener.Enabled || now.Before(l.pace.until):
-		return 0
+		return 0, 0
 	case l.pace.down:
-		return max(0, 1-l.size)
+		all = max(0, 1-l.size)
+		return all, all
 	case l.full():
-		return 0
+		return 0, 0
 	default:
-		return min(l.d.cfg.LaneQueue-l.size, takeAtOnce)
+		all = min(l.d.cfg.LaneQueue-l.size, takeAtOnce)
+		// The rest of the queue is for what is received meanwhile.
+		return all, min(all, max(0, max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4))-l.ready.background.len()))
 	}
 }
 
@@ -602,31 +605,49 @@ func (l *lane) drain() (put []record) {
 	return put
 }
 
-// line is a queue in which interactions go first: Discord waits 3 s for the
-// answer to one (Discord: Receiving and Responding).
-type line struct{ urgent, usual fifo }
+// backgroundShare is the part of a lane's deliveries, one of so many, that is
+// left to the background while there are others.
+const backgroundShare = 8
 
-func (q *line) len() int { return q.urgent.len() + q.usual.len() }
+// line is a queue in which interactions go first: Discord waits 3 s for the
+// answer to one (Discord: Receiving and Responding). What somebody asked for by
+// the thousand goes last, but never stands still.
+type line struct {
+	urgent, usual, background fifo
+	// passed is how many went before one of the background since its last.
+	passed int
+}
+
+func (q *line) len() int { return q.urgent.len() + q.usual.len() + q.background.len() }
 
 func (q *line) push(j job) {
-	if j.stored.Name == interaction {
+	switch {
+	case j.stored.Name == interaction:
 		q.urgent.push(j)
-		return
+	case j.background:
+		q.background.push(j)
+	default:
+		q.usual.push(j)
 	}
-	q.usual.push(j)
 }
 
 func (q *line) pop() job {
-	if q.urgent.len() > 0 {
+	switch {
+	case q.urgent.len() > 0:
 		return q.urgent.pop()
+	case q.background.len() > 0 && (q.usual.len() == 0 || q.passed >= backgroundShare-1):
+		q.passed = 0
+		return q.background.pop()
+	default:
+		q.passed++
+		return q.usual.pop()
 	}
-	return q.usual.pop()
 }
 
 // oldest is when the oldest of those that are next was received; zero if there
 // are none.
 func (q *line) oldest() (at time.Time) {
-	for _, f := range []*fifo{&q.urgent, &q.usual} {
+	for _, f := range []*fifo{&q.urgent, &q.usual, &q.background} {
 		if f.len() > 0 {
 			at = earlier(at, f.jobs[f.head].stored.ReceivedAt)
 		}

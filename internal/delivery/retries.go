@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -99,11 +100,11 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	if err := d.freeUnsure(ctx); err != nil {
 		return err
 	}
-	ids, rooms, err := d.withRoom(ctx)
-	if err != nil || len(ids) == 0 {
+	rooms, err := d.withRoom(ctx)
+	if err != nil || len(rooms) == 0 {
 		return err
 	}
-	jobs, keys, err := d.claim(ctx, ids, rooms)
+	jobs, keys, err := d.claim(ctx, rooms)
 	if err == nil && len(jobs) > 0 {
 		err = d.loadEvents(ctx, jobs, keys)
 	}
@@ -114,14 +115,14 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 		}
 		return fmt.Errorf("claim retries: %w", err)
 	}
-	taken := make(map[int64]int)
 	for _, j := range jobs {
 		switch {
 		case j.stored.Name == "":
 			// Retention dropped the event: nothing is left to send.
 			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: expired}})
 		case d.lane(j.listener).pushTaken(j):
-			taken[j.listener]++
+			at := slices.IndexFunc(rooms, func(r room) bool { return r.listener == j.listener })
+			rooms[at].take(j.background)
 		default:
 			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: retryAt, at: time.Now().Add(putBack)}})
 		}
@@ -129,18 +130,32 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 			return err
 		}
 	}
-	for i, id := range ids {
-		if taken[id] >= int(rooms[i]) {
-			d.lane(id).hasMore()
+	for _, r := range rooms {
+		if r.all <= 0 || r.background <= 0 {
+			d.lane(r.listener).hasMore()
 		}
 	}
 	return nil
 }
 
+// room is how many of a listener's deliveries its lane can take: all in all,
+// and of the background.
+type room struct {
+	listener        int64
+	all, background int
+}
+
+func (r *room) take(background bool) {
+	r.all--
+	if background {
+		r.background--
+	}
+}
+
 // withRoom returns the listeners that have pending retries, and how many their
 // lanes can take. It hops from listener to listener in the index instead of
 // reading every row.
-func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, err error) {
+func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	rows, err := d.pool.Query(ctx, `WITH RECURSIVE l AS (
 			(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
 			UNION ALL
@@ -149,11 +164,11 @@ func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, er
 			FROM l WHERE l.listener_id IS NOT NULL
 		) SELECT listener_id FROM l WHERE listener_id IS NOT NULL`)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list listeners with retries: %w", err)
+		return nil, fmt.Errorf("list listeners with retries: %w", err)
 	}
 	pending, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
-		return nil, nil, fmt.Errorf("list listeners with retries: %w", err)
+		return nil, fmt.Errorf("list listeners with retries: %w", err)
 	}
 	now := time.Now()
 	for _, id := range pending {
@@ -163,14 +178,14 @@ func (d *Delivery) withRoom(ctx context.Context) (ids []int64, rooms []int32, er
 		}
 		if l.MaxAge > 0 && d.lane(id).isHeld(now) {
 			if err := d.expireHeld(ctx, l, now); err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 		}
-		if room := d.lane(id).room(now); room > 0 {
-			ids, rooms = append(ids, id), append(rooms, int32(room))
+		if all, background := d.lane(id).room(now); all > 0 {
+			rooms = append(rooms, room{id, all, background})
 		}
 	}
-	return ids, rooms, nil
+	return rooms, nil
 }
 
 // expireHeld ends what got too old while its lane stands still. Nobody is asked
@@ -201,19 +216,59 @@ func (d *Delivery) freeUnsure(ctx context.Context) error {
 	return nil
 }
 
-// claim marks due rows as this instance's. Of a key that is ordered only the
-// oldest is due, whoever has it. On an error what it returns may be claimed.
-func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) (jobs []job, keys []event.Key, err error) {
+// claim marks due rows as this instance's: those of the background only where
+// there is room left. Of a key that is ordered only the oldest is due, whoever
+// has it. On an error what it returns may be claimed.
+func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
 		return nil, nil, err
+	}
+	left := make(map[int64]int, len(rooms))
+	for _, r := range rooms {
+		left[r.listener] = r.all
+	}
+	for _, background := range []bool{false, true} {
+		var ids []int64
+		var counts []int32
+		for _, r := range rooms {
+			n := left[r.listener]
+			if background {
+				n = min(n, r.background)
+			}
+			if n > 0 {
+				ids, counts = append(ids, r.listener), append(counts, int32(n))
+			}
+		}
+		if len(ids) == 0 {
+			continue
+		}
+		some, of, err := d.claimSome(ctx, owner, ids, counts, background)
+		jobs, keys = append(jobs, some...), append(keys, of...)
+		if err != nil {
+			return jobs, keys, err
+		}
+		for i := range some {
+			left[some[i].listener]--
+		}
+	}
+	return jobs, keys, nil
+}
+
+// claimSome claims rows of one kind.
+func (d *Delivery) claimSome(ctx context.Context, owner int64, ids []int64, counts []int32, background bool) (jobs []job, keys []event.Key, err error) {
+	// The kind is part of the text: by a parameter the planner could not tell
+	// which index is meant.
+	kind := "NOT q.background"
+	if background {
+		kind = "q.background"
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `WITH due AS (
 			SELECT r.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (
 				SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q
-				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.due_at <= now() AND q.owner IS NULL
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND `+kind+` AND q.due_at <= now() AND q.owner IS NULL
 					AND (q.order_key = '' OR NOT EXISTS (SELECT FROM retries o
 						WHERE o.listener_id = q.listener_id AND o.order_key = q.order_key AND o.order_key <> '' AND o.state = 'pending'
 							AND (o.batch_id, o.ordinal) < (q.batch_id, q.ordinal)))
@@ -222,14 +277,14 @@ func (d *Delivery) claim(ctx context.Context, ids []int64, rooms []int32) (jobs 
 		)
 		UPDATE retries t SET owner = $3, updated_at = now() FROM due
 		WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
-		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked`, ids, rooms, owner)
+		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked, t.background`, ids, counts, owner)
 		if err != nil {
 			return err
 		}
 		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
 			var k event.Key
 			j := job{owner: owner}
-			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked)
+			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked, &j.background)
 			keys = append(keys, k)
 			return j, err
 		})

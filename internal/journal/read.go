@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -43,6 +44,25 @@ func scan(row pgx.CollectableRow) (e event.Stored, err error) {
 	return e, err
 }
 
+// Within returns those of some keys whose events were received from one time to
+// before another, and are stored still.
+func Within(ctx context.Context, pool *pgxpool.Pool, keys []event.Key, since, until time.Time) ([]event.Key, error) {
+	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
+	for i, k := range keys {
+		batches[i], ordinals[i] = k.Batch, k.Ordinal
+	}
+	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal FROM events JOIN unnest($1::bigint[], $2::int[]) AS u (batch_id, ordinal)
+		USING (batch_id, ordinal) WHERE received_at >= $3 AND received_at < $4`, batches, ordinals, since, until)
+	if err != nil {
+		return nil, fmt.Errorf("read when events were received: %w", err)
+	}
+	within, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event.Key])
+	if err != nil {
+		return nil, fmt.Errorf("read when events were received: %w", err)
+	}
+	return within, nil
+}
+
 // Find returns the stored event of a public id, as often as it is stored: what
 // was wanted by a listener that is new at a replay is stored again.
 func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]event.Stored, error) {
@@ -62,7 +82,7 @@ const spanAtOnce = 5000
 func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name string, take func([]event.Stored) error) error {
 	// A batch's number is its commit's clock. It is later than the receipt, by
 	// no more than an outage of the database.
-	after := event.Key{Batch: since.UnixMicro()<<batchShift - 1, Ordinal: 1<<31 - 1}
+	after := event.Key{Batch: At(since) - 1, Ordinal: 1<<31 - 1}
 	for {
 		rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 				guild_id, channel_id, user_id, origin, listeners, ''::bytea
@@ -84,7 +104,9 @@ func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name 
 
 // At is the lowest number of a batch that was committed at a time. What is stored
 // under lower ones was received before.
-func At(t time.Time) int64 { return t.UnixMicro() << batchShift }
+func At(t time.Time) int64 {
+	return min(max(0, t.UnixMicro()), math.MaxInt64>>batchShift) << batchShift // people ask for the year 1, and 9999
+}
 
 // Key returns a key for an event that no batch is for. Its ordinal is beyond those
 // of batches, whose numbers it may meet.

@@ -20,25 +20,25 @@ import (
 
 // Defines values for DeliveryStatus.
 const (
-	Delivered  DeliveryStatus = "delivered"
-	Exhausted  DeliveryStatus = "exhausted"
-	Expired    DeliveryStatus = "expired"
-	Pending    DeliveryStatus = "pending"
-	Unparsable DeliveryStatus = "unparsable"
+	DeliveryStatusDelivered  DeliveryStatus = "delivered"
+	DeliveryStatusExhausted  DeliveryStatus = "exhausted"
+	DeliveryStatusExpired    DeliveryStatus = "expired"
+	DeliveryStatusPending    DeliveryStatus = "pending"
+	DeliveryStatusUnparsable DeliveryStatus = "unparsable"
 )
 
 // Valid indicates whether the value is a known member of the DeliveryStatus enum.
 func (e DeliveryStatus) Valid() bool {
 	switch e {
-	case Delivered:
+	case DeliveryStatusDelivered:
 		return true
-	case Exhausted:
+	case DeliveryStatusExhausted:
 		return true
-	case Expired:
+	case DeliveryStatusExpired:
 		return true
-	case Pending:
+	case DeliveryStatusPending:
 		return true
-	case Unparsable:
+	case DeliveryStatusUnparsable:
 		return true
 	default:
 		return false
@@ -144,6 +144,27 @@ func (e PresenceStatus) Valid() bool {
 	case Offline:
 		return true
 	case Online:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RetryFilterStatus.
+const (
+	RetryFilterStatusExhausted  RetryFilterStatus = "exhausted"
+	RetryFilterStatusExpired    RetryFilterStatus = "expired"
+	RetryFilterStatusUnparsable RetryFilterStatus = "unparsable"
+)
+
+// Valid indicates whether the value is a known member of the RetryFilterStatus enum.
+func (e RetryFilterStatus) Valid() bool {
+	switch e {
+	case RetryFilterStatusExhausted:
+		return true
+	case RetryFilterStatusExpired:
+		return true
+	case RetryFilterStatusUnparsable:
 		return true
 	default:
 		return false
@@ -4128,6 +4149,19 @@ type Resumed struct {
 	UnderscoreTrace []interface{} `json:"_trace"`
 }
 
+// RetryFilter defines model for RetryFilter.
+type RetryFilter struct {
+	// Since The beginning if left out.
+	Since  *time.Time          `json:"since,omitempty"`
+	Status []RetryFilterStatus `json:"status"`
+
+	// Until Now if left out.
+	Until *time.Time `json:"until,omitempty"`
+}
+
+// RetryFilterStatus defines model for RetryFilter.Status.
+type RetryFilterStatus string
+
 // Role A role in a guild.
 type Role struct {
 	// Color Color; old form of colors.
@@ -5328,6 +5362,9 @@ type UpdateListenerJSONRequestBody = ListenerUpdate
 // ReplayListenerJSONRequestBody defines body for ReplayListener for application/json ContentType.
 type ReplayListenerJSONRequestBody = Replay
 
+// RetryListenerJSONRequestBody defines body for RetryListener for application/json ContentType.
+type RetryListenerJSONRequestBody = RetryFilter
+
 // SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
 type SetPresenceJSONRequestBody = SetPresence
 
@@ -5928,6 +5965,9 @@ type ServerInterface interface {
 	// ReplayListener Deliver stored events of a span of time again
 	// (POST /listeners/{id}/replay)
 	ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID)
+	// RetryListener Make deliveries again that have failed
+	// (POST /listeners/{id}/retry)
+	RetryListener(w http.ResponseWriter, r *http.Request, id ListenerID)
 	// RotateListenerSecret Make a new secret for a listener
 	// (POST /listeners/{id}/rotate-secret)
 	RotateListenerSecret(w http.ResponseWriter, r *http.Request, id ListenerID)
@@ -6054,6 +6094,12 @@ func (_ Unimplemented) ListDeliveries(w http.ResponseWriter, r *http.Request, id
 // ReplayListener Deliver stored events of a span of time again
 // (POST /listeners/{id}/replay)
 func (_ Unimplemented) ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RetryListener Make deliveries again that have failed
+// (POST /listeners/{id}/retry)
+func (_ Unimplemented) RetryListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -6594,6 +6640,32 @@ func (siw *ServerInterfaceWrapper) ReplayListener(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// RetryListener operation middleware
+func (siw *ServerInterfaceWrapper) RetryListener(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ListenerID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryListener(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RotateListenerSecret operation middleware
 func (siw *ServerInterfaceWrapper) RotateListenerSecret(w http.ResponseWriter, r *http.Request) {
 
@@ -6957,6 +7029,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/listeners/{id}/replay", wrapper.ReplayListener)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/listeners/{id}/retry", wrapper.RetryListener)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/listeners/{id}/rotate-secret", wrapper.RotateListenerSecret)
@@ -7566,6 +7641,46 @@ func (response ReplayListenerdefaultApplicationProblemPlusJSONResponse) VisitRep
 	return err
 }
 
+type RetryListenerRequestObject struct {
+	Id   ListenerID `json:"id"`
+	Body *RetryListenerJSONRequestBody
+}
+
+type RetryListenerResponseObject interface {
+	VisitRetryListenerResponse(w http.ResponseWriter) error
+}
+
+type RetryListener202JSONResponse Replayed
+
+func (response RetryListener202JSONResponse) VisitRetryListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryListenerdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RetryListenerdefaultApplicationProblemPlusJSONResponse) VisitRetryListenerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RotateListenerSecretRequestObject struct {
 	Id ListenerID `json:"id"`
 }
@@ -7996,6 +8111,9 @@ type StrictServerInterface interface {
 	// ReplayListener Deliver stored events of a span of time again
 	// (POST /listeners/{id}/replay)
 	ReplayListener(ctx context.Context, request ReplayListenerRequestObject) (ReplayListenerResponseObject, error)
+	// RetryListener Make deliveries again that have failed
+	// (POST /listeners/{id}/retry)
+	RetryListener(ctx context.Context, request RetryListenerRequestObject) (RetryListenerResponseObject, error)
 	// RotateListenerSecret Make a new secret for a listener
 	// (POST /listeners/{id}/rotate-secret)
 	RotateListenerSecret(ctx context.Context, request RotateListenerSecretRequestObject) (RotateListenerSecretResponseObject, error)
@@ -8483,6 +8601,39 @@ func (sh *strictHandler) ReplayListener(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ReplayListenerResponseObject); ok {
 		if err := validResponse.VisitReplayListenerResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RetryListener operation middleware
+func (sh *strictHandler) RetryListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
+	var request RetryListenerRequestObject
+
+	request.Id = id
+
+	var body RetryListenerJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RetryListener(ctx, request.(RetryListenerRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RetryListener")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RetryListenerResponseObject); ok {
+		if err := validResponse.VisitRetryListenerResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1,0 +1,105 @@
+package delivery
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// What is received while thousands of deliveries are replayed overtakes them.
+func TestLiveEventsOvertakeAReplay(t *testing.T) {
+	t.Parallel()
+	const replayed, live = 10_000, 60
+	c := newCallback(t, ok)
+	b := setup(t, Config{}, c.URL)
+	b.commit(t, replayed, 1, 1)
+	b.exec(t, `DELETE FROM batches`)
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, asked, background)
+		SELECT batch_id, ordinal, 1, 0, now(), true, true FROM events`)
+	fresh := b.commit(t, live, 1, 1)
+	b.wake()
+	c.await(t, 300) // it is well under way, and the lane holds some two hundred
+	c.mu.Lock()
+	before := len(c.calls)
+	c.mu.Unlock()
+	b.deliver(t, fresh)
+	<-b.settled // all the fresh ones are delivered
+	c.mu.Lock()
+	calls := c.calls
+	c.mu.Unlock()
+	isLive := map[string]bool{}
+	for i := range fresh.Events {
+		isLive[ID{fresh.Events[i].Key, 1}.String()] = true
+	}
+	first := slices.IndexFunc(calls, func(got call) bool { return isLive[got.id] })
+	last, between := first, 0
+	for i, got := range calls {
+		if isLive[got.id] {
+			last = i
+		}
+	}
+	for _, got := range calls[first:last] {
+		if !isLive[got.id] {
+			between++
+		}
+	}
+	t.Logf("%d of the replay went before the first, %d before the last", first-before, between)
+	if first-before > 40 {
+		t.Errorf("%d of the replay went before the first that was received meanwhile", first-before)
+	}
+	if between > live/2 { // one of eight, and those that went while there was no other
+		t.Errorf("%d of the replay went before the last of %d that were received meanwhile", between, live)
+	}
+	if len(calls) > replayed {
+		t.Error("nothing was left to be overtaken")
+	}
+}
+
+// Neither do those in the database wait behind a replay, nor the replay for ever.
+func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
+	t.Parallel()
+	var q line
+	add := func(n int, j job) {
+		for range n {
+			q.push(j)
+		}
+	}
+	add(3, job{stored: &event.Stored{}, background: true})
+	add(20, job{stored: &event.Stored{}})
+	add(1, job{stored: &event.Stored{Event: event.Event{Name: interaction}}})
+	order := ""
+	for q.len() > 0 {
+		switch j := q.pop(); {
+		case j.background:
+			order += "b"
+		case j.stored.Name == interaction:
+			order += "i"
+		default:
+			order += "u"
+		}
+	}
+	if diff := cmp.Diff("iuuuuuuubuuuuuuubuuuuuub", order); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+
+	c := newCallback(t, func(call) (int, http.Header) { return http.StatusOK, nil })
+	b := setup(t, Config{}, c.URL)
+	b.stop()
+	b.commit(t, 40, 1, 1)
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, background)
+		SELECT batch_id, ordinal, 1, 0, now() - interval '1 h', ordinal < 20 FROM events`)
+	jobs, _, err := b.claim(t.Context(), []room{{1, 30, 5}})
+	background := 0
+	for _, j := range jobs {
+		if j.background {
+			background++
+		}
+	}
+	if err != nil || len(jobs) != 25 || background != 5 {
+		t.Errorf("took up %d, %d of the background (%v); want 25, 5", len(jobs), background, err)
+	}
+}
