@@ -128,10 +128,13 @@ var (
 	errNoHello   = errors.New("no HELLO came in time")
 	errDefect    = errors.New("what arrived could not be understood")
 	errLeaseLost = errors.New("the lease on the shard ran out, or another instance has it")
-	errReplaced  = errors.New("another session took over")
-	errShared    = errors.New("another instance gets its share of the shards")
-	errRestart   = errors.New("a restart of the shard was asked for")
-	errDrain     = errors.New("this server is shutting down")
+	// errLeaving ends the last but one connection of a session: the last one
+	// fetches what it still has, and ends with errReplaced.
+	errLeaving  = errors.New("another session takes over")
+	errReplaced = errors.New("another session took over")
+	errShared   = errors.New("another instance gets its share of the shards")
+	errRestart  = errors.New("a restart of the shard was asked for")
+	errDrain    = errors.New("this server is shutting down")
 	// Heartbeats are acknowledged and nothing else comes.
 	errUnanswered = errors.New("a RESUME was not answered")
 )
@@ -150,6 +153,7 @@ var ownCauses = []struct {
 	{errUnanswered, "unanswered"},
 	{errDefect, "defect"},
 	{errLeaseLost, "lease_lost"},
+	{errLeaving, "leaving"},
 	{errReplaced, "replaced"},
 	{errShared, "shared"},
 	{errRestart, "restart"},

@@ -16,9 +16,10 @@ func (g *Gateway) extent() (applicationID event.Snowflake, count int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	count = g.plan.Current
-	if g.plan.Phase == event.Switching {
-		// The old set is read to its end: what it is asked now might be
-		// answered after that.
+	if g.plan.Phase == event.Overlapping || g.plan.Phase == event.Switching {
+		// What answers a command is dispatched to one session only. The old
+		// set has the whole overlap for what it was asked before; the next one
+		// keeps its answers until it delivers.
 		count = g.plan.Next
 	}
 	return event.Snowflake(g.application.Load()), count
@@ -37,22 +38,11 @@ func (g *Gateway) owned() (list []*shard) {
 }
 
 // service returns the connection that commands go through, or nil while there
-// is none: events may arrive on one that is about to be replaced, but what
-// answers a command would be lost with it.
+// is none.
 func (s *shard) service() *running {
 	r := s.current.Load()
-	if r == nil || !r.isLive() || r.ended() || r.leaving() {
+	if r == nil || !r.isLive() || r.ended() {
 		return nil
 	}
 	return r
-}
-
-// leaving tells whether another connection is taking this one's place.
-func (l *link) leaving() bool {
-	select {
-	case <-l.leave:
-		return true
-	default:
-		return false
-	}
 }

@@ -280,7 +280,7 @@ func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, 
 // begin runs a claimed shard.
 func (f *fleet) begin(s *shard, c Claim, d duty) {
 	ctx, cancel := context.WithCancelCause(f.tenures)
-	t := newTenure(c, d, cancel)
+	t := newTenure(c, d, f.timing.margin, cancel)
 	s.adopt(t)
 	f.running.Go(func() { s.run(ctx, t) })
 }
@@ -321,7 +321,7 @@ func (f *fleet) told(ctx context.Context) ([]event.Told, error) {
 	if plan.Previous == 0 || plan.OverlapAt.IsZero() {
 		return nil, nil
 	}
-	return f.store.Told(ctx, plan.Previous, earliest(plan.OverlapAt))
+	return f.store.Told(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 }
 
 // dismiss lets go of the shards that the plan does not have any more.

@@ -60,7 +60,7 @@ func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
 	r := &rig{
 		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &slots{}, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
-			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, grants: 20 * time.Millisecond, overlap: time.Second,
+			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, grants: 20 * time.Millisecond, overlap: time.Second, margin: time.Minute,
 			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
 		},
 	}
@@ -639,10 +639,11 @@ func TestMoreIntents(t *testing.T) {
 	r.messages(50)
 	want := []string{
 		"SHARD_CONNECT", "CONNECT", "READY", "GUILD_CREATE", "SHARD_DISCONNECT", "DISCONNECT",
+		"SHARD_CONNECT", "CONNECT", "RESUMED", "SHARD_RESUME", "SHARD_DISCONNECT", "DISCONNECT",
 		"SHARD_CONNECT", "CONNECT", "READY",
 	}
 	told := r.untold()
-	// An ACK may overtake the GUILD_DELETE: then it is the second one's to tell.
+	// It may come before the first connection ends, or with the RESUME.
 	at := slices.Index(told, "GUILD_DELETE")
 	if at < 0 {
 		t.Fatal("GUILD_DELETE was not told")
@@ -660,6 +661,79 @@ func TestMoreIntents(t *testing.T) {
 	r.do(0, gatewaytest.Drop())
 	r.dispatch(0, 50, 10)
 	r.messages(60)
+	r.legal()
+}
+
+// TestMoreIntentsBehind: a session that is far behind is read to its end all
+// the same. Discord may acknowledge a heartbeat before it has sent all that was
+// dispatched earlier.
+func TestMoreIntentsBehind(t *testing.T) {
+	t.Parallel()
+	const events, size = 2000, 512 // more than the sockets between the two take
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval, Listen: func() (net.Listener, error) {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		return smallSockets{l}, err
+	}})
+	r.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return c, c.(*net.TCPConn).SetReadBuffer(8 << 10)
+	}
+	r.start()
+	r.ready(0)
+	r.wait("the status tells of it", func() bool { return r.gateway.Status()[0].State == StateConnected })
+	r.store.setBusy(true)
+	for i := range events {
+		data := fmt.Appendf(nil, `{"id":"%d","content":"%s","guild_id":"7","channel_id":"8","author":{"id":"9"}}`, i+1, strings.Repeat("x", size))
+		if _, err := r.Dispatch(0, "MESSAGE_CREATE", data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
+	r.changed <- struct{}{}
+	r.count(gatewaytest.Ready, 0, 2)
+	r.store.setBusy(false)
+	r.named("READY", 2)
+	told := slices.DeleteFunc(r.store.all(), func(e *event.Event) bool { return e.Name != "MESSAGE_CREATE" })
+	if n := len(told); n != events {
+		t.Errorf("%d messages of %d were told", n, events)
+	}
+	r.legal()
+}
+
+// smallSockets keep little of what is written to them.
+type smallSockets struct{ net.Listener }
+
+func (s smallSockets) Accept() (net.Conn, error) {
+	c, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return c, c.(*net.TCPConn).SetWriteBuffer(8 << 10)
+}
+
+// TestInterruptedPut: an event that the journal had not taken when its
+// connection ended comes again.
+func TestInterruptedPut(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval})
+	r.start()
+	r.ready(0)
+	r.dispatch(0, 0, 1)
+	r.messages(1)
+	r.store.setBusy(true)
+	r.dispatch(0, 1, 1)
+	r.wait("the event waits", func() bool {
+		r.store.mu.Lock()
+		defer r.store.mu.Unlock()
+		return r.store.waiting > 0
+	})
+	r.gateway.find(shard0).restart()
+	r.count(gatewaytest.Resumed, 0, 1)
+	r.store.setBusy(false)
+	r.messages(2)
 	r.legal()
 }
 

@@ -15,8 +15,8 @@ import (
 // needed, a second connection begins a session with them while the first one
 // goes on delivering: Discord allows the same shard twice (Discord: Sharding).
 // What the second one gets is held back until it gets everything; then the
-// first one is read to its end, and the second takes its place. So no event
-// falls between the two, and what came on both is told once.
+// first session is read to its end, by a last RESUME, and the second takes its
+// place. So no event falls between the two, and what came on both is told once.
 
 // errUpgradeFailed is why a second connection is let go that could not take
 // over.
@@ -49,10 +49,11 @@ func (r *running) stop(cause error) {
 // carry runs a link to its end, and lets another one take its place whenever
 // more intents are needed. It returns the one that was last.
 func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
-	var leave, loaded <-chan struct{}
-	if l.session.ID == "" {
-		leave = t.leave // there is nothing to be read to its end
+	leave := t.leave
+	if l.last {
+		leave = nil
 	}
+	var loaded <-chan struct{}
 	current := start(ctx, l)
 	s.current.Store(current)
 	defer func() { current.stop(errDrain) }()
@@ -63,7 +64,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 		case <-current.done:
 			return current.link, current.end
 		case <-began:
-			began, leave = nil, t.leave
+			began = nil
 			loaded, patience = current.loaded, time.After(s.patience(current.link))
 		case <-loaded:
 			loaded = nil
@@ -72,11 +73,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 			t.serve()
 		case <-leave:
 			leave, leaving = nil, true
-			if current.isLive() {
-				close(current.leave)
-			} else {
-				current.cancel(errReplaced)
-			}
+			current.cancel(errLeaving)
 		case <-s.changed:
 		case <-again:
 		}
@@ -90,11 +87,11 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 			s.set(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			continue
 		}
-		next, err := s.replace(ctx, t.sink(), current)
+		var err error
+		current, err = s.replace(ctx, t.sink(), current)
+		s.current.Store(current)
 		switch {
 		case err == nil:
-			current = next
-			s.current.Store(current)
 		case current.ended():
 			// The next turn of the loop returns it.
 		default:
@@ -142,37 +139,54 @@ func (l *link) lacks(wanted event.Intents) event.Intents {
 }
 
 // replace begins a session with the intents that are needed and lets it take
-// over from old, which has ended then. On an error old is as it was.
+// over from old, which has ended then. With an error it returns the link that
+// has the old session: old as it was, or one that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
-	held := newHolding(out)
+	held := newHolding(out, s.timing.margin)
 	l := newLink(s, held, event.Session{})
 	s.starts.ask(ctx)
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
-	old.overlap.Store(new(overlap))
+	old.overlap.Store(&overlap{margin: s.timing.margin})
 	defer old.overlap.Store(nil)
 	next := start(ctx, l)
 	if err := s.await(next, old); err != nil {
 		next.stop(err)
-		return nil, err
+		return old, err
 	}
-	close(old.leave)
-	<-old.done
+	old.stop(errLeaving)
+	last := s.readOut(ctx, out, old)
 	// Nothing of the next one was told yet. Unless all is well the old session
 	// is resumed, with all that it missed.
-	if !errors.Is(old.end.cause, errReplaced) || next.ended() {
+	if !errors.Is(last.end.cause, errReplaced) || next.ended() {
 		next.stop(errUpgradeFailed)
-		return nil, errUpgradeFailed
+		return last, errUpgradeFailed
 	}
 	if err := held.open(ctx, old.overlap.Load().counts()); err != nil {
 		next.stop(err)
-		return nil, err
+		return last, err
 	}
 	now := time.Now()
 	next.primary.Store(true)
 	s.set(next.connected(now))
 	s.set(func(st *ShardStatus) { st.SessionSince = now })
 	return next, nil
+}
+
+// readOut reads what the session of a link that was stopped still has.
+func (s *shard) readOut(ctx context.Context, out sink, old *running) *running {
+	for last := old; ; {
+		l := newLink(s, out, last.session)
+		l.inherit(last)
+		l.last = true
+		l.primary.Store(true)
+		l.overlap.Store(old.overlap.Load())
+		last = start(ctx, l)
+		<-last.done
+		if !errors.Is(last.end.cause, errLeaving) {
+			return last
+		}
+	}
 }
 
 func (r *running) ended() bool {
@@ -193,6 +207,8 @@ func (s *shard) await(next, old *running) error {
 	case <-old.done:
 		return errUpgradeFailed
 	}
+	// What is asked from now on is answered on the next one, which keeps it.
+	s.current.Store(next)
 	old.overlap.Load().begin(time.Now())
 	limit := time.NewTimer(s.patience(next.link))
 	defer limit.Stop()

@@ -14,9 +14,6 @@ const (
 	// that meets them is not read on.
 	maxHeldEvents = 8192
 	maxHeldBytes  = 64 << 20
-	// overlapMargin is by how much a dispatch may arrive earlier on one
-	// connection than on another.
-	overlapMargin = 2 * time.Second
 	// staleMargin is after how long nobody can send the other copy of a
 	// dispatch any more: what looks like one is news.
 	staleMargin = 30 * time.Second
@@ -27,7 +24,8 @@ const (
 // opened, it hands on what it kept, and from then on everything, less what the
 // other connection told.
 type holding struct {
-	out sink
+	out    sink
+	margin time.Duration // timing.margin
 
 	mu     sync.Mutex
 	muted  bool
@@ -45,8 +43,8 @@ type heldEvent struct {
 	event   *event.Event
 }
 
-func newHolding(out sink) *holding {
-	return &holding{out: out, space: make(chan struct{}), opened: make(chan struct{})}
+func newHolding(out sink, margin time.Duration) *holding {
+	return &holding{out: out, margin: margin, space: make(chan struct{}), opened: make(chan struct{})}
 }
 
 // put implements sink. It waits while the holding is full.
@@ -159,7 +157,7 @@ func (h *holding) news(e *event.Event) *event.Event {
 	if h.told != nil && e != nil {
 		if h.first {
 			h.first = false
-			h.stale = earlier(h.stale, e.ReceivedAt.Add(overlapMargin))
+			h.stale = earlier(h.stale, e.ReceivedAt.Add(h.margin))
 		}
 		if e.ReceivedAt.After(h.stale) {
 			h.told = nil
@@ -203,6 +201,8 @@ func toldOf(e *event.Event) event.Told {
 // overlap remembers the dispatches that a connection told since another one of
 // the same shard gets them as well.
 type overlap struct {
+	margin time.Duration // timing.margin
+
 	mu    sync.Mutex
 	begun bool // both get them
 	told  []toldEvent
@@ -225,7 +225,7 @@ func (o *overlap) add(e *event.Event) {
 
 func (o *overlap) forget(now time.Time) {
 	i := 0
-	for i < len(o.told) && now.Sub(o.told[i].at) > overlapMargin {
+	for i < len(o.told) && now.Sub(o.told[i].at) > o.margin {
 		i++
 	}
 	o.told = o.told[i:]

@@ -51,13 +51,19 @@ type link struct {
 	greeted  bool // HELLO came
 	heard    bool // a dispatch came
 	released func()
-	loading  map[event.Snowflake]bool // guilds of READY that are still to come
-	origins  *origins
+	// last: RESUMED is the end. It comes after everything that Discord
+	// dispatched before (Discord: Resuming), which nothing else promises: the
+	// acknowledgement of a heartbeat may overtake what waits to be sent.
+	last bool
+	// unanswered is how many RESUMEs of the session may have been answered by
+	// a RESUMED that was not read yet: Discord may replay those.
+	unanswered int
+	loading    map[event.Snowflake]bool // guilds of READY that are still to come
+	origins    *origins
 
 	began     chan struct{} // closed at READY or RESUMED
 	loaded    chan struct{} // closed when nothing is loading any more
 	asked     chan struct{} // Discord asks for a heartbeat
-	leave     chan struct{} // closed to end it once all before was read
 	sessionID atomic.Pointer[string]
 	has       atomic.Int64 // the session's intents
 	presence  atomic.Int64 // the version that the session shows; 0 for an unknown one
@@ -85,11 +91,12 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
 		shard: s, out: out, session: session, log: s.log, intents: session.Intents, released: func() {},
 		origins: &origins{away: map[event.Snowflake]bool{}},
-		began:   make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1), leave: make(chan struct{}),
+		began:   make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1),
 	}
 	l.sessionID.Store(&session.ID)
 	l.has.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
+	l.unanswered = 1 // whoever had the session before may have been interrupted
 	l.presences = window{length: presenceWindow + presenceMargin, limit: presenceLimit}
 	return l
 }
@@ -224,6 +231,7 @@ func (l *link) resume(ctx context.Context) error {
 	if err := s.confirm(ctx); err != nil {
 		return err
 	}
+	l.unanswered++
 	s.metrics.resumes.Inc()
 	s.set(func(st *ShardStatus) { st.Resumes++ })
 	return l.conn.send(ctx, opResume, resumeCommand{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
@@ -267,7 +275,6 @@ func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error)
 func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
 	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
 	defer timer.Stop()
-	leave := l.leave
 	for {
 		select {
 		case <-ctx.Done():
@@ -275,11 +282,6 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 		case <-l.asked:
 			l.mu.Lock()
 			l.pulse.asked(time.Now())
-			l.mu.Unlock()
-		case <-leave:
-			leave = nil
-			l.mu.Lock()
-			l.pulse.last(time.Now())
 			l.mu.Unlock()
 		case <-timer.C:
 			timer.Reset(interval)
@@ -324,15 +326,12 @@ func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 	switch f.op {
 	case opHeartbeatACK:
 		l.mu.Lock()
-		done := l.pulse.acked(now)
+		l.pulse.acked(now)
 		latency, regular := l.pulse.latency, l.pulse.regular
 		l.mu.Unlock()
 		l.shard.metrics.latency.Observe(latency.Seconds())
 		l.report(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
-		switch {
-		case done:
-			return errReplaced
-		case l.session.ID != "" && !l.heard && regular >= maxSilentBeats:
+		if l.session.ID != "" && !l.heard && regular >= maxSilentBeats {
 			return errUnanswered
 		}
 	case opHeartbeat:
@@ -360,12 +359,12 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
 		return nil
 	}
-	if string(f.name) == "READY" {
+	begins, resumed := string(f.name) == "READY", string(f.name) == "RESUMED"
+	if begins {
 		if err := l.begin(ctx, f); err != nil {
 			return err
 		}
 	}
-	resumed := string(f.name) == "RESUMED"
 	switch {
 	case l.session.ID == "":
 		l.drop(ctx, "odd", "a dispatch before READY")
@@ -385,11 +384,24 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 			return err
 		}
 	}
-	if resumed {
-		l.establish(ctx, true)
-		return l.putOwn(ctx, "SHARD_RESUME", shardData{l.shard.id.ID})
+	// Only now: what follows from being live must not come before the event.
+	if begins || resumed {
+		l.establish(ctx, resumed)
 	}
-	return nil
+	if !resumed {
+		return nil
+	}
+	l.unanswered = max(l.unanswered-1, 0)
+	if err := l.putOwn(ctx, "SHARD_RESUME", shardData{l.shard.id.ID}); err != nil || !l.last {
+		return err
+	}
+	if l.unanswered > 0 {
+		// It may be the replayed answer to an earlier RESUME. The next one
+		// brings at least one more.
+		l.unanswered--
+		return errLeaving
+	}
+	return errReplaced
 }
 
 // begin takes over the session that READY tells of.
@@ -411,13 +423,13 @@ func (l *link) begin(ctx context.Context, f frame) error {
 		l.shard.lost = nil
 	}
 	// Seq is set by the event itself.
+	l.unanswered = 0
 	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
 	l.has.Store(int64(l.intents))
 	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
 	l.expect(r.Guilds)
 	l.origins = newOrigins(r.Guilds)
-	l.establish(ctx, false)
 	return nil
 }
 
@@ -477,7 +489,8 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 	if data == nil {
 		data = []byte("null")
 	}
-	l.session.Seq = f.seq
+	session := l.session
+	session.Seq = f.seq
 	l.ending.progress = true
 	e := &event.Event{
 		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.seq),
@@ -485,10 +498,11 @@ func (l *link) put(ctx context.Context, f frame, now time.Time) error {
 	}
 	event.FindIDs(e)
 	e.Origin = l.origins.of(e)
-	session := l.session
 	if err := l.out.put(ctx, &session, e); err != nil {
 		return err
 	}
+	// Not before: what was not taken has to come again.
+	l.session = session
 	if o := l.overlap.Load(); o != nil {
 		o.add(e)
 	}

@@ -199,12 +199,12 @@ func (s *shard) presence(ctx context.Context) presence {
 }
 
 // inherit notes what presence a session shows that is resumed, and what is
-// known of its guilds.
-func (l *link) inherit(s *shard) {
-	before := s.current.Load()
+// known of its guilds, from the connection before, which has ended (nil: none).
+func (l *link) inherit(before *running) {
 	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
 		l.presence.Store(before.presence.Load())
 		l.origins = before.origins
+		l.unanswered = before.unanswered
 	}
 }
 

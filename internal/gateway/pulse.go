@@ -13,9 +13,6 @@ type pulse struct {
 	// regular counts the acknowledged ones among those that the interval
 	// demanded.
 	regular int
-	// sent and acks count; final is the heartbeat that is the last to wait
-	// for, 0 for none.
-	sent, acks, final int
 }
 
 // beat notes that a heartbeat is due, and tells whether the connection is dead
@@ -31,34 +28,20 @@ func (p *pulse) beat(now time.Time, busy, interval time.Duration) (dead bool) {
 		return true
 	}
 	p.sentAt, p.waiting = now, true
-	p.sent++
 	return false
 }
 
 // asked notes a heartbeat that Discord asked for (Discord: Heartbeat
 // Requests). It does not count for beat.
-func (p *pulse) asked(now time.Time) {
-	p.sentAt = now
-	p.sent++
-}
+func (p *pulse) asked(now time.Time) { p.sentAt = now }
 
-// last notes the heartbeat whose acknowledgement is the end: everything that
-// Discord sent before has been read then.
-func (p *pulse) last(now time.Time) {
-	p.asked(now)
-	p.final = p.sent
-}
-
-// acked notes an acknowledgement, and tells whether it was the last to wait
-// for.
-func (p *pulse) acked(now time.Time) (final bool) {
+// acked notes an acknowledgement.
+func (p *pulse) acked(now time.Time) {
 	if p.waiting {
 		p.regular++
 	}
 	p.ackedAt, p.waiting = now, false
-	p.acks++
 	if !p.sentAt.IsZero() {
 		p.latency = now.Sub(p.sentAt)
 	}
-	return p.final > 0 && p.acks >= p.final
 }

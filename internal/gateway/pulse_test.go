@@ -44,18 +44,6 @@ func TestPulse(t *testing.T) {
 			t.Error("dead though acknowledged")
 		}
 	})
-	t.Run("the last one to wait for", func(t *testing.T) {
-		t.Parallel()
-		var p pulse
-		p.beat(at(0), 0, interval)
-		p.asked(at(1))
-		p.last(at(2))
-		for n := 1; n <= 3; n++ {
-			if final := p.acked(at(2 + n)); final != (n == 3) {
-				t.Errorf("acknowledgement %d: final %t", n, final)
-			}
-		}
-	})
 	t.Run("our own fault", func(t *testing.T) {
 		t.Parallel()
 		var p pulse

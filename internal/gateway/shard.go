@@ -34,6 +34,9 @@ type timing struct {
 	// overlap is how long two sets of shards receive the same before the first
 	// one is let go: by so much may it be behind the other.
 	overlap time.Duration
+	// margin is by how much a dispatch may arrive earlier on one connection
+	// than on another.
+	margin time.Duration
 	// notice is how long the journal may take for a SHARD_DISCONNECT.
 	notice time.Duration
 	// release bounds giving a shard back.
@@ -53,6 +56,7 @@ var usualTiming = timing{
 	grants:    time.Minute,
 	recommend: 10 * time.Minute,
 	overlap:   5 * time.Second,
+	margin:    2 * time.Second,
 	notice:    time.Second,
 	release:   5 * time.Second,
 	load:      15 * time.Second,
@@ -137,8 +141,11 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 		}
 		l, end := s.carry(ctx, t, s.prepare(t, session))
 		session = l.session
-		if t.leaving() && errors.Is(end.cause, errReplaced) {
+		switch {
+		case errors.Is(end.cause, errReplaced) && t.leaving():
 			return true
+		case errors.Is(end.cause, errLeaving):
+			continue
 		}
 		if ctx.Err() != nil {
 			return false
@@ -180,7 +187,8 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 // prepare makes the next connection.
 func (s *shard) prepare(t *tenure, session event.Session) *link {
 	l := newLink(s, t.sink(), session)
-	l.inherit(s)
+	l.inherit(s.current.Load())
+	l.last = t.leaving() && session.ID != ""
 	l.primary.Store(true)
 	state := StateResuming
 	if session.ID == "" {

@@ -23,6 +23,7 @@ type memory struct {
 	joined  int64
 	events  []*event.Event
 	busy    bool          // appending waits
+	waiting int           // so many appends have
 	frozen  bool          // appended things are not committed
 	change  chan struct{} // closed and replaced at every change
 }
@@ -76,6 +77,9 @@ func (m *memory) all() []*event.Event {
 // wait returns the events as soon as they are as wanted.
 func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
 	t.Helper()
+	// Not at every event: there are thousands, and each look is at all of them.
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
 	for {
 		m.mu.Lock()
 		events, change := slices.Clone(m.events), m.change
@@ -85,8 +89,9 @@ func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted fun
 		}
 		select {
 		case <-change:
+			<-again.C
 		case <-ctx.Done():
-			t.Fatalf("%s did not happen; there are %v", what, names(events))
+			t.Fatalf("%s did not happen; there are %d events", what, len(events))
 		}
 	}
 }
@@ -298,6 +303,7 @@ func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *even
 			break
 		}
 		change := m.change
+		m.waiting++
 		m.mu.Unlock()
 		select {
 		case <-change:

@@ -30,7 +30,7 @@ type tenure struct {
 	ending bool // cancel was called
 }
 
-func newTenure(claim Claim, d duty, cancel context.CancelCauseFunc) *tenure {
+func newTenure(claim Claim, d duty, margin time.Duration, cancel context.CancelCauseFunc) *tenure {
 	t := &tenure{
 		claim: claim, out: &outlet{claim: claim, cursor: claim.Session()}, cancel: cancel,
 		leave: make(chan struct{}), news: make(chan struct{}, 1), duty: d,
@@ -40,7 +40,7 @@ func newTenure(claim Claim, d duty, cancel context.CancelCauseFunc) *tenure {
 	// nothing has to be waited for.
 	held := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
 	if held || d == dutyWarm || d == dutyHold {
-		t.gate = newHolding(t.out)
+		t.gate = newHolding(t.out, margin)
 		t.gate.muted = claim.Stage() != event.StageHolding
 	}
 	if d == dutyLeave {
@@ -250,7 +250,3 @@ func (s *shard) open(ctx context.Context, t *tenure) error {
 	s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")
 	return t.claim.Mark(ctx, event.StageNone)
 }
-
-// earliest is when, before the overlap of two sets began, an event may have
-// come to one that comes to the other within it.
-func earliest(overlapAt time.Time) time.Time { return overlapAt.Add(-overlapMargin) }
