@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
+
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway"
@@ -19,17 +21,19 @@ import (
 
 // config is what the environment says. Only this package reads it.
 type config struct {
-	token           secret.Value
-	discordURL      string
-	databaseURL     secret.Value // holds a password
-	dataDir         string
-	addr            string
-	pprofAddr       string // "" for none
-	apiKey          secret.Value
-	intents         intents
-	shards          gateway.Shards
-	compression     gateway.Compression
-	allowTargets    []netip.Prefix
+	token        secret.Value
+	discordURL   string
+	databaseURL  secret.Value // holds a password
+	dataDir      string
+	addr         string
+	pprofAddr    string // "" for none
+	apiKey       secret.Value
+	intents      intents
+	shards       gateway.Shards
+	compression  gateway.Compression
+	allowTargets []netip.Prefix
+	// proxy tells through which proxy a URL is asked for; nil for none ever.
+	proxy           func(*url.URL) (*url.URL, error)
 	schedule        delivery.Schedule
 	attemptTimeout  time.Duration
 	retention       time.Duration
@@ -58,6 +62,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		pprofAddr:       r.loopback("GATEHOOK_PPROF_ADDR"),
 		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
 		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
+		proxy:           r.proxy(),
 		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, time.Millisecond, 10*time.Minute),
 		retention:       r.duration("GATEHOOK_RETENTION", 168*time.Hour, time.Second, 10*365*24*time.Hour),
 		shutdownTimeout: r.duration("GATEHOOK_SHUTDOWN_TIMEOUT", 30*time.Second, 100*time.Millisecond, time.Hour),
@@ -192,6 +197,27 @@ func (r *reader) prefixes(name string) []netip.Prefix {
 		out = append(out, p.Masked())
 	}
 	return out
+}
+
+// proxy reads the conventional variables, in either case. A proxy's URL may hold
+// a password: it is not shown.
+func (r *reader) proxy() func(*url.URL) (*url.URL, error) {
+	const name = "HTTPS_PROXY"
+	s := r.text(name, r.text("https_proxy", ""))
+	if s == "" {
+		return nil
+	}
+	if !strings.Contains(s, "://") { // as everywhere: a host and port will do
+		s = "http://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
+		r.problems = append(r.problems, fmt.Errorf(
+			"%s=[redacted] is not usable: accepted is the URL of an http, https or socks5 proxy such as http://proxy.example:3128", name))
+		return nil
+	}
+	c := httpproxy.Config{HTTPSProxy: u.String(), NoProxy: r.text("NO_PROXY", r.text("no_proxy", ""))}
+	return c.ProxyFunc()
 }
 
 func (r *reader) duration(name string, byDefault, least, most time.Duration) time.Duration {

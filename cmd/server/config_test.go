@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,47 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
+// TestConfigProxy: the conventional variables, with what they conventionally
+// leave out.
+func TestConfigProxy(t *testing.T) {
+	t.Parallel()
+	asked := func(getenv func(string) string, target string) string {
+		t.Helper()
+		c, err := readConfig(getenv, false)
+		u, urlErr := url.Parse(target)
+		if err := errors.Join(err, urlErr); err != nil || c.proxy == nil {
+			t.Fatalf("proxy set %v, %v", c.proxy != nil, err)
+		}
+		by, err := c.proxy(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if by == nil {
+			return ""
+		}
+		return by.String()
+	}
+	for _, tt := range []struct {
+		env          []string
+		target, want string
+	}{
+		{[]string{"HTTPS_PROXY", "http://u:p@proxy.example:3128"}, "https://a.example", "http://u:p@proxy.example:3128"},
+		{[]string{"https_proxy", "proxy.example:3128"}, "https://a.example", "http://proxy.example:3128"},
+		{[]string{"HTTPS_PROXY", "socks5://10.0.0.1:1080"}, "https://a.example", "socks5://10.0.0.1:1080"},
+		{[]string{"HTTPS_PROXY", "http://proxy.example", "NO_PROXY", "b.example,10.0.0.0/8"}, "https://x.b.example", ""},
+		{[]string{"HTTPS_PROXY", "http://proxy.example", "no_proxy", "b.example,10.0.0.0/8"}, "https://10.1.2.3", ""},
+		{[]string{"HTTPS_PROXY", "http://proxy.example"}, "https://127.0.0.1", ""},
+		{[]string{"HTTPS_PROXY", "http://proxy.example"}, "http://a.example", ""},
+	} {
+		if got := asked(env(tt.env...), tt.target); got != tt.want {
+			t.Errorf("%v: %s is asked of %q, want %q", tt.env, tt.target, got, tt.want)
+		}
+	}
+	if c, err := readConfig(env("HTTP_PROXY", "http://proxy.example"), false); err != nil || c.proxy != nil {
+		t.Errorf("HTTP_PROXY alone: %v", err)
+	}
+}
+
 // Every unusable value is named with what is accepted, all of them at once,
 // and none that is secret is shown.
 func TestConfigProblems(t *testing.T) {
@@ -61,7 +103,7 @@ func TestConfigProblems(t *testing.T) {
 		"DISCORD_TOKEN", "hunter2 hunter2", "DATABASE_URL", "mysql://u:hunter2@h/d", "DISCORD_API_URL", "discord.com",
 		"GATEHOOK_ADDR", "8080", "GATEHOOK_PPROF_ADDR", "0.0.0.0:6060", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
 		"GATEHOOK_RETRY_SCHEDULE", "soon", "GATEHOOK_ATTEMPT_TIMEOUT", "0s", "GATEHOOK_RETENTION", "week",
-		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
+		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "HTTPS_PROXY", "ftp://user:hunter2@proxy.example", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
 	}
 	_, err := readConfig(env(values...), true)
 	if err == nil {

@@ -88,7 +88,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 			return journal.Span(ctx, pool, since, until, name, take)
 		},
 	}, s.instance, delivery.Config{
-		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets,
+		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy,
 		Version: version(), Retention: cfg.retention, Application: s.application,
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err

@@ -93,41 +93,92 @@ type senderConfig struct {
 	Allow   []netip.Prefix
 	Timeout time.Duration
 	Version string
+	// Proxy tells through which proxy, if any, a callback over TLS is asked for;
+	// nil for none ever.
+	Proxy func(*url.URL) (*url.URL, error)
+	// Resolver looks names up; nil for the system's.
+	Resolver *net.Resolver
 	// Key signs in the format discord. It is asked at every attempt.
 	Key func() signingKey
 }
 
 // sender makes attempts. All lanes share one, and so its connections.
 type sender struct {
-	transport *http.Transport
+	allow []netip.Prefix
+	// direct dials callbacks itself and asks the guard; proxied asks a proxy
+	// for them, and dials nothing else.
+	direct, proxied *http.Transport
+	proxy           func(*url.URL) (*url.URL, error)
+
 	timeout   time.Duration
 	userAgent []string
 	key       func() signingKey
 }
 
 func newSender(c senderConfig) *sender {
-	return &sender{
+	s := &sender{
 		timeout:   c.Timeout,
 		key:       c.Key,
 		userAgent: []string{"Gatehook/" + c.Version},
-		transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         guard{allow: c.Allow}.dialer().DialContext,
-			TLSHandshakeTimeout: 10 * time.Second,
-			// As many as may be in flight to one host, where many listeners have
-			// it: what is over is closed after its POST and dialed anew.
-			MaxIdleConnsPerHost:    2048,
-			IdleConnTimeout:        90 * time.Second,
-			MaxResponseHeaderBytes: headerRead,
-			// A compressed response could inflate to anything.
-			DisableCompression: true,
-			ForceAttemptHTTP2:  true,
-			TLSClientConfig:    &tls.Config{MinVersion: tls.VersionTLS12},
-		},
+		allow:     c.Allow,
+		direct:    newTransport(guard{allow: c.Allow}.dialer(c.Resolver)),
+	}
+	if c.Proxy != nil {
+		s.proxy = c.Proxy
+		// The proxy's own address is the operator's choice: no guard.
+		s.proxied = newTransport(&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive, Resolver: c.Resolver})
+		s.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return c.Proxy(r.URL) }
+		s.proxied.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			return fmt.Errorf("the proxy answered %d to CONNECT", resp.StatusCode)
+		}
+	}
+	return s
+}
+
+func newTransport(d *net.Dialer) *http.Transport {
+	return &http.Transport{
+		DialContext:         d.DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		// As many as may be in flight to one host, where many listeners have
+		// it: what is over is closed after its POST and dialed anew.
+		MaxIdleConnsPerHost:    2048,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: headerRead,
+		// A compressed response could inflate to anything.
+		DisableCompression: true,
+		ForceAttemptHTTP2:  true,
+		TLSClientConfig:    &tls.Config{MinVersion: tls.VersionTLS12},
 	}
 }
 
-func (s *sender) close() { s.transport.CloseIdleConnections() }
+func (s *sender) close() {
+	s.direct.CloseIdleConnections()
+	if s.proxied != nil {
+		s.proxied.CloseIdleConnections()
+	}
+}
+
+// route is the transport for a callback, or why there is none. A proxy looks
+// the names up by itself, so that only the proxy can refuse what they resolve
+// to; what is an address is refused here. Callbacks without TLS are for
+// addresses of the operator's own network: they are never asked for through a
+// proxy.
+func (s *sender) route(u *url.URL) (*http.Transport, error) {
+	if s.proxy == nil || u.Scheme != "https" {
+		return s.direct, nil
+	}
+	by, err := s.proxy(u)
+	if err != nil {
+		return nil, fmt.Errorf("choose a proxy: %w", err)
+	}
+	if by == nil {
+		return s.direct, nil
+	}
+	return s.proxied, CheckTarget(s.allow, u)
+}
 
 // send makes one attempt: one POST, no redirects, all of it within the
 // timeout. The transport may go on to read body after send has returned;
@@ -190,6 +241,10 @@ func (s *sender) header(t *target, e *event.Stored, id ID, attempt int, at time.
 var jsonType = []string{"application/json"}
 
 func (s *sender) do(ctx context.Context, t *target, h http.Header, body []byte) result {
+	transport, err := s.route(t.url)
+	if err != nil {
+		return result{class: classRefused, err: err}
+	}
 	// Of this very type, which the transport knows not to block: with any other
 	// it would send the header in a packet of its own.
 	again := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
@@ -200,7 +255,7 @@ func (s *sender) do(ctx context.Context, t *target, h http.Header, body []byte) 
 		Body: reader, ContentLength: int64(len(body)), GetBody: again,
 	}).WithContext(ctx)
 	// The transport itself, not http.Client: a client follows redirects.
-	resp, err := s.transport.RoundTrip(req)
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return failed(ctx, err)
 	}

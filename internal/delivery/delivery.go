@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -100,6 +101,9 @@ type Config struct {
 	AttemptTimeout time.Duration
 	// AllowTargets are the private ranges that callbacks may resolve to.
 	AllowTargets []netip.Prefix
+	// Proxy tells through which proxy, if any, a callback over TLS is asked for;
+	// nil for none ever.
+	Proxy func(*url.URL) (*url.URL, error)
 	// Version is shown in the User-Agent.
 	Version string
 	// Application is the bot's; bodies in the format discord name it. Safe for
@@ -172,7 +176,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	d := &Delivery{
 		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log, keyring: keys,
 		sender: newSender(senderConfig{
-			Allow: cfg.AllowTargets, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
+			Allow: cfg.AllowTargets, Proxy: cfg.Proxy, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
 			Key: keys.newest,
 		}),
 		parts: postgres.Partitions{
