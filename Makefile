@@ -35,6 +35,10 @@ CHAOS ?= 10m
 chaos: ## Break everything around the real server for long (CHAOS=10m), a minute a plan
 	GATEHOOK_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -v -run '^TestChaos' ./cmd/server
 
+.PHONY: examples
+examples: ## Check the examples' types and run each on its platform's runtime (needs Node.js)
+	examples/internal/check
+
 .PHONY: bench
 bench: ## Run the benchmarks (BENCH=pattern PKG=package), ready for benchstat
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 $(PKG)

@@ -1,0 +1,17 @@
+// Remembers which deliveries are done, in this instance of the function alone.
+// Where one instance isn't enough, keep the ids in Firestore instead: get and
+// set a document of that name, in a collection with a time-to-live policy.
+export interface Memory {
+  has(id: string): Promise<boolean>;
+  add(id: string): Promise<void>;
+}
+
+const done = new Set<string>();
+
+export const memory: Memory = {
+  has: async (id) => done.has(id),
+  async add(id) {
+    done.add(id);
+    if (done.size > 10_000) done.delete(done.values().next().value!);
+  },
+};
