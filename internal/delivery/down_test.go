@@ -2,9 +2,13 @@ package delivery
 
 import (
 	"net/http"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -149,4 +153,81 @@ func TestWhatIsHeldExpires(t *testing.T) {
 		t.Error("the callback was called")
 	}
 	b.books(t, 0, 0, 20, 0)
+}
+
+// A key whose first delivery fails until it is exhausted stops no other key, and
+// goes on then; one whose delivery hangs leaves room for the others.
+func TestStuckKeyStopsNoOther(t *testing.T) {
+	t.Parallel()
+	hang := make(chan struct{})
+	c := newCallback(t, func(got call) (int, http.Header) {
+		switch {
+		case got.channel == "1" && got.seq == 1024: // the first of all
+			return http.StatusInternalServerError, nil
+		case got.channel == "2" && got.seq == 1025:
+			<-hang
+		}
+		return http.StatusNoContent, nil
+	})
+	b := setup(t, Config{LaneQueue: 32}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
+	b.deliver(t, b.commit(t, 300, 3, 1))
+	free := 0 // deliveries of the third channel, of a hundred
+	for free < 100 {
+		if got := c.await(t, 1)[0]; got.channel == "3" {
+			free++
+		}
+	}
+	close(hang)
+	<-b.settled
+	deadline := time.NewTimer(time.Minute)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for b.count(t, `SELECT count(*) FROM retries WHERE state = 'pending'`) > 0 {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatal("not all were delivered")
+		}
+	}
+	b.books(t, 299+3, 0, 1, 0)
+	if n := testutil.ToFloat64(b.Delivery.metrics.keysSkipped); n != 1 {
+		t.Errorf("%v keys went on without a delivery, want 1", n)
+	}
+	if n := b.parkedKeys(); n != 0 {
+		t.Errorf("%d keys are parked", n)
+	}
+	last := map[string]int64{}
+	for _, got := range c.calls {
+		if got.seq < last[got.channel] {
+			t.Errorf("channel %s: %d after %d", got.channel, got.seq, last[got.channel])
+		}
+		last[got.channel] = got.seq
+	}
+}
+
+// A key whose delivery hangs does not fill the lane: what comes for another key
+// would wait in the database for room.
+func TestHangingKeyLeavesRoom(t *testing.T) {
+	t.Parallel()
+	hang := make(chan struct{})
+	open := sync.OnceFunc(func() { close(hang) })
+	c := newCallback(t, func(got call) (int, http.Header) {
+		if got.channel == "1" {
+			<-hang
+		}
+		return http.StatusNoContent, nil
+	})
+	t.Cleanup(open)
+	b := setup(t, Config{LaneQueue: 32}, c.URL)
+	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
+	b.deliver(t, b.commit(t, 32, 1, 1))
+	others := b.commit(t, 100, 2, 1)
+	others.Events = slices.DeleteFunc(others.Events, func(e event.Stored) bool { return e.ChannelID == 1 })
+	b.deliver(t, others)
+	c.await(t, 50)
+	open()
+	c.await(t, 32)
+	b.books(t, 82, 0, 0, 0)
 }

@@ -522,6 +522,11 @@ func (l *lane) finishOrdered(j job, rec record) {
 		l.spill(k, rec.outcome.at)
 		return
 	}
+	if rec.outcome.kind == exhausted {
+		l.d.metrics.keysSkipped.Inc()
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "ordering key goes on without a delivery that is exhausted",
+			slog.String("listener", event.ListenerID(l.id)), slog.String("key", j.orderKey), slog.String("delivery", j.id().String()))
+	}
 	k.unpark(j.stored.Key)
 	l.advance(k, j.orderKey)
 }

@@ -28,7 +28,7 @@ type metrics struct {
 	first, success                *prometheus.HistogramVec
 	attemptTime                   prometheus.Histogram
 	recordFailures, forsaken      prometheus.Counter
-	down                          prometheus.Counter
+	down, keysSkipped             prometheus.Counter
 	disabled                      *prometheus.CounterVec
 	sampleFailures                prometheus.Counter
 
@@ -69,15 +69,22 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		attemptTime: prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
 		forsaken:    counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
 		down:        counter("callbacks_down_total", "How often a callback was found to be down: its deliveries then wait while one at a time is tried."),
+		keysSkipped: counter("keys_skipped_total", "How often an ordering key went on without a delivery that was exhausted."),
 		disabled: prometheus.NewCounterVec(prometheus.CounterOpts(opts("listeners_disabled_total",
 			"Listeners that were disabled because their callback is gone or has failed for days.")), []string{"reason"}),
 		recordFailures: counter("record_failures_total", "Transactions that record attempts, failed and tried again."),
 		sampleFailures: counter("sample_failures_total", "Looks at what waits in the database that failed: its gauges are old."),
 	}
-	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.disabled, m.recordFailures, m.sampleFailures,
+	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.keysSkipped, m.disabled,
+		m.recordFailures, m.sampleFailures,
 		&lanesCollector{d: d},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("keys_parked", "Ordering keys whose deliveries wait in the database for an older one.")),
+			func() float64 { return float64(d.parkedKeys()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }))
+	for _, reason := range []string{reasonGone, reasonFailing} {
+		m.disabled.WithLabelValues(reason) // shown from the start
+	}
 	m.other = m.resolve(otherListeners)
 	return m
 }
@@ -137,4 +144,18 @@ func (s *series) attempted(rec *record) {
 	if rec.outcome.kind == delivered {
 		s.success.Observe(rec.startedAt.Add(rec.result.duration).Sub(received).Seconds())
 	}
+}
+
+// parkedKeys counts the ordering keys that wait in the database.
+func (d *Delivery) parkedKeys() (n int) {
+	for _, l := range d.all() {
+		l.mu.Lock()
+		for _, k := range l.keys {
+			if k.parked != (event.Key{}) {
+				n++
+			}
+		}
+		l.mu.Unlock()
+	}
+	return n
 }
