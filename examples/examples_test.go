@@ -6,6 +6,7 @@
 package examples_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
@@ -37,9 +38,13 @@ var examples = []struct {
 	{"google-cloud-functions", "standard", node("google-cloud-functions")},
 	{"deno", "standard", deno},
 	{"discord-format", "discord", node("discord-format")},
+	{"carbon", "carbon", bot("carbon")},
+	{"chat-sdk", "chat-sdk", bot("chat-sdk")},
 }
 
 func node(name string) []string { return []string{"node", "internal/run/" + name + ".mjs"} }
+
+func bot(name string) []string { return []string{"node", "internal/run/fetch.mjs", name} }
 
 // deno has no permission but those that the example's README asks for.
 var deno = []string{
@@ -56,7 +61,11 @@ func TestExamples(t *testing.T) {
 			case "standard":
 				standard(t, s, e.run)
 			case "discord":
-				discord(t, s, e.run)
+				discord(t, s, e.run, "", answers)
+			case "carbon":
+				discord(t, s, e.run, "/events", func(t *testing.T, s *server, tap *tap, channel string) { answersSoon(t, s, tap, channel) })
+			case "chat-sdk":
+				chatSDK(t, s, e.run)
 			}
 		})
 	}
@@ -71,8 +80,30 @@ func standard(t *testing.T, s *server, run []string) {
 	tap := newTap(t, example)
 	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"secret":%q,"filter":{"channel_ids":[%q]},"ordering":"channel"}`, tap.url, secret, channel))
 	answers(t, s, tap, channel)
+	refusesStandard(t, s, channel, example, secret, tap.last())
+}
 
+// chatSDK checks the bot that verifies Standard Webhooks before the Chat SDK
+// sees a delivery.
+func chatSDK(t *testing.T, s *server, run []string) {
+	t.Helper()
+	secret := newSecret()
+	example := start(t, run, "GATEHOOK_SECRET="+secret, "DISCORD_API_URL="+s.rest.url, "DISCORD_CLIENT_ID=1001", "DISCORD_PUBLIC_KEY="+s.publicKey(t))
+	channel := s.newChannel()
+	tap := newTap(t, example)
+	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"secret":%q,"format":"chat-sdk","headers":{"x-discord-gateway-token":%q},"filter":{"channel_ids":[%q]},"ordering":"channel"}`,
+		tap.url, secret, botToken, channel))
+	last := answersSoon(t, s, tap, channel)
+	// The SDK answers a message once, whatever its delivery's id: here is another.
 	delivery := tap.last()
+	delivery.body = bytes.ReplaceAll(delivery.body, []byte(last), []byte(s.id()))
+	refusesStandard(t, s, channel, example, secret, delivery)
+}
+
+// refusesStandard checks an example that verifies Standard Webhooks with
+// forgeries of a delivery.
+func refusesStandard(t *testing.T, s *server, channel, example, secret string, delivery delivery) {
+	t.Helper()
 	sign := func(secret string, at time.Time) http.Header {
 		w, err := standardwebhooks.NewWebhook(secret)
 		if err != nil {
@@ -98,9 +129,10 @@ func standard(t *testing.T, s *server, run []string) {
 // discord checks an example that verifies Ed25519 signatures. The server keeps
 // its private key to itself, so forgeries go to an example that trusts a key of
 // the test.
-func discord(t *testing.T, s *server, run []string) {
+func discord(t *testing.T, s *server, run []string, path string, answers func(*testing.T, *server, *tap, string)) {
 	t.Helper()
-	tap := newTap(t, start(t, run, "GATEHOOK_PUBLIC_KEY="+s.publicKey(t), "DISCORD_API_URL="+s.rest.url))
+	env := []string{"DISCORD_API_URL=" + s.rest.url, "DISCORD_CLIENT_ID=1001"}
+	tap := newTap(t, start(t, run, append(env, "GATEHOOK_PUBLIC_KEY="+s.publicKey(t))...)+path)
 	channel := s.newChannel()
 	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"format":"discord","filter":{"channel_ids":[%q]},"ordering":"channel"}`, tap.url, channel))
 	answers(t, s, tap, channel)
@@ -113,7 +145,7 @@ func discord(t *testing.T, s *server, run []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	example := start(t, run, "GATEHOOK_PUBLIC_KEY="+hex.EncodeToString(public), "DISCORD_API_URL="+s.rest.url)
+	example := start(t, run, append(env, "GATEHOOK_PUBLIC_KEY="+hex.EncodeToString(public))...) + path
 	delivery := tap.last()
 	sign := func(key ed25519.PrivateKey, at time.Time) http.Header {
 		header := delivery.header.Clone()
@@ -158,6 +190,20 @@ func answers(t *testing.T, s *server, tap *tap, channel string) {
 	}
 }
 
+// answersSoon is answers for a framework that takes a delivery before it works
+// on it, and so does not ask for another one when that fails.
+func answersSoon(t *testing.T, s *server, tap *tap, channel string) (last string) {
+	t.Helper()
+	for n, content := range []string{"hello", "!ping", "!ping"} {
+		last = s.say(t, channel, content, false)
+		if d := tap.wait(t); len(d.accepted) != 2 || d.accepted[0]/100 != 2 || d.accepted[1]/100 != 2 {
+			t.Errorf("the two attempts of a delivery were answered %v", d.accepted)
+		}
+		s.rest.wait(t, channel, n)
+	}
+	return last
+}
+
 // refuses checks that forged deliveries are answered 401 and do nothing, and
 // that the good one is taken, so that nothing else was wrong with them.
 func refuses(t *testing.T, s *server, channel, url string, body []byte, forged map[string]http.Header, good http.Header) {
@@ -182,7 +228,5 @@ func refuses(t *testing.T, s *server, channel, url string, body []byte, forged m
 	if status := post(t, url, good, body); status/100 != 2 {
 		t.Errorf("the good one: %d, want 2xx", status)
 	}
-	if n := len(s.rest.messages(channel)); n != before+1 {
-		t.Errorf("the good one was answered %d times in the channel", n-before)
-	}
+	s.rest.wait(t, channel, before+1)
 }

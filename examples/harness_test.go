@@ -240,11 +240,12 @@ type rest struct {
 	mu       sync.Mutex
 	channels map[string][]message
 	failing  map[string]bool
+	news     chan struct{} // closed and replaced with every message
 }
 
 func newREST(t *testing.T) *rest {
 	t.Helper()
-	r := &rest{channels: map[string][]message{}, failing: map[string]bool{}}
+	r := &rest{channels: map[string][]message{}, failing: map[string]bool{}, news: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /channels/{id}/messages", r.create)
 	srv := httptest.NewServer(mux)
@@ -272,6 +273,8 @@ func (r *rest) create(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	r.channels[id] = append(r.channels[id], m)
+	close(r.news)
+	r.news = make(chan struct{})
 	w.Header().Set("Content-Type", "application/json")
 	fmt.Fprintf(w, `{"id":"1","channel_id":%q,"content":%q}`, id, m.Content)
 }
@@ -281,6 +284,30 @@ func (r *rest) fail(channel string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failing[channel] = true
+}
+
+// wait waits for the n-th message to a channel, and fails the test if there are
+// more.
+func (r *rest) wait(t *testing.T, channel string, n int) {
+	t.Helper()
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for {
+		r.mu.Lock()
+		got, news := len(r.channels[channel]), r.news
+		r.mu.Unlock()
+		if got >= n {
+			if got > n {
+				t.Errorf("%d messages in the channel, want %d", got, n)
+			}
+			return
+		}
+		select {
+		case <-news:
+		case <-limit.C:
+			t.Fatalf("%d messages in the channel after %v, want %d", got, patience, n)
+		}
+	}
 }
 
 func (r *rest) messages(channel string) []message {
@@ -326,7 +353,7 @@ func (p *tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status := post(p.t, p.to, r.Header, body)
 	id := r.Header.Get("webhook-id")
-	if !bytes.Contains(body, []byte(`"MESSAGE_CREATE"`)) || id == "" {
+	if !bytes.Contains(body, []byte(`MESSAGE_CREATE"`)) || id == "" {
 		w.WriteHeader(status) // a PING
 		return
 	}

@@ -12,6 +12,8 @@ const check = (name) => ["node_modules/.bin/tsc", "--project", name];
 const examples = {
   "aws-lambda": check("aws-lambda"),
   "cloudflare-workers": check("cloudflare-workers"),
+  carbon: check("carbon"),
+  "chat-sdk": check("chat-sdk"),
   deno: ["internal/deno", "check", "--unstable-kv", "--config", "deno/deno.json", "deno/main.ts"],
   "discord-format": check("discord-format"),
   "google-cloud-functions": check("google-cloud-functions"),

@@ -1,0 +1,46 @@
+// A Carbon bot that needs no gateway of its own: Gatehook delivers its events
+// to its /events route. It answers !ping.
+import { Client, type ListenerEventData, MessageCreateListener } from "@buape/carbon";
+import { createHandler } from "@buape/carbon/adapters/fetch";
+
+class Ping extends MessageCreateListener {
+  async handle({ rawMessage: message }: ListenerEventData["MESSAGE_CREATE"], client: Client): Promise<void> {
+    if (message.author.bot || message.content !== "!ping") return;
+    await client.rest.post(`/channels/${message.channel_id}/messages`, {
+      // Should a message get here twice, Discord makes one of a nonce.
+      body: { content: "Pong!", nonce: message.id, enforce_nonce: true },
+    });
+  }
+}
+
+/** Carbon looks at the signature alone. This looks at the age, and at what came before, as well. */
+class Bot extends Client {
+  #done = new Set<string>(); // A table in your database outlives a restart.
+
+  override async handleEventsRequest(request: Request): Promise<Response> {
+    const age = Math.abs(Date.now() / 1000 - Number(request.headers.get("x-signature-timestamp")));
+    if (!(age < 300 && (await this.validateDiscordRequest(request)))) return new Response(null, { status: 401 });
+    const id = request.headers.get("webhook-id") ?? ""; // the same for every attempt; a PING has none
+    if (this.#done.has(id)) return new Response(null, { status: 204 });
+    const response = await super.handleEventsRequest(request); // 429 when its queue is full: Gatehook tries again
+    if (response.ok && id) this.#done.add(id);
+    if (this.#done.size > 10_000) this.#done.delete(this.#done.values().next().value!);
+    return response;
+  }
+}
+
+const bot = new Bot(
+  {
+    baseUrl: "http://localhost", // its path is the prefix of the routes: none
+    clientId: process.env.DISCORD_CLIENT_ID!,
+    publicKey: process.env.GATEHOOK_PUBLIC_KEY!.split(","), // from GET /signing-keys
+    token: process.env.DISCORD_TOKEN!,
+    requestOptions: { baseUrl: process.env.DISCORD_API_URL ?? "https://discord.com/api/v10" },
+    disableDeployRoute: true,
+    disableInteractionsRoute: true,
+  },
+  { listeners: [new Ping()] },
+);
+const handle = createHandler(bot);
+
+export default { fetch: (request: Request): Promise<Response> => handle(request, {}) };
