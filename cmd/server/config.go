@@ -28,6 +28,7 @@ type config struct {
 	addr         string
 	pprofAddr    string // "" for none
 	apiKey       secret.Value
+	encryption   secret.Keys
 	intents      intents
 	shards       gateway.Shards
 	compression  gateway.Compression
@@ -61,6 +62,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
 		pprofAddr:       r.loopback("GATEHOOK_PPROF_ADDR"),
 		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
+		encryption:      r.keys("GATEHOOK_ENCRYPTION_KEY"),
 		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
 		proxy:           r.proxy(),
 		attemptTimeout:  r.duration("GATEHOOK_ATTEMPT_TIMEOUT", 15*time.Second, time.Millisecond, 10*time.Minute),
@@ -197,6 +199,16 @@ func (r *reader) prefixes(name string) []netip.Prefix {
 		out = append(out, p.Masked())
 	}
 	return out
+}
+
+// keys never shows the value.
+func (r *reader) keys(name string) secret.Keys {
+	k, err := secret.ParseKeys(r.getenv(name))
+	if err != nil {
+		r.problems = append(r.problems, fmt.Errorf(
+			"%s=[redacted] is not usable: accepted is 32 bytes in base64 or hex (openssl rand -base64 32), or several of them joined with commas (%w)", name, err))
+	}
+	return k
 }
 
 // proxy reads the conventional variables, in either case. A proxy's URL may hold

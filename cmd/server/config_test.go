@@ -103,7 +103,7 @@ func TestConfigProblems(t *testing.T) {
 		"DISCORD_TOKEN", "hunter2 hunter2", "DATABASE_URL", "mysql://u:hunter2@h/d", "DISCORD_API_URL", "discord.com",
 		"GATEHOOK_ADDR", "8080", "GATEHOOK_PPROF_ADDR", "0.0.0.0:6060", "GATEHOOK_INTENTS", "EVERYTHING", "GATEHOOK_SHARDS", "many", "GATEHOOK_ALLOW_TARGETS", "localhost",
 		"GATEHOOK_RETRY_SCHEDULE", "soon", "GATEHOOK_ATTEMPT_TIMEOUT", "0s", "GATEHOOK_RETENTION", "week",
-		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "HTTPS_PROXY", "ftp://user:hunter2@proxy.example", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
+		"GATEHOOK_SHUTDOWN_TIMEOUT", "-1s", "GATEHOOK_COMPRESSION", "gzip", "GATEHOOK_ENCRYPTION_KEY", "hunter2", "HTTPS_PROXY", "ftp://user:hunter2@proxy.example", "GATEHOOK_LOG_FORMAT", "xml", "GATEHOOK_LOG_LEVEL", "loud",
 	}
 	_, err := readConfig(env(values...), true)
 	if err == nil {

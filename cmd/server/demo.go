@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -92,6 +93,11 @@ func demoConfig(getenv func(string) string) (config, error) {
 	cfg.allowTargets = append(cfg.allowTargets, netip.MustParsePrefix("127.0.0.0/8"))
 	if cfg.apiKey.Empty() {
 		cfg.apiKey = secret.New("gk_" + base64.RawURLEncoding.EncodeToString(random(24)))
+	}
+	if cfg.encryption.Empty() {
+		if cfg.encryption, err = secret.ParseKeys(hex.EncodeToString(random(32))); err != nil {
+			return cfg, err
+		}
 	}
 	if getenv("GATEHOOK_ADDR") == "" && !free(cfg.addr) {
 		cfg.addr = "127.0.0.1:0"

@@ -30,6 +30,9 @@ func TestMain(m *testing.M) { postgrestest.Main(m, removeBinary) }
 
 const testKey = "gk_key-of-the-tests"
 
+// testEncryptionKey is 32 bytes in hex.
+const testEncryptionKey = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+
 // binary builds the server once for all tests.
 var binary = sync.OnceValues(func() (string, error) {
 	path := binaryPath()
@@ -87,6 +90,7 @@ func newNamed(t *testing.T, discord *gatewaytest.Server, name string, env ...str
 		"DISCORD_API_URL=" + discord.APIURL(),
 		"GATEHOOK_DATA_DIR=" + dir, "GATEHOOK_ADDR=127.0.0.1:0", "GATEHOOK_API_KEY=" + testKey,
 		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", "GATEHOOK_INTENTS=53608447", "GATEHOOK_LOG_LEVEL=debug",
+		"GATEHOOK_ENCRYPTION_KEY=" + testEncryptionKey,
 		"GATEHOOK_RETRY_SCHEDULE=200ms,200ms,500ms,1s,1s,2s,2s",
 	}, env...)}
 	t.Cleanup(func() {

@@ -56,6 +56,9 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	}
 	defer func() { err = errors.Join(err, closePool()) }()
 
+	if cfg.encryption.Empty() {
+		log.LogAttrs(ctx, slog.LevelWarn, "secrets are stored in plain text: set GATEHOOK_ENCRYPTION_KEY to encrypt them (openssl rand -base64 32)")
+	}
 	s, err := wire(ctx, cfg, key, dir, pool, log)
 	if err != nil {
 		return err

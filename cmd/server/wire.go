@@ -57,6 +57,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		return nil, err
 	}
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
+		Keys:        cfg.encryption,
 		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
 		Forget:      delivery.Forget,
 		Renew:       delivery.Renew,
@@ -88,7 +89,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 			return journal.Span(ctx, pool, since, until, name, take)
 		},
 	}, s.instance, delivery.Config{
-		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy,
+		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy, Keys: cfg.encryption,
 		Version: version(), Retention: cfg.retention, Application: s.application,
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err

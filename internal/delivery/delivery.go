@@ -27,6 +27,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres"
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // ErrStopped is what Deliver returns once Stop was called.
@@ -104,6 +105,8 @@ type Config struct {
 	// Proxy tells through which proxy, if any, a callback over TLS is asked for;
 	// nil for none ever.
 	Proxy func(*url.URL) (*url.URL, error)
+	// Keys seal the signing keys that are stored.
+	Keys secret.Keys
 	// Version is shown in the User-Agent.
 	Version string
 	// Application is the bot's; bodies in the format discord name it. Safe for
@@ -169,7 +172,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	log *slog.Logger, reg prometheus.Registerer,
 ) (*Delivery, error) {
 	cfg = cfg.withDefaults()
-	keys, err := openKeyring(ctx, pool)
+	keys, err := openKeyring(ctx, pool, cfg.Keys)
 	if err != nil {
 		return nil, err
 	}

@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // keysPoll is how often is looked whether another instance rotated the keys.
@@ -56,16 +59,59 @@ func (k signingKey) sign(timestamp string, body []byte) string {
 // keyring is the signing keys, newest first. The newest one signs.
 type keyring struct {
 	pool *pgxpool.Pool
+	seal secret.Keys
 	keys atomic.Pointer[[]signingKey]
 }
 
-// openKeyring reads the keys, and makes the first one.
-func openKeyring(ctx context.Context, pool *pgxpool.Pool) (*keyring, error) {
-	r := &keyring{pool: pool}
+// openKeyring reads the keys, and makes the first one. What is stored of them
+// is sealed.
+func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*keyring, error) {
+	r := &keyring{pool: pool, seal: seal}
 	if err := r.add(ctx, true); err != nil {
 		return nil, fmt.Errorf("make the first signing key: %w", err)
 	}
+	if err := r.sealStored(ctx); err != nil {
+		return nil, fmt.Errorf("encrypt the signing keys: %w", err)
+	}
 	return r, r.load(ctx)
+}
+
+// seedRow names the place of a key's private half.
+func seedRow(public []byte) string { return "signing key " + hex.EncodeToString(public) }
+
+// sealStored seals with the first key what is stored in plain text or under
+// another key.
+func (r *keyring) sealStored(ctx context.Context) error {
+	if r.seal.Empty() {
+		return nil
+	}
+	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE signing_keys IN EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT id, public_key, seed FROM signing_keys`)
+		if err != nil {
+			return err
+		}
+		var (
+			b            pgx.Batch
+			id           int64
+			public, seed []byte
+		)
+		if _, err := pgx.ForEachRow(rows, []any{&id, &public, &seed}, func() error {
+			if strings.HasPrefix(string(seed), r.seal.Newest()) {
+				return nil
+			}
+			plain, err := r.seal.Open(string(seed), seedRow(public))
+			if err == nil {
+				b.Queue(`UPDATE signing_keys SET seed = $2 WHERE id = $1`, id, []byte(r.seal.Seal(plain, seedRow(public))))
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, &b).Close()
+	})
 }
 
 // newest is the key that signs.
@@ -95,25 +141,30 @@ func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO signing_keys (public_key, seed)
-			SELECT $1, $2 WHERE NOT $3 OR NOT EXISTS (SELECT FROM signing_keys)`, []byte(public), private.Seed(), onlyFirst)
+			SELECT $1, $2 WHERE NOT $3 OR NOT EXISTS (SELECT FROM signing_keys)`, []byte(public),
+			[]byte(r.seal.Seal(string(private.Seed()), seedRow(public))), onlyFirst)
 		return err
 	})
 }
 
 func (r *keyring) load(ctx context.Context) error {
-	rows, err := r.pool.Query(ctx, `SELECT id, seed, created_at FROM signing_keys ORDER BY id DESC`)
+	rows, err := r.pool.Query(ctx, `SELECT id, public_key, seed, created_at FROM signing_keys ORDER BY id DESC`)
 	if err != nil {
 		return fmt.Errorf("read the signing keys: %w", err)
 	}
 	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k signingKey, err error) {
-		var seed []byte
-		if err := row.Scan(&k.id, &seed, &k.createdAt); err != nil {
+		var public, stored []byte
+		if err := row.Scan(&k.id, &public, &stored, &k.createdAt); err != nil {
+			return k, err
+		}
+		seed, err := r.seal.Open(string(stored), seedRow(public))
+		if err != nil {
 			return k, err
 		}
 		if len(seed) != ed25519.SeedSize {
 			return k, fmt.Errorf("key %d has %d bytes instead of %d", k.id, len(seed), ed25519.SeedSize)
 		}
-		k.private = ed25519.NewKeyFromSeed(seed)
+		k.private = ed25519.NewKeyFromSeed([]byte(seed))
 		return k, nil
 	})
 	if err == nil && len(keys) == 0 {

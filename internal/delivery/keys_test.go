@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // TestKeyring: instances that start at once share one key, and follow when one
@@ -21,7 +22,7 @@ func TestKeyring(t *testing.T) {
 	for i := range rings {
 		all.Go(func() {
 			var err error
-			if rings[i], err = openKeyring(t.Context(), pool); err != nil {
+			if rings[i], err = openKeyring(t.Context(), pool, secret.Keys{}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -44,7 +45,7 @@ func TestKeyring(t *testing.T) {
 			t.Errorf("after the rotation %v", keys)
 		}
 	}
-	again, err := openKeyring(t.Context(), pool)
+	again, err := openKeyring(t.Context(), pool, secret.Keys{})
 	if err != nil || len(again.all()) != 2 || again.newest().public() != rings[0].newest().public() {
 		t.Errorf("a later start has %v, %v", again.all(), err)
 	}
@@ -65,6 +66,52 @@ func TestSigningKey(t *testing.T) {
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		if out := fmt.Sprintf(format, k); strings.Contains(out, "115") || strings.Contains(out, "ssss") || !strings.Contains(out, k.public()) {
 			t.Errorf("%s prints %s", format, out)
+		}
+	}
+}
+
+// TestSigningKeysAreSealed: the private halves are stored encrypted, and one
+// that was stored in plain text is at the next start.
+func TestSigningKeysAreSealed(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	key := func(letter string) string { return hex.EncodeToString([]byte(strings.Repeat(letter, 32))) }
+	seals := make([]secret.Keys, 0, 4)
+	for _, s := range []string{"", key("a"), key("b") + "," + key("a"), key("b")} {
+		keys, err := secret.ParseKeys(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seals = append(seals, keys)
+	}
+	first := ""
+	var plain []byte
+	for i, keys := range seals {
+		r, err := openKeyring(t.Context(), pool, keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first, plain = r.newest().public(), r.newest().private.Seed()
+		}
+		if err := r.rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if all := r.all(); len(all) != i+2 || all[i+1].public() != first {
+			t.Errorf("start %d has %v", i, all)
+		}
+		var unsealed, holding int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FILTER (WHERE substr(seed, 1, length($1::bytea)) <> $1::bytea), count(*) FILTER (WHERE position($2::bytea in seed) > 0)
+			FROM signing_keys`, []byte(keys.Newest()), plain).Scan(&unsealed, &holding); err != nil {
+			t.Fatal(err)
+		}
+		if unsealed != 0 || i > 0 && holding != 0 {
+			t.Errorf("start %d: %d keys are not sealed by the newest key, %d in plain text", i, unsealed, holding)
+		}
+	}
+	for _, keys := range seals[:2] {
+		if _, err := openKeyring(t.Context(), pool, keys); err == nil || !strings.Contains(err.Error(), "GATEHOOK_ENCRYPTION_KEY") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("without the key: %v", err)
 		}
 	}
 }

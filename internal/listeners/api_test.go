@@ -89,17 +89,23 @@ func ping(_ context.Context, l *event.Listener) error {
 
 func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
 	t.Helper()
-	s, err := Open(t.Context(), pool, Config{
+	s, err := openWith(t, pool, secret.Keys{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func openWith(t testing.TB, pool *pgxpool.Pool, keys secret.Keys) (*Listeners, error) {
+	t.Helper()
+	return Open(t.Context(), pool, Config{
+		Keys:        keys,
 		CheckTarget: checkTarget,
 		Ping:        ping,
 		Advise:      advise,
 		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
 		Renew:       func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 func setup(t testing.TB) *api {

@@ -20,10 +20,13 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // Config of Listeners. All functions are required.
 type Config struct {
+	// Keys seal the secrets and headers that are stored.
+	Keys secret.Keys
 	// CheckTarget says why a callback at a URL could never be dialed, or nil.
 	CheckTarget func(*url.URL) error
 	// Advise says what registering for some events means: in refusal, why they
@@ -52,9 +55,13 @@ type Listeners struct {
 	poll  time.Duration // how often it is looked at anyway
 }
 
-// Open reads the registrations. It starts nothing.
+// Open reads the registrations, and seals with the first key what is stored
+// otherwise. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
 	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1), poll: pollEvery}
+	if err := s.sealStored(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.load(ctx); err != nil {
 		return nil, err
 	}

@@ -66,22 +66,28 @@ func (f filterJSON) decode() (event.Filter, error) {
 
 const columns = `l.id, l.event, l.url, l.description, l.enabled, l.format, l.headers, l.filter, l.ordering, l.max_in_flight,
 	l.max_age_ms, l.created_at, l.updated_at, l.disabled_at, l.disabled_reason,
+	ARRAY(SELECT s.id FROM listener_secrets s
+		WHERE s.listener_id = l.id AND (s.expires_at IS NULL OR s.expires_at > now()) ORDER BY s.id DESC),
 	ARRAY(SELECT s.secret FROM listener_secrets s
 		WHERE s.listener_id = l.id AND (s.expires_at IS NULL OR s.expires_at > now()) ORDER BY s.id DESC)`
 
-func scan(row pgx.CollectableRow) (r registration, err error) {
+func (s *Listeners) scan(row pgx.CollectableRow) (r registration, err error) {
 	var (
 		headers, filter []byte
 		maxAge          *int64
+		secretIDs       []int64
 		secrets         []string
 		stored          filterJSON
 	)
 	err = row.Scan(&r.ID, &r.Event, &r.URL, &r.description, &r.Enabled, &r.Format, &headers, &filter, &r.Ordering, &r.MaxInFlight,
-		&maxAge, &r.createdAt, &r.updatedAt, &r.disabledAt, &r.disabledReason, &secrets)
+		&maxAge, &r.createdAt, &r.updatedAt, &r.disabledAt, &r.disabledReason, &secretIDs, &secrets)
 	if err != nil {
 		return r, err
 	}
-	if err := errors.Join(json.Unmarshal(headers, &r.Headers), json.Unmarshal(filter, &stored)); err != nil {
+	if r.Headers, err = openHeaders(s.cfg.Keys, r.ID, headers); err != nil {
+		return r, fmt.Errorf("listener %d: %w", r.ID, err)
+	}
+	if err := json.Unmarshal(filter, &stored); err != nil {
 		return r, fmt.Errorf("listener %d: %w", r.ID, err)
 	}
 	if r.Filter, err = stored.decode(); err != nil {
@@ -90,8 +96,12 @@ func scan(row pgx.CollectableRow) (r registration, err error) {
 	if maxAge != nil {
 		r.MaxAge = time.Duration(*maxAge) * time.Millisecond
 	}
-	for _, s := range secrets {
-		r.Secrets = append(r.Secrets, secret.New(s))
+	for i, stored := range secrets {
+		plain, err := s.cfg.Keys.Open(stored, secretRow(secretIDs[i], r.ID))
+		if err != nil {
+			return r, err
+		}
+		r.Secrets = append(r.Secrets, secret.New(plain))
 	}
 	return r, nil
 }
@@ -111,7 +121,7 @@ func (s *Listeners) find(ctx context.Context, tx querier, where string, args ...
 	if err != nil {
 		return registration{}, err
 	}
-	return pgx.CollectExactlyOneRow(rows, scan)
+	return pgx.CollectExactlyOneRow(rows, s.scan)
 }
 
 type querier interface {
@@ -179,25 +189,46 @@ func (s *Listeners) insert(ctx context.Context, r registration) (*registration, 
 
 func (s *Listeners) tryInsert(ctx context.Context, r registration) (*registration, error) {
 	return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+		// Before the rows, because what they hold is sealed for them.
 		var id int64
-		err := tx.QueryRow(ctx, `INSERT INTO listeners
-				(event, url, description, enabled, format, headers, filter, ordering, max_in_flight, max_age_ms, disabled_at, disabled_reason)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $4 THEN NULL ELSE now() END, CASE WHEN $4 THEN NULL ELSE 'manual' END)
+		if err := tx.QueryRow(ctx, `SELECT nextval(pg_get_serial_sequence('listeners', 'id'))`).Scan(&id); err != nil {
+			return 0, nil, fmt.Errorf("number a listener: %w", err)
+		}
+		headers, err := sealHeaders(s.cfg.Keys, id, r.Headers)
+		if err != nil {
+			return 0, nil, fmt.Errorf("store a listener's headers: %w", err)
+		}
+		err = tx.QueryRow(ctx, `INSERT INTO listeners
+				(event, url, description, enabled, format, headers, filter, ordering, max_in_flight, max_age_ms, disabled_at, disabled_reason, id)
+			OVERRIDING SYSTEM VALUE
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $4 THEN NULL ELSE now() END, CASE WHEN $4 THEN NULL ELSE 'manual' END, $11)
 			ON CONFLICT (event, url) DO NOTHING RETURNING id`,
-			r.Event, r.URL, r.description, r.Enabled, r.Format, r.Headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
-			milliseconds(r.MaxAge)).Scan(&id)
+			r.Event, r.URL, r.description, r.Enabled, r.Format, headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
+			milliseconds(r.MaxAge), id).Scan(&id)
 		if errors.Is(err, errNone) {
 			return 0, nil, s.taken(ctx, tx, r)
 		}
 		if err != nil {
 			return 0, nil, fmt.Errorf("store a listener: %w", err)
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO listener_secrets (listener_id, secret) VALUES ($1, $2)`, id, r.newSecret); err != nil {
-			return 0, nil, fmt.Errorf("store a listener's secret: %w", err)
+		if err := s.addSecret(ctx, tx, id, r.newSecret); err != nil {
+			return 0, nil, err
 		}
 		after, err := s.find(ctx, tx, `l.id = $1`, id)
 		return id, &after, err
 	})
+}
+
+func (s *Listeners) addSecret(ctx context.Context, tx pgx.Tx, listener int64, plain string) error {
+	var id int64
+	if err := tx.QueryRow(ctx, `SELECT nextval(pg_get_serial_sequence('listener_secrets', 'id'))`).Scan(&id); err != nil {
+		return fmt.Errorf("number a listener's secret: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO listener_secrets (id, listener_id, secret) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3)`,
+		id, listener, s.cfg.Keys.Seal(plain, secretRow(id, listener))); err != nil {
+		return fmt.Errorf("store a listener's secret: %w", err)
+	}
+	return nil
 }
 
 func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error {
@@ -228,13 +259,17 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 			return 0, nil, err
 		}
 		r := wanted
+		headers, err := sealHeaders(s.cfg.Keys, id, r.Headers)
+		if err != nil {
+			return 0, nil, fmt.Errorf("store a listener's headers: %w", err)
+		}
 		if _, err := tx.Exec(ctx, `UPDATE listeners SET event = $2, url = $3, description = $4, format = $6, headers = $7, filter = $8,
 				ordering = $9, max_in_flight = $10, max_age_ms = $11, updated_at = now(),
 				enabled = $5,
 				disabled_at = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_at, now()) END,
 				disabled_reason = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_reason, $12) END
 			WHERE id = $1`,
-			id, r.Event, r.URL, r.description, r.Enabled, r.Format, r.Headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
+			id, r.Event, r.URL, r.description, r.Enabled, r.Format, headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
 			milliseconds(r.MaxAge), coalesce(r.disabledReason, "manual")); err != nil {
 			return 0, nil, fmt.Errorf("update a listener: %w", err)
 		}
@@ -266,10 +301,12 @@ func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*regis
 			var b pgx.Batch
 			b.Queue(`DELETE FROM listener_secrets WHERE listener_id = $1 AND expires_at IS NOT NULL`, id)
 			b.Queue(`UPDATE listener_secrets SET expires_at = now() + $2::interval WHERE listener_id = $1`, id, rotationOverlap)
-			b.Queue(`INSERT INTO listener_secrets (listener_id, secret) VALUES ($1, $2)`, id, secret)
 			b.Queue(`UPDATE listeners SET updated_at = now() WHERE id = $1`, id)
 			if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 				return 0, nil, fmt.Errorf("rotate a listener's secret: %w", err)
+			}
+			if err := s.addSecret(ctx, tx, id, secret); err != nil {
+				return 0, nil, err
 			}
 			after, err := s.find(ctx, tx, `l.id = $1`, id)
 			return id, &after, err
@@ -299,7 +336,7 @@ func (s *Listeners) page(ctx context.Context, eventName, url *string, before int
 	if err != nil {
 		return nil, fmt.Errorf("list listeners: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, scan)
+	list, err := pgx.CollectRows(rows, s.scan)
 	if err != nil {
 		return nil, fmt.Errorf("list listeners: %w", err)
 	}
@@ -320,7 +357,7 @@ func (s *Listeners) load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		list, err := pgx.CollectRows(rows, scan)
+		list, err := pgx.CollectRows(rows, s.scan)
 		for i := range list {
 			all = append(all, &list[i].Listener)
 		}

@@ -1,0 +1,125 @@
+package listeners
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// What of a listener is secret is stored sealed: its secrets, and its headers,
+// which hold tokens. Sealed headers are a JSON string instead of an object.
+
+func secretRow(id, listener int64) string {
+	return fmt.Sprintf("secret %d of listener %s", id, event.ListenerID(listener))
+}
+
+func headersRow(listener int64) string {
+	return "the headers of listener " + event.ListenerID(listener)
+}
+
+// sealHeaders makes what is stored of headers, as JSON.
+func sealHeaders(keys secret.Keys, listener int64, headers map[string]string) ([]byte, error) {
+	plain, err := json.Marshal(headers)
+	if err != nil || keys.Empty() {
+		return plain, err
+	}
+	return json.Marshal(keys.Seal(string(plain), headersRow(listener)))
+}
+
+func openHeaders(keys secret.Keys, listener int64, stored []byte) (headers map[string]string, err error) {
+	plain := stored
+	if len(stored) > 0 && stored[0] == '"' {
+		var s string
+		if err := json.Unmarshal(stored, &s); err != nil {
+			return nil, err
+		}
+		if s, err = keys.Open(s, headersRow(listener)); err != nil {
+			return nil, err
+		}
+		plain = []byte(s)
+	}
+	return headers, json.Unmarshal(plain, &headers)
+}
+
+// sealing is how one kind of secret is found and replaced.
+type sealing struct {
+	// find selects the id, the listener and what is stored, of some that the
+	// first key has not sealed. In order, so that instances that do this at
+	// once don't wait for each other in a circle.
+	find, replace string
+	row           func(id, listener int64) string
+}
+
+func sealings() []sealing {
+	return []sealing{
+		{
+			`SELECT id, listener_id, secret FROM listener_secrets WHERE NOT starts_with(secret, $1) ORDER BY id LIMIT $2 FOR UPDATE`,
+			`UPDATE listener_secrets s SET secret = u.sealed FROM unnest($1::bigint[], $2::text[]) AS u (id, sealed) WHERE s.id = u.id`,
+			secretRow,
+		}, {
+			`SELECT id, id, headers #>> '{}' FROM listeners WHERE NOT starts_with(headers #>> '{}', $1) ORDER BY id LIMIT $2 FOR UPDATE`,
+			`UPDATE listeners l SET headers = to_jsonb(u.sealed) FROM unnest($1::bigint[], $2::text[]) AS u (id, sealed) WHERE l.id = u.id`,
+			func(_, listener int64) string { return headersRow(listener) },
+		},
+	}
+}
+
+// sealBatch is how many are sealed in one transaction: each is done or not,
+// and what a crash leaves is done at the next start.
+const sealBatch = 500
+
+// sealStored seals with the first key what is stored in plain text or under
+// another key. Without a key it does nothing.
+func (s *Listeners) sealStored(ctx context.Context) error {
+	if s.cfg.Keys.Empty() {
+		return nil
+	}
+	// They sign no more: no key has to be kept for them.
+	if _, err := s.pool.Exec(ctx, `DELETE FROM listener_secrets WHERE expires_at <= now()`); err != nil {
+		return fmt.Errorf("remove secrets that have expired: %w", err)
+	}
+	for _, kind := range sealings() {
+		for n := sealBatch; n == sealBatch; {
+			err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+				n, err = kind.some(ctx, tx, s.cfg.Keys)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("encrypt what is stored: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// some seals a batch, and returns how many it were.
+func (k sealing) some(ctx context.Context, tx pgx.Tx, keys secret.Keys) (int, error) {
+	rows, err := tx.Query(ctx, k.find, keys.Newest(), sealBatch)
+	if err != nil {
+		return 0, err
+	}
+	var (
+		ids          []int64
+		values       []string
+		id, listener int64
+		stored       string
+	)
+	if _, err := pgx.ForEachRow(rows, []any{&id, &listener, &stored}, func() error {
+		row := k.row(id, listener)
+		plain, err := keys.Open(stored, row)
+		if err != nil {
+			return err
+		}
+		ids, values = append(ids, id), append(values, keys.Seal(plain, row))
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, k.replace, ids, values)
+	return len(ids), err
+}
