@@ -200,3 +200,34 @@ func TestFailingForDaysDisables(t *testing.T) {
 	// The delivery waits for the listener to be enabled again.
 	b.books(t, 4, 3, 0, 0)
 }
+
+// A process that dies after it disabled a listener, and before it recorded the
+// attempt that was the reason, leaves nothing undone: its heir finds the listener
+// disabled, lets the delivery wait, and tells nobody again.
+func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
+	t.Parallel()
+	c := newCallback(t, func(call) (int, http.Header) { return http.StatusGone, nil })
+	operator := newCallback(t, ok)
+	b := setup(t, Config{}, c.URL, operator.URL)
+	b.registry.change(2, func(l *event.Listener) { l.Event = eventDisabled })
+	batch := b.commit(t, 1, 1, 1)
+	b.condemn(&record{
+		attempted: true, startedAt: time.Now(), outcome: outcome{kind: disable, reason: reasonGone},
+		job: job{stored: &batch.Events[0], listener: 1, owner: 1},
+	}, b.registry.Listener(1))
+	operator.await(t, 1)
+	b.stop() // without a word about the attempt
+	b.open(t, Config{AllowTargets: loopback}, 2)
+	b.inherit(t, batch)
+	if err := b.Recover(t.Context(), []*event.Batch{batch}); err != nil {
+		t.Fatal(err)
+	}
+	<-b.settled
+	if n := len(b.told(t, eventDisabled)); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if len(c.got) != 0 {
+		t.Error("a disabled listener's callback was called")
+	}
+	b.books(t, 1, 1, 0, 0)
+}
