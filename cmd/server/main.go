@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"runtime"
@@ -31,6 +32,10 @@ func main() {
 const ballast = 12 << 20
 
 func mainCode() int {
+	// By itself net/http remarks on what a callback sends after its response,
+	// and quotes it: an echoed payload, with its tokens. Nothing else is said
+	// there; Gatehook's own log is another one.
+	log.SetOutput(io.Discard)
 	weight := make([]byte, ballast)
 	defer runtime.KeepAlive(&weight)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -124,6 +124,7 @@ func (p *process) start() {
 	p.lives++
 	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), path)
 	p.cmd.Env, p.cmd.Dir = append(slices.Clip(p.env), "DISCORD_TOKEN=Bot "+p.discord.TokenOf(p.client())), os.TempDir()
+	p.cmd.Stdout = p
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		p.t.Fatal(err)
@@ -151,15 +152,19 @@ func (p *process) read(stderr io.Reader, ready chan<- string) {
 	lines := bufio.NewScanner(stderr)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		p.mu.Lock()
-		p.log.Write(lines.Bytes())
-		p.log.WriteByte('\n')
-		p.mu.Unlock()
+		_, _ = p.Write(append(slices.Clip(lines.Bytes()), '\n'))
 		var line struct{ Msg, URL string }
 		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "the API answers" {
 			ready <- line.URL
 		}
 	}
+}
+
+// Write implements io.Writer for what the process says on both of its outputs.
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.Write(b)
 }
 
 // stop sends a signal and returns the exit status when the process is gone.

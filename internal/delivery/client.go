@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -54,11 +55,13 @@ type result struct {
 	// status is 0 when there was no response.
 	status     int
 	retryAfter string
-	response   []byte // at most responseKept
-	duration   time.Duration
-	class      class
+	// response is the body: of what do returned at most responseRead, of what
+	// send returned at most responseKept and without the event's tokens.
+	response []byte
+	duration time.Duration
+	class    class
 	// err is why there was no usable response. Its text holds neither the
-	// callback's path nor any header.
+	// callback's path nor any header, nor anything that the callback sent.
 	err error
 }
 
@@ -192,7 +195,19 @@ func (s *sender) send(ctx context.Context, t *target, e *event.Stored, body []by
 	start := time.Now()
 	r := s.do(ctx, t, s.header(t, e, id, attempt, start, body), body)
 	r.duration = time.Since(start)
+	r.response = excerpt(&r, e.Data)
 	return r
+}
+
+// excerpt is what an attempt keeps of a response. Callbacks echo what they
+// can't handle, and people read excerpts: tokens go, before a cut could leave
+// half of one. A success keeps nothing (attemptRows.add) and is not searched.
+func excerpt(r *result, data []byte) []byte {
+	text := r.response
+	if r.err != nil || r.class != class2xx {
+		text = event.RedactTokens(text, data)
+	}
+	return text[:min(len(text), responseKept)]
 }
 
 // interaction is the event that is worth nothing after 3 s.
@@ -264,8 +279,7 @@ func (s *sender) do(ctx context.Context, t *target, h http.Header, body []byte) 
 	if resp.Body == http.NoBody {
 		return r
 	}
-	read, err := io.ReadAll(io.LimitReader(resp.Body, responseRead))
-	r.response = read[:min(len(read), responseKept)]
+	r.response, err = io.ReadAll(io.LimitReader(resp.Body, responseRead))
 	if err != nil {
 		// A response that never ends has not answered.
 		f := failed(ctx, err)
@@ -322,6 +336,17 @@ func failed(ctx context.Context, err error) result {
 	case errors.As(err, &op):
 		return result{class: classConnection, err: fmt.Errorf("%s: %w", op.Op, op.Err)}
 	default:
-		return result{class: classConnection, err: err}
+		return result{class: classConnection, err: unquoted(err)}
 	}
+}
+
+// unquoted is an error of the transport without what it quotes. That is what
+// the callback sent in place of a response, at any length: it may be a payload
+// with its tokens, even that of the delivery before on the same connection.
+func unquoted(err error) error {
+	text, _, quotes := strings.Cut(err.Error(), `"`)
+	if !quotes {
+		return err
+	}
+	return errors.New(strings.TrimRight(text, " "))
 }

@@ -457,7 +457,7 @@ type Attempt struct {
 	// Error Why there was no usable response.
 	Error nullable.Nullable[string] `json:"error"`
 
-	// Response The beginning of the response's body; not kept for a success.
+	// Response The beginning of the response's body; not kept for a success. A token of the event in it reads `[redacted]`.
 	Response  nullable.Nullable[string] `json:"response"`
 	StartedAt time.Time                 `json:"started_at"`
 
@@ -4733,7 +4733,7 @@ type TestAttempt struct {
 	Event   string             `json:"event"`
 	EventId openapi_types.UUID `json:"event_id"`
 
-	// Response The beginning of the response's body; not kept for a success.
+	// Response The beginning of the response's body; not kept for a success. A token of the event in it reads `[redacted]`.
 	Response  nullable.Nullable[string] `json:"response"`
 	StartedAt time.Time                 `json:"started_at"`
 
