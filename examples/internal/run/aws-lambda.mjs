@@ -5,7 +5,7 @@ import { CreateTableCommand, DynamoDBClient } from "@aws-sdk/client-dynamodb";
 import dynalite from "dynalite";
 import lambdaLocal from "lambda-local";
 import { once } from "node:events";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { bundle } from "./bundle.mjs";
@@ -29,7 +29,9 @@ await new DynamoDBClient().send(
   }),
 );
 
-const file = join(mkdtempSync(join(tmpdir(), "gatehook-lambda-")), "index.cjs");
+const dir = mkdtempSync(join(tmpdir(), "gatehook-lambda-"));
+process.once("exit", () => rmSync(dir, { recursive: true }));
+const file = join(dir, "index.cjs");
 writeFileSync(file, await bundle("aws-lambda/function.ts", { platform: "node", format: "cjs" }));
 lambdaLocal.getLogger().level = "warn";
 
