@@ -50,6 +50,10 @@ fuzz: ## Fuzz every target for a few seconds (FUZZ=pattern PKG=package)
 		echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 10s "$$pkg" || exit 1; \
 	done
 
+.PHONY: fuzz-api
+fuzz-api: ## Fuzz the API by its contract (EXAMPLES=50 cases a call; needs python3)
+	EXAMPLES=$${EXAMPLES:-50} .ci/fuzz-api
+
 .PHONY: generate
 generate: ## Generate code from api/openapi.yaml
 	go generate ./...

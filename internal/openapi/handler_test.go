@@ -125,6 +125,7 @@ func TestBodies(t *testing.T) {
 		{"another case", `{"Event":"READY","event":"READY","url":"https://e.com"}`, 400, "Event", ""},
 		{"unknown", `{"event":"READY","url":"https://e.com","a\nb":1}`, 400, `a\nb`, ""},
 		{"null", `{"event":null,"url":"https://e.com"}`, 400, "event", ""},
+		{"null for what has a default", `{"event":"READY","url":"https://e.com","max_in_flight":null}`, 400, "max_in_flight", ""},
 		{"an integer as a fraction", `{"event":"READY","url":"https://e.com","max_in_flight":16.0}`, 400, "max_in_flight", "16.0"},
 		{"an integer with an exponent", `{"event":"READY","url":"https://e.com","max_in_flight":1e1}`, 400, "max_in_flight", "1e1"},
 		{"deep", strings.Repeat("[", 100_000), 400, "body", "depth"},

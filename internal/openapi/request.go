@@ -87,8 +87,9 @@ func position(b []byte, offset int64) string {
 func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 	return middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
 		Options: openapi3filter.Options{
-			MultiError:         true,
-			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, // authorize has done it
+			MultiError:          true,
+			SkipSettingDefaults: true, // or null would do for what has a default
+			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // authorize has done it
 		},
 		DoNotValidateServers:  true,
 		DiscardValidatedValue: true,
