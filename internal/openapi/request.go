@@ -88,7 +88,7 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 	return middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
 		Options: openapi3filter.Options{
 			MultiError:          true,
-			SkipSettingDefaults: true, // or null would do for what has a default
+			SkipSettingDefaults: true,                                  // or null would do for what has a default
 			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // authorize has done it
 		},
 		DoNotValidateServers:  true,
