@@ -228,12 +228,12 @@ func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []
 	for _, r := range rooms {
 		left[r.listener] = r.all
 	}
-	for _, background := range []bool{false, true} {
+	for _, due := range []string{dueOfKeys, dueOf("NOT q.background"), dueOf("q.background")} {
 		var ids []int64
 		var counts []int32
 		for _, r := range rooms {
 			n := left[r.listener]
-			if background {
+			if due == dueOf("q.background") {
 				n = min(n, r.background)
 			}
 			if n > 0 {
@@ -243,7 +243,7 @@ func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []
 		if len(ids) == 0 {
 			continue
 		}
-		some, of, err := d.claimSome(ctx, owner, ids, counts, background)
+		some, of, err := d.claimSome(ctx, owner, ids, counts, due)
 		jobs, keys = append(jobs, some...), append(keys, of...)
 		if err != nil {
 			return jobs, keys, err
@@ -255,29 +255,55 @@ func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []
 	return jobs, keys, nil
 }
 
-// claimSome claims rows of one kind.
-func (d *Delivery) claimSome(ctx context.Context, owner int64, ids []int64, counts []int32, background bool) (jobs []job, keys []event.Key, err error) {
-	// The kind is part of the text: by a parameter the planner could not tell
-	// which index is meant.
-	kind := "NOT q.background"
-	if background {
-		kind = "q.background"
-	}
-	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `WITH due AS (
+// dueOf selects due rows without an order, of one kind. The kind is part of the
+// text: by a parameter the planner could not tell which index is meant.
+func dueOf(kind string) string {
+	return `WITH due AS (
 			SELECT r.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (
 				SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q
-				WHERE q.listener_id = l.id AND q.state = 'pending' AND `+kind+` AND q.due_at <= now() AND q.owner IS NULL
-					AND (q.order_key = '' OR NOT EXISTS (SELECT FROM retries o
-						WHERE o.listener_id = q.listener_id AND o.order_key = q.order_key AND o.order_key <> '' AND o.state = 'pending'
-							AND (o.batch_id, o.ordinal) < (q.batch_id, q.ordinal)))
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND ` + kind + ` AND q.due_at <= now() AND q.owner IS NULL
+					AND q.order_key = ''
 				ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
 			) r
-		)
-		UPDATE retries t SET owner = $3, updated_at = now() FROM due
-		WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
-		RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked, t.background`, ids, counts, owner)
+		)`
+}
+
+// dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
+// from key to key in the index: behind one that fails for hours there may be a
+// hundred thousand rows.
+const dueOfKeys = `WITH RECURSIVE head AS (
+			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
+			CROSS JOIN LATERAL (
+				SELECT q.order_key, q.batch_id, q.ordinal FROM retries q
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.order_key <> ''
+				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
+			) h
+			UNION ALL
+			SELECT p.id, p.room, h.* FROM head p
+			CROSS JOIN LATERAL (
+				SELECT q.order_key, q.batch_id, q.ordinal FROM retries q
+				WHERE q.listener_id = p.id AND q.state = 'pending' AND q.order_key <> '' AND q.order_key > p.order_key
+				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
+			) h
+		), ready AS (
+			SELECT q.batch_id, q.ordinal, q.listener_id, h.room,
+				row_number() OVER (PARTITION BY q.listener_id ORDER BY q.background, q.due_at) AS place
+			FROM head h JOIN retries q ON q.batch_id = h.batch_id AND q.ordinal = h.ordinal AND q.listener_id = h.id
+			WHERE q.due_at <= now() AND q.owner IS NULL
+		), due AS (
+			SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q JOIN ready r
+				ON q.batch_id = r.batch_id AND q.ordinal = r.ordinal AND q.listener_id = r.listener_id
+			WHERE r.place <= r.room AND q.state = 'pending' AND q.due_at <= now() AND q.owner IS NULL
+			FOR UPDATE OF q SKIP LOCKED
+		)`
+
+// claimSome claims the rows that a query calls due.
+func (d *Delivery) claimSome(ctx context.Context, owner int64, ids []int64, counts []int32, due string) (jobs []job, keys []event.Key, err error) {
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, due+` UPDATE retries t SET owner = $3, updated_at = now() FROM due
+			WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
+			RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked, t.background`, ids, counts, owner)
 		if err != nil {
 			return err
 		}
