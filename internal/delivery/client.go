@@ -229,12 +229,12 @@ var errTimeout = errors.New("no complete response within the attempt timeout")
 
 func (s *sender) header(t *target, e *event.Stored, id ID, attempt int, at time.Time, body []byte) http.Header {
 	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
-	h := make(http.Header, 11+len(t.header))
+	h := make(http.Header, 12+len(t.header))
 	maps.Copy(h, t.header)
 	// Canonical keys, set directly: Set would search each one again.
 	h["Content-Type"] = jsonType
 	h["User-Agent"] = s.userAgent
-	values := make([]string, 0, 9)
+	values := make([]string, 0, 10)
 	set := func(name, value string) {
 		values = append(values, value) // one allocation for all
 		h[name] = values[len(values)-1 : len(values) : len(values)]
@@ -246,6 +246,7 @@ func (s *sender) header(t *target, e *event.Stored, id ID, attempt int, at time.
 	set("Gatehook-Event-Id", e.ID.String())
 	set("Gatehook-Attempt", strconv.Itoa(attempt))
 	set("Gatehook-Shard", e.Shard.String())
+	set("Traceparent", traceparent(e.ID))
 	if t.listener.Format == event.FormatDiscord {
 		set("X-Signature-Ed25519", s.key().sign(timestamp, body))
 		set("X-Signature-Timestamp", timestamp)

@@ -145,6 +145,9 @@ func TestHeadersOfADelivery(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, c.header.Get(name), want)
 		}
 	}
+	if got := c.header.Get("Traceparent"); !strings.HasPrefix(got, "00-"+strings.ReplaceAll(testEvent().ID.String(), "-", "")+"-") {
+		t.Errorf("traceparent is %q, want one of the event's trace", got)
+	}
 	if n := len(strings.Fields(c.header.Get("Webhook-Signature"))); n != 2 {
 		t.Errorf("%d signatures for 2 secrets", n)
 	}
