@@ -22,13 +22,13 @@ func TestMain(m *testing.M) {
 // measured is not looked at: only that all of it was delivered, verified and
 // told.
 func TestRun(t *testing.T) {
-	var out, progress bytes.Buffer
+	var out bytes.Buffer
 	err := run(t.Context(), []string{
 		"--fanout", "2", "--body", "1024", "--shards", "2", "--rates", "200",
 		"--stored", "1000", "--listeners", "100", "--rounds", "1", "--time", "200ms", "--json",
-	}, &out, &progress)
+	}, &out, t.Output())
 	if err != nil {
-		t.Fatalf("%v\n%s", err, progress.String())
+		t.Fatal(err)
 	}
 	var r report
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil {

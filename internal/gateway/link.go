@@ -66,6 +66,9 @@ type link struct {
 	asked     chan struct{} // Discord asks for a heartbeat
 	sessionID atomic.Pointer[string]
 	has       atomic.Int64 // the session's intents
+	// seen is the highest sequence number that this connection is known to have
+	// been sent, or where it was resumed from; 0 for none.
+	seen      atomic.Int64
 	presence  atomic.Int64 // the version that the session shows; 0 for an unknown one
 	presences window       // when it was changed on this connection; Commands' alone
 	overlap   atomic.Pointer[overlap]
@@ -232,6 +235,7 @@ func (l *link) resume(ctx context.Context) error {
 		return err
 	}
 	l.unanswered++
+	l.seen.Store(seq)
 	s.metrics.resumes.Inc()
 	s.set(func(st *ShardStatus) { st.Resumes++ })
 	return l.conn.send(ctx, opResume, resumeCommand{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
@@ -303,9 +307,10 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 
 // heartbeatSeq is the d of a heartbeat: what is stored, not what was received.
 // Discord does not say whether it forgets what a heartbeat acknowledges, and
-// so it may.
+// so it may. Nor is it more than this connection was sent: what an earlier one
+// received may be stored only after the RESUME, and is being replayed then.
 func (l *link) heartbeatSeq() any {
-	if seq := l.out.stored(*l.sessionID.Load()); seq > 0 {
+	if seq := min(l.out.stored(*l.sessionID.Load()), l.seen.Load()); seq > 0 {
 		return seq
 	}
 	return nil
@@ -355,6 +360,7 @@ func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 // dispatch hands on an event that came at now.
 func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 	l.heard = true
+	l.seen.Store(max(l.seen.Load(), f.seq))
 	if len(f.name) == 0 || f.seq == 0 {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
 		return nil

@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"testing"
 	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
 )
 
 func TestPulse(t *testing.T) {
@@ -59,3 +62,36 @@ func TestPulse(t *testing.T) {
 		}
 	})
 }
+
+// TestHeartbeatSeq: a heartbeat acknowledges what is stored, and no more than
+// its own connection was sent: what an earlier one received may be stored only
+// after the RESUME.
+func TestHeartbeatSeq(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		stored, seen int64
+		want         any
+	}{
+		{0, 0, nil},
+		{0, 5, nil},
+		{5, 0, nil}, // before the RESUME
+		{79, 74, int64(74)},
+		{74, 79, int64(74)},
+	}
+	for _, tt := range tests {
+		l := newLink(&shard{}, storedSink(tt.stored), event.Session{ID: "s"})
+		l.seen.Store(tt.seen)
+		if got := l.heartbeatSeq(); got != tt.want {
+			t.Errorf("stored %d, seen %d: %v, want %v", tt.stored, tt.seen, got, tt.want)
+		}
+	}
+}
+
+// storedSink has so much stored, and takes nothing.
+type storedSink int64
+
+func (storedSink) put(context.Context, *event.Session, *event.Event) error { return nil }
+
+func (storedSink) putSoon(context.Context, time.Duration, ...*event.Event) {}
+
+func (s storedSink) stored(string) int64 { return int64(s) }
