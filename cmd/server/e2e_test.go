@@ -290,9 +290,10 @@ func TestHangingCallback(t *testing.T) {
 	t.Logf("5000 events sent in %v, all delivered after %v beside a callback that hangs", sent, time.Since(start))
 }
 
-// The shards, the metrics and the contract are served.
-func TestWhatIsServed(t *testing.T) {
-	t.Parallel()
+// withTraffic starts a server with one listener, to which 40 events are on
+// their way.
+func withTraffic(t *testing.T) (*gatewaytest.Server, *process, *ledger) {
+	t.Helper()
 	discord := startDiscord(t)
 	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))
 	p.start()
@@ -300,6 +301,13 @@ func TestWhatIsServed(t *testing.T) {
 	l := newLedger(t)
 	l.callback(p, "MESSAGE_CREATE")
 	flow(t, discord, l, 40, nil)
+	return discord, p, l
+}
+
+// The shards, the metrics and the contract are served.
+func TestWhatIsServed(t *testing.T) {
+	t.Parallel()
+	_, p, l := withTraffic(t)
 	l.await(time.Minute)
 
 	var list struct {

@@ -13,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
-	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
 // documented reads the tables of docs/metrics.md: a metric's type and labels.
@@ -59,13 +58,7 @@ func shown(text string) map[string]string {
 // types and labels.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	discord := startDiscord(t)
-	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))
-	p.start()
-	awaitReady(t, discord)
-	l := newLedger(t)
-	l.callback(p, "MESSAGE_CREATE")
-	flow(t, discord, l, 40, nil)
+	discord, p, l := withTraffic(t)
 	// What is shown only when it has happened happens.
 	if status, body := p.call(http.MethodPut, "/presence", `{"status":"idle"}`); status >= 300 {
 		t.Fatalf("PUT /presence: %d %s", status, body)

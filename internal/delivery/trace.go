@@ -12,7 +12,7 @@ import (
 // The trace is the event: every delivery of it, every attempt and every replay
 // is in the same one, on whatever server, since its id is the event's. Each
 // attempt is a parent of its own. Nothing of it is recorded here, which the
-// flags say; a receiver that records may still sample it.
+// flags say: a receiver whose sampler follows its parent records nothing either.
 func traceparent(e uuid.UUID) string {
 	const length = len("00-") + 32 + len("-") + 16 + len("-00")
 	b := make([]byte, 0, length)

@@ -236,17 +236,19 @@ func TestReshardInterrupted(t *testing.T) {
 			a.stop()
 			sent := 0
 			flow := func(n int) {
-				if n < 20 && !r.abreast(sent) {
-					return
-				}
 				r.spreadMessages(sent, n)
 				sent += n
+			}
+			trickle := func() {
+				if r.abreast(sent) {
+					flow(2)
+				}
 			}
 			flow(20)
 			three := func(c *Config) { c.Shards = Shards{Last: 2, Count: 3} }
 			b := r.join(three)
 			r.wait(string(phase), func() bool {
-				flow(2)
+				trickle()
 				p, err := b.peer.Plan(r.ctx, 0, 0)
 				return err == nil && p.Phase == phase || p.Current == 3 // too fast to be seen
 			})
@@ -254,7 +256,7 @@ func TestReshardInterrupted(t *testing.T) {
 			flow(20)
 			c := r.join(three)
 			r.wait("the new set", func() bool {
-				flow(2)
+				trickle()
 				p, err := c.peer.Plan(r.ctx, 0, 0)
 				return err == nil && p.Current == 3 && p.Phase == event.Steady
 			})
