@@ -1,21 +1,22 @@
 package delivery
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -70,8 +71,11 @@ type result struct {
 type target struct {
 	listener *event.Listener
 	url      *url.URL
-	header   http.Header // the listener's own
-	signer   *signer
+	// address is what is dialed: a name or an address, and a port.
+	address string
+	// head is the part of the requests that is the same in all of them.
+	head   []byte
+	signer *signer
 }
 
 func newTarget(l *event.Listener) (*target, error) {
@@ -80,15 +84,40 @@ func newTarget(l *event.Listener) (*target, error) {
 		// Without the error's text: it holds the whole URL.
 		return nil, errors.New("the listener's url can't be parsed: set it again")
 	}
-	s, err := newSigner(l)
-	if err != nil {
+	t := &target{listener: l, url: u}
+	if t.signer, err = newSigner(l); err != nil {
 		return nil, err
 	}
-	t := &target{listener: l, url: u, signer: s, header: make(http.Header, len(l.Headers))}
+	host, err := httpguts.PunycodeHostPort(u.Host)
+	if err != nil {
+		return nil, errors.New("the listener's url has a host that is no name: set it again")
+	}
+	ascii := url.URL{Host: host}
+	port := ascii.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	t.address = net.JoinHostPort(ascii.Hostname(), port)
+	t.head = append(t.head, "POST "+u.RequestURI()+" HTTP/1.1\r\n"...)
+	t.head = appendField(t.head, "Host", host)
+	t.head = appendField(t.head, "Content-Type", "application/json")
 	for name, value := range l.Headers {
-		t.header.Set(name, value)
+		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, fmt.Errorf("the listener's header %q can't be sent: set it again", name)
+		}
+		t.head = appendField(t.head, http.CanonicalHeaderKey(name), value)
 	}
 	return t, nil
+}
+
+// endpoint is what a connection is for.
+func (t *target) endpoint() string { return t.url.Scheme + "://" + t.address }
+
+func appendField(dst []byte, name, value string) []byte {
+	dst = append(dst, name...)
+	dst = append(dst, ": "...)
+	dst = append(dst, value...)
+	return append(dst, "\r\n"...)
 }
 
 // senderConfig of a sender.
@@ -107,93 +136,30 @@ type senderConfig struct {
 
 // sender makes attempts. All lanes share one, and so its connections.
 type sender struct {
-	allow []netip.Prefix
-	// direct dials callbacks itself and asks the guard; proxied asks a proxy
-	// for them, and dials nothing else.
-	direct, proxied *http.Transport
-	proxy           func(*url.URL) (*url.URL, error)
-
-	timeout   time.Duration
-	userAgent []string
-	key       func() signingKey
+	dialer  dialer
+	idle    idle
+	heads   sync.Pool // of *[]byte
+	timeout time.Duration
+	version string
+	key     func() signingKey
 }
 
 func newSender(c senderConfig) *sender {
-	s := &sender{
-		timeout:   c.Timeout,
-		key:       c.Key,
-		userAgent: []string{"Gatehook/" + c.Version},
-		allow:     c.Allow,
-		direct:    newTransport(guard{allow: c.Allow}.dialer(c.Resolver)),
-	}
-	if c.Proxy != nil {
-		s.proxy = c.Proxy
-		// The proxy's own address is the operator's choice: no guard.
-		s.proxied = newTransport(&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive, Resolver: c.Resolver})
-		s.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return c.Proxy(r.URL) }
-		s.proxied.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
-			if resp.StatusCode == http.StatusOK {
-				return nil
-			}
-			return fmt.Errorf("the proxy answered %d to CONNECT", resp.StatusCode)
-		}
-	}
-	return s
-}
-
-func newTransport(d *net.Dialer) *http.Transport {
-	return &http.Transport{
-		DialContext:         d.DialContext,
-		TLSHandshakeTimeout: 10 * time.Second,
-		// As many as may be in flight to one host, where many listeners have
-		// it: what is over is closed after its POST and dialed anew.
-		MaxIdleConnsPerHost:    2048,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: headerRead,
-		// A compressed response could inflate to anything.
-		DisableCompression: true,
-		ForceAttemptHTTP2:  true,
-		TLSClientConfig:    &tls.Config{MinVersion: tls.VersionTLS12},
+	return &sender{
+		dialer: newDialer(c), timeout: c.Timeout, version: c.Version, key: c.Key,
+		heads: sync.Pool{New: func() any { return new([]byte) }},
 	}
 }
 
-func (s *sender) close() {
-	s.direct.CloseIdleConnections()
-	if s.proxied != nil {
-		s.proxied.CloseIdleConnections()
-	}
-}
-
-// route is the transport for a callback, or why there is none. A proxy looks
-// the names up by itself, so that only the proxy can refuse what they resolve
-// to; what is an address is refused here. Callbacks without TLS are for
-// addresses of the operator's own network: they are never asked for through a
-// proxy.
-func (s *sender) route(u *url.URL) (*http.Transport, error) {
-	if s.proxy == nil || u.Scheme != "https" {
-		return s.direct, nil
-	}
-	by, err := s.proxy(u)
-	if err != nil {
-		return nil, fmt.Errorf("choose a proxy: %w", err)
-	}
-	if by == nil {
-		return s.direct, nil
-	}
-	return s.proxied, CheckTarget(s.allow, u)
-}
+func (s *sender) close() { s.idle.close() }
 
 // send makes one attempt: one POST, no redirects, all of it within the
-// timeout. The transport may go on to read body after send has returned;
-// attempt counts from 1.
+// timeout. attempt counts from 1.
 func (s *sender) send(ctx context.Context, t *target, e *event.Stored, body []byte, id ID, attempt int) result {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeoutOf(&e.Event, s.timeout), errTimeout)
-	defer cancel()
-	if t.url.Scheme == "http" {
-		ctx = context.WithValue(ctx, plainKey{}, true)
-	}
 	start := time.Now()
-	r := s.do(ctx, t, s.header(t, e, id, attempt, start, body), body)
+	r := s.do(ctx, t, start.Add(timeoutOf(&e.Event, s.timeout)), body, func(head []byte) []byte {
+		return s.appendFields(head, t, e, id, attempt, start, body)
+	})
 	r.duration = time.Since(start)
 	r.response = excerpt(&r, e.Data)
 	return r
@@ -227,67 +193,66 @@ func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 
 var errTimeout = errors.New("no complete response within the attempt timeout")
 
-func (s *sender) header(t *target, e *event.Stored, id ID, attempt int, at time.Time, body []byte) http.Header {
+// appendFields appends the header fields that say what a delivery is.
+func (s *sender) appendFields(dst []byte, t *target, e *event.Stored, id ID, attempt int, at time.Time, body []byte) []byte {
 	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
-	h := make(http.Header, 12+len(t.header))
-	maps.Copy(h, t.header)
-	// Canonical keys, set directly: Set would search each one again.
-	h["Content-Type"] = jsonType
-	h["User-Agent"] = s.userAgent
-	values := make([]string, 0, 10)
-	set := func(name, value string) {
-		values = append(values, value) // one allocation for all
-		h[name] = values[len(values)-1 : len(values) : len(values)]
-	}
-	set("Webhook-Id", webhookID)
-	set("Webhook-Timestamp", timestamp)
-	set("Webhook-Signature", t.signer.sign(webhookID, timestamp, body))
-	set("Gatehook-Event", deliveredName(t.listener, &e.Event))
-	set("Gatehook-Event-Id", e.ID.String())
-	set("Gatehook-Attempt", strconv.Itoa(attempt))
-	set("Gatehook-Shard", e.Shard.String())
-	set("Traceparent", traceparent(e.ID))
+	dst = appendField(dst, "Webhook-Id", webhookID)
+	dst = appendField(dst, "Webhook-Timestamp", timestamp)
+	dst = appendField(dst, "Webhook-Signature", t.signer.sign(webhookID, timestamp, body))
+	dst = appendField(dst, "Gatehook-Event", deliveredName(t.listener, &e.Event))
+	dst = appendField(dst, "Gatehook-Event-Id", e.ID.String())
+	dst = appendField(dst, "Gatehook-Attempt", strconv.Itoa(attempt))
+	dst = appendField(dst, "Gatehook-Shard", e.Shard.String())
+	dst = appendField(dst, "Traceparent", traceparent(e.ID))
 	if t.listener.Format == event.FormatDiscord {
-		set("X-Signature-Ed25519", s.key().sign(timestamp, body))
-		set("X-Signature-Timestamp", timestamp)
+		dst = appendDiscord(dst, s.key().sign(timestamp, body), timestamp)
 	}
-	return h
+	return dst
 }
 
-var jsonType = []string{"application/json"}
+// appendDiscord appends the header fields by which Discord signs (Discord:
+// Security and Authorization).
+func appendDiscord(dst []byte, signature, timestamp string) []byte {
+	return appendField(appendField(dst, "X-Signature-Ed25519", signature), "X-Signature-Timestamp", timestamp)
+}
 
-func (s *sender) do(ctx context.Context, t *target, h http.Header, body []byte) result {
-	transport, err := s.route(t.url)
-	if err != nil {
-		return result{class: classRefused, err: err}
+// do makes a POST; fields appends to the header what is its own.
+func (s *sender) do(ctx context.Context, t *target, deadline time.Time, body []byte, fields func(head []byte) []byte) result {
+	endpoint := t.endpoint()
+	c := s.idle.take(endpoint, deadline)
+	if c == nil {
+		var err error
+		if c, err = s.dialer.connect(ctx, t, deadline); err != nil {
+			return failed(ctx, err)
+		}
 	}
-	// Of this very type, which the transport knows not to block: with any other
-	// it would send the header in a packet of its own.
-	again := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-	reader, _ := again()
-	req := (&http.Request{
-		Method: http.MethodPost, URL: t.url, Host: t.url.Host, Header: h,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: reader, ContentLength: int64(len(body)), GetBody: again,
-	}).WithContext(ctx)
-	// The transport itself, not http.Client: a client follows redirects.
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return failed(ctx, err)
+	buf, _ := s.heads.Get().(*[]byte)
+	defer s.heads.Put(buf)
+	head := appendField(append((*buf)[:0], t.head...), "User-Agent", "Gatehook/"+s.version)
+	head = appendField(fields(head), "Content-Length", strconv.Itoa(len(body)))
+	head = append(head, "\r\n"...)
+	if len(head)+len(body) <= inline {
+		head, body = append(head, body...), nil
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing is lost with it
-	r := result{status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After"), class: classOf(resp.StatusCode)}
-	if resp.Body == http.NoBody {
-		return r
+	*buf = head
+	var (
+		a    reply
+		keep bool
+		err  error
+	)
+	lasts := interruptible(ctx, c, func() { a, keep, err = c.post(head, body) })
+	if keep && lasts {
+		s.idle.put(endpoint, c, keptFor(a.header))
+	} else {
+		_ = c.Close()
 	}
-	r.response, err = io.ReadAll(io.LimitReader(resp.Body, responseRead))
 	if err != nil {
 		// A response that never ends has not answered.
-		f := failed(ctx, err)
-		f.status, f.response = r.status, r.response
-		return f
+		r := failed(ctx, err)
+		r.status, r.response = a.status, a.body
+		return r
 	}
-	return r
+	return result{status: a.status, class: classOf(a.status), retryAfter: a.header.Get("Retry-After"), response: a.body}
 }
 
 func classOf(status int) class {
@@ -316,6 +281,7 @@ func failed(ctx context.Context, err error) result {
 	}
 	var (
 		refused  *RefusedAddressError
+		before   refusal
 		dns      *net.DNSError
 		verify   *tls.CertificateVerificationError
 		unknown  x509.UnknownAuthorityError
@@ -328,6 +294,8 @@ func failed(ctx context.Context, err error) result {
 	switch {
 	case errors.As(err, &refused):
 		return result{class: classRefused, err: refused}
+	case errors.As(err, &before):
+		return result{class: classRefused, err: before.error}
 	case errors.As(err, &dns):
 		return result{class: classDNS, err: fmt.Errorf("the name %s does not resolve: %s", dns.Name, dns.Err)}
 	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname), errors.As(err, &record), errors.As(err, &alert):
@@ -336,18 +304,20 @@ func failed(ctx context.Context, err error) result {
 		return result{class: classTimeout, err: errTimeout}
 	case errors.As(err, &op):
 		return result{class: classConnection, err: fmt.Errorf("%s: %w", op.Op, op.Err)}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return result{class: classConnection, err: errors.New("it closed the connection before a complete response")}
 	default:
 		return result{class: classConnection, err: unquoted(err)}
 	}
 }
 
-// unquoted is an error of the transport without what it quotes. That is what
-// the callback sent in place of a response, at any length: it may be a payload
-// with its tokens, even that of the delivery before on the same connection.
+// unquoted is an error without what it quotes. That is what the other side sent
+// in place of a response, at any length: it may be a payload with its tokens,
+// even that of the delivery before on the same connection.
 func unquoted(err error) error {
-	text, _, quotes := strings.Cut(err.Error(), `"`)
-	if !quotes {
-		return err
+	text := err.Error()
+	if i := strings.IndexAny(text, `":`); i >= 0 {
+		return errors.New(strings.TrimRight(text[:i], " "))
 	}
-	return errors.New(strings.TrimRight(text, " "))
+	return err
 }

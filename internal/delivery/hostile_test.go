@@ -111,11 +111,11 @@ func TestDripsEnd(t *testing.T) {
 			t.Errorf("%v, status %d, %v", r.class, r.status, r.err)
 		}
 	})
-	t.Run("HTTP/2", func(t *testing.T) {
+	t.Run("TLS", func(t *testing.T) {
 		t.Parallel()
 		s := newTestSender(t, 500*time.Millisecond)
 		srv := startTLS(t, s, func(w http.ResponseWriter, r *http.Request) {
-			if r.ProtoMajor != 2 {
+			if r.ProtoMajor != 1 {
 				t.Errorf("it is %s", r.Proto)
 			}
 			drip(flushing{w}, r.Context().Done(), "x")
@@ -194,10 +194,7 @@ func startTLS(t *testing.T, s *sender, h http.HandlerFunc, change func(*tls.Conf
 		}
 		roots.AddCert(leaf)
 	}
-	s.direct.TLSClientConfig.RootCAs = roots
-	if s.proxied != nil {
-		s.proxied.TLSClientConfig.RootCAs = roots
-	}
+	s.dialer.tls.RootCAs = roots
 	return srv
 }
 
@@ -260,17 +257,17 @@ func TestTLSIsVerified(t *testing.T) {
 	}
 }
 
-// proxy asks for callbacks on behalf of others. It takes every name for
+// testProxy asks for callbacks on behalf of others. It takes every name for
 // the one callback that it knows.
-type proxy struct {
+type testProxy struct {
 	*httptest.Server
 	mu    sync.Mutex
 	asked []string
 }
 
-func startProxy(t *testing.T, callback string, status int) *proxy {
+func startProxy(t *testing.T, callback string, status int) *testProxy {
 	t.Helper()
-	p := &proxy{}
+	p := &testProxy{}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.asked = append(p.asked, r.Method+" "+r.Host+" "+r.Header.Get("Proxy-Authorization"))
@@ -291,15 +288,15 @@ func startProxy(t *testing.T, callback string, status int) *proxy {
 		}
 		defer server.Close() //nolint:errcheck // it is a tunnel
 		var both sync.WaitGroup
-		both.Go(func() { _, _ = io.Copy(server, client); _ = server.(*net.TCPConn).CloseWrite() })
-		both.Go(func() { _, _ = io.Copy(client, server); _ = client.(*net.TCPConn).CloseWrite() })
+		both.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
+		both.Go(func() { _, _ = io.Copy(client, server); _ = client.Close() })
 		both.Wait()
 	}))
 	t.Cleanup(p.Close)
 	return p
 }
 
-func (p *proxy) log() string {
+func (p *testProxy) log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return strings.Join(p.asked, "\n")

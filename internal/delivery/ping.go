@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -49,18 +48,6 @@ func (d *Delivery) Ping(ctx context.Context, l *event.Listener) error {
 
 // ping makes one POST that is no delivery.
 func (s *sender) ping(ctx context.Context, t *target, timestamp, signature string, body []byte) result {
-	ctx, cancel := context.WithTimeoutCause(ctx, min(s.timeout, pingTimeout), errTimeout)
-	defer cancel()
-	if t.url.Scheme == "http" {
-		ctx = context.WithValue(ctx, plainKey{}, true)
-	}
-	h := t.header.Clone()
-	if h == nil {
-		h = make(http.Header)
-	}
-	h["Content-Type"] = jsonType
-	h["User-Agent"] = s.userAgent
-	h["X-Signature-Ed25519"] = []string{signature}
-	h["X-Signature-Timestamp"] = []string{timestamp}
-	return s.do(ctx, t, h, body)
+	deadline := time.Now().Add(min(s.timeout, pingTimeout))
+	return s.do(ctx, t, deadline, body, func(head []byte) []byte { return appendDiscord(head, signature, timestamp) })
 }

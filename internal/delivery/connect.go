@@ -1,0 +1,213 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/proxy"
+)
+
+// handshakeTimeout bounds a TLS handshake.
+const handshakeTimeout = 10 * time.Second
+
+// dialer makes connections to callbacks.
+type dialer struct {
+	allow []netip.Prefix
+	// direct dials callbacks and asks the guard; plain dials proxies, and
+	// nothing else: their address is the operator's choice.
+	direct, plain *net.Dialer
+	proxy         func(*url.URL) (*url.URL, error)
+	tls           *tls.Config
+}
+
+func newDialer(c senderConfig) dialer {
+	return dialer{
+		allow:  c.Allow,
+		direct: guard{allow: c.Allow}.dialer(c.Resolver),
+		plain:  &net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive, Resolver: c.Resolver},
+		proxy:  c.Proxy,
+		tls: &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			// HTTP/2 would put all POSTs to a host on one connection, where
+			// each waits for what was lost of the others.
+			NextProtos: []string{"http/1.1"},
+			// A POST is written at once: in the small records that a
+			// connection begins with it would take several packets.
+			DynamicRecordSizingDisabled: true,
+		},
+	}
+}
+
+// refusal is why a target is not even dialed.
+type refusal struct{ error }
+
+// connect makes a connection to a target, with TLS if that has it, ready until
+// the deadline.
+func (d *dialer) connect(ctx context.Context, t *target, deadline time.Time) (*conn, error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
+	defer cancel()
+	if t.url.Scheme == "http" {
+		ctx = context.WithValue(ctx, plainKey{}, true)
+	}
+	socket, end, err := d.reach(ctx, t)
+	if err == nil && t.url.Scheme == "https" {
+		end, err = d.secure(ctx, end, hostOf(t.address))
+	}
+	var raw syscall.RawConn
+	if err == nil {
+		raw, err = rawOf(socket)
+	}
+	if err == nil {
+		err = end.SetDeadline(deadline)
+	}
+	if err != nil {
+		if socket != nil {
+			_ = socket.Close()
+		}
+		return nil, err
+	}
+	return newConn(end, raw), nil
+}
+
+func rawOf(c net.Conn) (syscall.RawConn, error) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("a connection of type %T has no socket", c)
+	}
+	return s.SyscallConn() //nolint:wrapcheck // failed names it
+}
+
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address)
+	return host
+}
+
+// secure makes the TLS handshake.
+func (d *dialer) secure(ctx context.Context, c net.Conn, host string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	config := d.tls.Clone()
+	config.ServerName = host
+	secured := tls.Client(c, config)
+	return secured, secured.HandshakeContext(ctx) //nolint:wrapcheck // failed names it
+}
+
+// reach makes the connection that leads to a target: its socket, and its end,
+// which are two if a proxy is asked over TLS. A proxy looks names up by itself,
+// so that only the proxy can refuse what they resolve to; what is an address is
+// refused here. Callbacks without TLS are for addresses of the operator's own
+// network: they are never asked for through a proxy.
+func (d *dialer) reach(ctx context.Context, t *target) (socket, end net.Conn, err error) {
+	var by *url.URL
+	if d.proxy != nil && t.url.Scheme == "https" {
+		if by, err = d.proxy(t.url); err != nil {
+			return nil, nil, refusal{fmt.Errorf("choose a proxy: %w", err)}
+		}
+	}
+	if by == nil {
+		socket, err = d.direct.DialContext(ctx, "tcp", t.address)
+		return socket, socket, err //nolint:wrapcheck // failed names it
+	}
+	if err := CheckTarget(d.allow, t.url); err != nil {
+		return nil, nil, refusal{err}
+	}
+	if socket, err = d.plain.DialContext(ctx, "tcp", proxyAddress(by)); err == nil {
+		end, err = d.tunnel(ctx, socket, by, t.address)
+	}
+	if err != nil {
+		err = &net.OpError{Op: "proxyconnect", Net: "tcp", Err: err}
+	}
+	return socket, end, err
+}
+
+func proxyAddress(by *url.URL) string {
+	port := by.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[by.Scheme]
+	}
+	if port == "" {
+		port = "80"
+	}
+	return net.JoinHostPort(by.Hostname(), port)
+}
+
+// tunnel asks a proxy for a connection to an address.
+func (d *dialer) tunnel(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Conn, error) {
+	switch by.Scheme {
+	case "socks5", "socks5h":
+		return socks(ctx, c, by, address)
+	case "https":
+		var err error
+		if c, err = d.secure(ctx, c, by.Hostname()); err != nil {
+			return c, err
+		}
+	}
+	var err error
+	if !interruptible(ctx, c, func() { err = connectBy(c, by, address) }) {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return c, err
+}
+
+// connectBy sends a CONNECT (RFC 9110, 9.3.6).
+func connectBy(c net.Conn, by *url.URL, address string) error {
+	request := []byte("CONNECT " + address + " HTTP/1.1\r\n")
+	request = appendField(request, "Host", address)
+	if by.User != nil {
+		password, _ := by.User.Password()
+		request = appendField(request, "Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(by.User.Username()+":"+password)))
+	}
+	if _, err := c.Write(append(request, "\r\n"...)); err != nil {
+		return err //nolint:wrapcheck // the caller names it
+	}
+	limited := newConn(c, nil)
+	limited.budget = headerRead
+	// The callback speaks only when it is spoken to: what the reader holds
+	// beyond the answer would be the proxy's.
+	resp, err := http.ReadResponse(limited.in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // it has none
+	switch {
+	case err != nil:
+		return unquoted(err)
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("the proxy answered %d to CONNECT", resp.StatusCode)
+	case limited.in.Buffered() > 0:
+		return errors.New("the proxy sent more than its answer to CONNECT")
+	}
+	return nil
+}
+
+// socks asks a SOCKS5 proxy (RFC 1928).
+func socks(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Conn, error) {
+	var auth *proxy.Auth
+	if by.User != nil {
+		password, _ := by.User.Password()
+		auth = &proxy.Auth{User: by.User.Username(), Password: password}
+	}
+	d, err := proxy.SOCKS5("tcp", proxyAddress(by), auth, opened{c})
+	if err != nil {
+		return c, err //nolint:wrapcheck // the caller names it
+	}
+	asking, ok := d.(proxy.ContextDialer)
+	if !ok {
+		return c, errors.New("this proxy can't be asked in limited time")
+	}
+	return asking.DialContext(ctx, "tcp", address) //nolint:wrapcheck // the caller names it
+}
+
+// opened is a dialer whose connection is there already.
+type opened struct{ net.Conn }
+
+// Dial returns the connection.
+func (d opened) Dial(string, string) (net.Conn, error) { return d.Conn, nil }
+
+// DialContext returns the connection.
+func (d opened) DialContext(context.Context, string, string) (net.Conn, error) { return d.Conn, nil }
