@@ -198,6 +198,9 @@ func (s *scanner) str() []byte {
 	s.i++
 	start := s.i
 	for s.i < len(s.b) {
+		if s.i = unplain(s.b, s.i); s.i == len(s.b) {
+			break
+		}
 		switch s.b[s.i] {
 		case '\\':
 			s.i += 2

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -232,6 +233,31 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// TestUnplain compares with the definition, for every byte at every place.
+func TestUnplain(t *testing.T) {
+	t.Parallel()
+	for length := range 20 {
+		for at := range length {
+			for c := range 256 {
+				b := bytes.Repeat([]byte{'x'}, length)
+				b[at] = byte(c)
+				if at+1 < length {
+					b[at+1] = byte(c) + 1
+				}
+				for from := range length {
+					want := length
+					if i := bytes.IndexFunc(b[from:], func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }); i >= 0 {
+						want = from + i
+					}
+					if got := unplain(b, from); got != want {
+						t.Fatalf("%q from %d: %d, want %d", b, from, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
 // typical is a MESSAGE_CREATE of 2 KB, as a guild with some life in it sends.
 func typical(b *testing.B) []byte {
 	b.Helper()
@@ -266,10 +292,11 @@ func typical(b *testing.B) []byte {
 // Parse is to cost less than twice what Valid needs for the same bytes.
 func BenchmarkParse(b *testing.B) {
 	guild, _ := Sample("GUILD_CREATE")
+	text := fmt.Appendf(nil, `{"id":"1","channel_id":"2","author":{"id":"3","username":"a"},"content":%q}`, strings.Repeat("text ", 3200))
 	for _, bb := range []struct {
 		name, event string
 		data        []byte
-	}{{"message", "MESSAGE_CREATE", typical(b)}, {"guild", "GUILD_CREATE", guild}} {
+	}{{"message", "MESSAGE_CREATE", typical(b)}, {"guild", "GUILD_CREATE", guild}, {"text", "MESSAGE_CREATE", text}} {
 		b.Run(bb.name+"/Parse", func(b *testing.B) {
 			b.SetBytes(int64(len(bb.data)))
 			b.ReportAllocs()

@@ -1,8 +1,10 @@
 package event
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math/bits"
 )
 
 // walker walks JSON and refuses what is not (RFC 8259), as encoding/json does:
@@ -146,29 +148,48 @@ func (s *walker) literal(word string) *ParseError {
 func (s *walker) str() (plain bool, err *ParseError) {
 	plain = true
 	in, i := s.in, s.i+1
-	for i < len(in) {
-		c := in[i]
+	for {
+		i = unplain(in, i)
 		switch {
-		case c == '"':
+		case i < len(in) && in[i] == '"':
 			s.i = i + 1
 			return plain, nil
-		case c == '\\':
+		case i < len(in) && in[i] == '\\':
 			plain = false
-			n := escape(in[i:])
-			if n == 0 {
-				s.i = i
-				return false, s.broken()
+			if n := escape(in[i:]); n > 0 {
+				i += n
+				continue
 			}
-			i += n
-		case c < ' ':
-			s.i = i
-			return false, s.broken()
-		default:
-			i++
+		}
+		s.i = i
+		return false, s.broken()
+	}
+}
+
+// unplain is where, from i on, a byte of a string is not just itself: a quote, a
+// backslash or a control character; len(b) if nowhere. It looks at eight bytes
+// at a time, since texts are most of what payloads consist of.
+func unplain(b []byte, i int) int {
+	const (
+		ones = 0x0101010101010101
+		tops = 0x80 * ones
+	)
+	for ; i+8 <= len(b); i += 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		quote, backslash := x^'"'*ones, x^'\\'*ones
+		// The top bit of each byte that borrowed, which only those do that are
+		// zero (or, of x, less than a space), and maybe others after them.
+		found := ((x-' '*ones)&^x | (quote-ones)&^quote | (backslash-ones)&^backslash) & tops
+		if found != 0 {
+			return i + bits.TrailingZeros64(found)/8
 		}
 	}
-	s.i = i
-	return false, s.broken()
+	for ; i < len(b); i++ {
+		if c := b[i]; c < ' ' || c == '"' || c == '\\' {
+			return i
+		}
+	}
+	return len(b)
 }
 
 // escape is the length of the escape that b begins with; 0 if it is none.
