@@ -41,6 +41,7 @@ type config struct {
 	shutdownTimeout time.Duration
 	logFormat       string
 	logLevel        string
+	tracing         tracingConfig
 }
 
 // intents is what shards identify with: fixed ones, or what the registered
@@ -79,6 +80,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		"auto, a total such as 16, or a range of a total such as 0-7/16", gateway.ParseShards)
 	c.schedule = parsed(&r, "GATEHOOK_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,14h,20h,24h",
 		"waits joined with commas such as 5s,5m,1h", delivery.ParseSchedule)
+	c.tracing = r.tracing()
 	return c, errors.Join(r.problems...)
 }
 

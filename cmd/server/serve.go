@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/postgres"
@@ -59,7 +60,13 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if cfg.encryption.Empty() {
 		log.LogAttrs(ctx, slog.LevelWarn, "secrets are stored in plain text: set GATEHOOK_ENCRYPTION_KEY to encrypt them (openssl rand -base64 32)")
 	}
-	s, err := wire(ctx, cfg, key, dir, pool, log)
+	registry := prometheus.NewRegistry()
+	traces, err := openTracing(ctx, cfg.tracing, log.With(slog.String("part", "tracing")), registry)
+	if err != nil {
+		return err
+	}
+	defer traces.close(ctx)
+	s, err := wire(ctx, cfg, key, dir, pool, traces.traces(), log, registry)
 	if err != nil {
 		return err
 	}
@@ -69,6 +76,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if profiler != nil {
 		l.add("pprof", profiler.run, profiler.stop)
 	}
+	l.add("tracing", traces.run, traces.stop)
 	s.start(l, listener) //nolint:contextcheck // the parts are stopped one by one, in order
 	base := "http://" + listener.Addr().String()
 	log.LogAttrs(ctx, slog.LevelInfo, "the API answers", slog.String("url", base), slog.String("version", version()))

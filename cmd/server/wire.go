@@ -45,8 +45,10 @@ type server struct {
 }
 
 // wire makes the parts and joins them. Only here do they learn of each other.
-func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, log *slog.Logger) (*server, error) {
-	s := &server{log: log, pool: pool, registry: prometheus.NewRegistry(), httpDone: make(chan struct{})}
+func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, traces delivery.Traces,
+	log *slog.Logger, registry *prometheus.Registry,
+) (*server, error) {
+	s := &server{log: log, pool: pool, registry: registry, httpDone: make(chan struct{})}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
 	var err error
@@ -90,7 +92,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		},
 	}, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy, Keys: cfg.encryption,
-		Version: version(), Retention: cfg.retention, Application: s.application,
+		Version: version(), Retention: cfg.retention, Application: s.application, Traces: traces,
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err
 	}

@@ -307,8 +307,10 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	if err != nil {
 		return attempted{}, err
 	}
+	d.cfg.Traces.received(ctx, e)
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
 	rec := record{job: job{stored: stored, listener: l.ID, shared: new(shared)}, attempted: true, startedAt: time.Now()}
+	span, parent := d.cfg.Traces.attempt(ctx, &rec)
 	t, err := newTarget(l)
 	var body []byte
 	if err == nil {
@@ -317,11 +319,12 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	if err != nil {
 		rec.result = result{err: err, class: classRefused}
 	} else {
-		rec.result = d.sender.send(ctx, t, stored, body, rec.job.id(), 1)
+		rec.result = d.sender.send(ctx, t, stored, body, rec.job.id(), 1, parent)
 	}
 	if rec.outcome = decide(rec.result, decision{attempt: 1, now: time.Now()}); rec.outcome.kind != delivered {
 		rec.outcome = outcome{kind: exhausted}
 	}
+	endSpan(span, &rec, t)
 	var made attemptRows
 	made.add(&rec)
 	err = pgx.BeginFunc(context.WithoutCancel(ctx), d.pool, func(tx pgx.Tx) error {

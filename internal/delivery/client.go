@@ -154,11 +154,11 @@ func newSender(c senderConfig) *sender {
 func (s *sender) close() { s.idle.close() }
 
 // send makes one attempt: one POST, no redirects, all of it within the
-// timeout. attempt counts from 1.
-func (s *sender) send(ctx context.Context, t *target, e *event.Stored, body []byte, id ID, attempt int) result {
+// timeout. attempt counts from 1, and parent is its traceparent.
+func (s *sender) send(ctx context.Context, t *target, e *event.Stored, body []byte, id ID, attempt int, parent string) result {
 	start := time.Now()
 	r := s.do(ctx, t, start.Add(timeoutOf(&e.Event, s.timeout)), body, func(head []byte) []byte {
-		return s.appendFields(head, t, e, id, attempt, start, body)
+		return s.appendFields(head, t, e, id, attempt, parent, start, body)
 	})
 	r.duration = time.Since(start)
 	r.response = excerpt(&r, e.Data)
@@ -194,7 +194,7 @@ func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 var errTimeout = errors.New("no complete response within the attempt timeout")
 
 // appendFields appends the header fields that say what a delivery is.
-func (s *sender) appendFields(dst []byte, t *target, e *event.Stored, id ID, attempt int, at time.Time, body []byte) []byte {
+func (s *sender) appendFields(dst []byte, t *target, e *event.Stored, id ID, attempt int, parent string, at time.Time, body []byte) []byte {
 	webhookID, timestamp := id.String(), strconv.FormatInt(at.Unix(), 10)
 	dst = appendField(dst, "Webhook-Id", webhookID)
 	dst = appendField(dst, "Webhook-Timestamp", timestamp)
@@ -203,7 +203,7 @@ func (s *sender) appendFields(dst []byte, t *target, e *event.Stored, id ID, att
 	dst = appendField(dst, "Gatehook-Event-Id", e.ID.String())
 	dst = appendField(dst, "Gatehook-Attempt", strconv.Itoa(attempt))
 	dst = appendField(dst, "Gatehook-Shard", e.Shard.String())
-	dst = appendField(dst, "Traceparent", traceparent(e.ID))
+	dst = appendField(dst, "Traceparent", parent)
 	if t.listener.Format == event.FormatDiscord {
 		dst = appendDiscord(dst, s.key().sign(timestamp, body), timestamp)
 	}

@@ -118,6 +118,8 @@ type Config struct {
 	LaneBytes int
 	// Retention is how long attempts are kept. Default 168 h.
 	Retention time.Duration
+	// Traces says how deliveries are traced.
+	Traces Traces
 }
 
 func (c Config) withDefaults() Config {
@@ -248,6 +250,9 @@ func (d *Delivery) Err() error { return d.recorder.health.Err() }
 // Deliver takes a batch that was just committed. It waits only while neither
 // the lanes nor the recorder have room.
 func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
+	for i := range b.Events {
+		d.cfg.Traces.received(ctx, &b.Events[i].Event)
+	}
 	return d.dispatch(ctx, b, nil, false)
 }
 

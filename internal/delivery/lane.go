@@ -430,6 +430,8 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 		return rec
 	}
 	rec.attempted, rec.startedAt = true, now
+	span, parent := l.d.cfg.Traces.attempt(l.d.attempts, &rec)
+	defer func() { endSpan(span, &rec, t) }()
 	body, err := j.body(listener, l.d.cfg.Application())
 	switch {
 	case err != nil:
@@ -441,7 +443,7 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 	case bad != nil:
 		rec.result = result{err: bad, class: classRefused}
 	default:
-		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, body, j.id(), j.attempt+1)
+		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, body, j.id(), j.attempt+1, parent)
 	}
 	rec.outcome = decide(rec.result, decision{
 		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,

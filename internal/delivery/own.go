@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -56,6 +57,13 @@ func (o own) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
 	b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at)
 		SELECT batch_id, ordinal, listener_id, 0, now() FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 		ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`, rows.batches, rows.ordinals, rows.listeners)
+}
+
+// trace records their receipt, once they are stored.
+func (o own) trace(ctx context.Context, t Traces) {
+	for i := range o {
+		t.received(ctx, &o[i].Event)
+	}
 }
 
 // exhaustedData is the data of GATEHOOK_DELIVERY_EXHAUSTED.

@@ -247,6 +247,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	if !s.earliest.IsZero() {
 		r.d.due(s.earliest)
 	}
+	s.own.trace(ctx, r.d.cfg.Traces)
 	if s.freed || len(s.own) > 0 {
 		r.d.wake()
 	}

@@ -1,26 +1,84 @@
 package delivery
 
 import (
+	"encoding/binary"
 	"regexp"
 	"testing"
 
-	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/gatehook/gatehook/internal/event"
 )
 
+// dispatched is the event with a sequence number, of one session.
+func dispatched(seq int64) *event.Event {
+	shard := event.Shard{ID: 2, Count: 5}
+	return &event.Event{ID: event.DispatchID(1, "s", shard, seq), Name: "GUILD_BAN_ADD", Shard: shard, Seq: seq}
+}
+
 // TestTraceparent: all attempts of an event are in one trace, each under a
-// parent of its own.
+// parent of its own, with what the sampler decided.
 func TestTraceparent(t *testing.T) {
 	t.Parallel()
-	form := regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-00$`)
-	one, other := uuid.MustParse("6f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718"), uuid.MustParse("7f1f8b0a-3c1d-8e2f-a1b2-c3d4e5f60718")
-	first, second, third := form.FindStringSubmatch(traceparent(one)), form.FindStringSubmatch(traceparent(one)), form.FindStringSubmatch(traceparent(other))
-	if first == nil || second == nil || third == nil {
-		t.Fatalf("%q, want the form %v", traceparent(one), form)
+	form := regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])$`)
+	made := func(traces Traces, e *event.Event) (id, span, flags string) {
+		t.Helper()
+		recorded, parent := traces.attempt(t.Context(), &record{job: job{stored: &event.Stored{Event: *e}}})
+		parts := form.FindStringSubmatch(parent)
+		if parts == nil || recorded != nil {
+			t.Fatalf("%q, want the form %v; a span %v", parent, form, recorded)
+		}
+		return parts[1], parts[2], parts[3]
 	}
-	if first[1] != "6f1f8b0a3c1d8e2fa1b2c3d4e5f60718" || second[1] != first[1] || third[1] == first[1] {
-		t.Errorf("traces %s, %s and %s", first[1], second[1], third[1])
+	trace1, span1, flags := made(Traces{}, dispatched(1))
+	trace2, span2, _ := made(Traces{}, dispatched(1))
+	trace3, _, _ := made(Traces{}, dispatched(2))
+	if trace1 != trace2 || trace1 == trace3 || span1 == span2 || span1 == "0000000000000000" || flags != "01" {
+		t.Errorf("traces %s, %s and %s, parents %s and %s, flags %s", trace1, trace2, trace3, span1, span2, flags)
 	}
-	if first[2] == second[2] || first[2] == "0000000000000000" {
-		t.Errorf("parents %s and %s", first[2], second[2])
+	var asked trace.TraceID
+	none := Traces{Sampled: func(id trace.TraceID) bool { asked = id; return false }}
+	if id, _, flags := made(none, dispatched(1)); flags != "00" || asked.String() != id {
+		t.Errorf("flags %s of %s, the sampler was asked of %s", flags, id, asked)
+	}
+}
+
+// TestSamplersSeeRandomIDs: samplers judge a trace by the last seven or eight
+// bytes of its id. Those of one session's events must be spread over all their
+// values, or a share of 1 % would be none or all.
+func TestSamplersSeeRandomIDs(t *testing.T) {
+	t.Parallel()
+	const events, parts = 10_000, 20
+	var eight, seven [parts]int
+	for seq := range int64(events) {
+		id, _ := traceOf(dispatched(seq).ID)
+		last := binary.BigEndian.Uint64(id[8:])
+		eight[last/(1<<63/parts*2+1)]++
+		seven[(last<<8)/(1<<63/parts*2+1)]++
+	}
+	for _, counts := range [][parts]int{eight, seven} {
+		for _, n := range counts {
+			if n < events/parts*7/10 || n > events/parts*13/10 { // more than six standard deviations
+				t.Fatalf("%d events fall into %d equal parts as %v", events, parts, counts)
+			}
+		}
+	}
+}
+
+// BenchmarkTraceparent is what tracing costs a POST when nothing is exported, or
+// its event is not sampled.
+func BenchmarkTraceparent(b *testing.B) {
+	rec := &record{job: job{stored: &event.Stored{Event: *dispatched(1)}}}
+	for name, traces := range map[string]Traces{
+		"off":       {},
+		"unsampled": {Sampled: func(trace.TraceID) bool { return false }},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				span, _ := traces.attempt(b.Context(), rec)
+				endSpan(span, rec, nil)
+			}
+		})
 	}
 }

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+// tracingConfig is what OpenTelemetry's variables say (OpenTelemetry:
+// Environment Variable Specification, OTLP Exporter). Its library reads most of
+// them by itself, but only logs those that it can't use, with their values:
+// they are checked here.
+type tracingConfig struct {
+	// export: spans are recorded and sent to a collector.
+	export bool
+	// share of the events that are traced, here and by receivers whose samplers
+	// follow their parent; from 0 to 1.
+	share float64
+	// queue is how many spans may wait to be exported.
+	queue int
+	// headers are the values that are sent to the collector.
+	headers []secret.Value
+}
+
+func (r *reader) tracing() tracingConfig {
+	c := tracingConfig{share: r.sampler()}
+	disabled := r.oneOf("OTEL_SDK_DISABLED", "false", "true", "false") == "true"
+	if exporter := r.exactly("OTEL_TRACES_EXPORTER", "otlp", "otlp", "none"); disabled || exporter == "none" {
+		return c
+	}
+	base, own := r.collector("OTEL_EXPORTER_OTLP_ENDPOINT"), r.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+	if c.export = base || own; !c.export {
+		return c
+	}
+	c.queue = r.count("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+	for _, name := range []string{"OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"} {
+		r.count(name, 1)
+	}
+	r.attributes("OTEL_RESOURCE_ATTRIBUTES")
+	for _, prefix := range []string{"OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"} {
+		r.exactly(prefix+"PROTOCOL", "http/protobuf", "http/protobuf", "http/json")
+		r.exactly(prefix+"COMPRESSION", "none", "none", "gzip")
+		r.oneOf(prefix+"INSECURE", "false", "true", "false")
+		r.count(prefix+"TIMEOUT", 1)
+		r.certificates(prefix)
+		c.headers = append(c.headers, r.headers(prefix+"HEADERS")...)
+	}
+	return c
+}
+
+// sampler reads the share of events that are traced. Their traces begin here, so
+// that a sampler that follows its parent is the one that it has for beginnings.
+func (r *reader) sampler() float64 {
+	const name, arg = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+	switch s := strings.ToLower(r.text(name, "parentbased_always_on")); strings.TrimPrefix(s, "parentbased_") {
+	case "always_on":
+		return 1
+	case "always_off":
+		return 0
+	case "traceidratio":
+		s := r.text(arg, "1")
+		share, err := strconv.ParseFloat(s, 64)
+		if err != nil || math.IsNaN(share) || share < 0 || share > 1 {
+			r.problem(arg, s, "a share from 0 to 1 such as 0.01", nil)
+		}
+		return share
+	default:
+		r.problem(name, s, "always_on, always_off or traceidratio, or one of them behind parentbased_", nil)
+		return 1
+	}
+}
+
+// collector reads whether there is one. Its library leaves out what a URL has
+// besides host and path; it may be a password, and is not shown.
+func (r *reader) collector(name string) bool {
+	s := r.text(name, "")
+	if s == "" {
+		return false
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil, u.User != nil, u.RawQuery != "":
+		r.problem(name, "[redacted]", "a URL without user and query such as http://localhost:4318; keys go into OTEL_EXPORTER_OTLP_HEADERS", nil)
+	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		r.problem(name, s, "a URL such as http://localhost:4318", nil)
+	}
+	return true
+}
+
+// exactly is oneOf for a variable whose other readers take no other spelling.
+func (r *reader) exactly(name, byDefault string, values ...string) string {
+	s := r.text(name, byDefault)
+	if !slices.Contains(values, s) {
+		r.problem(name, s, strings.Join(values, " or "), nil)
+	}
+	return s
+}
+
+func (r *reader) count(name string, byDefault int) int {
+	s := r.text(name, strconv.Itoa(byDefault))
+	n, err := strconv.ParseInt(s, 10, 32)
+	if err != nil || n < 1 {
+		r.problem(name, s, "a number from 1 on", nil)
+		return byDefault
+	}
+	return int(n)
+}
+
+func (r *reader) attributes(name string) {
+	for pair := range strings.SplitSeq(r.text(name, ""), ",") {
+		_, value, found := strings.Cut(pair, "=")
+		if _, err := url.PathUnescape(value); err != nil || !found && strings.TrimSpace(pair) != "" {
+			r.problem(name, pair, "pairs joined with commas such as service.namespace=bots,deployment.environment.name=test", nil)
+		}
+	}
+}
+
+// headers never shows a value: they hold API keys.
+func (r *reader) headers(name string) (values []secret.Value) {
+	for i, pair := range strings.Split(r.text(name, ""), ",") {
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		key, escaped, found := strings.Cut(pair, "=")
+		value, err := url.PathUnescape(escaped)
+		value = strings.TrimSpace(value)
+		if err != nil || !found || !httpguts.ValidHeaderFieldName(strings.TrimSpace(key)) || !httpguts.ValidHeaderFieldValue(value) {
+			r.problems = append(r.problems, fmt.Errorf(
+				"%s=[redacted] is not usable: accepted is name=value, joined with commas, values percent-encoded where they have commas or %% (pair %d is not that)", name, i+1))
+			continue
+		}
+		values = append(values, secret.New(value), secret.New(escaped))
+	}
+	return values
+}
+
+// certificates checks the files that the collector's TLS is made with.
+func (r *reader) certificates(prefix string) {
+	if path := r.text(prefix+"CERTIFICATE", ""); path != "" {
+		pem, err := os.ReadFile(path)
+		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			err = errors.New("it has none")
+		}
+		if err != nil {
+			r.problem(prefix+"CERTIFICATE", path, "a file of certificates in PEM", err)
+		}
+	}
+	cert, key := r.text(prefix+"CLIENT_CERTIFICATE", ""), r.text(prefix+"CLIENT_KEY", "")
+	if cert == "" && key == "" {
+		return
+	}
+	if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
+		r.problem(prefix+"CLIENT_CERTIFICATE", cert, "a file with a certificate in PEM, and its key in "+prefix+"CLIENT_KEY", err)
+	}
+}

@@ -1,0 +1,150 @@
+package delivery
+
+import (
+	"context"
+	"net/url"
+	"strconv"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Traces says how deliveries are traced. Its zero value records nothing, and
+// lets receivers record all.
+type Traces struct {
+	// Tracer records the spans; nil for none. It has to take their ids from
+	// SpanIDs.
+	Tracer trace.Tracer
+	// Sampled tells by the id alone whether a trace is recorded, so that all
+	// servers agree; nil for all of them. Receivers whose samplers follow their
+	// parent do the same.
+	Sampled func(trace.TraceID) bool
+}
+
+func (t Traces) sampled(id trace.TraceID) bool { return t.Sampled == nil || t.Sampled(id) }
+
+// eventKey is where the context of a receipt's span has the event's id.
+type eventKey struct{}
+
+// SpanIDs makes the ids of spans: those of a receipt from its event's, the
+// others at random. It is the IDGenerator of Traces.Tracer.
+type SpanIDs struct{}
+
+// NewIDs returns the ids of a receipt.
+func (SpanIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	id, ok := ctx.Value(eventKey{}).(uuid.UUID)
+	if !ok {
+		id = uuid.New() // of no event
+	}
+	return traceOf(id)
+}
+
+// NewSpanID returns the id of one more span of a trace.
+func (SpanIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID { return newSpanID() }
+
+// received records the first span of an event's trace: from its receipt until
+// now, when it is stored and deliveries of it begin.
+func (t Traces) received(ctx context.Context, e *event.Event) {
+	if t.Tracer == nil {
+		return
+	}
+	if id, _ := traceOf(e.ID); !t.sampled(id) {
+		return
+	}
+	attrs := []attribute.KeyValue{
+		semconv.MessagingSystemKey.String("discord"),
+		semconv.MessagingOperationTypeReceive,
+		semconv.MessagingOperationName("receive"),
+		semconv.MessagingDestinationName(e.Name),
+		semconv.MessagingMessageID(e.ID.String()),
+		attribute.String("gatehook.shard", e.Shard.String()),
+	}
+	if e.Seq != 0 {
+		attrs = append(attrs, attribute.Int64("gatehook.seq", e.Seq))
+	}
+	if e.GuildID != 0 {
+		attrs = append(attrs, attribute.String("gatehook.guild_id", e.GuildID.String()))
+	}
+	_, span := t.Tracer.Start(context.WithValue(ctx, eventKey{}, e.ID), "receive "+e.Name, trace.WithNewRoot(),
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(e.ReceivedAt), trace.WithAttributes(attrs...))
+	span.End()
+}
+
+// attempt begins the span of a record's attempt, and returns the traceparent
+// that goes with the POST. The span is nil if it is not recorded.
+func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
+	e := &rec.job.stored.Event
+	id, receipt := traceOf(e.ID)
+	sampled := t.sampled(id)
+	if t.Tracer == nil || !sampled {
+		return nil, traceparent(id, newSpanID(), sampled)
+	}
+	ctx = trace.ContextWithRemoteSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: id, SpanID: receipt, TraceFlags: trace.FlagsSampled,
+	}))
+	_, span := t.Tracer.Start(ctx, "POST "+e.Name, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(rec.startedAt))
+	return span, traceparent(id, span.SpanContext().SpanID(), true)
+}
+
+// endSpan ends the span of an attempt, if there is one, with what became of it.
+// Of the callback's URL it has the host and no more: the rest may be secret.
+func endSpan(span trace.Span, rec *record, t *target) {
+	if span == nil {
+		return
+	}
+	number := rec.attempt()
+	attrs := []attribute.KeyValue{
+		semconv.HTTPRequestMethodPost,
+		semconv.MessagingMessageID(rec.job.stored.ID.String()),
+		attribute.String("gatehook.listener_id", event.ListenerID(rec.job.listener)),
+		attribute.String("gatehook.delivery_id", rec.job.id().String()),
+		attribute.Int("gatehook.attempt", number),
+		attribute.String("gatehook.outcome", rec.outcome.kind.String()),
+		attribute.Float64("gatehook.delay", rec.startedAt.Sub(rec.job.stored.ReceivedAt).Seconds()),
+	}
+	if number > 1 {
+		attrs = append(attrs, semconv.HTTPRequestResendCount(number-1))
+	}
+	if t != nil {
+		attrs = append(attrs, semconv.ServerAddress(t.url.Hostname()), semconv.ServerPort(portOf(t.url)))
+	}
+	if rec.result.status != 0 {
+		attrs = append(attrs, semconv.HTTPResponseStatusCode(rec.result.status))
+	}
+	if rec.outcome.kind != delivered {
+		kind, text := rec.failure()
+		attrs = append(attrs, semconv.ErrorTypeKey.String(kind))
+		span.SetStatus(codes.Error, text)
+	}
+	span.SetAttributes(attrs...)
+	span.End()
+}
+
+// failure is why an attempt did not deliver: its kind, one of few, and what
+// there is to say besides.
+func (r *record) failure() (kind, text string) {
+	switch {
+	case r.outcome.kind == unparsable:
+		return unparsable.String(), r.result.err.Error()
+	case r.result.err != nil:
+		return r.result.class.String(), r.result.err.Error()
+	default:
+		return strconv.Itoa(r.result.status), ""
+	}
+}
+
+// portOf is the port that a URL names, or its scheme's.
+func portOf(u *url.URL) int {
+	if port, err := strconv.Atoi(u.Port()); err == nil {
+		return port
+	}
+	if u.Scheme == "http" {
+		return 80
+	}
+	return 443
+}
