@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -138,7 +139,8 @@ type senderConfig struct {
 type sender struct {
 	dialer  dialer
 	idle    idle
-	heads   sync.Pool // of *[]byte
+	opened  atomic.Int64 // connections, so far
+	heads   sync.Pool    // of *[]byte
 	timeout time.Duration
 	version string
 	key     func() signingKey
@@ -225,6 +227,7 @@ func (s *sender) do(ctx context.Context, t *target, deadline time.Time, body []b
 		if c, err = s.dialer.connect(ctx, t, deadline); err != nil {
 			return failed(ctx, err)
 		}
+		s.opened.Add(1)
 	}
 	buf, _ := s.heads.Get().(*[]byte)
 	defer s.heads.Put(buf)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,9 +21,9 @@ const (
 	inline = 16 << 10
 	// idleTimeout is how long a connection is kept for the next POST.
 	idleTimeout = 90 * time.Second
-	// mostIdle is how many connections to one endpoint are kept: as many as
-	// may be in flight to a host that many listeners have.
-	mostIdle = 2048
+	// mostIdle is how many connections are kept in all: with TLS each costs some
+	// 30 KB, and with 10,000 listeners all could be idle at once.
+	mostIdle = 4096
 )
 
 // conn is a connection to a callback. It carries one POST at a time (HTTP/1.1,
@@ -174,6 +175,7 @@ func keptFor(h http.Header) time.Duration {
 type idle struct {
 	mu     sync.Mutex
 	conns  map[string][]*conn
+	n      int         // how many there are
 	sweep  *time.Timer // while there are any
 	closed bool
 }
@@ -203,6 +205,7 @@ func (p *idle) pop(endpoint string) *conn {
 	c := of[len(of)-1]
 	of[len(of)-1] = nil
 	p.conns[endpoint] = of[:len(of)-1]
+	p.n--
 	return c
 }
 
@@ -211,17 +214,33 @@ func (p *idle) put(endpoint string, c *conn, d time.Duration) {
 	c.until = time.Now().Add(d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	of := p.conns[endpoint]
-	if p.closed || d <= 0 || len(of) >= mostIdle {
+	if p.closed || d <= 0 {
 		_ = c.Close()
 		return
+	}
+	if p.n >= mostIdle {
+		p.evict()
 	}
 	if p.conns == nil {
 		p.conns = make(map[string][]*conn)
 	}
-	p.conns[endpoint] = append(of, c)
+	p.conns[endpoint] = append(p.conns[endpoint], c)
+	p.n++
 	if p.sweep == nil {
 		p.sweep = time.AfterFunc(idleTimeout/3, p.clean)
+	}
+}
+
+// evict makes room: the connection that was not used for the longest time, of
+// any endpoint. Called with the lock held.
+func (p *idle) evict() {
+	for endpoint, of := range p.conns {
+		if len(of) > 0 {
+			_ = of[0].Close()
+			p.conns[endpoint] = slices.Delete(of, 0, 1)
+			p.n--
+			return
+		}
 	}
 }
 
@@ -231,22 +250,28 @@ func (p *idle) clean() {
 	defer p.mu.Unlock()
 	now := time.Now()
 	for endpoint, of := range p.conns {
-		kept := of[:0]
-		for _, c := range of {
-			if now.Before(c.until) {
-				kept = append(kept, c)
-			} else {
+		of = slices.DeleteFunc(of, func(c *conn) bool {
+			old := !now.Before(c.until)
+			if old {
 				_ = c.Close()
+				p.n--
 			}
-		}
-		clear(of[len(kept):])
-		if p.conns[endpoint] = kept; len(kept) == 0 {
+			return old
+		})
+		if p.conns[endpoint] = of; len(of) == 0 {
 			delete(p.conns, endpoint)
 		}
 	}
 	if p.sweep = nil; len(p.conns) > 0 {
 		p.sweep = time.AfterFunc(idleTimeout/3, p.clean)
 	}
+}
+
+// len is how many there are.
+func (p *idle) len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
 }
 
 // close closes all, and from now on all that is put.
@@ -262,7 +287,7 @@ func (p *idle) close() {
 			_ = c.Close()
 		}
 	}
-	p.conns = nil
+	p.conns, p.n = nil, 0
 }
 
 // interruptible runs f, which works on a connection, and ends it when ctx does.

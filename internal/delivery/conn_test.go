@@ -241,7 +241,7 @@ func TestIdleConnectionsEnd(t *testing.T) {
 	}
 	s.idle.clean()
 	<-closed
-	if len(s.idle.conns) != 0 || s.idle.sweep != nil {
+	if s.idle.len() != 0 || len(s.idle.conns) != 0 || s.idle.sweep != nil {
 		t.Error("something is left of what was too old")
 	}
 	post()
@@ -254,6 +254,40 @@ func TestIdleConnectionsEnd(t *testing.T) {
 	<-closed
 	post()
 	<-closed // at once: the sender is closed
+}
+
+// TestIdleConnectionsAreBounded: one more makes another one go.
+func TestIdleConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	var p idle
+	defer p.close()
+	ends := make(chan error, 1)
+	for i := range mostIdle + 1 {
+		ours, theirs := net.Pipe()
+		if i < 10 {
+			go func() {
+				_, err := theirs.Read(make([]byte, 1))
+				ends <- err
+			}()
+		}
+		p.put(fmt.Sprint("http://", i/10), newConn(ours, nil), time.Minute)
+	}
+	if p.len() != mostIdle {
+		t.Errorf("%d are kept, want %d", p.len(), mostIdle)
+	}
+	kept := 0
+	for _, of := range p.conns {
+		kept += len(of)
+	}
+	if kept != mostIdle {
+		t.Errorf("%d are there, want %d", kept, mostIdle)
+	}
+	p.close()
+	for range 10 {
+		if err := <-ends; !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	}
 }
 
 // TestHosts: what a URL's host is dialed and asked as.

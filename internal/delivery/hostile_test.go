@@ -275,7 +275,7 @@ func startProxy(t *testing.T, callback string, status int) *testProxy {
 		if w.WriteHeader(status); status != http.StatusOK {
 			return
 		}
-		client, _, err := http.NewResponseController(w).Hijack()
+		client, in, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			t.Error(err)
 			return
@@ -288,7 +288,7 @@ func startProxy(t *testing.T, callback string, status int) *testProxy {
 		}
 		defer server.Close() //nolint:errcheck // it is a tunnel
 		var both sync.WaitGroup
-		both.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
+		both.Go(func() { _, _ = io.Copy(server, in); _ = server.Close() })
 		both.Go(func() { _, _ = io.Copy(client, server); _ = client.Close() })
 		both.Wait()
 	}))

@@ -81,7 +81,11 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("keys_parked", "Ordering keys whose deliveries wait in the database for an older one.")),
 			func() float64 { return float64(d.parkedKeys()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
-			func() float64 { return float64(len(d.recorder.in)) }))
+			func() float64 { return float64(len(d.recorder.in)) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("connections_idle", "Connections to callbacks that wait for the next POST.")),
+			func() float64 { return float64(d.sender.idle.len()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("connections_opened_total", "Connections made to callbacks.")),
+			func() float64 { return float64(d.sender.opened.Load()) }))
 	for _, reason := range []string{reasonGone, reasonFailing} {
 		m.disabled.WithLabelValues(reason) // shown from the start
 	}
