@@ -381,6 +381,37 @@ func TestCollectorFails(t *testing.T) {
 	}
 }
 
+// TestCollectorBehindProxy: HTTPS_PROXY is for the collector too.
+func TestCollectorBehindProxy(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- r.Method + " " + r.Host:
+		default:
+		}
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer proxy.Close()
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example",
+		"OTEL_BSP_SCHEDULE_DELAY=10", "HTTPS_PROXY="+proxy.URL)
+	p.start()
+	awaitReady(t, discord)
+	decode[struct{}](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"*","url":%q}`, newSwitchable(t).URL), http.StatusCreated)
+	if _, err := discord.Dispatch(0, "MESSAGE_CREATE", message(1)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-asked:
+		if got != "CONNECT collector.example:443" {
+			t.Errorf("the proxy was asked %q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("the proxy was not asked\n%s", p.lastLines(30))
+	}
+}
+
 // TestTracingCloses: the goroutines of the export end with it although the
 // collector hangs.
 func TestTracingCloses(t *testing.T) { //nolint:paralleltest // it sets the environment, which the library reads

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"testing"
 
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -65,18 +66,27 @@ func TestSamplersSeeRandomIDs(t *testing.T) {
 	}
 }
 
-// BenchmarkTraceparent is what tracing costs a POST when nothing is exported, or
-// its event is not sampled.
+// BenchmarkTraceparent is what tracing costs a POST: when nothing is exported,
+// when one event of a hundred is, and when all are (without the export).
 func BenchmarkTraceparent(b *testing.B) {
-	rec := &record{job: job{stored: &event.Stored{Event: *dispatched(1)}}}
-	for name, traces := range map[string]Traces{
-		"off":       {},
-		"unsampled": {Sampled: func(trace.TraceID) bool { return false }},
-	} {
+	recs := make([]record, 1000)
+	for i := range recs {
+		recs[i].job.stored = &event.Stored{Event: *dispatched(int64(i))}
+	}
+	exported := func(share float64) Traces {
+		sampler := sdktrace.TraceIDRatioBased(share)
+		provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler), sdktrace.WithIDGenerator(SpanIDs{}))
+		return Traces{Tracer: provider.Tracer(""), Sampled: func(id trace.TraceID) bool {
+			return sampler.ShouldSample(sdktrace.SamplingParameters{TraceID: id}).Decision == sdktrace.RecordAndSample
+		}}
+	}
+	for name, traces := range map[string]Traces{"off": {}, "a hundredth": exported(0.01), "all": exported(1)} {
 		b.Run(name, func(b *testing.B) {
+			ctx := b.Context()
 			b.ReportAllocs()
-			for b.Loop() {
-				span, _ := traces.attempt(b.Context(), rec)
+			for i := 0; b.Loop(); i++ {
+				rec := &recs[i%len(recs)]
+				span, _ := traces.attempt(ctx, rec)
 				endSpan(span, rec, nil)
 			}
 		})
