@@ -35,6 +35,11 @@ CHAOS ?= 10m
 chaos: ## Break everything around the real server for long (CHAOS=10m), a minute a plan
 	GATEHOOK_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -v -run '^TestChaos' ./cmd/server
 
+SOAK ?= 10m
+.PHONY: soak
+soak: ## Balance the books of callbacks that fail in every way (SOAK=10m), a minute a round
+	GATEHOOK_SOAK=$(SOAK) go test -count=1 -timeout 2h -v -run '^TestSoak(One|Two)' ./cmd/server
+
 .PHONY: examples
 examples: ## Check the examples' types and run each on its platform's runtime (needs Node.js)
 	examples/internal/check

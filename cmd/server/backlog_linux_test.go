@@ -76,20 +76,6 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 	}
 }
 
-// metric is the sum of a metric's series.
-func (p *process) metric(name string) (sum float64) {
-	p.t.Helper()
-	_, text := p.get("/metrics")
-	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(text, -1) {
-		v, err := strconv.ParseFloat(m[1], 64)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		sum += v
-	}
-	return sum
-}
-
 // peakMemory is the most that the process had in memory so far, in MiB.
 func (p *process) peakMemory() int {
 	p.t.Helper()

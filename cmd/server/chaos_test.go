@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -18,13 +17,11 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
-// How long the faults go on, and from which seed they are drawn; a longer run
-// is made of cycles of a minute. `make chaos` sets the first.
 const (
+	// chaosLength says how long the faults go on; `make chaos` sets it.
 	chaosLength = "GATEHOOK_CHAOS"
-	chaosSeed   = "GATEHOOK_CHAOS_SEED"
-
 	shortLength = 18 * time.Second
+	// cycleLength is of what a longer run is made.
 	cycleLength = time.Minute
 )
 
@@ -43,26 +40,35 @@ func TestChaosTwoServers(t *testing.T) {
 
 func chaos(t *testing.T, servers int) {
 	t.Helper()
-	length, seed := shortLength, rand.Uint64()
-	var err error
-	if s := os.Getenv(chaosLength); s != "" {
-		if length, err = time.ParseDuration(s); err != nil {
-			t.Fatalf("%s=%q is not a duration such as 10m", chaosLength, s)
-		}
-	}
-	if s := os.Getenv(chaosSeed); s != "" {
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("%s=%q is not a seed", chaosSeed, s)
-		}
-	}
-	t.Logf("repeat with: %s=%v %s=%d go test -count=1 -timeout=%v -run '^%s$' ./cmd/server",
-		chaosLength, length, chaosSeed, seed, 10*time.Minute+2*length, t.Name())
+	length, seed := lengthAndSeed(t, chaosLength, shortLength)
 	w := startWorld(t, servers, length > cycleLength)
 	for cycle := uint64(0); length > 0 && !t.Failed(); cycle++ {
 		w.cycle(planFaults(seed, cycle, min(length, cycleLength), servers))
 		length -= cycleLength
 	}
 	w.finish()
+}
+
+// lengthAndSeed is how long a test of many random steps goes on, as a variable
+// of the environment says, and from which seed they are drawn, as a second one
+// says whose name ends in _SEED. It tells how to repeat them.
+func lengthAndSeed(t *testing.T, name string, usual time.Duration) (length time.Duration, seed uint64) {
+	t.Helper()
+	length, seed = usual, rand.Uint64()
+	var err error
+	if s := os.Getenv(name); s != "" {
+		if length, err = time.ParseDuration(s); err != nil {
+			t.Fatalf("%s=%q is not a duration such as 10m", name, s)
+		}
+	}
+	if s := os.Getenv(name + "_SEED"); s != "" {
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("%s_SEED=%q is not a seed", name, s)
+		}
+	}
+	t.Logf("repeat with: %s=%v %s_SEED=%d go test -count=1 -timeout=%v -run '^%s$' ./cmd/server",
+		name, length, name, seed, 10*time.Minute+2*length, t.Name())
+	return length, seed
 }
 
 // world is the servers and all that they depend on.
@@ -245,11 +251,7 @@ func (w *world) happen(f fault) {
 func (w *world) strike(f fault) {
 	w.t.Helper()
 	p := w.servers[f.server]
-	select {
-	case <-p.done:
-		w.t.Fatalf("server %s ended by itself: %v", p.name, p.err)
-	default:
-	}
+	p.alive()
 	over := time.After(f.lasts)
 	switch f.kind {
 	case killed, killedLong:
@@ -265,9 +267,7 @@ func (w *world) strike(f fault) {
 		p.start()
 		w.database.proxy.slow(0)
 	case stopped:
-		if code := p.stop(syscall.SIGTERM); code != 0 {
-			w.t.Errorf("server %s: exit status %d", p.name, code)
-		}
+		p.drain()
 		<-over
 		p.start()
 	case paused, pausedLong:
@@ -324,13 +324,8 @@ func (w *world) awaitAll() {
 func (w *world) finish() {
 	w.t.Helper()
 	for _, p := range w.servers {
-		if code := p.stop(syscall.SIGTERM); code != 0 {
-			w.t.Errorf("server %s: exit status %d", p.name, code)
-		}
+		p.finish()
 		w.ledger.noSecrets(p, w.discord.Token())
-		if strings.Contains(p.output(), "panic") {
-			w.t.Errorf("server %s says panic", p.name)
-		}
 	}
 	for _, e := range w.discord.Illegal() {
 		w.t.Error(e)

@@ -89,23 +89,33 @@ func flow(t *testing.T, discord *gatewaytest.Server, l *ledger, n int, at map[in
 // called.
 func load(t *testing.T, discord *gatewaytest.Server, l *ledger, every time.Duration) (stop func()) {
 	t.Helper()
+	i := -1
+	return steadily(t, every, func() {
+		i++
+		shard := event.Shard{ID: i % manyShards, Count: manyShards}
+		s, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i))
+		if err != nil {
+			return // nobody will ever see it: the shard has no session at the moment
+		}
+		l.sent(shard, s)
+	})
+}
+
+// steadily calls send every tick until stop is called.
+func steadily(t *testing.T, every time.Duration, send func()) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for i := 0; ; i++ {
+		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
+				send()
 			}
-			shard := event.Shard{ID: i % manyShards, Count: manyShards}
-			s, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i))
-			if err != nil {
-				continue // nobody will ever see it: the shard has no session at the moment
-			}
-			l.sent(shard, s)
 		}
 	})
 	stop = sync.OnceFunc(func() {
@@ -123,13 +133,19 @@ func message(i int) []byte {
 // eventually looks, some times a second, until what it waits for is so.
 func eventually(t *testing.T, limit time.Duration, what string, is func() (done bool, state string)) {
 	t.Helper()
+	if state, done := within(limit, is); !done {
+		t.Fatalf("after %v still not %s: %s", limit, what, state)
+	}
+}
+
+// within is eventually for a test that goes on in any case.
+func within(limit time.Duration, is func() (done bool, state string)) (state string, done bool) {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	for {
 		begin := time.Now()
-		done, state := is()
-		if done {
-			return
+		if done, state = is(); done {
+			return state, true
 		}
 		// What takes long must not take all the time: it may hold a lock that
 		// others need to get on.
@@ -138,7 +154,7 @@ func eventually(t *testing.T, limit time.Duration, what string, is func() (done 
 		case <-again.C:
 		case <-deadline.C:
 			again.Stop()
-			t.Fatalf("after %v still not %s: %s", limit, what, state)
+			return state, false
 		}
 	}
 }

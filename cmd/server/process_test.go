@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,6 +87,7 @@ func newNamed(t *testing.T, discord *gatewaytest.Server, name string, env ...str
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := t.ArtifactDir() // asked for now: a cleanup that asks first removes it after itself
 	p := &process{t: t, discord: discord, name: name, env: append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 		"DISCORD_API_URL=" + discord.APIURL(),
@@ -100,7 +103,7 @@ func newNamed(t *testing.T, discord *gatewaytest.Server, name string, env ...str
 		p.stop(syscall.SIGTERM)
 		if t.Failed() {
 			t.Logf("%s said at last:\n%s", p.name, p.lastLines(60))
-			if err := os.WriteFile(filepath.Join(t.ArtifactDir(), p.name+".log"), []byte(p.output()), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(kept, p.name+".log"), []byte(p.output()), 0o600); err != nil {
 				t.Error(err) // with -artifacts one finds the whole there
 			}
 		}
@@ -183,6 +186,33 @@ func (p *process) stop(signal syscall.Signal) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+// drain stops the server as a deploy does.
+func (p *process) drain() {
+	p.t.Helper()
+	if code := p.stop(syscall.SIGTERM); code != 0 {
+		p.t.Errorf("server %s: exit status %d", p.name, code)
+	}
+}
+
+// finish is drain for the last time.
+func (p *process) finish() {
+	p.t.Helper()
+	p.drain()
+	if strings.Contains(p.output(), "panic") {
+		p.t.Errorf("server %s says panic", p.name)
+	}
+}
+
+// alive fails the test if the server ended without being told to.
+func (p *process) alive() {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		p.t.Fatalf("server %s ended by itself: %v", p.name, p.err)
+	default:
+	}
+}
+
 func (p *process) signal(signal syscall.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -205,6 +235,20 @@ func (p *process) lastLines(n int) string {
 func (p *process) get(path string) (status int, answer string) {
 	p.t.Helper()
 	return p.call(http.MethodGet, path, "")
+}
+
+// metric is the sum of a metric's series.
+func (p *process) metric(name string) (sum float64) {
+	p.t.Helper()
+	_, text := p.get("/metrics")
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
 }
 
 // call makes a call of the API.

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
+)
+
+const (
+	// soakLength says how long events flow; `make soak` sets it. A longer run is
+	// made of rounds of cycleLength, each with listeners of its own.
+	soakLength = "GATEHOOK_SOAK"
+	shortSoak  = 9 * time.Second
+	// soakEvery is how far apart events are.
+	soakEvery    = 5 * time.Millisecond
+	soakSchedule = "100ms,300ms,500ms,1s,1s,1s"
+)
+
+// With callbacks that fail in every way, and a server that is told to stop and
+// killed, every event ends in exactly one state for every listener.
+func TestSoakOneServer(t *testing.T) {
+	t.Parallel()
+	runSoak(t, 1)
+}
+
+// So it does with two servers that share the shards.
+func TestSoakTwoServers(t *testing.T) {
+	t.Parallel()
+	runSoak(t, 2)
+}
+
+func runSoak(t *testing.T, servers int) {
+	t.Helper()
+	length, seed := lengthAndSeed(t, soakLength, shortSoak)
+	s := startSoak(t, servers)
+	for number := uint64(0); length > 0 && !t.Failed(); number++ {
+		s.round(seed, number, min(length, cycleLength))
+		length -= cycleLength
+	}
+	s.finish()
+}
+
+// soak is servers and what they depend on.
+type soak struct {
+	t        *testing.T
+	discord  *gatewaytest.Server
+	database *pgxpool.Pool
+	servers  []*process
+
+	mu      sync.Mutex // guards what follows while events flow
+	next    soakEvent
+	numbers map[string]soakEvent // by event id
+	last    [manyShards]int64    // each shard's last sequence number
+}
+
+// soakRound is a time of load, with listeners of its own.
+type soakRound struct {
+	*soak
+	seed       uint64
+	kills      bool
+	customers  []*customer
+	first      soakEvent
+	deletedAt  soakEvent // the first that was sent after it
+	disabledAt time.Time // before it
+	done       map[kind]int
+}
+
+func startSoak(t *testing.T, servers int) *soak {
+	t.Helper()
+	url := postgrestest.URL(t)
+	s := &soak{
+		t: t, numbers: map[string]soakEvent{},
+		discord: startDiscordAs(t, gatewaytest.Config{
+			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second, TrimAcked: true,
+		}),
+	}
+	var err error
+	if s.database, err = pgxpool.New(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.database.Close)
+	for i := range servers {
+		s.servers = append(s.servers, newNamed(t, s.discord, string(rune('a'+i)), "DATABASE_URL="+url, "GATEHOOK_LOG_LEVEL=info",
+			"GATEHOOK_ATTEMPT_TIMEOUT=1s", "GATEHOOK_RETRY_SCHEDULE="+soakSchedule))
+		s.servers[i].start()
+	}
+	awaitShards(t, s.discord, manyShards)
+	return s
+}
+
+// round lets events flow while the steps of a plan are taken, lets everything
+// heal, and balances the books.
+func (s *soak) round(seed, number uint64, length time.Duration) {
+	s.t.Helper()
+	r := &soakRound{soak: s, seed: seed + number<<32, kills: kills(number, len(s.servers)), first: s.next, done: map[kind]int{}}
+	clear(s.numbers)
+	r.awaitStored() // of a session of which nothing is stored nothing can be told either
+	for _, reg := range registrations {
+		r.register(reg.habit, reg.event, reg.more)
+	}
+	r.awaitKnown()
+	begin := time.Now()
+	stop := steadily(s.t, soakEvery, r.send)
+	for _, step := range planSoak(seed, number, length, len(s.servers)) {
+		<-time.After(time.Until(begin.Add(step.at)))
+		s.t.Logf("%5.1fs: %v", time.Since(begin).Seconds(), step)
+		r.take(step)
+	}
+	<-time.After(time.Until(begin.Add(length)))
+	stop()
+	r.customer(flapping).set(func(c *callbackState) { c.flapped = false })
+	r.awaitStored()
+	r.awaitSettled()
+	r.report(number, r.judge())
+	for _, c := range r.customers {
+		if c.habit != deleted {
+			r.forget(c)
+		}
+	}
+}
+
+// send sends the next event.
+func (r *soakRound) send() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.next
+	r.next++
+	sent, err := r.discord.Dispatch(e.shard(), e.name(), e.data())
+	if err != nil {
+		r.t.Errorf("event %d: %v", e, err)
+		return
+	}
+	r.last[e.shard()] = sent.Seq
+	r.numbers[event.DispatchID(1001, sent.Session, event.Shard{ID: e.shard(), Count: manyShards}, sent.Seq).String()] = e
+}
+
+// upcoming is the event that is sent next.
+func (r *soakRound) upcoming() soakEvent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next
+}
+
+// register makes a listener that behaves in a way.
+func (r *soakRound) register(h habit, eventName, more string) {
+	r.t.Helper()
+	c := newCustomer(r.t, h, eventName, r.seed)
+	c.set(func(s *callbackState) { s.flapped = true })
+	secret := "whsec_" + base64.StdEncoding.EncodeToString([]byte(strings.Repeat("s", 32)))
+	if err := c.receiver.trust(secret); err != nil {
+		r.t.Fatal(err)
+	}
+	created := decode[struct{ ID string }](r.t, r.servers[0], "POST", "/listeners",
+		fmt.Sprintf(`{"event":%q,"url":%q,"secret":%q%s}`, eventName, c.URL, secret, more), http.StatusCreated)
+	c.id = created.ID
+	r.customers = append(r.customers, c)
+}
+
+func (r *soakRound) customer(h habit) *customer {
+	return r.customers[slices.IndexFunc(r.customers, func(c *customer) bool { return c.habit == h })]
+}
+
+// awaitKnown waits until every server has heard of every listener.
+func (r *soakRound) awaitKnown() {
+	r.t.Helper()
+	eventually(r.t, time.Minute, "known to all servers", func() (bool, string) {
+		for _, p := range r.servers {
+			for _, c := range r.customers {
+				if status, _ := p.get("/listeners/" + c.id + "/deliveries?limit=1"); status != http.StatusOK {
+					return false, p.name + " does not know " + c.id
+				}
+			}
+		}
+		return true, ""
+	})
+}
+
+// awaitStored waits until all that was sent is received and stored.
+func (r *soakRound) awaitStored() {
+	r.t.Helper()
+	eventually(r.t, 2*time.Minute, "stored, all of it", func() (bool, string) {
+		var stored [manyShards]int64
+		for _, p := range r.servers { // each knows it of its own shards
+			for _, s := range decode[shardList](r.t, p, "GET", "/shards", "", http.StatusOK).Data {
+				stored[s.ID] = max(stored[s.ID], s.Stored)
+			}
+		}
+		for id, sent := range r.last {
+			if stored[id] < max(1, sent) { // READY is the first
+				return false, fmt.Sprintf("sent up to %v, stored up to %v", r.last, stored)
+			}
+		}
+		return true, ""
+	})
+}
+
+// shardList is the answer of GET /shards, as far as it is looked at.
+type shardList struct {
+	Data []struct {
+		ID     int
+		Stored int64 `json:"seq_stored"`
+	}
+}
+
+// awaitSettled waits until nothing is under way. Only what waits for a listener
+// that is disabled, or was deleted, goes on waiting.
+func (r *soakRound) awaitSettled() {
+	r.t.Helper()
+	state, done := within(2*time.Minute, func() (bool, string) {
+		batches := r.count(`SELECT count(*) FROM batches`)
+		waiting := r.count(`SELECT count(*) FROM retries WHERE state = 'pending' AND listener_id = ANY($1) AND NOT listener_id = ANY($2)`,
+			r.listeners(), r.listeners(goneSoon, deleted))
+		held := 0.0
+		for _, p := range r.servers {
+			held += p.metric("gatehook_delivery_queued") + p.metric("gatehook_delivery_records_queued") + p.metric("gatehook_journal_queue_events")
+		}
+		return batches+waiting == 0 && held == 0, fmt.Sprintf("%d batches, %d rows of retries, %v in memory", batches, waiting, held)
+	})
+	if !done {
+		r.t.Errorf("it does not come to rest: %s", state)
+	}
+}
+
+// take takes a step and returns when it is done.
+func (r *soakRound) take(step soakStep) {
+	r.t.Helper()
+	r.done[step.kind]++
+	any := r.servers[int(r.upcoming())%len(r.servers)]
+	switch step.kind {
+	case killed, stopped:
+		p := r.servers[step.server]
+		p.alive()
+		if step.kind == killed {
+			p.stop(syscall.SIGKILL)
+		} else {
+			p.drain()
+		}
+		<-time.After(step.away)
+		p.start()
+	case beginsAnsweringGone:
+		r.customer(goneSoon).set(func(s *callbackState) { s.gone = true })
+	case isDeleted:
+		r.forget(r.customer(deleted))
+		r.deletedAt = r.upcoming()
+	case isDisabled:
+		r.disabledAt = time.Now()
+		decode[struct{}](r.t, any, "PATCH", "/listeners/"+r.customer(switched).id, `{"enabled":false}`, http.StatusOK)
+	case isReplayed:
+		r.replay(any)
+	case outageBegins, outageEnds:
+		for _, h := range []habit{vanishing, impatient} {
+			r.customer(h).set(func(s *callbackState) { s.out = step.kind == outageBegins })
+		}
+	default:
+		r.t.Fatalf("no such step: %v", step)
+	}
+}
+
+// replay enables the listener and asks for what it missed, once every server
+// knows that it is enabled.
+func (r *soakRound) replay(p *process) {
+	r.t.Helper()
+	c := r.customer(switched)
+	decode[struct{}](r.t, p, "PATCH", "/listeners/"+c.id, `{"enabled":true}`, http.StatusOK)
+	enabled := r.upcoming()
+	eventually(r.t, time.Minute, "sent events of all shards again", func() (bool, string) {
+		of := c.acceptedAfter(enabled)
+		return len(of) == manyShards, fmt.Sprint(of)
+	})
+	queued := decode[struct{ Queued int }](r.t, p, "POST", "/listeners/"+c.id+"/replay",
+		fmt.Sprintf(`{"since":%q}`, r.disabledAt.UTC().Format(time.RFC3339Nano)), http.StatusAccepted)
+	if queued.Queued == 0 {
+		r.t.Error("nothing was replayed")
+	}
+}
+
+// forget deletes a listener.
+func (r *soakRound) forget(c *customer) {
+	r.t.Helper()
+	if status, body := r.servers[0].call("DELETE", "/listeners/"+c.id, ""); status != http.StatusNoContent {
+		r.t.Errorf("delete the listener that %s: %d %s", c.habit, status, body)
+	}
+}
+
+// report says what a round comes to.
+func (r *soakRound) report(number uint64, v *soakVerdict) {
+	r.t.Helper()
+	for _, w := range v.wrong {
+		r.t.Error(w)
+	}
+	memory := 0.0
+	for _, p := range r.servers {
+		memory = max(memory, p.metric("process_resident_memory_bytes"))
+	}
+	r.t.Logf("round %d: %d events to %d listeners, %d times SIGKILL, %d times SIGTERM; deliveries: %v; accepted more than once: %v; accepted without a record: %d; at most %.0f MiB a server",
+		number, r.next-r.first, len(r.customers), r.done[killed], r.done[stopped], v.states, v.twice, v.unrecorded, memory/(1<<20))
+}
+
+// finish stops the servers. What is left of deleted listeners is nothing that
+// was not in flight.
+func (s *soak) finish() {
+	s.t.Helper()
+	for _, p := range s.servers {
+		p.finish()
+	}
+	if n := s.discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != manyShards {
+		s.t.Errorf("%d IDENTIFYs for %d shards", n, manyShards)
+	}
+	if n := s.count(`SELECT count(*) FROM batches`) + s.count(`SELECT count(*) FROM shards WHERE owner IS NOT NULL`); n > 0 {
+		s.t.Errorf("%d batches and shards belong to servers that have stopped", n)
+	}
+	s.t.Logf("%d RESUMEs; %d rows of retries are left of listeners that were deleted",
+		s.discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), s.count(`SELECT count(*) FROM retries`))
+}

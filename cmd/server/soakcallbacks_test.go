@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// customer is a listener and its callback, for one round.
+type customer struct {
+	*httptest.Server
+	habit    habit
+	event    string // what the listener wants
+	id       string // the listener's
+	seed     uint64
+	receiver receiver
+	start    time.Time
+
+	mu       sync.Mutex // guards what follows
+	accounts map[soakEvent]*account
+	// firsts are the events of each guild, in the order in which each was
+	// accepted first.
+	firsts map[uint64][]soakEvent
+	own    []received // Gatehook's own events
+	state  callbackState
+	gone   time.Time // when the first 410 was answered
+	wrong  []string
+}
+
+// callbackState is what a callback's answer depends on besides the attempt.
+type callbackState struct {
+	inFlight int
+	out      bool // of order
+	gone     bool // it wants nothing more
+	flapped  bool // it is in a part of its time in which it fails
+}
+
+// account is all that is known of one event for one listener.
+type account struct {
+	// What the callback saw: the webhook-id, other ones, verified POSTs, and how
+	// many of them it accepted.
+	id              string
+	otherIDs        int
+	posts, accepted int
+	// What the API lists: the ids and states of its deliveries.
+	ids, states []string
+	// What the attempts say: how many were recorded, how many of them as
+	// delivered, and how many without an answer.
+	recorded, delivered, unanswered int
+}
+
+func newCustomer(t *testing.T, h habit, eventName string, seed uint64) *customer {
+	t.Helper()
+	c := &customer{
+		habit: h, event: eventName, seed: seed, start: time.Now(),
+		accounts: map[soakEvent]*account{}, firsts: map[uint64][]soakEvent{},
+	}
+	c.Server = httptest.NewServer(c)
+	t.Cleanup(c.Close)
+	return c
+}
+
+// set changes how the callback behaves from now on.
+func (c *customer) set(change func(*callbackState)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.state)
+}
+
+// reply is what a callback does with an attempt.
+type reply struct {
+	status int // 0: the connection is cut
+	after  time.Duration
+	// hangs: no answer comes; status says whether the event is taken all the
+	// same.
+	hangs bool
+}
+
+// replyTo decides it. luck is in [0,1).
+func replyTo(h habit, e soakEvent, luck float64, s callbackState) reply {
+	fails := func(when bool, status int) reply {
+		if when {
+			return reply{status: status}
+		}
+		return reply{status: http.StatusNoContent}
+	}
+	switch h {
+	case slow:
+		return reply{status: http.StatusNoContent, after: 50*time.Millisecond + time.Duration(luck*float64(150*time.Millisecond))}
+	case faulty, ordered:
+		return fails(luck < 0.1, http.StatusInternalServerError)
+	case flapping:
+		return fails(s.flapped, http.StatusServiceUnavailable)
+	case limited:
+		if s.inFlight > 4 {
+			return reply{status: http.StatusTooManyRequests}
+		}
+		return reply{status: http.StatusOK, after: 30 * time.Millisecond}
+	case hanging:
+		switch {
+		case luck < 0.02:
+			return reply{hangs: true}
+		case luck < 0.04:
+			return reply{status: http.StatusOK, hangs: true}
+		}
+	case picky:
+		return fails(e%40 == 8, http.StatusBadRequest)
+	case vanishing:
+		return fails(s.out, 0)
+	case impatient:
+		return fails(s.out, http.StatusServiceUnavailable)
+	case goneSoon:
+		return fails(s.gone, http.StatusGone)
+	}
+	return reply{status: http.StatusNoContent}
+}
+
+// ServeHTTP implements http.Handler.
+func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // the server was killed in the middle
+	}
+	got, err := c.receiver.read(r, body)
+	if err != nil {
+		c.blame(err.Error())
+		http.Error(w, "the signature is not valid", http.StatusUnauthorized)
+		return
+	}
+	var numbered struct{ N *soakEvent }
+	if err := json.Unmarshal(got.data, &numbered); err != nil {
+		c.blame(fmt.Sprintf("delivery %s: %v", got.id, err))
+	}
+	if numbered.N == nil {
+		c.mu.Lock()
+		c.own = append(c.own, got)
+		c.mu.Unlock()
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	reply := c.begin(*numbered.N, got)
+	defer c.end()
+	if !c.keep(r, reply, *numbered.N) {
+		panic(http.ErrAbortHandler) // closes the connection without an answer
+	}
+	if reply.status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.WriteHeader(reply.status)
+}
+
+// begin notes a POST and decides what becomes of it.
+func (c *customer) begin(e soakEvent, got received) reply {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.accounts[e]
+	if a == nil {
+		a = &account{id: got.id}
+		c.accounts[e] = a
+	}
+	a.posts++
+	if a.id != got.id {
+		a.otherIDs++
+	}
+	if got.event != e.name() && !bytes.Equal(got.data, e.data()) {
+		c.wrong = append(c.wrong, fmt.Sprintf("event %d came as %s, want %s", e, got.data, e.data()))
+	}
+	attempt, err := strconv.ParseUint(got.attempt, 10, 32)
+	if err != nil || attempt == 0 {
+		c.wrong = append(c.wrong, fmt.Sprintf("event %d came with gatehook-attempt %q", e, got.attempt))
+	}
+	c.state.inFlight++
+	s := c.state
+	s.flapped = s.flapped && time.Since(c.start)%(3*time.Second) < 1200*time.Millisecond
+	reply := replyTo(c.habit, e, rand.New(rand.NewPCG(c.seed+uint64(e), attempt)).Float64(), s)
+	if reply.status == http.StatusGone && c.gone.IsZero() {
+		c.gone = time.Now()
+	}
+	return reply
+}
+
+func (c *customer) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.inFlight--
+}
+
+// keep waits for as long as the reply wants it and notes what is accepted. It
+// is false if there is nobody to answer, or nothing.
+func (c *customer) keep(r *http.Request, reply reply, e soakEvent) bool {
+	if reply.after > 0 {
+		wait := time.NewTimer(reply.after)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-r.Context().Done():
+			return false // the server was killed, or has given up
+		}
+	}
+	if reply.status/100 == 2 {
+		c.accept(e)
+	}
+	if reply.hangs {
+		<-r.Context().Done()
+		return false
+	}
+	return reply.status != 0
+}
+
+func (c *customer) accept(e soakEvent) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.accounts[e]
+	a.accepted++
+	if a.accepted == 1 {
+		c.firsts[e.guild()] = append(c.firsts[e.guild()], e)
+	}
+}
+
+func (c *customer) blame(wrong string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wrong = append(c.wrong, wrong)
+}
+
+// acceptedAfter are the shards of which an event after e was accepted.
+func (c *customer) acceptedAfter(e soakEvent) map[int]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	of := map[int]bool{}
+	for later, a := range c.accounts {
+		if later > e && a.accepted > 0 {
+			of[later.shard()] = true
+		}
+	}
+	return of
+}
+
+// told returns the ids that Gatehook's own events of a name tell of, each once
+// for every event, however often that came. The caller holds the lock.
+func (c *customer) told(name, id string) (ids []string) {
+	seen := map[string]bool{}
+	for _, got := range c.own {
+		if got.event == event.RawPrefix+name && !seen[got.eventID] {
+			seen[got.eventID] = true
+			ids = append(ids, field(got.data, id))
+		}
+	}
+	return ids
+}
