@@ -483,6 +483,7 @@ func TestTracingConfig(t *testing.T) {
 		{[]string{"OTEL_TRACES_SAMPLER", "always_on", "OTEL_TRACES_SAMPLER_ARG", "unused"}, false, 1},
 		{[]string{"OTEL_TRACES_SAMPLER", "traceidratio"}, false, 1},
 		{[]string{"OTEL_TRACES_SAMPLER", "ParentBased_TraceIDRatio", "OTEL_TRACES_SAMPLER_ARG", "0.01"}, false, 0.01},
+		{[]string{endpoint, "https://h", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://h", "OTEL_EXPORTER_OTLP_INSECURE", "True"}, true, 1},
 		// Without a collector its variables are nobody's business.
 		{[]string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, false, 1},
 	} {
@@ -508,7 +509,8 @@ func TestTracingProblems(t *testing.T) {
 		{prefix + "PROTOCOL", "grpc"},
 		{prefix + "TRACES_PROTOCOL", "HTTP/JSON"},
 		{prefix + "COMPRESSION", "zstd"},
-		{prefix + "INSECURE", "1"},
+		{prefix + "INSECURE", "true"},
+		{prefix + "TRACES_INSECURE", "1"},
 		{prefix + "TIMEOUT", "10s"},
 		{prefix + "HEADERS", "hunter2"},
 		{prefix + "HEADERS", "a=b,x api=hunter2"},
@@ -532,7 +534,7 @@ func TestTracingProblems(t *testing.T) {
 		{"OTEL_TRACES_SAMPLER_ARG", "a few"},
 	} {
 		name, value := pair[0], pair[1]
-		values := []string{name, value, prefix + "ENDPOINT", "http://localhost:4318", "OTEL_TRACES_SAMPLER", "traceidratio"}
+		values := []string{name, value, prefix + "ENDPOINT", "https://collector.example", "OTEL_TRACES_SAMPLER", "traceidratio"}
 		if value == "" {
 			values = append(values, prefix+"CLIENT_KEY", "/nowhere/key.pem")
 		}
@@ -541,6 +543,18 @@ func TestTracingProblems(t *testing.T) {
 			t.Errorf("%s=%s: %v", name, value, err)
 		} else if secret := strings.Contains(value, "hunter2"); secret == strings.Contains(err.Error(), value) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s=%s is shown as %v", name, value, err)
+		}
+	}
+}
+
+// TestPlainCollector: the files of TLS are refused for a collector that is asked
+// without it, by the name of the variable.
+func TestPlainCollector(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"} {
+		_, err := readConfig(env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318", name, "/etc/some.pem"), false)
+		if want := name + `="/etc/some.pem" is not usable: accepted is none, since the collector's URL is http://`; err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", name, err, want)
 		}
 	}
 }

@@ -39,8 +39,11 @@ func (r *reader) tracing() tracingConfig {
 	if exporter := r.exactly("OTEL_TRACES_EXPORTER", "otlp", "otlp", "none"); disabled || exporter == "none" {
 		return c
 	}
-	base, own := r.collector("OTEL_EXPORTER_OTLP_ENDPOINT"), r.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-	if c.export = base || own; !c.export {
+	scheme := r.collector("OTEL_EXPORTER_OTLP_ENDPOINT")
+	if own := r.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"); own != "" {
+		scheme = own
+	}
+	if c.export = scheme != ""; !c.export {
 		return c
 	}
 	c.queue = r.count("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
@@ -51,9 +54,8 @@ func (r *reader) tracing() tracingConfig {
 	for _, prefix := range []string{"OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"} {
 		r.exactly(prefix+"PROTOCOL", "http/protobuf", "http/protobuf", "http/json")
 		r.exactly(prefix+"COMPRESSION", "none", "none", "gzip")
-		r.oneOf(prefix+"INSECURE", "false", "true", "false")
 		r.count(prefix+"TIMEOUT", 1)
-		r.certificates(prefix)
+		r.security(prefix, scheme)
 		c.headers = append(c.headers, r.headers(prefix+"HEADERS")...)
 	}
 	return c
@@ -81,12 +83,13 @@ func (r *reader) sampler() float64 {
 	}
 }
 
-// collector reads whether there is one. Its library leaves out what a URL has
-// besides host and path; it may be a password, and is not shown.
-func (r *reader) collector(name string) bool {
+// collector reads a URL, of which it returns the scheme; "" if it is not set.
+// The library leaves out what it has besides host and path; that may be a
+// password, and is not shown.
+func (r *reader) collector(name string) (scheme string) {
 	s := r.text(name, "")
 	if s == "" {
-		return false
+		return ""
 	}
 	u, err := url.Parse(s)
 	switch {
@@ -94,8 +97,10 @@ func (r *reader) collector(name string) bool {
 		r.problem(name, "[redacted]", "a URL without user and query such as http://localhost:4318; keys go into OTEL_EXPORTER_OTLP_HEADERS", nil)
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		r.problem(name, s, "a URL such as http://localhost:4318", nil)
+	default:
+		return u.Scheme
 	}
-	return true
+	return "https" // of those that are unusable: it allows all the rest
 }
 
 // exactly is oneOf for a variable whose other readers take no other spelling.
@@ -145,8 +150,20 @@ func (r *reader) headers(name string) (values []secret.Value) {
 	return values
 }
 
-// certificates checks the files that the collector's TLS is made with.
-func (r *reader) certificates(prefix string) {
+// security checks that nothing contradicts the collector's scheme, and the
+// files that its TLS is made with. For the library INSECURE wins over the
+// scheme: keys would be sent in plain text to an https:// URL.
+func (r *reader) security(prefix, scheme string) {
+	plain := strconv.FormatBool(scheme == "http")
+	if s := r.text(prefix+"INSECURE", plain); !strings.EqualFold(s, plain) {
+		r.problem(prefix+"INSECURE", s, plain+", or none at all: the URL's scheme says it", nil)
+	}
+	for _, name := range []string{prefix + "CERTIFICATE", prefix + "CLIENT_CERTIFICATE", prefix + "CLIENT_KEY"} {
+		if s := r.text(name, ""); s != "" && scheme == "http" {
+			r.problem(name, s, "none, since the collector's URL is http://", nil)
+			return
+		}
+	}
 	if path := r.text(prefix+"CERTIFICATE", ""); path != "" {
 		pem, err := os.ReadFile(path)
 		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
