@@ -61,16 +61,19 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 			})
 		}
 	}
+	drained, began := int64(events)-came.Load(), time.Now()
 	eventually(t, 10*time.Minute, "all with the other callback", func() (bool, string) {
 		n := came.Load()
 		return n >= int64(events), fmt.Sprint(n, " came")
 	})
+	took := time.Since(began)
 	eventually(t, time.Minute, "all that waits in the database, and little in memory", func() (bool, string) {
 		waits, held := p.metric("gatehook_delivery_spilled_total"), p.metric("gatehook_delivery_queued")
 		return waits > float64(events)*0.9 && held <= 100, fmt.Sprint(waits, " wait in the database, ", held, " in memory")
 	})
 	used := p.peakMemory()
-	t.Logf("%d events wait; at most %d MiB were in use", events, used)
+	t.Logf("%d events wait; at most %d MiB were in use; the other callback got its last %d in %s, %.0f a second",
+		events, used, drained, took.Round(time.Millisecond), float64(drained)/took.Seconds())
 	if used > mostMemory {
 		t.Errorf("%d MiB were in use, want at most %d", used, mostMemory)
 	}

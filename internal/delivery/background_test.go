@@ -3,6 +3,7 @@ package delivery
 import (
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -109,4 +110,34 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	if err != nil || len(jobs) != 25 || background != 5 {
 		t.Errorf("took up %d, %d of the background (%v); want 25, 5", len(jobs), background, err)
 	}
+}
+
+// However many rows wait, and whatever the planner knows of them, a claim reads
+// little more than what it takes.
+func TestClaimReadsWhatItTakes(t *testing.T) {
+	t.Parallel()
+	const waiting, taken = 20_000, 100
+	b := setup(t, Config{})
+	b.stop()
+	fill := func(listeners string) {
+		b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
+			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i % 3 = 0 THEN 'c' || i % 300 ELSE '' END, i % 3 = 1
+			FROM generate_series(1, `+strconv.Itoa(waiting)+`) AS i, (VALUES `+listeners+`) AS v (l)`)
+	}
+	claims := func(listener int64) {
+		for name, due := range map[string]string{"ordered": dueOfKeys, "usual": dueOf("NOT q.background"), "background": dueOf("q.background")} {
+			plan, kinds, read := b.explain(t, claimOf(due), []int64{listener}, []int32{taken}, int64(1))
+			if read == 0 || read > 4*taken+10 || kinds["Seq Scan"] > 0 {
+				t.Errorf("listener %d, %s: %v rows were read for %d; by %v\n%s", listener, name, read, taken, kinds, plan)
+			}
+		}
+	}
+	fill(`(1), (2)`)
+	claims(1) // nothing is known of the table
+	b.exec(t, `ANALYZE retries`)
+	claims(1)
+	fill(`(3)`)
+	claims(3) // it is known that there is no such listener
+	b.exec(t, `ANALYZE retries`)
+	claims(3)
 }

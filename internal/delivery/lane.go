@@ -15,7 +15,7 @@ import (
 
 const (
 	// takeAtOnce bounds what a lane takes up from retries in one step.
-	takeAtOnce = 256
+	takeAtOnce = 512
 	// keyShare is the part of a lane's queue, one of so many, that one ordering
 	// key may fill: a key whose delivery hangs must leave room for others.
 	keyShare = 8
@@ -41,8 +41,11 @@ type lane struct {
 	keys        map[string]*key
 	// rowed is the deliveries in hand that got a row in retries meanwhile.
 	rowed map[event.Key]bool
-	// spilled: retries may hold deliveries that are due and only lack room.
-	spilled bool
+	// spilled: retries may hold deliveries that are due and only lack room;
+	// postponed: such of the background.
+	spilled, postponed bool
+	// typical is how large a payload that was taken up is on average, in bytes.
+	typical int
 
 	listener *event.Listener
 	target   *target
@@ -242,12 +245,34 @@ func (l *lane) load() (held, inFlight int, oldest time.Time) {
 	return l.size, l.inFlight, oldest
 }
 
-// hasMore notes that retries held more than the lane took.
-func (l *lane) hasMore() {
+// hasMore notes that retries may hold more than the lane took.
+func (l *lane) hasMore(usual, background bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.spilled = true
+	l.spilled, l.postponed = l.spilled || usual, l.postponed || background
+	l.fetch() // what it took may be delivered already
 }
+
+// fetch makes the retry loop look, if the lane wants more. Called with the lock
+// held.
+func (l *lane) fetch() {
+	if l.wants() {
+		l.spilled, l.postponed = false, false
+		l.d.wake()
+	}
+}
+
+// wants tells whether the lane takes up what retries hold. It does so when half
+// of what it may hold is delivered: the next page comes while the other half
+// is, and a page is worth its queries. Called with the lock held.
+func (l *lane) wants() bool {
+	return l.spilled && (l.ready.len() < l.pace.limit || l.size <= l.d.cfg.LaneQueue/2 && l.bytes <= l.d.cfg.LaneBytes/2) ||
+		l.postponed && l.ready.background.len() <= l.mostBackground()/2
+}
+
+// mostBackground is how much of the background a lane holds: the rest of the
+// queue is for what is received meanwhile.
+func (l *lane) mostBackground() int { return max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4)) }
 
 // pushTaken takes a job that was taken up from retries. It returns false if
 // the job has to wait there for an older one of its key.
@@ -263,6 +288,7 @@ func (l *lane) pushTaken(j job) bool {
 		k.park(j.stored.Key)
 	}
 	l.keep(&j)
+	l.typical += (len(j.stored.Data) - l.typical) / 16
 	l.ready.push(j)
 	l.start()
 	return true
@@ -284,9 +310,8 @@ func (l *lane) room(now time.Time) (all, background int) {
 	case l.full():
 		return 0, 0
 	default:
-		all = min(l.d.cfg.LaneQueue-l.size, takeAtOnce)
-		// The rest of the queue is for what is received meanwhile.
-		return all, min(all, max(0, max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4))-l.ready.background.len()))
+		all = min(l.d.cfg.LaneQueue-l.size, takeAtOnce, max(1, (l.d.cfg.LaneBytes-l.bytes)/max(1, l.typical)))
+		return all, min(all, max(0, l.mostBackground()-l.ready.background.len()))
 	}
 }
 
@@ -405,10 +430,7 @@ func (l *lane) next() (j job, t *target, listener *event.Listener, bad error, ok
 		return job{}, nil, nil, nil, false
 	}
 	j = l.ready.pop()
-	if l.spilled && l.ready.len() < l.pace.limit {
-		l.spilled = false
-		l.d.wake()
-	}
+	l.fetch()
 	return j, l.target, l.listener, l.bad, true
 }
 

@@ -205,7 +205,10 @@ func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Tim
 // urgent tells whether somebody waits for the record to be written: who flushes
 // or closes, or the next delivery of an ordering key.
 func (r *record) urgent() bool {
-	return r.mark != nil || r.job.batch == nil && r.settle == nil
+	if r.job.stored == nil {
+		return r.settle == nil
+	}
+	return r.job.batch == nil && r.job.orderKey != ""
 }
 
 // write stores records in one transaction, trying until it succeeds or ctx

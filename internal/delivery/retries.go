@@ -131,9 +131,7 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 		}
 	}
 	for _, r := range rooms {
-		if r.all <= 0 || r.background <= 0 {
-			d.lane(r.listener).hasMore()
-		}
+		d.lane(r.listener).hasMore(r.all <= 0, r.background <= 0)
 	}
 	return nil
 }
@@ -218,7 +216,8 @@ func (d *Delivery) freeUnsure(ctx context.Context) error {
 
 // claim marks due rows as this instance's: those of the background only where
 // there is room left. Of a key that is ordered only the oldest is due, whoever
-// has it. On an error what it returns may be claimed.
+// has it. On an error what it returns may be claimed: all answers are read
+// before the commit.
 func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
@@ -228,45 +227,50 @@ func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []
 	for _, r := range rooms {
 		left[r.listener] = r.all
 	}
-	for _, due := range []string{dueOfKeys, dueOf("NOT q.background"), dueOf("q.background")} {
-		var ids []int64
-		var counts []int32
-		for _, r := range rooms {
-			n := left[r.listener]
-			if due == dueOf("q.background") {
-				n = min(n, r.background)
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		for _, due := range []string{dueOfKeys, dueOf("NOT q.background"), dueOf("q.background")} {
+			var ids []int64
+			var counts []int32
+			for _, r := range rooms {
+				n := left[r.listener]
+				if due == dueOf("q.background") {
+					n = min(n, r.background)
+				}
+				if n > 0 {
+					ids, counts = append(ids, r.listener), append(counts, int32(n))
+				}
 			}
-			if n > 0 {
-				ids, counts = append(ids, r.listener), append(counts, int32(n))
+			if len(ids) == 0 {
+				continue
+			}
+			some, of, err := claimSome(ctx, tx, owner, ids, counts, due)
+			if err != nil {
+				return err
+			}
+			jobs, keys = append(jobs, some...), append(keys, of...)
+			for i := range some {
+				left[some[i].listener]--
 			}
 		}
-		if len(ids) == 0 {
-			continue
-		}
-		some, of, err := d.claimSome(ctx, owner, ids, counts, due)
-		jobs, keys = append(jobs, some...), append(keys, of...)
-		if err != nil {
-			return jobs, keys, err
-		}
-		for i := range some {
-			left[some[i].listener]--
-		}
-	}
-	return jobs, keys, nil
+		return nil
+	})
+	return jobs, keys, err
 }
+
+// What is due is selected by where its rows are (ctid), and claimed there: rows
+// that are joined by their keys the planner finds by reading the whole table,
+// since it can't know how few they are. Nobody moves a row that is locked.
 
 // dueOf selects due rows without an order, of one kind. The kind is part of the
 // text: by a parameter the planner could not tell which index is meant.
 func dueOf(kind string) string {
-	return `WITH due AS (
-			SELECT r.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
-			CROSS JOIN LATERAL (
-				SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q
-				WHERE q.listener_id = l.id AND q.state = 'pending' AND ` + kind + ` AND q.due_at <= now() AND q.owner IS NULL
-					AND q.order_key = ''
-				ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
-			) r
-		)`
+	return `SELECT r.ctid FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
+		CROSS JOIN LATERAL (
+			SELECT q.ctid FROM retries q
+			WHERE q.listener_id = l.id AND q.state = 'pending' AND ` + kind + ` AND q.due_at <= now() AND q.owner IS NULL
+				AND q.order_key = ''
+			ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
+		) r`
 }
 
 // dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
@@ -275,46 +279,43 @@ func dueOf(kind string) string {
 const dueOfKeys = `WITH RECURSIVE head AS (
 			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (
-				SELECT q.order_key, q.batch_id, q.ordinal FROM retries q
+				SELECT q.order_key, q.ctid AS place, q.background, q.due_at, q.owner FROM retries q
 				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.order_key <> ''
 				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
 			) h
 			UNION ALL
 			SELECT p.id, p.room, h.* FROM head p
 			CROSS JOIN LATERAL (
-				SELECT q.order_key, q.batch_id, q.ordinal FROM retries q
+				SELECT q.order_key, q.ctid AS place, q.background, q.due_at, q.owner FROM retries q
 				WHERE q.listener_id = p.id AND q.state = 'pending' AND q.order_key <> '' AND q.order_key > p.order_key
 				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
 			) h
 		), ready AS (
-			SELECT q.batch_id, q.ordinal, q.listener_id, h.room,
-				row_number() OVER (PARTITION BY q.listener_id ORDER BY q.background, q.due_at) AS place
-			FROM head h JOIN retries q ON q.batch_id = h.batch_id AND q.ordinal = h.ordinal AND q.listener_id = h.id
-			WHERE q.due_at <= now() AND q.owner IS NULL
-		), due AS (
-			SELECT q.batch_id, q.ordinal, q.listener_id FROM retries q JOIN ready r
-				ON q.batch_id = r.batch_id AND q.ordinal = r.ordinal AND q.listener_id = r.listener_id
-			WHERE r.place <= r.room AND q.state = 'pending' AND q.due_at <= now() AND q.owner IS NULL
-			FOR UPDATE OF q SKIP LOCKED
-		)`
+			SELECT place, room, row_number() OVER (PARTITION BY id ORDER BY background, due_at) AS nth
+			FROM head WHERE due_at <= now() AND owner IS NULL
+		)
+		SELECT ctid FROM retries WHERE ctid = ANY (ARRAY(SELECT place FROM ready WHERE nth <= room))
+			AND state = 'pending' AND due_at <= now() AND owner IS NULL
+		FOR UPDATE SKIP LOCKED`
+
+// claimOf claims what a query selects.
+func claimOf(due string) string {
+	return `UPDATE retries SET owner = $3, updated_at = now() WHERE ctid = ANY (ARRAY(` + due + `))
+		RETURNING batch_id, ordinal, listener_id, attempt, order_key, asked, background`
+}
 
 // claimSome claims the rows that a query calls due.
-func (d *Delivery) claimSome(ctx context.Context, owner int64, ids []int64, counts []int32, due string) (jobs []job, keys []event.Key, err error) {
-	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, due+` UPDATE retries t SET owner = $3, updated_at = now() FROM due
-			WHERE t.batch_id = due.batch_id AND t.ordinal = due.ordinal AND t.listener_id = due.listener_id
-			RETURNING t.batch_id, t.ordinal, t.listener_id, t.attempt, t.order_key, t.asked, t.background`, ids, counts, owner)
-		if err != nil {
-			return err
-		}
-		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
-			var k event.Key
-			j := job{owner: owner}
-			err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked, &j.background)
-			keys = append(keys, k)
-			return j, err
-		})
-		return err
+func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, due string) (jobs []job, keys []event.Key, err error) {
+	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner)
+	if err != nil {
+		return nil, nil, err
+	}
+	jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
+		var k event.Key
+		j := job{owner: owner}
+		err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked, &j.background)
+		keys = append(keys, k)
+		return j, err
 	})
 	return jobs, keys, err
 }
@@ -343,14 +344,10 @@ func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key)
 // ordered waits in retries when it returns: newer events may then be received,
 // here or elsewhere.
 func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
-	ids := make([]int64, len(batches))
-	for i, b := range batches {
-		ids[i] = b.ID
-	}
 	wanted, of := wantedBy(batches)
-	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, listener_id
-			FROM unnest($2::bigint[], $3::bigint[]) AS u (listener_id, batch_id) JOIN attempts USING (listener_id, batch_id) WHERE delivered
-		UNION ALL SELECT batch_id, ordinal, listener_id FROM retries WHERE batch_id = ANY($1)`, ids, wanted, of)
+	rows, err := d.pool.Query(ctx, `WITH u AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u (listener_id, batch_id))
+		SELECT batch_id, ordinal, listener_id FROM u JOIN attempts USING (listener_id, batch_id) WHERE delivered
+		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, wanted, of)
 	if err != nil {
 		return fmt.Errorf("read what was settled: %w", err)
 	}

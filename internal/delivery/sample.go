@@ -156,8 +156,8 @@ func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
 }
 
 // backlogQuery is written so that the planner is left no choice of another index
-// than retries_due, retries_background and retries_oldest. By an equal listener_id it would walk
-// through the primary key instead, past the rows of all listeners.
+// than those on due_at and retries_oldest. By an equal listener_id it would walk
+// through the primary key instead, past all rows that are final.
 const backlogQuery = `WITH RECURSIVE l AS (
 		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
 		UNION ALL
@@ -166,10 +166,13 @@ const backlogQuery = `WITH RECURSIVE l AS (
 		FROM l WHERE l.listener_id IS NOT NULL
 	) SELECT listener_id,
 		(SELECT count(*) FROM (
-			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND NOT r.background
+			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.order_key <> ''
 				AND r.due_at <= now() ORDER BY r.due_at LIMIT $1)
 			UNION ALL
-			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.background
+			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.order_key = '' AND NOT r.background
+				AND r.due_at <= now() ORDER BY r.due_at LIMIT $1)
+			UNION ALL
+			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.order_key = '' AND r.background
 				AND r.due_at <= now() ORDER BY r.due_at LIMIT $1)
 			LIMIT $1) AS due),
 		(SELECT r.batch_id FROM retries r WHERE r.state = 'pending' AND (r.listener_id, r.batch_id) >= (l.listener_id, 0)
