@@ -63,7 +63,10 @@ func TestExamples(t *testing.T) {
 			case "discord":
 				discord(t, s, e.run, "", answers)
 			case "carbon":
-				discord(t, s, e.run, "/events", func(t *testing.T, s *server, tap *tap, channel string) { answersSoon(t, s, tap, channel) })
+				discord(t, s, e.run, "/events", func(t *testing.T, s *server, tap *tap, channel string) {
+					t.Helper()
+					answersSoon(t, s, tap, channel)
+				})
 			case "chat-sdk":
 				chatSDK(t, s, e.run)
 			}
@@ -210,22 +213,22 @@ func refuses(t *testing.T, s *server, channel, url string, body []byte, forged m
 	t.Helper()
 	before := len(s.rest.messages(channel))
 	for what, header := range forged {
-		if status := post(t, url, header, body); status != http.StatusUnauthorized {
+		if status := post(t.Context(), t, url, header, body); status != http.StatusUnauthorized {
 			t.Errorf("%s: %d, want 401", what, status)
 		}
 	}
 	changed := []byte(strings.Replace(string(body), "!ping", "!pinh", 1))
-	if status := post(t, url, good, changed); status != http.StatusUnauthorized {
+	if status := post(t.Context(), t, url, good, changed); status != http.StatusUnauthorized {
 		t.Errorf("a changed byte: %d, want 401", status)
 	}
 	unsigned := http.Header{"Content-Type": {"application/json"}, "Webhook-Id": {"dlv_of-the-test"}}
-	if status := post(t, url, unsigned, body); status != http.StatusUnauthorized {
+	if status := post(t.Context(), t, url, unsigned, body); status != http.StatusUnauthorized {
 		t.Errorf("no signature: %d, want 401", status)
 	}
 	if n := len(s.rest.messages(channel)); n != before {
 		t.Errorf("%d forged deliveries were answered in the channel", n-before)
 	}
-	if status := post(t, url, good, body); status/100 != 2 {
+	if status := post(t.Context(), t, url, good, body); status/100 != 2 {
 		t.Errorf("the good one: %d, want 2xx", status)
 	}
 	s.rest.wait(t, channel, before+1)

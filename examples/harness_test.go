@@ -198,9 +198,9 @@ func (s *server) call(t *testing.T, method, path, body string) (status int, answ
 }
 
 // post sends a delivery by hand and returns the status of the answer.
-func post(t *testing.T, url string, header http.Header, body []byte) int {
+func post(ctx context.Context, t *testing.T, url string, header http.Header, body []byte) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func (p *tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // the server ends
 	}
-	status := post(p.t, p.to, r.Header, body)
+	status := post(context.WithoutCancel(r.Context()), p.t, p.to, r.Header, body)
 	id := r.Header.Get("webhook-id")
 	if !bytes.Contains(body, []byte(`MESSAGE_CREATE"`)) || id == "" {
 		w.WriteHeader(status) // a PING
