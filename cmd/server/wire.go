@@ -23,6 +23,7 @@ import (
 	"github.com/gatehook/gatehook/internal/journal"
 	"github.com/gatehook/gatehook/internal/listeners"
 	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -50,6 +51,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 ) (*server, error) {
 	s := &server{log: log, pool: pool, registry: registry, httpDone: make(chan struct{})}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	postgres.RegisterMetrics(s.registry, pool)
 	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
 	var err error
 	if s.instance, err = journal.Join(ctx, pool, dir.name, 0, part("instance")); err != nil {

@@ -148,7 +148,10 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 		problem: "Discord's API was not asked yet",
 		shards:  make(map[event.Shard]*shard),
 	}
-	reg.MustRegister(newStatusCollector(g.Status))
+	reg.MustRegister(newStatusCollector(g.Status), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "gatehook", Subsystem: "gateway", Name: "held_back_events",
+		Help: "Events received that wait while another session or set of shards still delivers.",
+	}, g.heldBack))
 	return g
 }
 
@@ -208,6 +211,15 @@ func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err
 	s.left = func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
 	s.left(info.Limit.Remaining)
 	return s, info.Shards, nil
+}
+
+func (g *Gateway) heldBack() (n float64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.shards {
+		n += float64(s.heldBack())
+	}
+	return n
 }
 
 // Status tells how every shard is doing: those of the set that delivers in the

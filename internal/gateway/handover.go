@@ -143,6 +143,8 @@ func (l *link) lacks(wanted event.Intents) event.Intents {
 // has the old session: old as it was, or one that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
 	held := newHolding(out, s.timing.margin)
+	s.upgrade.Store(held)
+	defer s.upgrade.Store(nil)
 	l := newLink(s, held, event.Session{})
 	s.starts.ask(ctx)
 	l.intents = s.intents()

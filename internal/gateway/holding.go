@@ -90,6 +90,13 @@ func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan str
 	return nil, true
 }
 
+// len is how many events are held back.
+func (h *holding) len() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.held)
+}
+
 func (h *holding) isOpen() bool {
 	select {
 	case <-h.opened:

@@ -61,6 +61,16 @@ func TestHoldingIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if h.len() != maxHeldEvents {
+		t.Errorf("%d are held back, want %d", h.len(), maxHeldEvents)
+	}
+	gate := &shard{tenure: &tenure{gate: h}}
+	both := &shard{tenure: &tenure{gate: h}}
+	both.upgrade.Store(h)
+	g := &Gateway{shards: map[event.Shard]*shard{{ID: 0, Count: 3}: gate, {ID: 1, Count: 3}: both, {ID: 2, Count: 3}: {}}}
+	if n := g.heldBack(); n != 3*maxHeldEvents {
+		t.Errorf("the gauge shows %v, want %d", n, 3*maxHeldEvents)
+	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errDrain)
 	if err := h.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {

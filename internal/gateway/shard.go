@@ -90,6 +90,9 @@ type shard struct {
 
 	// current is the connection that delivers, or the last one that did.
 	current atomic.Pointer[running]
+	// upgrade is what a session with more intents holds back; nil while there
+	// is none.
+	upgrade atomic.Pointer[holding]
 
 	mu     sync.Mutex // guards what follows
 	status ShardStatus
@@ -101,6 +104,18 @@ func (s *shard) held() *tenure {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tenure
+}
+
+// heldBack is how many events wait for the session or the set of shards that
+// still delivers.
+func (s *shard) heldBack() (n int) {
+	if t := s.held(); t != nil && t.gate != nil {
+		n = t.gate.len()
+	}
+	if h := s.upgrade.Load(); h != nil {
+		n += h.len()
+	}
+	return n
 }
 
 func (s *shard) set(f func(*ShardStatus)) {

@@ -458,6 +458,9 @@ func TestQueueIsBounded(t *testing.T) {
 			t.Errorf("second round, step %d: %v, want %v", i, err, step.want)
 		}
 	}
+	if n, bytes, waits := q.load(); n != 2 || bytes != 2*entryOverhead || waits != 3 {
+		t.Errorf("%d entries of %d bytes, %d waits; want 2, %d, 3", n, bytes, waits, 2*entryOverhead)
+	}
 	waiting := make(chan error)
 	go func() { waiting <- q.push(t.Context(), small) }()
 	if n := len(q.take()); n < 2 {

@@ -23,10 +23,16 @@ func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
 		reg.MustRegister(h)
 		return h
 	}
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "gatehook", Subsystem: "journal", Name: "queue_events",
-		Help: "Events received that wait for their commit.",
-	}, func() float64 { return float64(q.len()) }))
+	opts := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: "gatehook", Subsystem: "journal", Name: name, Help: help}
+	}
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_events", "Events received that wait for their commit.")),
+			func() float64 { n, _, _ := q.load(); return float64(n) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_bytes", "What these events hold in memory.")),
+			func() float64 { _, n, _ := q.load(); return float64(n) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("queue_full_total", "How often a shard waited because the queue was full.")),
+			func() float64 { _, _, n := q.load(); return float64(n) }))
 	seconds := prometheus.ExponentialBuckets(0.0005, 2, 14)
 	return &metrics{
 		stored:      counter("events_stored_total", "Events committed for at least one listener."),

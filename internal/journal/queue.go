@@ -30,6 +30,7 @@ type queue struct {
 	entries []entry
 	bytes   int
 	closed  bool
+	waits   int           // how often somebody had to wait for room
 	space   chan struct{} // closed and replaced when entries were taken
 	wake    chan struct{} // holds one token while there is something to take
 }
@@ -43,7 +44,7 @@ func newQueue(maxEntries, maxBytes int) *queue {
 
 // push waits for room, ctx or the queue's end.
 func (q *queue) push(ctx context.Context, e entry) error {
-	size := e.size()
+	size, waited := e.size(), false
 	for {
 		q.mu.Lock()
 		if q.closed {
@@ -58,6 +59,10 @@ func (q *queue) push(ctx context.Context, e entry) error {
 			return nil
 		}
 		space := q.space
+		if !waited {
+			waited = true
+			q.waits++
+		}
 		q.mu.Unlock()
 		select {
 		case <-space:
@@ -99,10 +104,11 @@ func (q *queue) isClosed() bool {
 	return q.closed
 }
 
-func (q *queue) len() int {
+// load is what waits, and how often somebody had to wait for room.
+func (q *queue) load() (entries, bytes, waits int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.entries)
+	return len(q.entries), q.bytes, q.waits
 }
 
 func (q *queue) signal() {

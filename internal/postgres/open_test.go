@@ -2,10 +2,13 @@ package postgres
 
 import (
 	"context"
+	"maps"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // A process that stops in the middle of a transaction, with its connection
@@ -45,5 +48,55 @@ func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	var n int
 	if err := other.QueryRow(ctx, `SELECT n FROM leases`).Scan(&n); err != nil || n != 2 {
 		t.Errorf("n is %d, %v", n, err)
+	}
+}
+
+// TestPoolMetrics: a server whose statements wait for connections shows it.
+func TestPoolMetrics(t *testing.T) {
+	t.Parallel()
+	pool, err := Open(t.Context(), start(t, dataDir(t)).URL(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	reg := prometheus.NewRegistry()
+	RegisterMetrics(reg, pool)
+	shown := func() map[string]float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := make(map[string]float64)
+		for _, f := range families {
+			m := f.GetMetric()[0]
+			values[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+		return values
+	}
+	most := int(pool.Config().MaxConns)
+	for range most {
+		c, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Release()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := pool.Exec(ctx, `SELECT 1`); err == nil {
+		t.Fatal("there was one more connection")
+	}
+	got := shown()
+	if got["gatehook_postgres_waits_total"] == 0 || got["gatehook_postgres_wait_seconds_total"] == 0 {
+		t.Errorf("no waits: %v", got)
+	}
+	maps.DeleteFunc(got, func(name string, _ float64) bool {
+		return name == "gatehook_postgres_waits_total" || name == "gatehook_postgres_wait_seconds_total"
+	})
+	want := map[string]float64{
+		"gatehook_postgres_connections_in_use": float64(most), "gatehook_postgres_connections_idle": 0, "gatehook_postgres_connections_max": float64(most),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
