@@ -209,14 +209,11 @@ func (r *soakRound) judgeCustomer(c *customer, b *soakBooks, v *soakVerdict) (wr
 	return wrong
 }
 
-// judgeTables looks for what is left where nothing should be: of what is done
-// there is no batch any more, and retries has a row for each delivery that the
-// API lists in another state than delivered, in nobody's hands.
+// judgeTables looks for what is left where nothing should be: retries has a row
+// for each delivery that the API lists in another state than delivered, and no
+// other, in nobody's hands.
 func (r *soakRound) judgeTables(b *soakBooks) (wrong []string) {
 	r.t.Helper()
-	if n := r.count(`SELECT count(*) FROM batches`); n > 0 {
-		wrong = append(wrong, fmt.Sprintf("%d batches are not settled", n))
-	}
 	if n := r.count(`SELECT count(*) FROM retries WHERE owner IS NOT NULL`); n > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d rows of retries are in somebody's hands", n))
 	}

@@ -11,10 +11,10 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
-// habit is how a callback behaves.
+// habit is how a callback behaves, or what becomes of its listener.
 type habit string
 
-// The habits. Each has one listener in every round.
+// Each habit has one listener in every round.
 const (
 	takesAll  habit = "takes all"
 	slow      habit = "takes 50 to 200 ms"
@@ -110,10 +110,10 @@ const (
 
 // soakStep is one step of a round.
 type soakStep struct {
-	at     time.Duration // since the beginning, at the earliest
+	at     time.Duration // since the beginning, less the times for which servers were away
 	kind   kind
-	server int           // which one is restarted
-	away   time.Duration // for how long it is
+	server int           // which one is restarted, or asked
+	away   time.Duration // for how long it is not there
 }
 
 func (s soakStep) String() string {
@@ -134,7 +134,6 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 	between := func(from, to int) time.Duration { // percent of the length
 		return length*time.Duration(from)/100 + rand64(r, length*time.Duration(to-from)/100)
 	}
-	// A part that can end before the round does, and shorter than the schedule.
 	begins := between(20, 40)
 	steps = []soakStep{
 		{at: between(10, 30), kind: isDisabled},
@@ -142,10 +141,10 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 		{at: between(30, 70), kind: isDeleted},
 		{at: between(40, 80), kind: beginsAnsweringGone},
 		{at: begins, kind: outageBegins},
-		{at: begins + 2*time.Second + rand64(r, time.Second), kind: outageEnds},
+		{at: begins + 2*time.Second + rand64(r, time.Second), kind: outageEnds}, // so that most outlive it
 	}
 	for at := between(10, 25); at < length*9/10; at += 2*time.Second + rand64(r, length/10) {
-		s := soakStep{at: at, kind: stopped, server: r.IntN(servers), away: rand64(r, time.Second)}
+		s := soakStep{at: at, kind: stopped, away: rand64(r, time.Second)}
 		if kills(round, servers) && r.IntN(3) > 0 {
 			s.kind = killed
 			if length >= cycleLength && r.IntN(6) == 0 {
@@ -153,6 +152,9 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 			}
 		}
 		steps = append(steps, s)
+	}
+	for i := range steps {
+		steps[i].server = r.IntN(servers)
 	}
 	slices.SortStableFunc(steps, func(a, b soakStep) int { return int(a.at - b.at) })
 	return steps
