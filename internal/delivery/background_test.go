@@ -100,7 +100,7 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	b.commit(t, 40, 1, 1)
 	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, background)
 		SELECT batch_id, ordinal, 1, 0, now() - interval '1 h', ordinal < 20 FROM events`)
-	jobs, _, err := b.claim(t.Context(), []room{{1, 30, 5}})
+	jobs, _, err := b.claim(t.Context(), []room{{1, 30, 5}}, 1000)
 	background := 0
 	for _, j := range jobs {
 		if j.background {
@@ -126,7 +126,7 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 	}
 	claims := func(listener int64) {
 		for name, due := range map[string]string{"ordered": dueOfKeys, "usual": dueOf("NOT q.background"), "background": dueOf("q.background")} {
-			plan, kinds, read := b.explain(t, claimOf(due), []int64{listener}, []int32{taken}, int64(1))
+			plan, kinds, read := b.explain(t, claimOf(due), []int64{listener}, []int32{taken}, int64(1), 2*taken)
 			if read == 0 || read > 4*taken+10 || kinds["Seq Scan"] > 0 {
 				t.Errorf("listener %d, %s: %v rows were read for %d; by %v\n%s", listener, name, read, taken, kinds, plan)
 			}
@@ -140,4 +140,46 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 	claims(3) // it is known that there is no such listener
 	b.exec(t, `ANALYZE retries`)
 	claims(3)
+}
+
+// All lanes together take up a limited number, whatever they have room for.
+func TestClaimIsLimited(t *testing.T) {
+	t.Parallel()
+	b := setup(t, Config{})
+	b.stop()
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
+		SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i % 3 = 0 THEN 'c' || i ELSE '' END, i % 3 = 1
+		FROM generate_series(1, 60) AS i, generate_series(1, 3) AS l`)
+	rooms := []room{{1, 50, 50}, {2, 50, 50}, {3, 50, 50}}
+	for _, most := range []int{7, 63, 60} { // the last two have to go on to the next kind
+		jobs, keys, err := b.claim(t.Context(), rooms, most)
+		if err != nil || len(jobs) != most || len(keys) != most {
+			t.Errorf("took up %d (%v), want %d", len(jobs), err, most)
+		}
+	}
+	if n := b.count(t, `SELECT count(*) FROM retries WHERE owner = 1`); n != 7+63+60 {
+		t.Errorf("%d are claimed", n)
+	}
+}
+
+// Nobody waits for the records of a drain: they are written many at once.
+func TestUrgentRecords(t *testing.T) {
+	t.Parallel()
+	stored, of := &event.Stored{}, &batch{}
+	for name, tt := range map[string]struct {
+		rec  record
+		want bool
+	}{
+		"close":             {record{}, true},
+		"flush":             {record{mark: make(chan struct{})}, true},
+		"nothing to do":     {record{settle: of}, false},
+		"received":          {record{job: job{stored: stored, batch: of}}, false},
+		"received in order": {record{job: job{stored: stored, batch: of, orderKey: "1"}}, false},
+		"taken up":          {record{job: job{stored: stored}}, false},
+		"taken up in order": {record{job: job{stored: stored, orderKey: "1"}}, true},
+	} {
+		if got := tt.rec.urgent(); got != tt.want {
+			t.Errorf("%s: urgent %t", name, got)
+		}
+	}
 }

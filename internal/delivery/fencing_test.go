@@ -277,7 +277,7 @@ func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 	if n := b.count(t, `SELECT count(*) FROM retries`); n != 12 {
 		t.Errorf("%d of 12 deliveries have rows", n)
 	}
-	if jobs, _, err := b.claim(t.Context(), []room{{1, 100, 100}}); err != nil || len(jobs) > 0 {
+	if jobs, _, err := b.claim(t.Context(), []room{{1, 100, 100}}, 1000); err != nil || len(jobs) > 0 {
 		t.Errorf("another instance took up %d deliveries while the first is in flight (%v)", len(jobs), err)
 	}
 	close(answer)
@@ -366,7 +366,7 @@ func TestYieldedDeliveriesHaveRows(t *testing.T) {
 	if diff := cmp.Diff(want, b.retries(t)); diff != "" {
 		t.Errorf("retries (-want +got):\n%s", diff)
 	}
-	if jobs, _, err := b.claim(t.Context(), []room{{1, 100, 100}}); err != nil || len(jobs) > 0 {
+	if jobs, _, err := b.claim(t.Context(), []room{{1, 100, 100}}, 1000); err != nil || len(jobs) > 0 {
 		t.Errorf("%d deliveries overtake the one in flight (%v)", len(jobs), err)
 	}
 	close(answer)

@@ -44,6 +44,9 @@ type lane struct {
 	// spilled: retries may hold deliveries that are due and only lack room;
 	// postponed: such of the background.
 	spilled, postponed bool
+	// expired is below which batch what waits was looked at for its age: the retry
+	// loop's alone.
+	expired int64
 	// typical is how large a payload that was taken up is on average, in bytes.
 	typical int
 

@@ -119,6 +119,9 @@ func TestSeriesAreBounded(t *testing.T) {
 	late := ids[len(ids)-1]
 	b.deliver(t, b.commit(t, 1, 1, ids[:len(ids)-1]...))
 	<-b.settled
+	if err := b.recorder.flush(t.Context()); err != nil { // they are counted once they are stored
+		t.Fatal(err)
+	}
 	labels := func() map[string]bool {
 		found := map[string]bool{}
 		for series := range b.scrape(t) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -21,6 +22,9 @@ const (
 	putBack = 200 * time.Millisecond
 	// unparkAtOnce bounds how many ordering keys are looked at in one step.
 	unparkAtOnce = 1000
+	// claimAtOnce bounds what all lanes together take up in one step: it is in
+	// memory twice meanwhile, and the lanes that have nothing left wait for it.
+	claimAtOnce = 4096
 )
 
 // due tells the retry loop that a delivery will be due at a time.
@@ -104,7 +108,9 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	if err != nil || len(rooms) == 0 {
 		return err
 	}
-	jobs, keys, err := d.claim(ctx, rooms)
+	// Each is the first now and then: the others may get all of a step.
+	rand.Shuffle(len(rooms), func(i, j int) { rooms[i], rooms[j] = rooms[j], rooms[i] })
+	jobs, keys, err := d.claim(ctx, rooms, claimAtOnce)
 	if err == nil && len(jobs) > 0 {
 		err = d.loadEvents(ctx, jobs, keys)
 	}
@@ -132,6 +138,9 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	}
 	for _, r := range rooms {
 		d.lane(r.listener).hasMore(r.all <= 0, r.background <= 0)
+	}
+	if len(jobs) == claimAtOnce {
+		d.wake()
 	}
 	return nil
 }
@@ -187,15 +196,20 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 }
 
 // expireHeld ends what got too old while its lane stands still. Nobody is asked
-// about it: whoever takes up the others would have to go through it first.
+// about it: whoever takes up the others would have to go through it first. Of
+// what was looked at before only the last minute is looked at again: rows may
+// come late, but those that stay, since somebody asked for them, may be a
+// million. One that is missed is found too old when it is taken up.
 func (d *Delivery) expireHeld(ctx context.Context, l *event.Listener, now time.Time) error {
+	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
 	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now()
-		WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id < $2`,
-		l.ID, d.store.At(now.Add(-l.MaxAge)))
+		WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id >= $2 AND batch_id < $3`,
+		l.ID, lane.expired, d.store.At(until))
 	if err != nil {
 		return fmt.Errorf("expire what waits for listener %s: %w", event.ListenerID(l.ID), err)
 	}
-	d.lane(l.ID).series.Load().deliveries[expired].Add(float64(tag.RowsAffected()))
+	lane.expired = d.store.At(until.Add(-time.Minute))
+	lane.series.Load().deliveries[expired].Add(float64(tag.RowsAffected()))
 	return nil
 }
 
@@ -215,10 +229,10 @@ func (d *Delivery) freeUnsure(ctx context.Context) error {
 }
 
 // claim marks due rows as this instance's: those of the background only where
-// there is room left. Of a key that is ordered only the oldest is due, whoever
-// has it. On an error what it returns may be claimed: all answers are read
-// before the commit.
-func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []event.Key, err error) {
+// there is room left, and no more than most in all. Of a key that is ordered
+// only the oldest is due, whoever has it. On an error what it returns may be
+// claimed: all answers are read before the commit.
+func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -240,10 +254,10 @@ func (d *Delivery) claim(ctx context.Context, rooms []room) (jobs []job, keys []
 					ids, counts = append(ids, r.listener), append(counts, int32(n))
 				}
 			}
-			if len(ids) == 0 {
+			if len(ids) == 0 || most == len(jobs) {
 				continue
 			}
-			some, of, err := claimSome(ctx, tx, owner, ids, counts, due)
+			some, of, err := claimSome(ctx, tx, owner, ids, counts, most-len(jobs), due)
 			if err != nil {
 				return err
 			}
@@ -270,7 +284,7 @@ func dueOf(kind string) string {
 			WHERE q.listener_id = l.id AND q.state = 'pending' AND ` + kind + ` AND q.due_at <= now() AND q.owner IS NULL
 				AND q.order_key = ''
 			ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
-		) r`
+		) r LIMIT $4`
 }
 
 // dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
@@ -296,7 +310,7 @@ const dueOfKeys = `WITH RECURSIVE head AS (
 		)
 		SELECT ctid FROM retries WHERE ctid = ANY (ARRAY(SELECT place FROM ready WHERE nth <= room))
 			AND state = 'pending' AND due_at <= now() AND owner IS NULL
-		FOR UPDATE SKIP LOCKED`
+		LIMIT $4 FOR UPDATE SKIP LOCKED`
 
 // claimOf claims what a query selects.
 func claimOf(due string) string {
@@ -305,8 +319,8 @@ func claimOf(due string) string {
 }
 
 // claimSome claims the rows that a query calls due.
-func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, due string) (jobs []job, keys []event.Key, err error) {
-	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner)
+func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, most int, due string) (jobs []job, keys []event.Key, err error) {
+	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, most)
 	if err != nil {
 		return nil, nil, err
 	}
