@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,5 +154,146 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		if out := p.output(); strings.Contains(out, "panic") {
 			t.Errorf("%s: %s", tt.name, p.lastLines(20))
 		}
+	}
+}
+
+// TestKilledWhileDisabling: a server that is killed while it disables a listener
+// whose callback is gone, or has failed for days, has disabled it and tells so
+// once, or has not and does so when it finds the same again. Nothing is lost.
+func TestKilledWhileDisabling(t *testing.T) {
+	t.Parallel()
+	for reason, status := range map[string]int{"gone": http.StatusGone, "failing": http.StatusInternalServerError} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			discord := startDiscord(t)
+			database := postgrestest.URL(t)
+			p := newProcess(t, discord, "DATABASE_URL="+database)
+			p.start()
+			awaitReady(t, discord)
+			c := newPrompted(t)
+			operator := newSwitchable(t)
+			created := decode[struct{ ID string }](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q}`, c.URL), http.StatusCreated)
+			p.call("POST", "/listeners", fmt.Sprintf(`{"event":"GATEHOOK_LISTENER_DISABLED","url":%q}`, operator.URL))
+			conn, err := pgx.Connect(t.Context(), database)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(t.Context()) //nolint:errcheck // nothing is lost with it
+			if reason == "failing" {
+				p.drain()
+				if _, err := conn.Exec(t.Context(), `INSERT INTO listener_health SELECT id, now() - interval '6 days' FROM listeners WHERE url = $1`, c.URL); err != nil {
+					t.Fatal(err)
+				}
+				p.start()
+			}
+			expect := func(when string, disabled, told int) {
+				t.Helper()
+				var got [2]int
+				if err := conn.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM listeners WHERE NOT enabled AND disabled_reason = $1),
+					(SELECT count(*) FROM events WHERE name = 'GATEHOOK_LISTENER_DISABLED')`, reason).Scan(&got[0], &got[1]); err != nil {
+					t.Fatal(err)
+				}
+				if got != [2]int{disabled, told} {
+					t.Fatalf("%s: %d listeners are disabled and %d events tell of it, want %d and %d", when, got[0], got[1], disabled, told)
+				}
+			}
+			// kill kills the server while it waits for what a statement locks.
+			kill := func(lock string) {
+				t.Helper()
+				holder, err := pgx.Connect(t.Context(), database)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := holder.Exec(t.Context(), `BEGIN; `+lock); err != nil {
+					t.Fatal(err)
+				}
+				c.answers <- status
+				eventually(t, time.Minute, "waiting for what is locked", func() (waits bool, _ string) {
+					err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid)))`,
+						holder.PgConn().PID()).Scan(&waits)
+					return waits, fmt.Sprint(err)
+				})
+				p.stop(syscall.SIGKILL)
+				if err := holder.Close(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				// What was killed may have run on to its commit, which never came.
+				eventually(t, time.Minute, "gone from the database", func() (gone bool, _ string) {
+					err := conn.QueryRow(t.Context(), `SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+						WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend')`).Scan(&gone)
+					return gone, fmt.Sprint(err)
+				})
+			}
+			if _, err := discord.Dispatch(0, "MESSAGE_CREATE", []byte(`{"id":"1","channel_id":"2","author":{"id":"3"}}`)); err != nil {
+				t.Fatal(err)
+			}
+			id := c.await()
+			kill(`SELECT FROM listeners_version FOR UPDATE`)
+			expect("killed while it disables", 0, 0)
+			p.start()
+			if again := c.await(); again != id {
+				t.Errorf("%s came, want %s again", again, id)
+			}
+			kill(`LOCK TABLE attempts IN SHARE MODE`)
+			expect("killed before it recorded the attempt", 1, 1)
+			p.start()
+			eventually(t, time.Minute, "the operator is told", func() (bool, string) {
+				ids := operator.ids()
+				return len(ids) > 0, fmt.Sprint(ids)
+			})
+			if status, answer := p.call("PATCH", "/listeners/"+created.ID, `{"enabled":true}`); status != http.StatusOK {
+				t.Fatalf("enabling it again: %d %s", status, answer)
+			}
+			if again := c.await(); again != id {
+				t.Errorf("%s came, want %s again", again, id)
+			}
+			c.answers <- http.StatusNoContent
+			eventually(t, time.Minute, "delivered and recorded", func() (done bool, _ string) {
+				err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM attempts WHERE delivered AND listener_id = (SELECT id FROM listeners WHERE url = $1))
+					AND NOT EXISTS (SELECT FROM retries)`, c.URL).Scan(&done)
+				return done, fmt.Sprint(err)
+			})
+			expect("enabled again", 0, 1)
+			for _, told := range operator.ids() {
+				if told != operator.ids()[0] {
+					t.Error("it was told as two events")
+				}
+			}
+		})
+	}
+}
+
+// prompted is a callback that waits to be told what to answer.
+type prompted struct {
+	*httptest.Server
+	t       *testing.T
+	came    chan string // webhook-ids
+	answers chan int
+}
+
+func newPrompted(t *testing.T) *prompted {
+	t.Helper()
+	a := &prompted{t: t, came: make(chan string, 10), answers: make(chan int)}
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		a.came <- r.Header.Get("Webhook-Id")
+		select {
+		case status := <-a.answers:
+			w.WriteHeader(status)
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(a.Close)
+	return a
+}
+
+func (a *prompted) await() string {
+	a.t.Helper()
+	select {
+	case id := <-a.came:
+		return id
+	case <-time.After(time.Minute):
+		a.t.Fatal("no delivery came")
+		return ""
 	}
 }
