@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
@@ -139,8 +140,15 @@ func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"serve"}, {"migrate", "now"}, {"demo", "--nope"}, {"demo", "extra"}} {
 		var stderr bytes.Buffer
-		if err := run(t.Context(), args, env(), &stderr, &stderr); !errors.Is(err, errUsage) || stderr.Len() == 0 && len(args) < 2 {
+		err := run(t.Context(), args, env(), io.Discard, &stderr)
+		if wrong := strings.TrimLeft(args[len(args)-1], "-"); !errors.Is(err, errUsage) || !strings.Contains(stderr.String(), wrong) {
 			t.Errorf("%v: %v, %s", args, err, &stderr)
+		}
+	}
+	for _, args := range [][]string{{"help"}, {"--help"}, {"-h"}, {"version"}, {"--version"}, {"demo", "--help"}} {
+		var out bytes.Buffer
+		if err := run(t.Context(), args, env(), &out, &out); err != nil || out.Len() == 0 {
+			t.Errorf("%v: %v, %s", args, err, &out)
 		}
 	}
 	for _, args := range [][]string{{"demo", "--rate", "0"}, {"demo", "--frames", t.TempDir()}} {

@@ -43,8 +43,13 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 	flags.DurationVar(&o.runFor, "for", 0, "stop after this long, and fail unless every event was delivered and verified")
 	flags.StringVar(&o.frames, "frames", "", "send the recorded gateway frames of this directory (JSON, one a file)")
 	flags.Float64Var(&o.rate, "rate", 5, "events a second")
-	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return nil
+	case err != nil:
 		return errUsage
+	case flags.NArg() > 0:
+		return misused(stderr, "demo takes no arguments, but got %q", flags.Args())
 	}
 	if o.rate <= 0 || o.rate > 10000 {
 		return fmt.Errorf("--rate %v is not usable: accepted is a number from above 0 to 10000", o.rate)

@@ -4,6 +4,7 @@
 //	server          serves
 //	server demo     the whole product on this machine, with a simulated Discord
 //	server migrate  applies the migrations and exits
+//	server version  prints the version
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 )
 
@@ -58,6 +60,8 @@ const usage = `usage: server [command]
   (none)    keep the shards connected and deliver; configured by the environment
   demo      the whole product on this machine, with a simulated Discord
   migrate   apply the database migrations and exit
+  version   print the version
+  help      print this
 `
 
 var errUsage = errors.New("usage")
@@ -75,10 +79,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return serve(ctx, getenv, stdout, stderr)
 	case command == "migrate" && len(args) == 0:
 		return migrate(ctx, getenv, stderr)
+	case command == "version" || command == "--version":
+		fmt.Fprintln(stdout, version())
+		return nil
+	case slices.Contains([]string{"help", "--help", "-help", "-h"}, command):
+		fmt.Fprint(stdout, usage)
+		return nil
+	case command == "migrate":
+		return misused(stderr, "migrate takes no arguments, but got %q", args)
 	default:
-		fmt.Fprint(stderr, usage)
-		return errUsage
+		return misused(stderr, "there is no command %q", command)
 	}
+}
+
+// misused says what is wrong with the command line, and what can be said.
+func misused(stderr io.Writer, format string, args ...any) error {
+	fmt.Fprintf(stderr, format+"\n"+usage, args...)
+	return errUsage
 }
 
 // version is what the build says, or "dev".
