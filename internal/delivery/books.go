@@ -70,12 +70,12 @@ func (e *entry) status() string {
 // oldest.
 var newest = event.Key{Batch: math.MaxInt64, Ordinal: math.MaxInt32}
 
-// page lists deliveries of a listener, newest first, that are older than
-// before; those of one status unless that is "".
-func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
+// pageQueries select the keys of a listener's deliveries ($1) of one status, or
+// of all if it is "": those before a key ($2, $3), so many ($4), newest first.
+// The status is part of the text: by a parameter the planner could not tell
+// which index is meant.
+func pageQueries(status string) (queries []string) {
 	const order = ` AND (batch_id, ordinal) < ($2, $3) ORDER BY batch_id DESC, ordinal DESC LIMIT $4`
-	var queries []string
-	args := []any{listener, before.Batch, before.Ordinal, limit}
 	if status == "" || status == statusDelivered {
 		where := ``
 		if status != "" {
@@ -91,9 +91,15 @@ func (d *Delivery) page(ctx context.Context, listener int64, status string, befo
 		}
 		queries = append(queries, `SELECT batch_id, ordinal FROM retries WHERE listener_id = $1`+where+order)
 	}
+	return queries
+}
+
+// page lists deliveries of a listener, newest first, that are older than
+// before; those of one status unless that is "".
+func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
 	var keys []event.Key
-	for _, q := range queries {
-		rows, err := d.pool.Query(ctx, q, args...)
+	for _, q := range pageQueries(status) {
+		rows, err := d.pool.Query(ctx, q, listener, before.Batch, before.Ordinal, limit)
 		if err != nil {
 			return nil, fmt.Errorf("list deliveries: %w", err)
 		}

@@ -248,8 +248,8 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 	}
 }
 
-// explain runs a query and tells how many rows of retries it read, and by which
-// kinds of scans.
+// explain runs a query and tells how many rows of retries and attempts it read,
+// and by which kinds of scans.
 func (b *bundle) explain(t *testing.T, query string, args ...any) (plan []byte, kinds map[string]int, read float64) {
 	t.Helper()
 	if err := b.pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) `+query, args...).Scan(&plan); err != nil {
@@ -262,7 +262,8 @@ func (b *bundle) explain(t *testing.T, query string, args ...any) (plan []byte, 
 	kinds = make(map[string]int)
 	walk(root, func(node map[string]any) {
 		kind, _ := node["Node Type"].(string)
-		if strings.Contains(kind, "Scan") && node["Relation Name"] == "retries" {
+		table, _ := node["Relation Name"].(string)
+		if strings.Contains(kind, "Scan") && (table == "retries" || strings.HasPrefix(table, "attempts")) {
 			rows, _ := node["Actual Rows"].(float64)
 			loops, _ := node["Actual Loops"].(float64)
 			removed, _ := node["Rows Removed by Filter"].(float64)
