@@ -63,8 +63,11 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
 		Keys:        cfg.encryption,
 		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
-		Forget:      delivery.Forget,
-		Renew:       delivery.Renew,
+		Locate: func(ctx context.Context, u *url.URL) error {
+			return delivery.Locate(ctx, cfg.allowTargets, nil, u)
+		},
+		Forget: delivery.Forget,
+		Renew:  delivery.Renew,
 		// The others are made next; nobody calls before that.
 		Advise: func(ctx context.Context, p event.Pattern, before event.Intents) (string, []string) {
 			return s.gateway.Advise(ctx, p, before)

@@ -174,10 +174,7 @@ func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 			return fmt.Errorf("%q is not a port", s)
 		}
 	}
-	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
-	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		host = "127.0.0.1" // RFC 6761, section 6.3
-	}
+	host := hostIn(u)
 	addr, err := netip.ParseAddr(host)
 	switch reason := refusedPort(port); {
 	case err == nil:
@@ -190,6 +187,41 @@ func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 		return errors.New("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only: use https://")
 	}
 	return nil
+}
+
+// hostIn is the host of a URL as it is looked up, or the address that it is.
+func hostIn(u *url.URL) string {
+	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return "127.0.0.1" // RFC 6761, section 6.3
+	}
+	return host
+}
+
+// locateTimeout bounds the lookup of a name for Locate.
+const locateTimeout = 5 * time.Second
+
+// Locate says why a callback that CheckTarget has nothing against has no place
+// now, or nil: without TLS its name has to have an allowed address. It is for
+// whoever registers it; what a name has when it is dialed is looked at again. A
+// nil resolver is the system's.
+func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.URL) error {
+	host := hostIn(u)
+	if _, err := netip.ParseAddr(host); err == nil || u.Scheme != "http" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
+	defer cancel()
+	addrs, err := r.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s does not resolve: use https://", host)
+	}
+	for _, addr := range addrs {
+		if (guard{allow: allow}).allowed(addr.Unmap().WithZone("")) {
+			return nil
+		}
+	}
+	return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s resolves to %v: use https://", host, addrs[0])
 }
 
 // looksNumeric tells of a host that some resolvers and proxies take for an

@@ -221,6 +221,39 @@ func TestCheckTarget(t *testing.T) {
 	}
 }
 
+// TestLocate: a name without TLS needs an allowed address when it is registered.
+func TestLocate(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		url, v4, v6 string
+		refused     string // a part of why
+		queries     bool
+	}{
+		{"https://callback.test/", "93.184.216.34", "", "", false},
+		{"http://127.0.0.1:1/", "93.184.216.34", "", "", false},
+		{"http://[::1]/", "93.184.216.34", "", "", false},
+		{"http://LocalHost./", "93.184.216.34", "", "", false},
+		{"http://callback.test/", "127.0.0.7", "", "", true},
+		{"http://callback.test/", "10.0.0.1", "", "resolves to 10.0.0.1", true},
+		{"http://callback.test/", "93.184.216.34", "2606:4700::1", "callback.test resolves to", true},
+		{"http://callback.test/", "127.0.0.7", "2606:4700::1", "", true},
+		{"http://callback.test/", "", "", "does not resolve", true},
+	} {
+		names := newNameServer(func(_ int, v6 bool) netip.Addr {
+			addr, _ := netip.ParseAddr(map[bool]string{false: tt.v4, true: tt.v6}[v6])
+			return addr
+		})
+		u, err := url.Parse(tt.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = Locate(t.Context(), loopback, names.resolver(), u)
+		if (err == nil) != (tt.refused == "") || err != nil && !strings.Contains(err.Error(), tt.refused) || (names.queries.Load() > 0) != tt.queries {
+			t.Errorf("%s at %q and %q: %v, %d queries", tt.url, tt.v4, tt.v6, err, names.queries.Load())
+		}
+	}
+}
+
 // nameServer answers DNS queries in memory: no test asks a real one.
 type nameServer struct {
 	// answer gives the address for the n-th query of a kind, from 0 on; the

@@ -101,10 +101,16 @@ func openWith(t testing.TB, pool *pgxpool.Pool, keys secret.Keys) (*Listeners, e
 	return Open(t.Context(), pool, Config{
 		Keys:        keys,
 		CheckTarget: checkTarget,
-		Ping:        ping,
-		Advise:      advise,
-		Forget:      func(context.Context, pgx.Tx, int64) error { return nil },
-		Renew:       func(context.Context, pgx.Tx, int64) error { return nil },
+		Locate: func(_ context.Context, u *url.URL) error {
+			if strings.HasPrefix(u.Hostname(), "nowhere") {
+				return errors.New("it does not resolve")
+			}
+			return nil
+		},
+		Ping:   ping,
+		Advise: advise,
+		Forget: func(context.Context, pgx.Tx, int64) error { return nil },
+		Renew:  func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
 }
 
@@ -313,6 +319,9 @@ func TestListenerThroughItsLife(t *testing.T) {
 	if taken.status != http.StatusConflict || deref(taken.problem.ListenerId) != id {
 		t.Errorf("patched onto another: %d %v", taken.status, taken.body)
 	}
+	if moved := a.call(t, "PATCH", "/listeners/"+id, `{"url":"https://nowhere.example/"}`); moved.status != 400 || deref(moved.problem.Field) != "url" {
+		t.Errorf("to where nothing is: %d %v", moved.status, moved.body)
+	}
 	if gone := a.call(t, "DELETE", "/listeners/"+id, ""); gone.status != 204 {
 		t.Errorf("DELETE: %d %v", gone.status, gone.body)
 	}
@@ -357,6 +366,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{`{"event":"READY","url":"e.com"}`, 400, "url", "https://"},
 		{`{"event":"READY","url":"ftp://e.com"}`, 400, "url", ""},
 		{`{"event":"READY","url":"http://93.184.216.34/"}`, 400, "url", "https://"},
+		{`{"event":"READY","url":"https://nowhere.example/"}`, 400, "url", "does not resolve"},
 		{`{"event":"READY","url":"https://u:p@e.com"}`, 400, "url", "password"},
 		{`{"event":"READY","url":"https://e.com/#x"}`, 400, "url", "fragment"},
 		{`{"event":"READY","url":"https://e.com/` + strings.Repeat("€", 1000) + `"}`, 400, "url", "2048 bytes"},

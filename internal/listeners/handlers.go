@@ -33,6 +33,9 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 	if err != nil {
 		return nil, err
 	}
+	if err := s.locate(ctx, nil, &r); err != nil {
+		return nil, err
+	}
 	if err := s.ping(ctx, nil, &r, req.Body.Verify); err != nil {
 		return nil, err
 	}
@@ -158,8 +161,8 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 	return openapi.UpdateListener200JSONResponse(shown), nil
 }
 
-// foresee is advise and ping for a change: before its transaction, which must
-// wait neither for a callback nor for Discord. What can't be looked up is left
+// foresee is advise, locate and ping for a change: before its transaction, which
+// must wait neither for a callback nor for Discord. What can't be looked up is left
 // to that.
 func (s *Listeners) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
 	read, cancel := context.WithTimeout(ctx, callTimeout)
@@ -174,6 +177,9 @@ func (s *Listeners) foresee(ctx context.Context, id int64, in *openapi.ListenerU
 	}
 	notes, err := s.advise(ctx, &before, &after)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.locate(ctx, &before, &after); err != nil {
 		return nil, err
 	}
 	return notes, s.ping(ctx, &before, &after, in.Verify)

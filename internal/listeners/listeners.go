@@ -29,6 +29,8 @@ type Config struct {
 	Keys secret.Keys
 	// CheckTarget says why a callback at a URL could never be dialed, or nil.
 	CheckTarget func(*url.URL) error
+	// Locate says why a callback can't be dialed now, or nil. It looks names up.
+	Locate func(context.Context, *url.URL) error
 	// Advise says what registering for some events means: in refusal, why they
 	// can never come, or ""; in notes, what will happen. before are the intents
 	// that were needed so far.

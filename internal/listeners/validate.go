@@ -138,6 +138,22 @@ func (s *Listeners) apply(p *problems, r *registration, c change) {
 	}
 }
 
+// locate refuses a URL that leads nowhere now. before is what was registered
+// already, nil for nothing.
+func (s *Listeners) locate(ctx context.Context, before, after *registration) error {
+	if before != nil && before.URL == after.URL {
+		return nil
+	}
+	u, err := url.Parse(after.URL)
+	if err == nil {
+		err = s.cfg.Locate(ctx, u)
+	}
+	if err != nil {
+		return openapi.FieldError("url", err.Error())
+	}
+	return nil
+}
+
 // ping refuses a callback in the format discord that does not verify
 // signatures. before is what was registered already, nil for nothing.
 func (s *Listeners) ping(ctx context.Context, before, after *registration, verify *bool) error {
