@@ -1,9 +1,10 @@
 package delivery
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -112,34 +113,63 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	}
 }
 
-// However many rows wait, and whatever the planner knows of them, a claim reads
-// little more than what it takes.
+// However many rows wait, and whatever the planner knows of them, or knew when
+// it made its plan, a claim reads little more than what it takes.
 func TestClaimReadsWhatItTakes(t *testing.T) {
 	t.Parallel()
-	const waiting, taken = 20_000, 100
+	const waiting, taken, keys = 20_000, 100, 300
 	b := setup(t, Config{})
 	b.stop()
-	fill := func(listeners string) {
-		b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
-			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i % 3 = 0 THEN 'c' || i % 300 ELSE '' END, i % 3 = 1
-			FROM generate_series(1, `+strconv.Itoa(waiting)+`) AS i, (VALUES `+listeners+`) AS v (l)`)
+	fill := func(listeners string, rows, ordered int) { // all of the rows, or one of so many
+		b.exec(t, fmt.Sprintf(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
+			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i %% %d = 0 THEN 'c' || i %% %d ELSE '' END, i %% 3 = 1
+			FROM generate_series(1, %d) AS i, (VALUES %s) AS v (l)`, ordered, keys, rows, listeners))
 	}
-	claims := func(listener int64) {
-		for name, due := range map[string]string{"ordered": dueOfKeys, "usual": dueOf("NOT q.background"), "background": dueOf("q.background")} {
-			plan, kinds, read := b.explain(t, claimOf(due), []int64{listener}, []int32{taken}, int64(1), 2*taken)
-			if read == 0 || read > 4*taken+10 || kinds["Seq Scan"] > 0 {
-				t.Errorf("listener %d, %s: %v rows were read for %d; by %v\n%s", listener, name, read, taken, kinds, plan)
+	conn, err := b.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	// As in a claim's transaction. Each statement keeps the plan of its first use.
+	if _, err := conn.Exec(t.Context(), strings.ReplaceAll(byIndex, "true", "false")+`, set_config('plan_cache_mode', 'force_generic_plan', false)`); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Conn().Close(t.Context()) //nolint:errcheck // its settings must not be another test's
+	kinds := map[string]string{"ordered": dueOfKeys, "usual": dueOf("NOT q.background"), "background": dueOf("q.background")}
+	claims := func(listener int64, statements string) {
+		for name := range kinds {
+			plan, scans, read := explain(t, conn, fmt.Sprintf(`EXECUTE %s_%s('{%d}', '{%d}', 1, %d)`, name, statements, listener, taken, 2*taken))
+			if read > 4*taken+keys+10 {
+				t.Errorf("listener %d, %s, %s: %v rows were read for %d; by %v\n%s", listener, name, statements, read, taken, scans, plan)
 			}
 		}
 	}
-	fill(`(1), (2)`)
-	claims(1) // nothing is known of the table
-	b.exec(t, `ANALYZE retries`)
-	claims(1)
-	fill(`(3)`)
-	claims(3) // it is known that there is no such listener
-	b.exec(t, `ANALYZE retries`)
-	claims(3)
+	prepare := func(statements string, listener int64) {
+		for name, due := range kinds {
+			if _, err := conn.Exec(t.Context(), fmt.Sprintf(`PREPARE %s_%s (bigint[], int[], bigint, bigint) AS %s`, name, statements, claimOf(due))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		claims(listener, statements)
+	}
+	prepare("empty", 1)
+	fill(`(1)`, 10, 1)
+	prepare("small", 1)
+	fill(`(2), (3)`, waiting, 3)
+	fill(`(4)`, waiting, 1)
+	prepare("unknown", 2) // the planner has looked at nothing yet
+	all := []string{"empty", "small", "unknown"}
+	for listener := range int64(4) {
+		for _, statements := range all {
+			claims(listener+1, statements)
+		}
+	}
+	b.exec(t, `ANALYZE retries`) // all plans are made anew
+	for listener := range int64(4) {
+		claims(listener+1, "unknown")
+	}
+	fill(`(5)`, waiting, 1)
+	claims(5, "unknown") // it is known that there is no such listener
 }
 
 // All lanes together take up a limited number, whatever they have room for.

@@ -30,7 +30,7 @@ func TestPageReadsWhatItShows(t *testing.T) {
 			}
 			for _, before := range []event.Key{newest, {Batch: 15000}} {
 				for _, query := range pageQueries(status) {
-					plan, kinds, read := b.explain(t, query, listener, before.Batch, before.Ordinal, limit)
+					plan, kinds, read := explain(t, b.pool, query, listener, before.Batch, before.Ordinal, limit)
 					// Of what is delivered one in twenty is left out, each is looked
 					// for in retries, and a sort reads one ahead.
 					if read > 3*limit {

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -242,7 +244,7 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 	if _, err := b.pool.Exec(t.Context(), `VACUUM ANALYZE retries`); err != nil {
 		t.Fatal(err)
 	}
-	plan, kinds, read := b.explain(t, backlogQuery, mostDue)
+	plan, kinds, read := explain(t, b.pool, backlogQuery, mostDue)
 	if most := float64(5*mostDue + 50); read == 0 || read > most || len(kinds) != 1 || kinds["Index Only Scan"] == 0 {
 		t.Errorf("%v rows were read, want at most %v; by %v\n%s", read, most, kinds, plan)
 	}
@@ -250,9 +252,12 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 
 // explain runs a query and tells how many rows of retries and attempts it read,
 // and by which kinds of scans.
-func (b *bundle) explain(t *testing.T, query string, args ...any) (plan []byte, kinds map[string]int, read float64) {
+func explain(t *testing.T, db interface {
+	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
+}, query string, args ...any,
+) (plan []byte, kinds map[string]int, read float64) {
 	t.Helper()
-	if err := b.pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) `+query, args...).Scan(&plan); err != nil {
+	if err := db.QueryRow(t.Context(), `EXPLAIN (ANALYZE, FORMAT JSON) `+query, args...).Scan(&plan); err != nil {
 		t.Fatal(err)
 	}
 	var root any

@@ -242,6 +242,9 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []jo
 		left[r.listener] = r.all
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, byIndex); err != nil {
+			return err
+		}
 		for _, due := range []string{dueOfKeys, dueOf("NOT q.background"), dueOf("q.background")} {
 			var ids []int64
 			var counts []int32
@@ -271,6 +274,14 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []jo
 	return jobs, keys, err
 }
 
+// byIndex leaves the planner no choice but the indexes that have the order in
+// which rows are claimed. It makes a plan when the table is empty, and keeps it
+// while the table fills within seconds: it took the rows of a listener for one,
+// and sorted all of them for each of its ordering keys. Nor is anything to be
+// compiled for a claim because of what it believes.
+const byIndex = `SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),
+	set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
+
 // What is due is selected by where its rows are (ctid), and claimed there: rows
 // that are joined by their keys the planner finds by reading the whole table,
 // since it can't know how few they are. Nobody moves a row that is locked.
@@ -289,7 +300,8 @@ func dueOf(kind string) string {
 
 // dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
 // from key to key in the index: behind one that fails for hours there may be a
-// hundred thousand rows.
+// hundred thousand rows. What it finds it looks at again when it is locked, in
+// words by which no index can be meant.
 const dueOfKeys = `WITH RECURSIVE head AS (
 			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (
@@ -309,7 +321,7 @@ const dueOfKeys = `WITH RECURSIVE head AS (
 			FROM head WHERE due_at <= now() AND owner IS NULL
 		)
 		SELECT ctid FROM retries WHERE ctid = ANY (ARRAY(SELECT place FROM ready WHERE nth <= room))
-			AND state = 'pending' AND due_at <= now() AND owner IS NULL
+			AND state || '' = 'pending' AND due_at <= now() AND owner IS NULL
 		LIMIT $4 FOR UPDATE SKIP LOCKED`
 
 // claimOf claims what a query selects.
