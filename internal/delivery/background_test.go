@@ -1,14 +1,18 @@
 package delivery
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -125,16 +129,7 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i %% %d = 0 THEN 'c' || i %% %d ELSE '' END, i %% 3 = 1
 			FROM generate_series(1, %d) AS i, (VALUES %s) AS v (l)`, ordered, keys, rows, listeners))
 	}
-	conn, err := b.pool.Acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Release()
-	// As in a claim's transaction. Each statement keeps the plan of its first use.
-	if _, err := conn.Exec(t.Context(), strings.ReplaceAll(byIndex, "true", "false")+`, set_config('plan_cache_mode', 'force_generic_plan', false)`); err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Conn().Close(t.Context()) //nolint:errcheck // its settings must not be another test's
+	conn := b.keepsPlans(t)
 	kinds := map[string]string{"ordered": dueOfKeys, "usual": dueOf("NOT q.background"), "background": dueOf("q.background")}
 	claims := func(listener int64, statements string) {
 		for name := range kinds {
@@ -170,6 +165,76 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 	}
 	fill(`(5)`, waiting, 1)
 	claims(5, "unknown") // it is known that there is no such listener
+}
+
+// keepsPlans returns a connection that is as in a claim's transaction, and on
+// which each statement keeps the plan of its first use.
+func (b *bundle) keepsPlans(t *testing.T) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), b.pool.Config().ConnConfig)
+	if err == nil {
+		t.Cleanup(func() { conn.Close(context.WithoutCancel(t.Context())) }) //nolint:errcheck // the database is dropped next
+		_, err = conn.Exec(t.Context(), strings.ReplaceAll(byIndex, "true", "false")+`, set_config('plan_cache_mode', 'force_generic_plan', false)`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// Nor does it cost more to settle or to put back what was taken up.
+func TestSettlingReadsWhatItChanges(t *testing.T) {
+	t.Parallel()
+	const waiting, taken = 20_000, 100
+	b := setup(t, Config{})
+	b.stop()
+	conn := b.keepsPlans(t)
+	statements := map[string]string{"remove": removeRows, "put_back": putBackRows}
+	parameters := map[string]string{
+		"remove": `bigint[], int[], bigint[], bigint`, "put_back": `bigint[], int[], bigint[], bigint, text[], int[], timestamptz[]`,
+	}
+	settle := func(prefix string, first int) {
+		for name := range statements {
+			each := func(value string) string {
+				return `'{` + strings.Join(slices.Repeat([]string{value}, taken), ",") + `}'`
+			}
+			var batches []string
+			for i := range taken {
+				batches = append(batches, strconv.Itoa(first+i))
+			}
+			args := []string{`'{` + strings.Join(batches, ",") + `}'`, each("0"), each("1"), "7"}
+			if name == "put_back" {
+				args = append(args, each("pending"), each("1"), each("2026-01-01"))
+			}
+			first += taken
+			plan, scans, read := explain(t, conn, `EXECUTE `+prefix+name+`(`+strings.Join(args, ",")+`)`)
+			if read > taken || first > taken && read == 0 {
+				t.Errorf("%s%s: %v rows were read for %d; by %v\n%s", prefix, name, read, taken, scans, plan)
+			}
+		}
+	}
+	prepare := func(prefix string) {
+		for name, statement := range statements {
+			if _, err := conn.Exec(t.Context(), fmt.Sprintf(`PREPARE %s%s (%s) AS %s`, prefix, name, parameters[name], statement)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle(prefix, -2*taken) // there are none
+	}
+	fill := func(first, rows int) {
+		b.exec(t, fmt.Sprintf(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, owner)
+			SELECT i, 0, l, 0, now(), 7 FROM generate_series(%d, %d) AS i, (VALUES (1), (2)) AS v (l)`, first, first+rows-1))
+	}
+	prepare("empty_")
+	fill(1, 10)
+	prepare("small_")
+	fill(1000, waiting)
+	prepare("unknown_")
+	settle("empty_", 2000)
+	settle("small_", 3000)
+	settle("unknown_", 4000)
+	b.exec(t, `ANALYZE retries`)
+	settle("unknown_", 5000)
 }
 
 // All lanes together take up a limited number, whatever they have room for.
@@ -211,5 +276,28 @@ func TestUrgentRecords(t *testing.T) {
 		if got := tt.rec.urgent(); got != tt.want {
 			t.Errorf("%s: urgent %t", name, got)
 		}
+	}
+}
+
+// What is sent together is one transaction: byIndex holds for the statements
+// after it, and for no others on that connection.
+func TestByIndexEndsWithItsTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t, Config{})
+	conn, err := b.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	var sort, jit, after string
+	var together pgx.Batch
+	together.Queue(byIndex)
+	together.Queue(`SELECT current_setting('enable_sort'), current_setting('jit')`)
+	results := conn.SendBatch(t.Context(), &together)
+	_, err = results.Exec()
+	err = errors.Join(err, results.QueryRow().Scan(&sort, &jit), results.Close(),
+		conn.QueryRow(t.Context(), `SELECT current_setting('enable_sort')`).Scan(&after))
+	if err != nil || sort != "off" || jit != "off" || after != "on" {
+		t.Errorf("sorts %s, jit %s, sorts afterwards %s (%v)", sort, jit, after, err)
 	}
 }

@@ -477,6 +477,17 @@ func queueAttempts(b *pgx.Batch, a *attemptRows) {
 	}
 }
 
+// What becomes of rows that were taken up. They follow byIndex in a transaction:
+// a plan that was made when the table was empty would read all of it.
+const (
+	removeRows = `DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
+		WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`
+	putBackRows = `UPDATE retries t SET state = u.state, attempt = u.attempt, due_at = u.due_at, owner = NULL, updated_at = now()
+		FROM unnest($1::bigint[], $2::int[], $3::bigint[], $5::text[], $6::int[], $7::timestamptz[])
+			AS u (batch_id, ordinal, listener_id, state, attempt, due_at)
+		WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`
+)
+
 // queue adds the statements of the transaction. The order matters only in that
 // the batches go last.
 func (s *statements) queue(b *pgx.Batch, insert retryRows, store *Store) {
@@ -488,17 +499,14 @@ func (s *statements) queue(b *pgx.Batch, insert retryRows, store *Store) {
 			ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`,
 			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, r.orderKeys, r.owners)
 	}
+	if len(s.update.batches)+len(s.remove.batches) > 0 {
+		b.Queue(byIndex)
+	}
 	if r := &s.update; len(r.batches) > 0 {
-		b.Queue(`UPDATE retries t SET state = u.state, attempt = u.attempt, due_at = u.due_at, owner = NULL, updated_at = now()
-			FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[])
-				AS u (batch_id, ordinal, listener_id, state, attempt, due_at)
-			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $7`,
-			r.batches, r.ordinals, r.listeners, r.states, r.attempts, r.due, s.owner)
+		b.Queue(putBackRows, r.batches, r.ordinals, r.listeners, s.owner, r.states, r.attempts, r.due)
 	}
 	if k := &s.remove; len(k.batches) > 0 {
-		b.Queue(`DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
-			WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`,
-			k.batches, k.ordinals, k.listeners, s.owner)
+		b.Queue(removeRows, k.batches, k.ordinals, k.listeners, s.owner)
 	}
 	s.own.queue(b, store.Put)
 	s.health.queue(b)
