@@ -194,7 +194,8 @@ func TestDataDirKeepsItsNameAndKey(t *testing.T) {
 // killed when the time is over; one that fails ends the wait.
 func TestLifecycle(t *testing.T) {
 	t.Parallel()
-	l := newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
+	var log output
+	l := newLifecycle(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))
 	var order []string
 	add := func(name string) {
 		stop := make(chan struct{})
@@ -208,8 +209,8 @@ func TestLifecycle(t *testing.T) {
 	if err := l.wait(ended); err != nil {
 		t.Errorf("wait: %v", err)
 	}
-	if err := l.stop(50 * time.Millisecond); !errors.Is(err, errTooLate) {
-		t.Errorf("stop: %v", err)
+	if err := l.stop(50 * time.Millisecond); err != nil || !strings.Contains(log.String(), errTooLate.Error()) {
+		t.Errorf("stop: %v, said: %s", err, &log)
 	}
 	if diff := cmp.Diff([]string{"last", "stuck", "first"}, order); diff != "" {
 		t.Error(diff)
@@ -222,6 +223,12 @@ func TestLifecycle(t *testing.T) {
 	}
 	if err := l.stop(time.Second); err != nil {
 		t.Errorf("stop says again: %v", err)
+	}
+	l = newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
+	stop := make(chan struct{})
+	l.add("broken at the end", func(context.Context) error { <-stop; return broken }, func() { close(stop) })
+	if err := l.stop(time.Minute); !errors.Is(err, broken) {
+		t.Errorf("stop in time: %v", err)
 	}
 }
 

@@ -285,7 +285,8 @@ func TestDatabaseAwayForTenSeconds(t *testing.T) {
 	}
 }
 
-// A callback that hangs for the whole timeout does not delay another one.
+// A callback that hangs for the whole timeout does not delay another one, nor the
+// drain, which cuts it off and succeeds.
 func TestHangingCallback(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -304,6 +305,7 @@ func TestHangingCallback(t *testing.T) {
 	sent := time.Since(start)
 	l.await(time.Minute)
 	t.Logf("5000 events sent in %v, all delivered after %v beside a callback that hangs", sent, time.Since(start))
+	p.finish()
 }
 
 // withTraffic starts a server with one listener, to which 40 events are on

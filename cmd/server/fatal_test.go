@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -59,5 +61,31 @@ func TestAddressInUseIsSaid(t *testing.T) {
 		"GATEHOOK_ADDR", discord.GatewayURL()[len("ws://"):], "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr)
 	if err == nil || !strings.Contains(err.Error(), "GATEHOOK_ADDR") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A signal while the database is waited for is a stop like any other, not a
+// failure.
+func TestStopWhileStarting(t *testing.T) {
+	t.Parallel()
+	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = silent.Close() })
+	ctx, stop := context.WithCancel(t.Context())
+	t.Cleanup(stop)
+	go func() {
+		conn, err := silent.Accept()
+		stop()
+		if err == nil {
+			_ = conn.Close()
+		}
+	}()
+	var stdout, stderr output
+	if err := run(ctx, nil, env(
+		"DISCORD_TOKEN", "a", "DATABASE_URL", "postgres://u:p@"+silent.Addr().String()+"/d",
+		"GATEHOOK_ADDR", "127.0.0.1:0", "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr); err != nil {
+		t.Errorf("%v; said: %s", err, &stderr)
 	}
 }

@@ -76,18 +76,23 @@ func (l *lifecycle) wait(ctx context.Context) error {
 }
 
 // stop ends the parts, the last first. What is not done within the timeout is
-// killed: it is safe, only later.
+// killed: it is safe, only later, so what such a part says is logged and is no
+// failure of the drain.
 func (l *lifecycle) stop(timeout time.Duration) error {
 	deadline := time.AfterFunc(timeout, func() { l.kill(errTooLate) })
 	defer deadline.Stop()
 	defer l.kill(errDrained)
 	var problems []error
 	for _, p := range slices.Backward(l.parts) {
-
 		start := time.Now()
 		p.stop()
 		<-p.done
-		if p.err != nil && !p.told && !errors.Is(p.err, errDrained) {
+		switch {
+		case p.err == nil || p.told || errors.Is(p.err, errDrained):
+		case errors.Is(context.Cause(l.ctx), errTooLate):
+			l.log.LogAttrs(l.ctx, slog.LevelWarn, "cut off: what it had under way is done after the next start",
+				slog.String("part", p.name), slog.Any("error", p.err))
+		default:
 			problems = append(problems, fmt.Errorf("stop %s: %w", p.name, p.err))
 		}
 		l.log.LogAttrs(l.ctx, slog.LevelInfo, "stopped", slog.String("part", p.name), slog.Duration("took", time.Since(start)))

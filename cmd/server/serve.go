@@ -28,8 +28,17 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 }
 
 // serveConfig is serve with its configuration read. ready, if not nil, is told
-// the API's base URL and key when the API answers.
+// the API's base URL and key when the API answers. An end of ctx is no failure,
+// whenever it comes: there is nothing to drain yet while the database is waited
+// for, or made.
 func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer, ready func(url string, key secret.Value)) (err error) {
+	up := false
+	defer func() {
+		if err != nil && !up && ctx.Err() != nil {
+			log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "stopped before it was up", slog.Any("error", err))
+			err = nil
+		}
+	}()
 	dir, dirErr := openDataDir(cfg.dataDir)
 	defer func() { err = errors.Join(err, dir.close()) }()
 	if dirErr != nil && (cfg.apiKey.Empty() || cfg.databaseURL.Empty()) {
@@ -72,6 +81,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	}
 	defer func() { err = errors.Join(err, s.leave(ctx)) }()
 
+	up = true
 	l := newLifecycle(ctx, log)
 	if profiler != nil {
 		l.add("pprof", profiler.run, profiler.stop)
