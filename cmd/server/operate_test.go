@@ -124,6 +124,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	first := register("RAW_MESSAGE_CREATE", good)
 	second := register("MESSAGE_*", bad)
 
+	start := time.Now().UTC()
 	// A sample, delivered now, to one that takes it and to one that does not.
 	tried := decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
 	if !tried.Delivered || tried.Attempt != 1 || tried.Event != "RAW_MESSAGE_CREATE" || len(good.ids()) != 1 || good.ids()[0] != tried.DeliveryID {
@@ -134,7 +135,6 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		t.Errorf("test of one that fails: %+v", tried)
 	}
 
-	start := time.Now().UTC()
 	var payloads []string
 	for i := range 7 {
 		payloads = append(payloads, fmt.Sprintf(`{ "id":"%d", "channel_id":"2","author":{"id":"3"},"content":"\u2764" }`, i+1))
@@ -193,7 +193,8 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		t.Errorf("came %v", ids[before:])
 	}
 
-	// All of the span of time again: what was delivered has the same id.
+	// All of the span of time again: what was delivered has the same id. The
+	// samples are in it too, but nothing that happened.
 	replayed := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+second.ID+"/replay",
 		fmt.Sprintf(`{"since":%q}`, start.Add(-time.Millisecond).Format(time.RFC3339Nano)), http.StatusAccepted)
 	if replayed.Queued != 7 {

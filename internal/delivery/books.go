@@ -238,7 +238,7 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 		return d.store.Span(ctx, since, until, name, func(page []event.Stored) error {
 			var rows retryRows
 			for i := range page {
-				if l.Wants(&page[i].Event) {
+				if l.Wants(&page[i].Event) && !isSample(&page[i].Event) {
 					rows.keyRows.add(ID{page[i].Key, l.ID})
 					rows.orderKeys = append(rows.orderKeys, event.OrderKey(l.Ordering, &page[i].Event))
 				}

@@ -255,7 +255,7 @@ func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 			}
 		}
 	}
-	id, err := uuid.NewV7()
+	id, err := uuid.NewRandom() // isSample knows it by that
 	if err != nil {
 		return nil, fmt.Errorf("make a sample: %w", err)
 	}
@@ -267,6 +267,12 @@ func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 	event.FindIDs(e)
 	return e, nil
 }
+
+// isSample tells whether an event is one of sampleFor's, which alone have a random
+// id (RFC 9562, section 5.4): those of Discord's events are made of their place in
+// the session, and the others of the time. A sample is for the listener that is
+// tried, and must not reach another one as if it had happened.
+func isSample(e *event.Event) bool { return e.ID.Version() == 4 }
 
 // GetEvent implements GET /events/{id}.
 func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
