@@ -158,6 +158,9 @@ func allowedMethods(routes chi.Routes, path string) string {
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
 		if routes.Match(chi.NewRouteContext(), m, path) {
 			methods = append(methods, m)
+			if m == http.MethodGet {
+				methods = append(methods, http.MethodHead) // headIsGet
+			}
 		}
 	}
 	return strings.Join(methods, ", ")

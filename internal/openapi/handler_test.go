@@ -152,6 +152,7 @@ func TestParameters(t *testing.T) {
 	t.Parallel()
 	for query, says := range map[string]string{
 		"limit=0": "minimum: got 0, want 1", "limit=251": "maximum: got 251, want 250",
+		"limit=many":                       "value many: an invalid integer: invalid syntax",
 		"url=" + strings.Repeat("a", 2049): "maxLength: got 2,049, want 2,048",
 	} {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/listeners?"+query, http.NoBody)
@@ -173,6 +174,30 @@ func TestRetryAfter(t *testing.T) {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/shards", http.NoBody)
 		if w, _ := problem(t, handler(t, s, t.Output()), req); w.Header().Get("Retry-After") != want {
 			t.Errorf("%v is %q, want %q", wait, w.Header().Get("Retry-After"), want)
+		}
+	}
+}
+
+// TestTimes: the field is named of a time that only looks like one, too.
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	for _, since := range []string{"yesterday", "2026-11-24", "2026-11-24T09:30:00", "2026-02-30T09:30:00Z", "2026-11-24T09:30:60Z", "2026-11-24T09:30:00+25:00"} {
+		req := post(t, fmt.Sprintf(`{"since":%q}`, since))
+		req.URL.Path = "/listeners/lst_1/replay"
+		w, p := problem(t, handler(t, &stub{}, t.Output()), req)
+		if w.Code != http.StatusBadRequest || field(p) != "since" || !strings.Contains(p.Detail, since) || !strings.Contains(p.Detail, "RFC 3339") {
+			t.Errorf("%s: %d, field %q: %s", since, w.Code, field(p), p.Detail)
+		}
+	}
+}
+
+func TestContentEncoding(t *testing.T) {
+	t.Parallel()
+	for coding, want := range map[string]int{"": 201, "identity": 201, "gzip": 415, "br": 415} {
+		req := post(t, `{"event":"READY","url":"https://e.com"}`)
+		req.Header.Set("Content-Encoding", coding)
+		if w, p := problem(t, handler(t, &stub{}, t.Output()), req); w.Code != want || want == 415 && field(p) != "Content-Encoding" {
+			t.Errorf("%q: %d %+v, want %d", coding, w.Code, p, want)
 		}
 	}
 }
@@ -226,12 +251,12 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"GET", "/healthz", 200, "", ""},
 		{"HEAD", "/healthz", 200, "", ""},
-		{"POST", "/healthz", 405, "GET", "use GET"},
+		{"POST", "/healthz", 405, "GET, HEAD", "use GET"},
 		{"GET", "/listeners/lst_1", 200, "", ""},
 		{"GET", "/listeners/a%2Fb", 200, "", ""},
-		{"PUT", "/listeners", 405, "GET, POST, DELETE", ""},
-		{"OPTIONS", "/listeners", 405, "GET, POST, DELETE", ""},
-		{"POST", "/listeners/lst_1", 405, "GET, PATCH, DELETE", ""},
+		{"PUT", "/listeners", 405, "GET, HEAD, POST, DELETE", ""},
+		{"OPTIONS", "/listeners", 405, "GET, HEAD, POST, DELETE", ""},
+		{"POST", "/listeners/lst_1", 405, "GET, HEAD, PATCH, DELETE", ""},
 		{"GET", "/listeners/", 404, "", "/listeners/"},
 		{"GET", "/listeners/a/b", 404, "", ""},
 		{"GET", "//listeners", 404, "", ""},

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -31,6 +32,13 @@ func wellFormed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != jsonType {
 			next.ServeHTTP(w, r) // validate refuses it where a body is asked for
+			return
+		}
+		if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+			w.Header().Set("Accept-Encoding", "identity") // RFC 9110, section 15.5.16
+			e := FieldError("Content-Encoding", fmt.Sprintf("%q is not decoded: send the body as it is", coding))
+			e.Status = http.StatusUnsupportedMediaType
+			e.write(w)
 			return
 		}
 		b, err := io.ReadAll(r.Body)
@@ -90,6 +98,11 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 			MultiError:          true,
 			SkipSettingDefaults: true,                                  // or null would do for what has a default
 			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // authorize has done it
+			// Its own pattern takes the 30th of February; Go's decoder refuses that,
+			// and can't say in which field it was.
+			SchemaValidationOptions: []openapi3.SchemaValidationOption{
+				openapi3.WithStringFormatValidator("date-time", openapi3.NewCallbackValidator(dateTime)),
+			},
 		},
 		DoNotValidateServers:  true,
 		DiscardValidatedValue: true,
@@ -101,6 +114,14 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 			requestError(err).write(w)
 		},
 	})
+}
+
+// dateTime refuses what Go's decoder would.
+func dateTime(s string) error {
+	if new(time.Time).UnmarshalText([]byte(s)) != nil {
+		return errors.New("write it as 2026-11-24T09:30:00Z (RFC 3339)")
+	}
+	return nil
 }
 
 // requestError names the fields of a request that are at fault.
@@ -141,7 +162,10 @@ func collect(err error, fields *[]FieldProblem) {
 	case openapi3.MultiError:
 		multi = e
 	case *openapi3filter.RequestError:
+		unread := (*openapi3filter.ParseError)(nil)
 		switch {
+		case e.Parameter != nil && errors.As(e.Err, &unread):
+			add(e.Parameter.Name, unread.Error())
 		case e.Parameter != nil && e.Err != nil:
 			var inner []FieldProblem
 			collect(e.Err, &inner)
