@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -193,7 +194,8 @@ func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequest
 	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
 }
 
-// unready lists what keeps events from being received and stored.
+// unready lists what keeps events from being received and stored. Everybody may
+// ask: the address and the user that the database's errors name are not told.
 func (s *server) unready(ctx context.Context) (reasons []string) {
 	if s.draining.Load() {
 		reasons = append(reasons, "the server is draining: it was told to stop")
@@ -201,15 +203,28 @@ func (s *server) unready(ctx context.Context) (reasons []string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if err := s.pool.Ping(ctx); err != nil {
-		reasons = append(reasons, "the database does not answer: "+err.Error())
+		reasons = append(reasons, "the database does not answer: "+cause(err))
 	}
 	if err := s.journal.Err(); err != nil {
-		reasons = append(reasons, "events can't be stored at the moment: "+err.Error())
+		reasons = append(reasons, "events can't be stored at the moment: "+cause(err))
 	}
 	if err := s.delivery.Err(); err != nil {
-		reasons = append(reasons, "attempts can't be recorded at the moment: "+err.Error())
+		reasons = append(reasons, "attempts can't be recorded at the moment: "+cause(err))
 	}
 	return append(reasons, s.gateway.Unready()...)
+}
+
+// cause is what everybody may know of an error of the database; the log has all.
+func cause(err error) string {
+	refused := (*pgconn.PgError)(nil)
+	switch {
+	case errors.As(err, &refused):
+		return "SQLSTATE " + refused.Code
+	case postgres.Unavailable(err):
+		return "no connection, or no answer in time"
+	default:
+		return "the log says why"
+	}
 }
 
 // GetMetrics implements GET /metrics, which the router takes before it comes
