@@ -125,7 +125,7 @@ func (r *reader) text(name, byDefault string) string {
 
 // token never shows the value: it may be a real token with a typing error.
 func (r *reader) token(name string, need bool) secret.Value {
-	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, ""), "Bot "))
+	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, "")+" ", "Bot ")) // "Bot " is "Bot" by now, and no token
 	switch {
 	case s == "" && need:
 		r.problems = append(r.problems, fmt.Errorf(

@@ -131,6 +131,9 @@ func TestConfigProblems(t *testing.T) {
 	if _, err := readConfig(env(), true); err == nil || !strings.Contains(err.Error(), "DISCORD_TOKEN is not set") {
 		t.Errorf("without a token: %v", err)
 	}
+	if _, err := readConfig(env("DISCORD_TOKEN", "Bot "), true); err == nil || !strings.Contains(err.Error(), "DISCORD_TOKEN is not set") {
+		t.Errorf("with a prefix of no token: %v", err)
+	}
 	if _, err := readConfig(env(), false); err != nil {
 		t.Errorf("migrate without a token: %v", err)
 	}
