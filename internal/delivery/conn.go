@@ -82,7 +82,8 @@ func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 		a.status, a.header = resp.StatusCode, resp.Header
 		c.budget += 2 * responseRead // chunks are longer than what is in them
 		a.body, keep, err = readBody(resp.Body)
-		keep = keep && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
+		// What is still to come of an answer would be taken for the next one's.
+		keep = keep && err == nil && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
 	}
 	if err != nil && c.broken != nil {
 		err = c.broken
@@ -131,7 +132,7 @@ func (c *conn) write(head, rest []byte) <-chan error {
 }
 
 // readBody reads at most responseRead bytes. whole tells that the body ended
-// there. It is not closed: that would read to its end, however far that is.
+// there, if there is no error. It is not closed: that would read to its end, however far that is.
 func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	if body == http.NoBody {
 		return nil, true, nil

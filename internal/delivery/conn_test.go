@@ -84,6 +84,31 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
+// TestUnfinishedAnswer: a connection on which the rest of an answer may still come
+// is not used again. The next POST would take it for its own answer.
+func TestUnfinishedAnswer(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{
+		"length": "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhalf",
+		"chunks": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := speaker(t, func(c net.Conn, done <-chan struct{}) {
+				_, _ = io.WriteString(c, answer)
+				<-done
+			})
+			s := newTestSender(t, 50*time.Millisecond)
+			if r := send(t, s, testListener("http://"+address)); r.status != http.StatusOK || r.class != classTimeout {
+				t.Errorf("%v, %d, %v", r.class, r.status, r.err)
+			}
+			if n := s.idle.len(); n != 0 {
+				t.Errorf("%d connections are kept", n)
+			}
+		})
+	}
+}
+
 // TestClosedWhileIdle: a connection that the other side ended, or spoke on,
 // before the next POST costs no attempt.
 func TestClosedWhileIdle(t *testing.T) {
