@@ -48,7 +48,7 @@ func (r *soakRound) readBooks(v *soakVerdict) *soakBooks {
 			for _, id := range append(slices.Clip(a.ids), a.id) {
 				made := attempts[id]
 				a.recorded, a.delivered, a.unanswered = a.recorded+made.recorded, a.delivered+made.delivered, a.unanswered+made.unanswered
-				delete(attempts, id)
+				delete(attempts, id) // most ids are there twice: as listed, and as they came
 			}
 		}
 	}

@@ -143,11 +143,13 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 		{at: begins, kind: outageBegins},
 		{at: begins + 2*time.Second + rand64(r, time.Second), kind: outageEnds}, // so that most outlive it
 	}
+	outlived := false
 	for at := between(10, 25); at < length*9/10; at += 2*time.Second + rand64(r, length/10) {
 		s := soakStep{at: at, kind: stopped, away: rand64(r, time.Second)}
 		if kills(round, servers) && r.IntN(3) > 0 {
 			s.kind = killed
-			if length >= cycleLength && r.IntN(6) == 0 {
+			if length >= cycleLength && !outlived {
+				outlived = true
 				s.away = 12*time.Second + rand64(r, 2*time.Second) // longer than the lease: another one takes over
 			}
 		}
