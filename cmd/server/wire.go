@@ -82,6 +82,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 			return journal.Events(ctx, pool, keys)
 		},
 		Settle: journal.Settle, Own: journal.Own, Committed: journal.Committed,
+		Unsettled: func(ctx context.Context, ids []int64) ([]int64, error) { return journal.Unsettled(ctx, pool, ids) },
 		Within: func(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
 			return journal.Within(ctx, pool, keys, since, until)
 		},

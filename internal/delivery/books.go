@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -224,7 +225,7 @@ func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error
 }
 
 // replay queues, in one transaction, all stored events of a span of time that a
-// listener wants, and returns how many.
+// listener wants and that are not on their way to it, and returns how many.
 func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until time.Time) (queued int64, err error) {
 	pattern, err := event.ParsePattern(l.Event)
 	if err != nil {
@@ -235,10 +236,19 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 		name = ""
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		// The transaction is idle while a page is read, which may take long if
+		// few events of many have that name.
+		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = `+strconv.FormatInt(replayTimeout.Milliseconds(), 10)); err != nil {
+			return err
+		}
 		return d.store.Span(ctx, since, until, name, func(page []event.Stored) error {
+			underWay, err := d.underWay(ctx, l.ID, page)
+			if err != nil {
+				return err
+			}
 			var rows retryRows
 			for i := range page {
-				if l.Wants(&page[i].Event) && !isSample(&page[i].Event) {
+				if l.Wants(&page[i].Event) && !isSample(&page[i].Event) && !underWay[page[i].Key] {
 					rows.keyRows.add(ID{page[i].Key, l.ID})
 					rows.orderKeys = append(rows.orderKeys, event.OrderKey(l.Ordering, &page[i].Event))
 				}
@@ -258,6 +268,48 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 	}
 	d.wake()
 	return queued, nil
+}
+
+// underWay returns which events of a page, that are in order, are in somebody's
+// hands for a listener: taken up from retries, or in memory. Whoever has one
+// records what becomes of it. A replay must not have written or locked its row by
+// then: the recorder would wait until the replay ends, and all listeners with it.
+func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.Stored) (map[event.Key]bool, error) {
+	if len(page) == 0 {
+		return nil, nil
+	}
+	var batches []int64
+	for i := range page {
+		batches = append(batches, page[i].Key.Batch)
+	}
+	batches = slices.Compact(batches)
+	// Asked first: what is settled after this has its row, or its success.
+	unsettled, err := d.store.Unsettled(ctx, batches)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, owner IS NOT NULL FROM retries WHERE listener_id = $1 AND batch_id BETWEEN $2 AND $3
+		UNION ALL SELECT batch_id, ordinal, false FROM attempts WHERE listener_id = $1 AND batch_id = ANY($4) AND delivered`,
+		listener, batches[0], batches[len(batches)-1], unsettled)
+	if err != nil {
+		return nil, fmt.Errorf("look for what is under way: %w", err)
+	}
+	under := make(map[event.Key]bool)
+	var k event.Key
+	var inHand bool
+	if _, err := pgx.ForEachRow(rows, []any{&k.Batch, &k.Ordinal, &inHand}, func() error {
+		under[k] = under[k] || inHand
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("look for what is under way: %w", err)
+	}
+	for i := range page {
+		e := &page[i]
+		if _, known := under[e.Key]; !known && slices.Contains(e.Listeners, listener) && slices.Contains(unsettled, e.Key.Batch) {
+			under[e.Key] = true
+		}
+	}
+	return under, nil
 }
 
 // bulk is how many deliveries are looked at in one step.

@@ -56,6 +56,9 @@ type Store struct {
 	// Own returns which batches are an owner's, and lets nobody else have them
 	// until the transaction ends.
 	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
+	// Unsettled returns which of some batches have deliveries that are not
+	// settled.
+	Unsettled func(ctx context.Context, ids []int64) ([]int64, error)
 	// Committed is when a batch was committed, by its number.
 	Committed func(batch int64) time.Time
 	// Within returns those of some keys whose events were received from one time

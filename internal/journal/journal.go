@@ -133,6 +133,19 @@ func Settle(b *pgx.Batch, owner int64, ids []int64) {
 	b.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
 }
 
+// Unsettled returns which of some batches have deliveries that are not settled.
+func Unsettled(ctx context.Context, pool *pgxpool.Pool, ids []int64) ([]int64, error) {
+	rows, err := pool.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1)`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look for unsettled batches: %w", err)
+	}
+	unsettled, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("look for unsettled batches: %w", err)
+	}
+	return unsettled, nil
+}
+
 // Own returns which batches are an owner's, and lets no heir have them until
 // the transaction ends.
 func Own(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {

@@ -1,0 +1,87 @@
+package delivery
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// A replay that takes long holds up nobody, and queues nothing that is on its
+// way already: neither what is in memory nor what was taken up from retries.
+func TestReplayHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	fail, arrived := make(chan struct{}), make(chan struct{}, 10)
+	var calls atomic.Int32
+	failing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if calls.Add(1) <= 2 {
+			arrived <- struct{}{}
+			<-fail
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	t.Cleanup(failing.Close)
+	good := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(good.Close)
+	b := setup(t, Config{Schedule: Schedule{time.Hour}}, failing.URL, good.URL)
+
+	nobody := []int64{}
+	inMemory, takenUp, missed, other := b.commit(t, 1, 1, 1), b.commit(t, 1, 1, 1), b.commit(t, 1, 1, nobody...), b.commit(t, 1, 1, 2)
+	b.exec(t, `DELETE FROM batches WHERE id = ANY($1)`, []int64{takenUp.ID, missed.ID})
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at) VALUES ($1, 0, 1, 0, now())`, takenUp.ID)
+	b.deliver(t, inMemory)
+	<-arrived
+	<-arrived
+
+	read, ended := make(chan struct{}), make(chan struct{})
+	end := sync.OnceFunc(func() { close(ended) })
+	t.Cleanup(end)
+	b.store.Span = func(_ context.Context, _, _ time.Time, _ string, take func([]event.Stored) error) error {
+		page := slices.Concat(inMemory.Events, takenUp.Events, missed.Events)
+		for i := range page {
+			page[i].ID = uuid.Must(uuid.NewV7()) // a random one is a sample's
+		}
+		err := take(page)
+		close(read)
+		<-ended
+		return err
+	}
+	b.store.Unsettled = func(context.Context, []int64) ([]int64, error) { return []int64{inMemory.ID}, nil }
+	type result struct {
+		queued int64
+		err    error
+	}
+	replayed := make(chan result, 1)
+	go func() {
+		queued, err := b.replay(t.Context(), b.registry.Listener(1), time.Time{}, time.Now())
+		replayed <- result{queued, err}
+	}()
+	<-read
+	close(fail)
+	b.deliver(t, other)
+	for _, want := range []int64{inMemory.ID, other.ID} {
+		eventually(t, "settled, with the replay under way", func() bool {
+			return b.count(t, `SELECT count(*) FROM batches WHERE id = `+event.Snowflake(want).String()) == 0
+		})
+	}
+	eventually(t, "idle for longer than other transactions may be", func() bool {
+		return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+			AND state = 'idle in transaction' AND now() - state_change > interval '3500 ms'`) == 1
+	})
+	end()
+	if got := <-replayed; got.err != nil || got.queued != 1 {
+		t.Errorf("%d queued, %v; want the one that was missed", got.queued, got.err)
+	}
+	eventually(t, "delivered, what was missed", func() bool {
+		return b.count(t, `SELECT count(*) FROM attempts WHERE listener_id = 1 AND delivered`) == 1
+	})
+	b.books(t, 4, 2, 0, 0)
+}
