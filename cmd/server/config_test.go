@@ -154,7 +154,13 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%v: %v, %s", args, err, &out)
 		}
 	}
-	for _, args := range [][]string{{"demo", "--rate", "0"}, {"demo", "--frames", t.TempDir()}} {
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "a.json"), []byte("not JSON"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"demo", "--rate", "0"}, {"demo", "--frames", t.TempDir()}, {"demo", "--frames", broken}, {"demo", "--for", "-1s"},
+	} {
 		if err := run(t.Context(), args, env(), &bytes.Buffer{}, &bytes.Buffer{}); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v", args, err)
 		}

@@ -54,6 +54,9 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 	if o.rate <= 0 || o.rate > 10000 {
 		return fmt.Errorf("--rate %v is not usable: accepted is a number from above 0 to 10000", o.rate)
 	}
+	if o.runFor < 0 {
+		return fmt.Errorf("--for %v is not usable: accepted is how long the demo runs, such as 10s, or 0 for no end", o.runFor)
+	}
 	script, err := newScript(o.frames)
 	if err != nil {
 		return err

@@ -83,8 +83,11 @@ type span struct{ from, to int }
 // spans finds the values of an object's members.
 func spans(object []byte) (map[string]span, error) {
 	d := json.NewDecoder(bytes.NewReader(object))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.Join(errors.New("not a JSON object"), err)
+	switch t, err := d.Token(); {
+	case err != nil:
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	case t != json.Delim('{'):
+		return nil, errors.New("not a JSON object")
 	}
 	found := map[string]span{}
 	for d.More() {
