@@ -83,7 +83,7 @@ func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 		c.budget += 2 * responseRead // chunks are longer than what is in them
 		a.body, keep, err = readBody(resp.Body)
 		// What is still to come of an answer would be taken for the next one's.
-		keep = keep && err == nil && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
+		keep = keep && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
 	}
 	if err != nil && c.broken != nil {
 		err = c.broken
@@ -132,14 +132,14 @@ func (c *conn) write(head, rest []byte) <-chan error {
 }
 
 // readBody reads at most responseRead bytes. whole tells that the body ended
-// there, if there is no error. It is not closed: that would read to its end, however far that is.
+// there. It is not closed: that would read to its end, however far that is.
 func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	if body == http.NoBody {
 		return nil, true, nil
 	}
 	limited := io.LimitedReader{R: body, N: responseRead}
 	text, err = io.ReadAll(&limited)
-	return text, limited.N > 0, err //nolint:wrapcheck // failed names it
+	return text, err == nil && limited.N > 0, err //nolint:wrapcheck // failed names it
 }
 
 // spent tells of a connection that nobody uses whether the other side has ended

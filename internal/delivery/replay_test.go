@@ -85,3 +85,28 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 	})
 	b.books(t, 4, 2, 0, 0)
 }
+
+// What has become too old while a callback is down ends, but for what a replay of
+// that listener holds locked: nobody waits for it.
+func TestExpiringWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t, Config{}, "http://127.0.0.1:1")
+	b.stop()
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at) SELECT i, 0, 1, 1, now() FROM generate_series(1, 3) AS i`)
+	tx, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is lost with it
+	if _, err := tx.Exec(t.Context(), `SELECT FROM retries WHERE batch_id = 2 FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := b.expireHeld(ctx, &event.Listener{ID: 1, MaxAge: time.Second}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.count(t, `SELECT count(*) FROM retries WHERE state = 'expired' AND batch_id <> 2`); n != 2 {
+		t.Errorf("%d have expired, want 2", n)
+	}
+}

@@ -202,8 +202,12 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 // million. One that is missed is found too old when it is taken up.
 func (d *Delivery) expireHeld(ctx context.Context, l *event.Listener, now time.Time) error {
 	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
-	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now()
-		WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id >= $2 AND batch_id < $3`,
+	// What is locked is left: a replay of this listener locks its rows until it
+	// ends, and all listeners would wait for it.
+	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now() WHERE ctid = ANY (ARRAY(
+			SELECT ctid FROM retries
+			WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id >= $2 AND batch_id < $3
+			FOR UPDATE SKIP LOCKED))`,
 		l.ID, lane.expired, d.store.At(until))
 	if err != nil {
 		return fmt.Errorf("expire what waits for listener %s: %w", event.ListenerID(l.ID), err)

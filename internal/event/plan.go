@@ -74,6 +74,13 @@ type Survey struct {
 	Shards, Ready, Holding, Ended int
 }
 
+// Holder is a live instance that owns a shard, as people see it.
+type Holder struct {
+	Name string
+	// Stored is the sequence number up to which the shard's events are stored.
+	Stored int64
+}
+
 // Told is an event that a set delivered, reduced to what tells it from others.
 type Told struct {
 	Name string

@@ -46,7 +46,7 @@ type Store interface {
 	// Withdraw tells the others that this instance will not take any shard.
 	Withdraw(ctx context.Context) error
 	// Holders names the instances that have the shards of a set, for people.
-	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]string, error)
+	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
 	// Told lists the dispatches that a set of shards handed on since a time,
 	// for listeners that want them.
 	Told(ctx context.Context, count int, since time.Time) ([]event.Told, error)

@@ -23,31 +23,34 @@ func (g *Gateway) Handler() *Handler { return &Handler{g} }
 func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {
 	out := openapi.Shards{Data: []openapi.Shard{}}
 	now := time.Now()
-	holders := make(map[int]map[int]string) // by set
+	holders := make(map[int]map[int]event.Holder) // by set
 	for _, s := range h.g.Status() {
 		if holders[s.Shard.Count] == nil {
 			holders[s.Shard.Count] = h.g.holders(ctx, s.Shard.Count)
 		}
 		shown := show(s, now)
-		if name := holders[s.Shard.Count][s.Shard.ID]; name != "" {
-			shown.Instance = nullable.NewNullableWithValue(name)
+		if holder := holders[s.Shard.Count][s.Shard.ID]; holder.Name != "" {
+			shown.Instance = nullable.NewNullableWithValue(holder.Name)
+			if shown.SeqStored == 0 { // another server's, or one that only begins
+				shown.SeqStored = holder.Stored
+			}
 		}
 		out.Data = append(out.Data, shown)
 	}
 	return openapi.ListShards200JSONResponse(out), nil
 }
 
-// holders names the servers that have the shards of a set, if the database
-// answers at once.
-func (g *Gateway) holders(ctx context.Context, count int) map[int]string {
+// holders tells which servers have the shards of a set, if the database answers
+// at once.
+func (g *Gateway) holders(ctx context.Context, count int) map[int]event.Holder {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database took longer than 2 s"))
 	defer cancel()
-	names, err := g.store.Holders(ctx, event.Snowflake(g.application.Load()), count)
+	holders, err := g.store.Holders(ctx, event.Snowflake(g.application.Load()), count)
 	if err != nil {
 		g.log.LogAttrs(ctx, slog.LevelDebug, "not known who has the shards", slog.Any("error", err))
-		return map[int]string{}
+		return map[int]event.Holder{}
 	}
-	return names
+	return holders
 }
 
 // show is a shard's status as the API shows it: null for what there is not.

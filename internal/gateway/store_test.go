@@ -259,13 +259,13 @@ func (m *peer) Withdraw(context.Context) error {
 	return nil
 }
 
-func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int]string, error) {
+func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int]event.Holder, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	holders := make(map[int]string)
+	holders := make(map[int]event.Holder)
 	for id, r := range m.rows {
 		if id.Count == count && r.owner != nil {
-			holders[id.ID] = fmt.Sprint("instance ", r.owner.instance)
+			holders[id.ID] = event.Holder{Name: fmt.Sprint("instance ", r.owner.instance)}
 		}
 	}
 	return holders, nil

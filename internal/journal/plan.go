@@ -136,20 +136,20 @@ func (j *Journal) Withdraw(ctx context.Context) error {
 	return nil
 }
 
-// Holders names the live instances that own the shards of a set, for people.
-func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]string, error) {
-	rows, err := j.pool.Query(ctx, `SELECT s.shard_id, i.hostname || '#' || i.id FROM shards s JOIN instances i ON i.id = s.owner
+// Holders tells which live instances own the shards of a set, for people.
+func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error) {
+	rows, err := j.pool.Query(ctx, `SELECT s.shard_id, i.hostname || '#' || i.id, s.seq FROM shards s JOIN instances i ON i.id = s.owner
 		WHERE s.application_id = $1 AND s.shard_count = $2 AND i.lease_until > now()`, int64(applicationID), count)
 	if err != nil {
 		return nil, fmt.Errorf("list who has the shards: %w", err)
 	}
-	holders := make(map[int]string)
+	holders := make(map[int]event.Holder)
 	var (
-		id   int
-		name string
+		id int
+		h  event.Holder
 	)
-	if _, err := pgx.ForEachRow(rows, []any{&id, &name}, func() error {
-		holders[id] = name
+	if _, err := pgx.ForEachRow(rows, []any{&id, &h.Name, &h.Stored}, func() error {
+		holders[id] = h
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("list who has the shards: %w", err)
