@@ -277,9 +277,6 @@ func classOf(status int) class {
 // failed turns a transport's error into a result whose text is safe to show.
 func failed(ctx context.Context, err error) result {
 	if cause := context.Cause(ctx); cause != nil {
-		if errors.Is(cause, errTimeout) {
-			return result{class: classTimeout, err: errTimeout}
-		}
 		return result{class: classConnection, err: fmt.Errorf("the attempt was ended: %w", cause)}
 	}
 	var (
@@ -303,7 +300,7 @@ func failed(ctx context.Context, err error) result {
 		return result{class: classDNS, err: fmt.Errorf("the name %s does not resolve: %s", dns.Name, dns.Err)}
 	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname), errors.As(err, &record), errors.As(err, &alert):
 		return result{class: classTLS, err: fmt.Errorf("TLS: %w", err)}
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, errTimeout), errors.As(err, &timeout) && timeout.Timeout():
 		return result{class: classTimeout, err: errTimeout}
 	case errors.As(err, &op):
 		return result{class: classConnection, err: fmt.Errorf("%s: %w", op.Op, op.Err)}

@@ -153,7 +153,7 @@ func (d *dialer) tunnel(ctx context.Context, c net.Conn, by *url.URL, address st
 	}
 	var err error
 	if !interruptible(ctx, c, func() { err = connectBy(c, by, address) }) {
-		err = errors.Join(context.Cause(ctx), err)
+		err = context.Cause(ctx)
 	}
 	return c, err
 }

@@ -356,6 +356,22 @@ func TestProxy(t *testing.T) {
 	}
 }
 
+// TestProxyHangs: a proxy that does not answer ends at the attempt's timeout, as a
+// callback does, and in one line.
+func TestProxyHangs(t *testing.T) {
+	t.Parallel()
+	address := speaker(t, func(_ net.Conn, done <-chan struct{}) { <-done })
+	for _, scheme := range []string{"http", "https", "socks5"} {
+		c := testSenderConfig(100 * time.Millisecond)
+		c.Proxy = func(*url.URL) (*url.URL, error) { return &url.URL{Scheme: scheme, Host: address}, nil }
+		s := newSender(c)
+		defer s.close()
+		if r := send(t, s, testListener("https://callback.test/")); r.class != classTimeout || r.err == nil || strings.Contains(r.err.Error(), "\n") {
+			t.Errorf("%s: %v, %v", scheme, r.class, r.err)
+		}
+	}
+}
+
 // TestProxyFails: what is the proxy's fault is said to be, without its password.
 func TestProxyFails(t *testing.T) {
 	t.Parallel()
