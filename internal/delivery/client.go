@@ -74,6 +74,8 @@ type target struct {
 	url      *url.URL
 	// address is what is dialed: a name or an address, and a port.
 	address string
+	// endpoint is what connections are kept for.
+	endpoint string
 	// head is the part of the requests that is the same in all of them.
 	head   []byte
 	signer *signer
@@ -93,12 +95,9 @@ func newTarget(l *event.Listener) (*target, error) {
 	if err != nil {
 		return nil, errors.New("the listener's url has a host that is no name: set it again")
 	}
-	ascii := url.URL{Host: host}
-	port := ascii.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	t.address = net.JoinHostPort(ascii.Hostname(), port)
+	ascii := url.URL{Scheme: u.Scheme, Host: host}
+	t.address = net.JoinHostPort(ascii.Hostname(), portOf(&ascii))
+	t.endpoint = u.Scheme + "://" + t.address
 	t.head = append(t.head, "POST "+u.RequestURI()+" HTTP/1.1\r\n"...)
 	t.head = appendField(t.head, "Host", host)
 	t.head = appendField(t.head, "Content-Type", "application/json")
@@ -110,9 +109,6 @@ func newTarget(l *event.Listener) (*target, error) {
 	}
 	return t, nil
 }
-
-// endpoint is what a connection is for.
-func (t *target) endpoint() string { return t.url.Scheme + "://" + t.address }
 
 func appendField(dst []byte, name, value string) []byte {
 	dst = append(dst, name...)
@@ -142,13 +138,14 @@ type sender struct {
 	opened  atomic.Int64 // connections, so far
 	heads   sync.Pool    // of *[]byte
 	timeout time.Duration
-	version string
-	key     func() signingKey
+	// userAgent is the name of this software.
+	userAgent string
+	key       func() signingKey
 }
 
 func newSender(c senderConfig) *sender {
 	return &sender{
-		dialer: newDialer(c), timeout: c.Timeout, version: c.Version, key: c.Key,
+		dialer: newDialer(c), timeout: c.Timeout, userAgent: "Gatehook/" + c.Version, key: c.Key,
 		heads: sync.Pool{New: func() any { return new([]byte) }},
 	}
 }
@@ -220,8 +217,7 @@ func appendDiscord(dst []byte, signature, timestamp string) []byte {
 
 // do makes a POST; fields appends to the header what is its own.
 func (s *sender) do(ctx context.Context, t *target, deadline time.Time, body []byte, fields func(head []byte) []byte) result {
-	endpoint := t.endpoint()
-	c := s.idle.take(endpoint, deadline)
+	c := s.idle.take(t.endpoint, deadline)
 	if c == nil {
 		var err error
 		if c, err = s.dialer.connect(ctx, t, deadline); err != nil {
@@ -231,7 +227,7 @@ func (s *sender) do(ctx context.Context, t *target, deadline time.Time, body []b
 	}
 	buf, _ := s.heads.Get().(*[]byte)
 	defer s.heads.Put(buf)
-	head := appendField(append((*buf)[:0], t.head...), "User-Agent", "Gatehook/"+s.version)
+	head := appendField(append((*buf)[:0], t.head...), "User-Agent", s.userAgent)
 	head = appendField(fields(head), "Content-Length", strconv.Itoa(len(body)))
 	head = append(head, "\r\n"...)
 	if len(head)+len(body) <= inline {
@@ -245,7 +241,7 @@ func (s *sender) do(ctx context.Context, t *target, deadline time.Time, body []b
 	)
 	lasts := interruptible(ctx, c, func() { a, keep, err = c.post(head, body) })
 	if keep && lasts {
-		s.idle.put(endpoint, c, keptFor(a.header))
+		s.idle.put(t.endpoint, c, keptFor(a.header))
 	} else {
 		_ = c.Close()
 	}

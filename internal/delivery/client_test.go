@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"io"
@@ -37,13 +38,18 @@ func testListener(u string) *event.Listener {
 
 func send(t *testing.T, s *sender, l *event.Listener) result {
 	t.Helper()
+	e := testEvent()
+	return sendBody(t.Context(), t, s, l, appendBody(nil, l, deliveredName(l, &e.Event), &e.Event, e.Data, 1001))
+}
+
+func sendBody(ctx context.Context, t *testing.T, s *sender, l *event.Listener, body []byte) result {
+	t.Helper()
 	target, err := newTarget(l)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e := testEvent()
-	body := appendBody(nil, l, deliveredName(l, &e.Event), &e.Event, e.Data, 1001)
-	return s.send(t.Context(), target, e, body, ID{e.Key, l.ID}, 4, testParent)
+	return s.send(ctx, target, e, body, ID{e.Key, l.ID}, 4, testParent)
 }
 
 const testParent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"

@@ -172,13 +172,7 @@ func TestAnsweredEarly(t *testing.T) {
 				<-done
 			})
 			s := newTestSender(t, time.Minute)
-			l := testListener("http://" + address)
-			target, err := newTarget(l)
-			if err != nil {
-				t.Fatal(err)
-			}
-			e := testEvent()
-			r := s.send(t.Context(), target, e, make([]byte, 64<<20), ID{e.Key, l.ID}, 1, testParent)
+			r := sendBody(t.Context(), t, s, testListener("http://"+address), make([]byte, 64<<20))
 			if r.status != 413 || r.class != class4xx || string(r.response) != "long" {
 				t.Errorf("%v, %d, %q, %v", r.class, r.status, r.response, r.err)
 			}
@@ -205,15 +199,9 @@ func TestBodiesOfAllSizes(t *testing.T) {
 	}
 	plain, opened, _ := counted(t, receive)
 	for _, u := range []string{plain.URL, startTLS(t, s, receive, nil).URL} {
-		l := testListener(u)
-		target, err := newTarget(l)
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := testEvent()
 		for _, size := range []int{0, 1, 1400, 15 << 10, inline - 1, inline, inline + 1, 100_000, 5 << 20} {
 			sent := bytes.Repeat([]byte("0123456789abcde"), size/15+1)[:size]
-			if r := s.send(t.Context(), target, e, sent, ID{e.Key, l.ID}, 1, testParent); r.class != class2xx {
+			if r := sendBody(t.Context(), t, s, testListener(u), sent); r.class != class2xx {
 				t.Fatalf("%d bytes: %v, %v", size, r.class, r.err)
 			}
 			if !bytes.Equal(<-bodies, sent) {
@@ -237,13 +225,7 @@ func TestAttemptIsEnded(t *testing.T) {
 		<-done
 	})
 	s := newTestSender(t, time.Minute)
-	l := testListener("http://" + address)
-	target, err := newTarget(l)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := testEvent()
-	if r := s.send(ctx, target, e, []byte("{}"), ID{e.Key, l.ID}, 1, testParent); r.class != classConnection || !errors.Is(r.err, reason) {
+	if r := sendBody(ctx, t, s, testListener("http://"+address), []byte("{}")); r.class != classConnection || !errors.Is(r.err, reason) {
 		t.Errorf("%v, %v", r.class, r.err)
 	}
 }

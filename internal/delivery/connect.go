@@ -129,16 +129,7 @@ func (d *dialer) reach(ctx context.Context, t *target) (socket, end net.Conn, er
 	return socket, end, err
 }
 
-func proxyAddress(by *url.URL) string {
-	port := by.Port()
-	if port == "" {
-		port = map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[by.Scheme]
-	}
-	if port == "" {
-		port = "80"
-	}
-	return net.JoinHostPort(by.Hostname(), port)
-}
+func proxyAddress(by *url.URL) string { return net.JoinHostPort(by.Hostname(), portOf(by)) }
 
 // tunnel asks a proxy for a connection to an address.
 func (d *dialer) tunnel(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Conn, error) {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // RefusedAddressError says that a callback's address may not be dialed.
@@ -164,15 +166,9 @@ func (g guard) dialer(r *net.Resolver) *net.Dialer {
 func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	g := guard{allow: allow}
 	plain := u.Scheme == "http"
-	port := uint64(443)
-	if plain {
-		port = 80
-	}
-	if s := u.Port(); s != "" {
-		var err error
-		if port, err = strconv.ParseUint(s, 10, 16); err != nil || port == 0 {
-			return fmt.Errorf("%q is not a port", s)
-		}
+	port, err := strconv.ParseUint(portOf(u), 10, 16)
+	if err != nil || port == 0 {
+		return fmt.Errorf("%q is not a port", u.Port())
 	}
 	host := hostIn(u)
 	addr, err := netip.ParseAddr(host)
@@ -187,6 +183,21 @@ func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 		return errors.New("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only: use https://")
 	}
 	return nil
+}
+
+// portOf is the port that a URL of a callback or a proxy names, or its scheme's.
+func portOf(u *url.URL) string {
+	if port := u.Port(); port != "" {
+		return port
+	}
+	switch u.Scheme {
+	case "https":
+		return "443"
+	case "socks5", "socks5h":
+		return "1080"
+	default:
+		return "80"
+	}
 }
 
 // hostIn is the host of a URL as it is looked up, or the address that it is.
@@ -212,7 +223,11 @@ func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.U
 	}
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
-	addrs, err := r.LookupNetIP(ctx, "ip", host)
+	var addrs []netip.Addr
+	name, err := httpguts.PunycodeHostPort(host) // as it is dialed
+	if err == nil {
+		addrs, err = r.LookupNetIP(ctx, "ip", name)
+	}
 	if err != nil {
 		return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s does not resolve: use https://", host)
 	}

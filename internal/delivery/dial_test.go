@@ -234,6 +234,7 @@ func TestLocate(t *testing.T) {
 		{"http://[::1]/", "93.184.216.34", "", "", false},
 		{"http://LocalHost./", "93.184.216.34", "", "", false},
 		{"http://callback.test/", "127.0.0.7", "", "", true},
+		{"http://bücher.test/", "127.0.0.7", "", "", true},
 		{"http://callback.test/", "10.0.0.1", "", "resolves to 10.0.0.1", true},
 		{"http://callback.test/", "93.184.216.34", "2606:4700::1", "callback.test resolves to", true},
 		{"http://callback.test/", "127.0.0.7", "2606:4700::1", "", true},

@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"context"
-	"net/url"
 	"strconv"
 
 	"github.com/google/uuid"
@@ -111,7 +110,10 @@ func endSpan(span trace.Span, rec *record, t *target) {
 		attrs = append(attrs, semconv.HTTPRequestResendCount(number-1))
 	}
 	if t != nil {
-		attrs = append(attrs, semconv.ServerAddress(t.url.Hostname()), semconv.ServerPort(portOf(t.url)))
+		attrs = append(attrs, semconv.ServerAddress(t.url.Hostname()))
+		if port, err := strconv.Atoi(portOf(t.url)); err == nil {
+			attrs = append(attrs, semconv.ServerPort(port))
+		}
 	}
 	if rec.result.status != 0 {
 		attrs = append(attrs, semconv.HTTPResponseStatusCode(rec.result.status))
@@ -136,15 +138,4 @@ func (r *record) failure() (kind, text string) {
 	default:
 		return strconv.Itoa(r.result.status), ""
 	}
-}
-
-// portOf is the port that a URL names, or its scheme's.
-func portOf(u *url.URL) int {
-	if port, err := strconv.Atoi(u.Port()); err == nil {
-		return port
-	}
-	if u.Scheme == "http" {
-		return 80
-	}
-	return 443
 }

@@ -1,0 +1,77 @@
+package delivery
+
+import "time"
+
+// backgroundShare is the part of a lane's deliveries, one of so many, that is
+// left to the background while there are others.
+const backgroundShare = 8
+
+// line is a queue in which interactions go first: Discord waits 3 s for the
+// answer to one (Discord: Receiving and Responding). What somebody asked for by
+// the thousand goes last, but never stands still.
+type line struct {
+	urgent, usual, background fifo
+	// passed is how many went before one of the background since its last.
+	passed int
+}
+
+func (q *line) len() int { return q.urgent.len() + q.usual.len() + q.background.len() }
+
+func (q *line) push(j job) {
+	switch {
+	case j.stored.Name == interaction:
+		q.urgent.push(j)
+	case j.background:
+		q.background.push(j)
+	default:
+		q.usual.push(j)
+	}
+}
+
+func (q *line) pop() job {
+	switch {
+	case q.urgent.len() > 0:
+		return q.urgent.pop()
+	case q.background.len() > 0 && (q.usual.len() == 0 || q.passed >= backgroundShare-1):
+		q.passed = 0
+		return q.background.pop()
+	default:
+		q.passed++
+		return q.usual.pop()
+	}
+}
+
+// oldest is when the oldest of those that are next was received; zero if there
+// are none.
+func (q *line) oldest() (at time.Time) {
+	for _, f := range []*fifo{&q.urgent, &q.usual, &q.background} {
+		if f.len() > 0 {
+			at = earlier(at, f.jobs[f.head].stored.ReceivedAt)
+		}
+	}
+	return at
+}
+
+// fifo is a queue that gives up what it has handed out.
+type fifo struct {
+	jobs []job
+	head int
+}
+
+func (f *fifo) len() int { return len(f.jobs) - f.head }
+
+func (f *fifo) push(j job) { f.jobs = append(f.jobs, j) }
+
+func (f *fifo) pop() job {
+	j := f.jobs[f.head]
+	f.jobs[f.head] = job{} // or the payload would live on
+	f.head++
+	if f.head == len(f.jobs) {
+		f.jobs, f.head = f.jobs[:0], 0
+	} else if f.head > 64 && f.head > len(f.jobs)/2 {
+		n := copy(f.jobs, f.jobs[f.head:])
+		clear(f.jobs[n:])
+		f.jobs, f.head = f.jobs[:n], 0
+	}
+	return j
+}
