@@ -289,15 +289,20 @@ func TestByIndexEndsWithItsTransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Release()
-	var sort, jit, after string
+	const settings = `SELECT array_to_string(array[current_setting('enable_sort'), current_setting('enable_seqscan'),
+		current_setting('enable_bitmapscan'), current_setting('jit')], ' ')`
+	var before, within, after string
+	if err := conn.QueryRow(t.Context(), settings).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
 	var together pgx.Batch
 	together.Queue(byIndex)
-	together.Queue(`SELECT current_setting('enable_sort'), current_setting('jit')`)
+	together.Queue(settings)
 	results := conn.SendBatch(t.Context(), &together)
 	_, err = results.Exec()
-	err = errors.Join(err, results.QueryRow().Scan(&sort, &jit), results.Close(),
-		conn.QueryRow(t.Context(), `SELECT current_setting('enable_sort')`).Scan(&after))
-	if err != nil || sort != "off" || jit != "off" || after != "on" {
-		t.Errorf("sorts %s, jit %s, sorts afterwards %s (%v)", sort, jit, after, err)
+	err = errors.Join(err, results.QueryRow().Scan(&within), results.Close(),
+		conn.QueryRow(t.Context(), settings).Scan(&after))
+	if err != nil || within != "off off off off" || after != before {
+		t.Errorf("before %s, within %s, after %s (%v)", before, within, after, err)
 	}
 }

@@ -74,8 +74,8 @@ func TestConnectionsAreReused(t *testing.T) {
 					t.Fatalf("%v, %v", r.class, r.err)
 				}
 			}
-			if n := opened.Load(); n != tt.want {
-				t.Errorf("%d connections for three POSTs, want %d", n, tt.want)
+			if n, told := opened.Load(), s.opened.Load(); n != tt.want || told != n {
+				t.Errorf("%d connections for three POSTs, want %d; %d were counted", n, tt.want, told)
 			}
 			if kept := len(s.idle.conns["http://"+srv.Listener.Addr().String()]); (kept == 1) != (tt.want == 1) {
 				t.Errorf("%d connections are kept", kept)

@@ -87,26 +87,52 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 }
 
 // What has become too old while a callback is down ends, but for what a replay of
-// that listener holds locked: nobody waits for it.
+// that listener holds locked: nobody waits for it. What was looked at once is not
+// looked at again, but for the last minute.
 func TestExpiringWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "http://127.0.0.1:1")
 	b.stop()
-	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at) SELECT i, 0, 1, 1, now() FROM generate_series(1, 3) AS i`)
+	b.store.At = func(at time.Time) int64 { return at.Unix() }
+	const maxAge = time.Hour
+	now := time.Now()
+	old := now.Add(-maxAge).Unix()
+	wait := func(batches ...int64) {
+		t.Helper()
+		b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at) SELECT unnest($1::bigint[]), 0, 1, 1, now()`, batches)
+	}
+	wait(old-600, old-2, old-1, old)
 	tx, err := b.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is lost with it
-	if _, err := tx.Exec(t.Context(), `SELECT FROM retries WHERE batch_id = 2 FOR UPDATE`); err != nil {
+	// Or the server would end it, and with it what the others wait for.
+	if _, err := tx.Exec(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := b.expireHeld(ctx, &event.Listener{ID: 1, MaxAge: time.Second}, time.Now()); err != nil {
+	if _, err := tx.Exec(t.Context(), `SELECT FROM retries WHERE batch_id = $1 FOR UPDATE`, old-2); err != nil {
 		t.Fatal(err)
 	}
-	if n := b.count(t, `SELECT count(*) FROM retries WHERE state = 'expired' AND batch_id <> 2`); n != 2 {
-		t.Errorf("%d have expired, want 2", n)
+	expire := func(want ...int64) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := b.expireHeld(ctx, &event.Listener{ID: 1, MaxAge: maxAge}, now); err != nil {
+			t.Fatal(err)
+		}
+		var got []int64
+		if err := b.pool.QueryRow(t.Context(), `SELECT array_agg(batch_id ORDER BY batch_id) FROM retries WHERE state = 'expired'`).Scan(&got); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("expired are %d, want %d", got, want)
+		}
 	}
+	expire(old-600, old-1)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wait(old-601, old-30)
+	expire(old-600, old-30, old-2, old-1)
 }
