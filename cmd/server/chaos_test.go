@@ -316,7 +316,7 @@ func (w *world) awaitAll() {
 	w.t.Helper()
 	eventually(w.t, 2*time.Minute, "complete", func() (bool, string) {
 		v := judge(w.ledger, w.discord.Sessions(), w.hasDied)
-		return v.open == 0, fmt.Sprintf("%d deliveries are missing: %v\nlosses told: %+v", v.open, v.sessions, w.ledger.losses)
+		return v.open == 0, fmt.Sprintf("%d deliveries are missing: %v\nlosses told: %+v", v.open, v.sessions, w.ledger.lossesTold())
 	})
 }
 

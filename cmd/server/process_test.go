@@ -367,6 +367,13 @@ func (l *ledger) hearLosses(p *process, front func(http.Handler) http.Handler) {
 	})
 }
 
+// lossesTold is what was told so far.
+func (l *ledger) lossesTold() []loss {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.losses)
+}
+
 // receive registers a listener. on is called with l.mu held.
 func (l *ledger) receive(p *process, eventName string, front func(http.Handler) http.Handler, on func(received)) {
 	l.t.Helper()
