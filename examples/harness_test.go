@@ -24,7 +24,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -114,14 +114,14 @@ func start(t *testing.T, run []string, env ...string) string {
 // server is the real one, between a simulated Discord's gateway and listeners.
 type server struct {
 	url     string
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	rest    *rest
 	ids     atomic.Int64
 }
 
 func startServer(t *testing.T) *server {
 	t.Helper()
-	discord, err := gatewaytest.Start(gatewaytest.Config{})
+	discord, err := discordtest.Start(discordtest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

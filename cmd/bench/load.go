@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // eventName is an event with one text of any length, whose model has no fields
@@ -25,14 +25,14 @@ const settleTimeout = 60 * time.Second
 
 // load is the simulated Discord's events.
 type load struct {
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	sink    *receiver
 	setup   setup
 	text    string // fills the status up
 	sent    int    // events so far
 }
 
-func newLoad(d *gatewaytest.Server, r *receiver, s setup) *load {
+func newLoad(d *discordtest.Server, r *receiver, s setup) *load {
 	return &load{discord: d, sink: r, setup: s, text: prose(max(0, s.Body-envelope-len(stamp(nil, 1, time.Now()))))}
 }
 

@@ -14,7 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -77,7 +77,7 @@ func (b *bench) progress(format string, args ...any) { fmt.Fprintf(b.stderr, for
 // stage is one server at work, with a database and a Discord of its own.
 type stage struct {
 	setup   setup
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	server  *server
 	load    *load
 	inboxes []*inbox
@@ -93,8 +93,8 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 			err = errors.Join(err, st.close())
 		}
 	}()
-	if st.discord, err = gatewaytest.Start(gatewaytest.Config{
-		Shards: s.Shards, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, ResetAfter: time.Hour, MaxConcurrency: s.Shards},
+	if st.discord, err = discordtest.Start(discordtest.Config{
+		Shards: s.Shards, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, ResetAfter: time.Hour, MaxConcurrency: s.Shards},
 		// Frames that were sent stay in memory for a RESUME, which nobody asks
 		// for here.
 		ReplayLimit: max(64, 8192/s.Shards),

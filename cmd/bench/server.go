@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -51,14 +51,14 @@ type server struct {
 
 // startServer starts the server, with nothing set but what it needs to be run
 // here, and returns when its API answers.
-func startServer(ctx context.Context, path, dataDir, compression string, db secret.Value, discord *gatewaytest.Server) (*server, error) {
+func startServer(ctx context.Context, path, dataDir, compression string, db secret.Value, discord *discordtest.Server) (*server, error) {
 	s := &server{cmd: exec.CommandContext(ctx, path), done: make(chan struct{})}
 	s.cmd.Dir = os.TempDir()
 	s.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 		"DATABASE_URL=" + db.Reveal(), "DISCORD_TOKEN=" + discord.Token(), "DISCORD_API_URL=" + discord.APIURL(),
 		"GATEHOOK_DATA_DIR=" + dataDir, "GATEHOOK_ADDR=127.0.0.1:0", "GATEHOOK_API_KEY=" + benchKey,
-		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", fmt.Sprintf("GATEHOOK_INTENTS=%d", gatewaytest.AllIntents), "GATEHOOK_LOG_FORMAT=json",
+		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", fmt.Sprintf("GATEHOOK_INTENTS=%d", discordtest.AllIntents), "GATEHOOK_LOG_FORMAT=json",
 		"GATEHOOK_COMPRESSION=" + compression,
 	}
 	stderr, err := s.cmd.StderrPipe()

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 const (
@@ -74,7 +74,7 @@ func lengthAndSeed(t *testing.T, name string, usual time.Duration) (length time.
 // world is the servers and all that they depend on.
 type world struct {
 	t         *testing.T
-	discord   *gatewaytest.Server
+	discord   *discordtest.Server
 	database  *database
 	servers   []*process
 	ledger    *ledger
@@ -91,7 +91,7 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 	w := &world{
 		t: t, ledger: newLedger(t), database: startDatabase(t), died: map[string]bool{},
 		disarm: map[kind]func(){}, done: map[kind]int{},
-		discord: startDiscordAs(t, gatewaytest.Config{
+		discord: startDiscordAs(t, discordtest.Config{
 			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second,
 			TrimAcked: true, // Discord does not say that it does not
 		}),
@@ -165,80 +165,80 @@ func (w *world) happen(f fault) {
 	if !found {
 		return
 	}
-	any := gatewaytest.AnyShard
-	now := func(a ...gatewaytest.Action) bool { return w.discord.Do(shard, a...) == nil }
+	any := discordtest.AnyShard
+	now := func(a ...discordtest.Action) bool { return w.discord.Do(shard, a...) == nil }
 	// arm takes back what is left of the last time: a client that gets too
 	// many of them in a row rightly takes the session for dead.
-	arm := func(at gatewaytest.Moment, shard, times int, a ...gatewaytest.Action) {
+	arm := func(at discordtest.Moment, shard, times int, a ...discordtest.Action) {
 		if disarm := w.disarm[f.kind]; disarm != nil {
 			disarm()
 		}
 		w.disarm[f.kind] = w.discord.Arm(at, shard, times, a...)
 	}
-	onResume := func(times int, a ...gatewaytest.Action) bool {
-		arm(gatewaytest.AtResume, shard, times, a...)
-		return now(gatewaytest.Drop())
+	onResume := func(times int, a ...discordtest.Action) bool {
+		arm(discordtest.AtResume, shard, times, a...)
+		return now(discordtest.Drop())
 	}
 	happened := true
 	switch f.kind {
 	case dropped:
-		happened = now(gatewaytest.Drop())
+		happened = now(discordtest.Drop())
 	case reset:
-		happened = now(gatewaytest.Reset())
+		happened = now(discordtest.Reset())
 	case closed4000:
-		happened = now(gatewaytest.Close(4000))
+		happened = now(discordtest.Close(4000))
 	case closed1001:
-		happened = now(gatewaytest.Close(1001))
+		happened = now(discordtest.Close(1001))
 	case closedNoCode:
-		happened = now(gatewaytest.Close(1005))
+		happened = now(discordtest.Close(1005))
 	case halfOpen:
-		happened = now(gatewaytest.Silence())
+		happened = now(discordtest.Silence())
 	case corrupt:
-		happened = now(gatewaytest.Corrupt())
+		happened = now(discordtest.Corrupt())
 	case textFrame:
-		happened = now(gatewaytest.TextFrame([]byte(`{"op":11}`)))
+		happened = now(discordtest.TextFrame([]byte(`{"op":11}`)))
 	case oddPayload:
-		happened = now(gatewaytest.Send([]byte(`{"op":99,"d":{"a":[]}}`)))
+		happened = now(discordtest.Send([]byte(`{"op":99,"d":{"a":[]}}`)))
 	case reconnect:
-		happened = now(gatewaytest.Reconnect())
+		happened = now(discordtest.Reconnect())
 	case resumable:
-		happened = now(gatewaytest.Invalidate(true))
+		happened = now(discordtest.Invalidate(true))
 	case invalidated:
-		happened = now(gatewaytest.Invalidate(false))
+		happened = now(discordtest.Invalidate(false))
 	case closed4009:
-		happened = now(gatewaytest.Close(4009))
+		happened = now(discordtest.Close(4009))
 	case asked:
-		happened = now(gatewaytest.RequestHeartbeat())
+		happened = now(discordtest.RequestHeartbeat())
 	case noAcks:
-		arm(gatewaytest.AtHeartbeat, shard, 2+f.times, gatewaytest.Skip())
+		arm(discordtest.AtHeartbeat, shard, 2+f.times, discordtest.Skip())
 	case resumeClosed:
-		happened = onResume(f.times, gatewaytest.Close(1005))
+		happened = onResume(f.times, discordtest.Close(1005))
 	case resumeDropped:
-		happened = onResume(f.times, gatewaytest.Drop())
+		happened = onResume(f.times, discordtest.Drop())
 	case resumeOp7:
-		happened = onResume(f.times, gatewaytest.Reconnect(), gatewaytest.Skip())
+		happened = onResume(f.times, discordtest.Reconnect(), discordtest.Skip())
 	case resumeTrue:
-		happened = onResume(f.times, gatewaytest.Invalidate(true))
+		happened = onResume(f.times, discordtest.Invalidate(true))
 	case resumeFalse:
-		happened = onResume(1, gatewaytest.Invalidate(false))
+		happened = onResume(1, discordtest.Invalidate(false))
 	case resumeCut:
-		happened = onResume(f.times, gatewaytest.After(3, gatewaytest.Drop()))
+		happened = onResume(f.times, discordtest.After(3, discordtest.Drop()))
 	case identifyCut:
-		arm(gatewaytest.AtIdentify, shard, 1, gatewaytest.Drop())
-		happened = now(gatewaytest.Invalidate(false))
+		arm(discordtest.AtIdentify, shard, 1, discordtest.Drop())
+		happened = now(discordtest.Invalidate(false))
 	case dialReset:
-		arm(gatewaytest.AtResumeConnect, any, f.times, gatewaytest.Reset())
-		happened = now(gatewaytest.Drop())
+		arm(discordtest.AtResumeConnect, any, f.times, discordtest.Reset())
+		happened = now(discordtest.Drop())
 	case dialRefused:
-		arm(gatewaytest.AtResumeConnect, any, f.times, gatewaytest.Status(503))
-		happened = now(gatewaytest.Drop())
+		arm(discordtest.AtResumeConnect, any, f.times, discordtest.Status(503))
+		happened = now(discordtest.Drop())
 	case helloLate:
-		arm(gatewaytest.AtHello, any, f.times, gatewaytest.Delay(f.lasts))
-		happened = now(gatewaytest.Drop())
+		arm(discordtest.AtHello, any, f.times, discordtest.Delay(f.lasts))
+		happened = now(discordtest.Drop())
 	case botLimited:
-		arm(gatewaytest.AtGatewayBot, any, f.times, gatewaytest.RateLimit(f.lasts))
+		arm(discordtest.AtGatewayBot, any, f.times, discordtest.RateLimit(f.lasts))
 	case botBroken:
-		arm(gatewaytest.AtGatewayBot, any, f.times, gatewaytest.Status(500))
+		arm(discordtest.AtGatewayBot, any, f.times, discordtest.Status(500))
 	default:
 		w.callbacks.fail(f.kind, f.lasts)
 	}
@@ -354,7 +354,7 @@ func (w *world) finish() {
 	w.ledger.oneID()
 	w.t.Logf("%d events to 2 listeners; Discord ended %d of %d sessions, and so %d deliveries were lost and told; %d came twice; %d RESUMEs, %d IDENTIFYs; faults: %v",
 		len(w.ledger.expected), ended, len(sessions), v.lost, w.ledger.twice(),
-		w.discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), w.discord.Count(gatewaytest.Identify, gatewaytest.AnyShard), w.done)
+		w.discord.Count(discordtest.Resume, discordtest.AnyShard), w.discord.Count(discordtest.Identify, discordtest.AnyShard), w.done)
 }
 
 // callbacks is what stands in front of the receivers and fails in their name.

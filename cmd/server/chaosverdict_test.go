@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // verdict compares what was sent with what came.
@@ -27,7 +27,7 @@ type verdict struct {
 // session and a place before it, and Discord ended that session; or if the
 // session was begun between those two that the GATEHOOK_SESSION_LOST names, by
 // a client that died before it could store that it has it.
-func judge(l *ledger, sessions []gatewaytest.Session, died func(client string) bool) (v verdict) {
+func judge(l *ledger, sessions []discordtest.Session, died func(client string) bool) (v verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v.sessions = map[string]int{}
@@ -83,42 +83,42 @@ func judge(l *ledger, sessions []gatewaytest.Session, died func(client string) b
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	const byDiscord = "it was invalidated with op 9"
-	sessions := func(ended string, byClient bool, orphans ...string) []gatewaytest.Session {
-		list := []gatewaytest.Session{{ID: "first", Client: "a", Ended: ended, ByClient: byClient}, {ID: "elsewhere", Shard: 1, Client: "a"}}
+	sessions := func(ended string, byClient bool, orphans ...string) []discordtest.Session {
+		list := []discordtest.Session{{ID: "first", Client: "a", Ended: ended, ByClient: byClient}, {ID: "elsewhere", Shard: 1, Client: "a"}}
 		for _, client := range orphans {
-			list = append(list, gatewaytest.Session{ID: "orphan of " + client, Client: client})
+			list = append(list, discordtest.Session{ID: "orphan of " + client, Client: client})
 		}
-		return append(list, gatewaytest.Session{ID: "last", Client: "b"})
+		return append(list, discordtest.Session{ID: "last", Client: "b"})
 	}
 	told := loss{Session: "first", After: 5, Next: "last", NextSeq: 1}
 	tests := []struct {
 		name              string
-		sessions          []gatewaytest.Session
+		sessions          []discordtest.Session
 		losses            []loss
-		missing           gatewaytest.Sent
+		missing           discordtest.Sent
 		came              string // another event of this session came
 		open, wrong, lost int
 	}{
-		{name: "not told", sessions: sessions(byDiscord, false), missing: gatewaytest.Sent{Session: "first", Seq: 6}, open: 1},
-		{name: "told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: gatewaytest.Sent{Session: "first", Seq: 6}, lost: 1},
-		{name: "before what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: gatewaytest.Sent{Session: "first", Seq: 5}, open: 1},
-		{name: "behind what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: gatewaytest.Sent{Session: "last", Seq: 2}, open: 1},
-		{name: "of another shard", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: gatewaytest.Sent{Session: "elsewhere", Seq: 6}, open: 1},
-		{name: "given up by the client", sessions: sessions("", false), losses: []loss{told}, missing: gatewaytest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
-		{name: "ended by the client", sessions: sessions("the client closed with 1000", true), losses: []loss{told}, missing: gatewaytest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
-		{name: "between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: gatewaytest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
-		{name: "between, of a client that lives", sessions: sessions(byDiscord, false, "a"), losses: []loss{told}, missing: gatewaytest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
-		{name: "between, and stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: gatewaytest.Sent{Session: "orphan of dead", Seq: 2}, came: "orphan of dead", open: 1},
-		{name: "a session that is not known", sessions: sessions(byDiscord, false), losses: []loss{{Session: "none", Next: "last", NextSeq: 1}}, missing: gatewaytest.Sent{Session: "last", Seq: 2}, open: 1, wrong: 1},
+		{name: "not told", sessions: sessions(byDiscord, false), missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1},
+		{name: "told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, lost: 1},
+		{name: "before what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 5}, open: 1},
+		{name: "behind what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1},
+		{name: "of another shard", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "elsewhere", Seq: 6}, open: 1},
+		{name: "given up by the client", sessions: sessions("", false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
+		{name: "ended by the client", sessions: sessions("the client closed with 1000", true), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
+		{name: "between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
+		{name: "between, of a client that lives", sessions: sessions(byDiscord, false, "a"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
+		{name: "between, and stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, came: "orphan of dead", open: 1},
+		{name: "a session that is not known", sessions: sessions(byDiscord, false), losses: []loss{{Session: "none", Next: "last", NextSeq: 1}}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1, wrong: 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			l := newLedger(t)
 			l.losses = tt.losses
-			shard := slices.IndexFunc(tt.sessions, func(s gatewaytest.Session) bool { return s.ID == tt.missing.Session })
+			shard := slices.IndexFunc(tt.sessions, func(s discordtest.Session) bool { return s.ID == tt.missing.Session })
 			l.expected["missing"] = sent{tt.sessions[shard].Shard, tt.missing}
-			l.expected["came"] = sent{0, gatewaytest.Sent{Session: tt.came}}
+			l.expected["came"] = sent{0, discordtest.Sent{Session: tt.came}}
 			l.came["RAW_*"] = map[string]*arrival{"came": {times: 1, ids: 1}}
 			v := judge(l, tt.sessions, func(client string) bool { return client == "dead" })
 			if v.open != tt.open || len(v.wrong) != tt.wrong || v.lost != tt.lost {

@@ -18,8 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -70,7 +70,7 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(cfg.dataDir)) }()
 
-	discord, err := gatewaytest.Start(gatewaytest.Config{})
+	discord, err := discordtest.Start(discordtest.Config{})
 	if err != nil {
 		return fmt.Errorf("start the simulated Discord: %w", err)
 	}
@@ -125,7 +125,7 @@ func free(addr string) bool {
 // demonstration is one run of the demo.
 type demonstration struct {
 	options demoOptions
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	script  *script
 	books   *books
 
@@ -305,11 +305,11 @@ func register(ctx context.Context, api string, key secret.Value, eventName, url 
 
 // script is what the simulated Discord sends, over and over.
 type script struct {
-	frames []gatewaytest.Frame
+	frames []discordtest.Frame
 	at     int
 }
 
-func (s *script) next() gatewaytest.Frame {
+func (s *script) next() discordtest.Frame {
 	f := s.frames[s.at%len(s.frames)]
 	s.at++
 	return f
@@ -330,7 +330,7 @@ func newScript(dir string) (*script, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--frames: %w", err)
 		}
-		f, err := gatewaytest.ParseFrame(b)
+		f, err := discordtest.ParseFrame(b)
 		if err != nil {
 			return nil, fmt.Errorf("--frames: %s: %w", name, err)
 		}
@@ -350,7 +350,7 @@ func madeUp() (*script, error) {
 		`{"t":"GUILD_BAN_ADD","s":1,"op":0,"d":{"guild_id":"1300000000000000100","user":{"id":"1300000000000001002","username":"mallory","discriminator":"0","avatar":null}}}`,
 		`{"t":"MESSAGE_DELETE","s":1,"op":0,"d":{"id":"1300000000000000001","channel_id":"1300000000000000010","guild_id":"1300000000000000100"}}`,
 	} {
-		frame, err := gatewaytest.ParseFrame([]byte(f))
+		frame, err := discordtest.ParseFrame([]byte(f))
 		if err != nil {
 			return nil, fmt.Errorf("the demo's own frames: %w", err)
 		}

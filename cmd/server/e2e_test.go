@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -24,17 +24,17 @@ const (
 	manyShards = 8
 )
 
-func startDiscord(t *testing.T) *gatewaytest.Server {
+func startDiscord(t *testing.T) *discordtest.Server {
 	t.Helper()
-	return startDiscordAs(t, gatewaytest.Config{Shards: shards})
+	return startDiscordAs(t, discordtest.Config{Shards: shards})
 }
 
 // startDiscordAs starts a simulated Discord at which all shards may identify
 // at once.
-func startDiscordAs(t *testing.T, cfg gatewaytest.Config) *gatewaytest.Server {
+func startDiscordAs(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	t.Helper()
-	cfg.SessionStart = gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16}
-	discord, err := gatewaytest.Start(cfg)
+	cfg.SessionStart = discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16}
+	discord, err := discordtest.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,12 +47,12 @@ func startDiscordAs(t *testing.T, cfg gatewaytest.Config) *gatewaytest.Server {
 	return discord
 }
 
-func awaitReady(t *testing.T, discord *gatewaytest.Server) {
+func awaitReady(t *testing.T, discord *discordtest.Server) {
 	t.Helper()
 	awaitShards(t, discord, shards)
 }
 
-func awaitShards(t *testing.T, discord *gatewaytest.Server, count int) {
+func awaitShards(t *testing.T, discord *discordtest.Server, count int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -65,7 +65,7 @@ func awaitShards(t *testing.T, discord *gatewaytest.Server, count int) {
 
 // flow sends n events over the shards in turn, at some thousands a second, and
 // calls at before the events of those numbers.
-func flow(t *testing.T, discord *gatewaytest.Server, l *ledger, n int, at map[int]func()) {
+func flow(t *testing.T, discord *discordtest.Server, l *ledger, n int, at map[int]func()) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -87,7 +87,7 @@ func flow(t *testing.T, discord *gatewaytest.Server, l *ledger, n int, at map[in
 
 // load sends an event a tick, to one shard after the other, until stop is
 // called.
-func load(t *testing.T, discord *gatewaytest.Server, l *ledger, every time.Duration) (stop func()) {
+func load(t *testing.T, discord *discordtest.Server, l *ledger, every time.Duration) (stop func()) {
 	t.Helper()
 	i := -1
 	return steadily(t, every, func() {
@@ -198,12 +198,12 @@ func TestKilledFiveTimes(t *testing.T) {
 	flow(t, discord, l, events, at)
 	l.await(3 * time.Minute)
 	for shard := range shards {
-		if n := discord.Count(gatewaytest.Identify, shard); n != 1 {
+		if n := discord.Count(discordtest.Identify, shard); n != 1 {
 			t.Errorf("shard %d identified %d times", shard, n)
 		}
 	}
 	t.Logf("%d events to 2 listeners, killed %d times: none lost, %d deliveries came twice; %d RESUMEs, %d IDENTIFYs",
-		events, kills, l.twice(), discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), discord.Count(gatewaytest.Identify, gatewaytest.AnyShard))
+		events, kills, l.twice(), discord.Count(discordtest.Resume, discordtest.AnyShard), discord.Count(discordtest.Identify, discordtest.AnyShard))
 	l.noSecrets(p, discord.Token())
 }
 
@@ -234,7 +234,7 @@ func TestStoppedFiveTimes(t *testing.T) {
 	if n := l.twice(); n != 0 {
 		t.Errorf("%d deliveries came twice", n)
 	}
-	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != shards {
+	if n := discord.Count(discordtest.Identify, discordtest.AnyShard); n != shards {
 		t.Errorf("%d IDENTIFYs for %d shards", n, shards)
 	}
 	if code := p.stop(syscall.SIGINT); code != 0 {
@@ -278,7 +278,7 @@ func TestDatabaseAwayForTenSeconds(t *testing.T) {
 	if n := l.twice(); n != 0 {
 		t.Logf("%d deliveries came twice", n)
 	}
-	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != shards {
+	if n := discord.Count(discordtest.Identify, discordtest.AnyShard); n != shards {
 		t.Errorf("%d IDENTIFYs for %d shards", n, shards)
 	}
 	if status, body := p.get("/readyz"); status != http.StatusOK {
@@ -311,7 +311,7 @@ func TestHangingCallback(t *testing.T) {
 
 // withTraffic starts a server with one listener, to which 40 events are on
 // their way.
-func withTraffic(t *testing.T) (*gatewaytest.Server, *process, *ledger) {
+func withTraffic(t *testing.T) (*discordtest.Server, *process, *ledger) {
 	t.Helper()
 	discord := startDiscord(t)
 	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t))

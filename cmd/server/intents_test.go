@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -25,7 +25,7 @@ func TestListenerThatCanNeverReceive(t *testing.T) {
 		!strings.Contains(answer, "https://discord.com/developers/applications/1001/bot") {
 		t.Errorf("with the intent switched off: %d %s", status, answer)
 	}
-	discord.SetFlags(gatewaytest.FlagsAll)
+	discord.SetFlags(discordtest.FlagsAll)
 	eventually(t, time.Minute, "taken", func() (bool, string) {
 		status, answer = p.call(http.MethodPost, "/listeners", body)
 		return status == http.StatusCreated, answer

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // documented reads the tables of docs/metrics.md: a metric's type and labels.
@@ -63,7 +63,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if status, body := p.call(http.MethodPut, "/presence", `{"status":"idle"}`); status >= 300 {
 		t.Fatalf("PUT /presence: %d %s", status, body)
 	}
-	if err := discord.Do(0, gatewaytest.Send([]byte(`{"op":99,"d":{}}`)), gatewaytest.Reconnect()); err != nil {
+	if err := discord.Do(0, discordtest.Send([]byte(`{"op":99,"d":{}}`)), discordtest.Reconnect()); err != nil {
 		t.Fatal(err)
 	}
 	l.await(time.Minute)

@@ -22,8 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -59,7 +59,7 @@ func removeBinary() {
 // with the same environment.
 type process struct {
 	t       *testing.T
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	name    string
 	env     []string
 	lives   int
@@ -74,13 +74,13 @@ type process struct {
 
 // newProcess prepares a server in a data directory of its own. A variable that
 // is given again replaces the one before.
-func newProcess(t *testing.T, discord *gatewaytest.Server, env ...string) *process {
+func newProcess(t *testing.T, discord *discordtest.Server, env ...string) *process {
 	t.Helper()
 	return newNamed(t, discord, "server", env...)
 }
 
 // newNamed is newProcess for one of several servers.
-func newNamed(t *testing.T, discord *gatewaytest.Server, name string, env ...string) *process {
+func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...string) *process {
 	t.Helper()
 	// Not t.TempDir: root's PostgreSQL runs as a user who can't enter that.
 	dir, err := os.MkdirTemp("", "gatehook-test-data-") //nolint:usetesting // as said
@@ -302,7 +302,7 @@ type ledger struct {
 // sent is where an event went.
 type sent struct {
 	shard int
-	gatewaytest.Sent
+	discordtest.Sent
 }
 
 // arrival is what came of an event to one callback.
@@ -409,7 +409,7 @@ func (l *ledger) register(p *process, eventName, url string, r *receiver) {
 }
 
 // sent notes an event by the id that it must have.
-func (l *ledger) sent(shard event.Shard, s gatewaytest.Sent) {
+func (l *ledger) sent(shard event.Shard, s discordtest.Sent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expected[event.DispatchID(1001, s.Session, shard, s.Seq).String()] = sent{shard.ID, s}

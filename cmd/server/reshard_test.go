@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -58,7 +58,7 @@ func TestReshardedUnderLoad(t *testing.T) {
 	for _, m := range []*messages{raw, parsed} {
 		m.await(t, sent)
 	}
-	if n := discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 4+6 {
+	if n := discord.Count(discordtest.Identify, discordtest.AnyShard); n != 4+6 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	if !roles["warming"] || !roles["holding"] || !roles["delivering"] {

@@ -12,8 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -54,7 +54,7 @@ func runSoak(t *testing.T, servers int) {
 // soak is servers and what they depend on.
 type soak struct {
 	t        *testing.T
-	discord  *gatewaytest.Server
+	discord  *discordtest.Server
 	database *pgxpool.Pool
 	servers  []*process
 
@@ -81,7 +81,7 @@ func startSoak(t *testing.T, servers int) *soak {
 	url := postgrestest.URL(t)
 	s := &soak{
 		t: t, numbers: map[string]soakEvent{},
-		discord: startDiscordAs(t, gatewaytest.Config{
+		discord: startDiscordAs(t, discordtest.Config{
 			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second, TrimAcked: true,
 		}),
 	}
@@ -315,12 +315,12 @@ func (s *soak) finish() {
 	for _, p := range s.servers {
 		p.finish()
 	}
-	if n := s.discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != manyShards {
+	if n := s.discord.Count(discordtest.Identify, discordtest.AnyShard); n != manyShards {
 		s.t.Errorf("%d IDENTIFYs for %d shards", n, manyShards)
 	}
 	if n := s.count(`SELECT count(*) FROM batches`) + s.count(`SELECT count(*) FROM shards WHERE owner IS NOT NULL`); n > 0 {
 		s.t.Errorf("%d batches and shards belong to servers that have stopped", n)
 	}
 	s.t.Logf("%d RESUMEs; %d rows of retries are left of listeners that were deleted",
-		s.discord.Count(gatewaytest.Resume, gatewaytest.AnyShard), s.count(`SELECT count(*) FROM retries`))
+		s.discord.Count(discordtest.Resume, discordtest.AnyShard), s.count(`SELECT count(*) FROM retries`))
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // habit is how a callback behaves, or what becomes of its listener.
@@ -71,7 +71,7 @@ func (e soakEvent) name() string {
 // guild is one of twelve, over all shards.
 func (e soakEvent) guild() uint64 { return uint64(1+(uint32(e)*2654435761)>>16%12) << 22 }
 
-func (e soakEvent) shard() int { return gatewaytest.ShardOf(e.guild(), manyShards) }
+func (e soakEvent) shard() int { return discordtest.ShardOf(e.guild(), manyShards) }
 
 // parsable: of one message in twenty no model can be made.
 func (e soakEvent) parsable() bool { return e%40 != 0 }

@@ -7,14 +7,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
 // pair is two servers on one database, under a load that runs until settle.
 type pair struct {
 	t       *testing.T
-	discord *gatewaytest.Server
+	discord *discordtest.Server
 	a, b    *process
 	ledger  *ledger
 	stop    func()
@@ -24,7 +24,7 @@ type pair struct {
 // The second one is not started.
 func startPair(t *testing.T) *pair {
 	t.Helper()
-	discord := startDiscordAs(t, gatewaytest.Config{Shards: manyShards})
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
 	url := "DATABASE_URL=" + postgrestest.URL(t)
 	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", url), b: newNamed(t, discord, "b", url), ledger: newLedger(t)}
 	w.a.start()
@@ -150,14 +150,14 @@ func (w *pair) settle() {
 	w.stop()
 	w.ledger.await(2 * time.Minute)
 	w.ledger.oneID()
-	if n := w.discord.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != manyShards {
+	if n := w.discord.Count(discordtest.Identify, discordtest.AnyShard); n != manyShards {
 		w.t.Errorf("%d IDENTIFYs for %d shards", n, manyShards)
 	}
 	for _, p := range []*process{w.a, w.b} {
 		w.ledger.noSecrets(p, w.discord.Token())
 	}
 	w.t.Logf("%d events to 2 listeners, none lost, %d came twice; %d RESUMEs", len(w.ledger.expected), w.ledger.twice(),
-		w.discord.Count(gatewaytest.Resume, gatewaytest.AnyShard))
+		w.discord.Count(discordtest.Resume, discordtest.AnyShard))
 }
 
 // The server with more shards is killed: the other one resumes all of them.

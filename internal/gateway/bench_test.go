@@ -6,8 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -54,7 +54,7 @@ func (d discarding) Claim(ctx context.Context, id event.Snowflake, shards []even
 func BenchmarkEvents(b *testing.B) {
 	for _, c := range []Compression{ZstdStream, ZlibStream, NoCompression} {
 		b.Run(string(c), func(b *testing.B) {
-			srv, err := gatewaytest.Start(gatewaytest.Config{})
+			srv, err := discordtest.Start(discordtest.Config{})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -70,7 +70,7 @@ func BenchmarkEvents(b *testing.B) {
 			if _, err := srv.WaitReady(ctx, 0); err != nil {
 				b.Fatal(err)
 			}
-			f, err := gatewaytest.ParseFrame(messageCreate)
+			f, err := discordtest.ParseFrame(messageCreate)
 			if err != nil {
 				b.Fatal(err)
 			}

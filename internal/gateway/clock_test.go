@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // What takes time, on a fake clock and with the waits of the real program.
@@ -17,20 +17,20 @@ const usual = usualInterval // of heartbeats
 // (Discord: Sending Heartbeats).
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
 		stop := r.start()
 		for n := range 10 {
 			r.ready(0)
 			r.sleep(3 * usual)
-			r.do(0, gatewaytest.Drop())
-			r.count(gatewaytest.Resumed, 0, n+1)
+			r.do(0, discordtest.Drop())
+			r.count(discordtest.Resumed, 0, n+1)
 		}
 		stop()
 		var firsts []time.Duration
-		connected := r.entries(gatewaytest.Connected)
+		connected := r.entries(discordtest.Connected)
 		for _, c := range connected[:10] {
-			beats := slices.DeleteFunc(r.entries(gatewaytest.Heartbeat), func(e gatewaytest.Entry) bool { return e.Conn != c.Conn })
+			beats := slices.DeleteFunc(r.entries(discordtest.Heartbeat), func(e discordtest.Entry) bool { return e.Conn != c.Conn })
 			if len(beats) != 3 {
 				t.Fatalf("%d heartbeats within three intervals", len(beats))
 			}
@@ -53,21 +53,21 @@ func TestHeartbeats(t *testing.T) {
 // ends the connection, and not the session (Discord: Heartbeat Interval).
 func TestZombie(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
 		r.messages(10)
-		r.count(gatewaytest.Heartbeat, 0, 2)
-		r.Arm(gatewaytest.AtHeartbeat, 0, 1, gatewaytest.Skip())
-		last := r.count(gatewaytest.Heartbeat, 0, 3)
+		r.count(discordtest.Heartbeat, 0, 2)
+		r.Arm(discordtest.AtHeartbeat, 0, 1, discordtest.Skip())
+		last := r.count(discordtest.Heartbeat, 0, 3)
 		r.dispatch(0, 10, 10) // events are no acknowledgement
-		closed := r.count(gatewaytest.ClientClosed, 0, 1)
+		closed := r.count(discordtest.ClientClosed, 0, 1)
 		if d := closed.At.Sub(last.At); d != usual || closed.Code != int(codeKeep) {
 			t.Errorf("closed with %d %v after the heartbeat, want %d after %v", closed.Code, d, codeKeep, usual)
 		}
-		r.count(gatewaytest.Resumed, 0, 1)
+		r.count(discordtest.Resumed, 0, 1)
 		r.dispatch(0, 20, 10)
 		r.messages(30)
 		if st := r.gateway.Status()[0]; st.LastClose.Reason != errZombie.Error() {
@@ -82,25 +82,25 @@ func TestZombie(t *testing.T) {
 // or not, and moves none of them.
 func TestRequestedHeartbeats(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		r.ready(0)
-		first := r.count(gatewaytest.Heartbeat, 0, 1)
-		r.Arm(gatewaytest.AtHeartbeat, 0, 5, gatewaytest.Skip())
+		first := r.count(discordtest.Heartbeat, 0, 1)
+		r.Arm(discordtest.AtHeartbeat, 0, 5, discordtest.Skip())
 		for n := range 5 {
 			r.sleep(time.Second)
 			asked := time.Now()
-			r.do(0, gatewaytest.RequestHeartbeat())
-			if e := r.count(gatewaytest.Heartbeat, 0, n+2); !e.At.Equal(asked) {
+			r.do(0, discordtest.RequestHeartbeat())
+			if e := r.count(discordtest.Heartbeat, 0, n+2); !e.At.Equal(asked) {
 				t.Errorf("a heartbeat %v after it was asked for", e.At.Sub(asked))
 			}
 		}
-		if e := r.count(gatewaytest.Heartbeat, 0, 7); e.At.Sub(first.At) != usual {
+		if e := r.count(discordtest.Heartbeat, 0, 7); e.At.Sub(first.At) != usual {
 			t.Errorf("the next heartbeat came after %v, want %v", e.At.Sub(first.At), usual)
 		}
 		r.sleep(10 * usual)
-		if n := r.Count(gatewaytest.ClientClosed, gatewaytest.AnyShard); n != 0 {
+		if n := r.Count(discordtest.ClientClosed, discordtest.AnyShard); n != 0 {
 			t.Errorf("%d connections were closed", n)
 		}
 		r.legal()
@@ -110,16 +110,16 @@ func TestRequestedHeartbeats(t *testing.T) {
 // TestNoHello: a gateway that accepts and then says nothing is given up.
 func TestNoHello(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
-		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
+		r.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Skip())
 		r.start()
 		r.ready(0)
-		connected, closed := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 1), r.count(gatewaytest.ClientClosed, gatewaytest.AnyShard, 1)
+		connected, closed := r.count(discordtest.Connected, discordtest.AnyShard, 1), r.count(discordtest.ClientClosed, discordtest.AnyShard, 1)
 		if d := closed.At.Sub(connected.At); d != usualTiming.hello {
 			t.Errorf("given up after %v, want %v", d, usualTiming.hello)
 		}
-		if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+		if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
 			t.Errorf("%d connections", n)
 		}
 		r.legal()
@@ -130,7 +130,7 @@ func TestNoHello(t *testing.T) {
 // staff; the documentation no longer tells).
 func TestInvalidSessionWait(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		var waits []time.Duration
@@ -138,8 +138,8 @@ func TestInvalidSessionWait(t *testing.T) {
 			r.ready(0)
 			r.sleep(time.Second)
 			at := time.Now()
-			r.do(0, gatewaytest.Invalidate(n%2 == 0))
-			waits = append(waits, r.count(gatewaytest.Connected, gatewaytest.AnyShard, n+2).At.Sub(at))
+			r.do(0, discordtest.Invalidate(n%2 == 0))
+			waits = append(waits, r.count(discordtest.Connected, discordtest.AnyShard, n+2).At.Sub(at))
 		}
 		low, high := slices.Min(waits), slices.Max(waits)
 		if low < time.Second || high >= 5*time.Second || high-low < 2*time.Second {
@@ -166,20 +166,20 @@ func within(t *testing.T, waits []time.Duration) {
 // only.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
 		t := r.t
 		const tries = 12
-		r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 6, gatewaytest.Drop())
-		r.Arm(gatewaytest.AtIdentify, 0, tries-6, gatewaytest.Drop())
+		r.Arm(discordtest.AtHello, discordtest.AnyShard, 6, discordtest.Drop())
+		r.Arm(discordtest.AtIdentify, 0, tries-6, discordtest.Drop())
 		r.start()
 		r.ready(0)
-		within(t, gaps(r.entries(gatewaytest.Connected)))
+		within(t, gaps(r.entries(discordtest.Connected)))
 		for n := range 2 { // after READY and after RESUMED
 			r.sleep(time.Minute)
 			at := time.Now()
-			r.do(0, gatewaytest.Drop())
-			r.count(gatewaytest.Resumed, 0, n+1)
-			within(t, []time.Duration{r.count(gatewaytest.Connected, gatewaytest.AnyShard, tries+n+2).At.Sub(at)})
+			r.do(0, discordtest.Drop())
+			r.count(discordtest.Resumed, 0, n+1)
+			within(t, []time.Duration{r.count(discordtest.Connected, discordtest.AnyShard, tries+n+2).At.Sub(at)})
 		}
 		r.legal()
 	})
@@ -190,31 +190,31 @@ func TestBackoff(t *testing.T) {
 // prove nothing, RESUMED does.
 func TestFailedResumes(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		r.ready(0)
 		resumes := 0
 		for range 4 {
-			r.Arm(gatewaytest.AtResume, 0, maxFailedResumes-1, gatewaytest.Close(1005))
-			r.do(0, gatewaytest.Drop())
+			r.Arm(discordtest.AtResume, 0, maxFailedResumes-1, discordtest.Close(1005))
+			r.do(0, discordtest.Drop())
 			resumes += maxFailedResumes
-			r.count(gatewaytest.Resume, 0, resumes)
+			r.count(discordtest.Resume, 0, resumes)
 			r.ready(0)
 			r.sleep(time.Second)
 		}
-		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+		if n := r.Count(discordtest.Identify, 0); n != 1 {
 			t.Fatalf("%d IDENTIFYs while every third RESUME was answered", n)
 		}
-		r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.Close(1005))
+		r.Arm(discordtest.AtResume, 0, discordtest.Always, discordtest.Close(1005))
 		at := time.Now()
-		r.do(0, gatewaytest.Drop())
-		r.count(gatewaytest.Ready, 0, 2)
+		r.do(0, discordtest.Drop())
+		r.count(discordtest.Ready, 0, 2)
 		r.named("GATEHOOK_SESSION_LOST", 1)
-		if n := r.Count(gatewaytest.Resume, 0) - resumes; n != maxFailedResumes {
+		if n := r.Count(discordtest.Resume, 0) - resumes; n != maxFailedResumes {
 			t.Errorf("%d RESUMEs, want %d", n, maxFailedResumes)
 		}
-		connected := r.entries(gatewaytest.Connected)
+		connected := r.entries(discordtest.Connected)
 		last := connected[len(connected)-maxFailedResumes-1:]
 		within(t, append([]time.Duration{last[0].At.Sub(at)}, gaps(last)...))
 		r.legal()
@@ -226,18 +226,18 @@ func TestFailedResumes(t *testing.T) {
 // the same place again and again is a session that can't be had.
 func TestReplayThatBreaks(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: time.Hour}, func(r *clockRig) {
+	withClock(t, discordtest.Config{SessionLifetime: time.Hour}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
 		r.messages(10)
-		r.Arm(gatewaytest.AtResume, 0, 5, gatewaytest.After(20, gatewaytest.Drop()))
-		r.do(0, gatewaytest.Drop())
+		r.Arm(discordtest.AtResume, 0, 5, discordtest.After(20, discordtest.Drop()))
+		r.do(0, discordtest.Drop())
 		r.dispatch(0, 10, 200)
 		r.messages(210)
 		r.ready(0)
-		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+		if n := r.Count(discordtest.Identify, 0); n != 1 {
 			t.Fatalf("%d IDENTIFYs", n)
 		}
 		// With a journal that commits nothing, every RESUME begins where the
@@ -245,9 +245,9 @@ func TestReplayThatBreaks(t *testing.T) {
 		r.store.setFrozen(true)
 		r.dispatch(0, 210, 10)
 		r.messages(220)
-		r.Arm(gatewaytest.AtResume, 0, gatewaytest.Always, gatewaytest.After(5, gatewaytest.Drop()))
-		r.do(0, gatewaytest.Drop())
-		r.count(gatewaytest.Ready, 0, 2)
+		r.Arm(discordtest.AtResume, 0, discordtest.Always, discordtest.After(5, discordtest.Drop()))
+		r.do(0, discordtest.Drop())
+		r.count(discordtest.Ready, 0, 2)
 		r.legal()
 	})
 }
@@ -256,7 +256,7 @@ func TestReplayThatBreaks(t *testing.T) {
 // as Discord keeps it; and a minute, more or less a half, is the longest wait.
 func TestNetworkDown(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
 		t := r.t
 		r.start()
 		r.ready(0)
@@ -264,7 +264,7 @@ func TestNetworkDown(t *testing.T) {
 		r.messages(10)
 		r.sleep(time.Second)
 		r.net.setDown(true)
-		r.count(gatewaytest.ClientClosed, 0, 1)
+		r.count(discordtest.ClientClosed, 0, 1)
 		r.dispatch(0, 10, 10)
 		before := len(r.net.dialed())
 		r.sleep(time.Hour)
@@ -279,11 +279,11 @@ func TestNetworkDown(t *testing.T) {
 		}
 		r.net.setDown(false)
 		up := time.Now()
-		if e := r.count(gatewaytest.Resumed, 0, 1); e.At.Sub(up) > maxBackoff*3/2 || e.Seq != 11 {
+		if e := r.count(discordtest.Resumed, 0, 1); e.At.Sub(up) > maxBackoff*3/2 || e.Seq != 11 {
 			t.Errorf("%+v", e)
 		}
 		r.messages(20)
-		if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+		if n := r.Count(discordtest.Identify, 0); n != 1 {
 			t.Errorf("%d IDENTIFYs", n)
 		}
 		r.legal()
@@ -295,16 +295,16 @@ func TestNetworkDown(t *testing.T) {
 // for the next session.
 func TestResumeURLDown(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		r.start()
 		r.ready(0)
-		r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, maxFailedDials-1, gatewaytest.Status(503))
-		r.do(0, gatewaytest.Drop())
-		r.count(gatewaytest.Resumed, 0, 1)
+		r.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, maxFailedDials-1, discordtest.Status(503))
+		r.do(0, discordtest.Drop())
+		r.count(discordtest.Resumed, 0, 1)
 		r.ready(0)
-		r.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(503))
-		r.do(0, gatewaytest.Drop())
-		r.count(gatewaytest.Ready, 0, 2)
+		r.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, discordtest.Always, discordtest.Status(503))
+		r.do(0, discordtest.Drop())
+		r.count(discordtest.Ready, 0, 2)
 		r.named("GATEHOOK_SESSION_LOST", 1)
 		r.legal()
 	})
@@ -315,22 +315,22 @@ func TestResumeURLDown(t *testing.T) {
 // a shard without events would call itself resuming for ever.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
+	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
 		t := r.t
-		disarm := r.Arm(gatewaytest.AtIdentify, 0, gatewaytest.Always, gatewaytest.Skip())
+		disarm := r.Arm(discordtest.AtIdentify, 0, discordtest.Always, discordtest.Skip())
 		stop := r.start()
 		r.sleep(time.Hour)
-		if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 || r.gateway.Unready() == nil {
+		if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 1 || r.gateway.Unready() == nil {
 			t.Errorf("%d connections, unready: %v", n, r.gateway.Unready())
 		}
 		disarm()
 		stop()
 		r.start()
 		r.ready(0)
-		r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Skip())
+		r.Arm(discordtest.AtResume, 0, 1, discordtest.Skip())
 		at := time.Now()
-		r.do(0, gatewaytest.Drop())
-		e := r.count(gatewaytest.Resumed, 0, 1)
+		r.do(0, discordtest.Drop())
+		e := r.count(discordtest.Resumed, 0, 1)
 		if d := e.At.Sub(at); d < (maxSilentBeats-1)*usual || d > (maxSilentBeats+1)*usual {
 			t.Errorf("resumed after %v, want about %d heartbeats", d, maxSilentBeats)
 		}

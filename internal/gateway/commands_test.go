@@ -18,8 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -42,7 +42,7 @@ type calls struct {
 
 type rest struct{ openapi.StrictServerInterface }
 
-func newCaller(t *testing.T, cfg gatewaytest.Config, pool *pgxpool.Pool) *caller {
+func newCaller(t *testing.T, cfg discordtest.Config, pool *pgxpool.Pool) *caller {
 	t.Helper()
 	r := newRig(t, cfg)
 	r.cfg.Relay = NewRelay(pool)
@@ -152,7 +152,7 @@ func (r reply) retryable(t *testing.T) {
 }
 
 // ready waits until a shard is in service, seen from here.
-func (c *caller) ready(shard int) gatewaytest.Session {
+func (c *caller) ready(shard int) discordtest.Session {
 	c.t.Helper()
 	session := c.rig.ready(shard)
 	c.store.wait(c.ctx, c.t, "READY", func(events []*event.Event) bool {
@@ -181,7 +181,7 @@ func (c *caller) looked() {
 // command waits for the n-th command of a shard and compares it.
 func (c *caller) command(shard, n, op int, d string) {
 	c.t.Helper()
-	e := c.count(gatewaytest.Command, shard, n)
+	e := c.count(discordtest.Command, shard, n)
 	if e.Op != op {
 		c.t.Errorf("command %d has op %d, want %d", n, e.Op, op)
 	}
@@ -219,7 +219,7 @@ func TestShardOf(t *testing.T) {
 // the shard of the guild.
 func TestCommands(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
 	c.intents.Store(int64(event.IntentGuilds | event.IntentGuildMembers | event.IntentGuildPresences))
 	c.start()
 	c.ready(0)
@@ -270,7 +270,7 @@ func TestCommands(t *testing.T) {
 // TestNonceMade: a request without a nonce gets one that Discord takes.
 func TestNonceMade(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
 	r := c.call(http.MethodPost, "/guilds/7/members/request", `{"query":"al","limit":5}`)
@@ -291,7 +291,7 @@ func TestNonceMade(t *testing.T) {
 // never reaches it.
 func TestCommandsRefused(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
 	ids := strings.Repeat(`"1",`, 101)
@@ -341,7 +341,7 @@ func TestCommandsRefused(t *testing.T) {
 			}
 		})
 	}
-	if n := c.Count(gatewaytest.Command, gatewaytest.AnyShard); n != 0 {
+	if n := c.Count(discordtest.Command, discordtest.AnyShard); n != 0 {
 		t.Errorf("%d commands reached Discord", n)
 	}
 	c.legal()
@@ -351,7 +351,7 @@ func TestCommandsRefused(t *testing.T) {
 // refused with their name.
 func TestIntentsMissing(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
 	c.refused(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":0}`, http.StatusConflict, "without the intent GUILD_MEMBERS:")
@@ -364,7 +364,7 @@ func TestIntentsMissing(t *testing.T) {
 // the connection stays.
 func TestSendLimit(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
 	var sent, limited int
@@ -387,8 +387,8 @@ func TestSendLimit(t *testing.T) {
 	if most := sendLimit - sendRoom - 1; sent > most || sent < most-1 || limited == 0 {
 		t.Errorf("%d were sent and %d refused", sent, limited)
 	}
-	c.count(gatewaytest.Command, 0, sent)
-	if n := c.Count(gatewaytest.ServerClosed, 0); n != 0 {
+	c.count(discordtest.Command, 0, sent)
+	if n := c.Count(discordtest.ServerClosed, 0); n != 0 {
 		t.Errorf("Discord closed %d connections", n)
 	}
 	c.legal()
@@ -401,7 +401,7 @@ func TestOtherInstance(t *testing.T) {
 	for _, name := range []string{"ranges", "shares"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+			a := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
 			a.intents.Store(int64(event.IntentGuilds | event.IntentGuildMembers))
 			b := a.beside()
 			if name == "ranges" {
@@ -440,7 +440,7 @@ func TestOtherInstance(t *testing.T) {
 func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
-	c := newCaller(t, gatewaytest.Config{}, pool)
+	c := newCaller(t, discordtest.Config{}, pool)
 	c.start()
 	c.ready(0)
 	pool.Close()
@@ -453,7 +453,7 @@ func TestOwnShardNeedsNoDatabase(t *testing.T) {
 func TestNobodyHasTheShard(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
-	c := newCaller(t, gatewaytest.Config{Shards: 2}, pool)
+	c := newCaller(t, discordtest.Config{Shards: 2}, pool)
 	c.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}
 	c.cfg.Relay.patience = 300 * time.Millisecond
 	c.start()
@@ -470,18 +470,18 @@ func TestNobodyHasTheShard(t *testing.T) {
 // connection.
 func TestNotConnected(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	const path, body = "/guilds/7/voice-state", `{"channel_id":null}`
-	c.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
+	c.Arm(discordtest.AtIdentify, 0, 1, discordtest.Close(4014))
 	c.start()
 	c.wait("the shard failed", func() bool {
 		s := c.gateway.Status()
 		return len(s) == 1 && s[0].State == StateFailed
 	})
 	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is failed: the bot is not allowed").retryable(t)
-	c.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Skip())
+	c.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Skip())
 	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
-	c.count(gatewaytest.Connected, gatewaytest.AnyShard, 2)
+	c.count(discordtest.Connected, discordtest.AnyShard, 2)
 	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is connecting, not connected").retryable(t)
 	c.legal()
 }
@@ -504,8 +504,8 @@ func TestRestartTooEarly(t *testing.T) {
 // TestNotKnown: nothing is known of shards before Discord has answered.
 func TestNotKnown(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
-	c.Arm(gatewaytest.AtApplication, gatewaytest.AnyShard, gatewaytest.Always, gatewaytest.Status(http.StatusInternalServerError))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
+	c.Arm(discordtest.AtApplication, discordtest.AnyShard, discordtest.Always, discordtest.Status(http.StatusInternalServerError))
 	c.start()
 	for _, call := range [][3]string{
 		{http.MethodPut, "/presence", `{"status":"idle"}`},
@@ -521,11 +521,11 @@ func TestNotKnown(t *testing.T) {
 // TestRestartFailed: a shard that failed tries again when it is told to.
 func TestRestartFailed(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
-	c.Arm(gatewaytest.AtIdentify, 0, 2, gatewaytest.Close(4014))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
+	c.Arm(discordtest.AtIdentify, 0, 2, discordtest.Close(4014))
 	c.start()
 	for n := 1; n <= 2; n++ {
-		c.count(gatewaytest.ServerClosed, 0, n)
+		c.count(discordtest.ServerClosed, 0, n)
 		c.wait("the shard failed", func() bool {
 			s := c.gateway.Status()
 			return len(s) == 1 && s[0].State == StateFailed && s[0].Identifies == int64(n)
@@ -541,16 +541,16 @@ func TestRestartFailed(t *testing.T) {
 // losing an event.
 func TestRestartWorking(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	session := c.ready(0)
 	c.dispatch(0, 0, 10)
 	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
-	if e := c.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+	if e := c.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
 		t.Errorf("closed with %d", e.Code)
 	}
 	c.dispatch(0, 10, 10)
-	c.count(gatewaytest.Resumed, 0, 1)
+	c.count(discordtest.Resumed, 0, 1)
 	if again := c.ready(0); again.ID != session.ID {
 		t.Errorf("session %s became %s", session.ID, again.ID)
 	}
@@ -561,14 +561,14 @@ func TestRestartWorking(t *testing.T) {
 // TestRestartElsewhere: another instance's shard is restarted there.
 func TestRestartElsewhere(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	b := a.beside()
 	a.start()
 	a.ready(0)
 	b.start()
 	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
 	b.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
-	a.count(gatewaytest.Resumed, 0, 1)
+	a.count(discordtest.Resumed, 0, 1)
 	a.legal()
 }
 
@@ -576,7 +576,7 @@ func TestRestartElsewhere(t *testing.T) {
 // later with every IDENTIFY.
 func TestPresence(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, gatewaytest.Config{Shards: 2}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
 	b := a.beside()
 	a.cfg.Shards, b.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}, Shards{First: 1, Last: 1, Count: 2}
 	a.start()
@@ -605,7 +605,7 @@ func TestPresence(t *testing.T) {
 	again.cfg.Shards = Shards{}
 	again.start()
 	for shard := range 2 {
-		e := a.count(gatewaytest.Identify, shard, 2)
+		e := a.count(discordtest.Identify, shard, 2)
 		var identified struct {
 			Presence json.RawMessage `json:"presence"`
 		}
@@ -624,11 +624,11 @@ func TestPresence(t *testing.T) {
 // was sent so many commands from the first.
 func (c *caller) stay(n int) {
 	c.t.Helper()
-	closed := c.Count(gatewaytest.ClientClosed, 0)
+	closed := c.Count(discordtest.ClientClosed, 0)
 	c.looked()
 	c.stop()
-	c.count(gatewaytest.ClientClosed, 0, closed+1) // all that was sent has arrived
-	if got := c.Count(gatewaytest.Command, 0); got != n {
+	c.count(discordtest.ClientClosed, 0, closed+1) // all that was sent has arrived
+	if got := c.Count(discordtest.Command, 0); got != n {
 		c.t.Errorf("%d commands arrived, want %d", got, n)
 	}
 	c.legal()
@@ -638,13 +638,13 @@ func (c *caller) stay(n int) {
 // told again.
 func TestPresenceKept(t *testing.T) {
 	t.Parallel()
-	c := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
 	c.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
 	c.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
-	c.do(0, gatewaytest.Reconnect())
-	c.count(gatewaytest.Resumed, 0, 1)
+	c.do(0, discordtest.Reconnect())
+	c.count(discordtest.Resumed, 0, 1)
 	c.wait("it is in service again", func() bool { return len(c.inService()) == 1 && c.gateway.Status()[0].Resumes == 1 })
 	c.stay(1)
 }
@@ -653,7 +653,7 @@ func TestPresenceKept(t *testing.T) {
 // told the presence that was set meanwhile.
 func TestPresenceAfterRestart(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	a.start()
 	a.ready(0)
 	a.stop()
@@ -661,7 +661,7 @@ func TestPresenceAfterRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.beside().start()
-	a.count(gatewaytest.Resumed, 0, 1)
+	a.count(discordtest.Resumed, 0, 1)
 	a.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	a.legal()
 }
@@ -669,7 +669,7 @@ func TestPresenceAfterRestart(t *testing.T) {
 // TestPresenceLimit: the limit is one for all instances.
 func TestPresenceLimit(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, gatewaytest.Config{}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	b := a.beside()
 	a.start()
 	a.ready(0)
@@ -696,7 +696,7 @@ func TestPresenceLimit(t *testing.T) {
 // what is answered with 202 is answered by Discord, and that is told.
 func TestCommandsWhileResharding(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, gatewaytest.Config{Shards: 2, HeartbeatInterval: maxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{Shards: 2, HeartbeatInterval: maxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))
 	a.timing.load = 200 * time.Millisecond // the new set is connected and drops what it receives
 	a.cfg.Shards = Shards{Last: 1, Count: 2}
 	a.start()

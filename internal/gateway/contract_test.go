@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 // stage is how far a connection is when Discord does something.
@@ -52,7 +52,7 @@ const (
 type contractCase struct {
 	name string
 	at   stage
-	act  []gatewaytest.Action
+	act  []discordtest.Action
 	next next
 	// pause: not before the time that op 9 asks for.
 	pause bool
@@ -64,7 +64,7 @@ type contractCase struct {
 	heartbeats int
 }
 
-func send(payload string) gatewaytest.Action { return gatewaytest.Send([]byte(payload)) }
+func send(payload string) discordtest.Action { return discordtest.Send([]byte(payload)) }
 
 // opCases has a row for every opcode, and for what is none.
 var opCases = []contractCase{
@@ -72,27 +72,27 @@ var opCases = []contractCase{
 	{name: "op 0 without t", at: live, act: acts(send(`{"op":0,"t":null,"s":3,"d":{}}`), send(`{"op":0,"s":12,"d":{}}`))},
 	{name: "op 0 without s", at: live, act: acts(send(`{"op":0,"t":"X","s":null,"d":{}}`))},
 	{name: "op 0 before READY", at: atIdentify, act: acts(send(`{"op":0,"t":"X","s":1,"d":{}}`))},
-	{name: "op 1", at: live, act: acts(gatewaytest.RequestHeartbeat()), heartbeats: 1},
-	{name: "op 1 before HELLO", at: atHello, act: acts(gatewaytest.RequestHeartbeat()), heartbeats: 1},
-	{name: "op 7", at: live, act: acts(gatewaytest.Reconnect()), next: resumes, code: 4900},
-	{name: "op 7 before HELLO", at: atHello, act: acts(gatewaytest.Reconnect()), next: identifies},
-	{name: "op 7 instead of HELLO", at: atHello, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: identifies},
-	{name: "op 7 instead of READY", at: atIdentify, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: identifies, code: 4900},
-	{name: "op 7 instead of the replay", at: atResume, act: acts(gatewaytest.Reconnect(), gatewaytest.Skip()), next: resumes, code: 4900},
-	{name: "op 9 true", at: live, act: acts(gatewaytest.Invalidate(true)), next: resumes, pause: true, code: 4900},
-	{name: "op 9 true", at: atIdentify, act: acts(gatewaytest.Invalidate(true)), next: identifies, pause: true, code: 4900},
-	{name: "op 9 true", at: atResume, act: acts(gatewaytest.Invalidate(true)), next: resumes, pause: true, code: 4900},
-	{name: "op 9 false", at: live, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
-	{name: "op 9 false", at: atIdentify, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
-	{name: "op 9 false", at: atResume, act: acts(gatewaytest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 1", at: live, act: acts(discordtest.RequestHeartbeat()), heartbeats: 1},
+	{name: "op 1 before HELLO", at: atHello, act: acts(discordtest.RequestHeartbeat()), heartbeats: 1},
+	{name: "op 7", at: live, act: acts(discordtest.Reconnect()), next: resumes, code: 4900},
+	{name: "op 7 before HELLO", at: atHello, act: acts(discordtest.Reconnect()), next: identifies},
+	{name: "op 7 instead of HELLO", at: atHello, act: acts(discordtest.Reconnect(), discordtest.Skip()), next: identifies},
+	{name: "op 7 instead of READY", at: atIdentify, act: acts(discordtest.Reconnect(), discordtest.Skip()), next: identifies, code: 4900},
+	{name: "op 7 instead of the replay", at: atResume, act: acts(discordtest.Reconnect(), discordtest.Skip()), next: resumes, code: 4900},
+	{name: "op 9 true", at: live, act: acts(discordtest.Invalidate(true)), next: resumes, pause: true, code: 4900},
+	{name: "op 9 true", at: atIdentify, act: acts(discordtest.Invalidate(true)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 true", at: atResume, act: acts(discordtest.Invalidate(true)), next: resumes, pause: true, code: 4900},
+	{name: "op 9 false", at: live, act: acts(discordtest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 false", at: atIdentify, act: acts(discordtest.Invalidate(false)), next: identifies, pause: true, code: 4900},
+	{name: "op 9 false", at: atResume, act: acts(discordtest.Invalidate(false)), next: identifies, pause: true, code: 4900},
 	{name: "op 9 null", at: live, act: acts(send(`{"op":9,"d":null}`)), next: identifies, pause: true, code: 4900},
 	{name: "op 10 once more", at: live, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1}}`))},
 	{name: "op 10 twice", at: atIdentify, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1}}`))},
-	{name: "op 10 without d", at: atHello, act: acts(send(`{"op":10}`), gatewaytest.Skip())},
-	{name: "op 10 of wrong types", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":"soon"}}`), gatewaytest.Skip())},
-	{name: "op 10 without end", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1e300}}`), gatewaytest.Skip())},
-	{name: "op 10 of no time", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":-1}}`), gatewaytest.Skip())},
-	{name: "op 11 unasked", at: live, act: acts(send(`{"op":11}`), gatewaytest.TextFrame([]byte(`{"op":11}`)))},
+	{name: "op 10 without d", at: atHello, act: acts(send(`{"op":10}`), discordtest.Skip())},
+	{name: "op 10 of wrong types", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":"soon"}}`), discordtest.Skip())},
+	{name: "op 10 without end", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1e300}}`), discordtest.Skip())},
+	{name: "op 10 of no time", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":-1}}`), discordtest.Skip())},
+	{name: "op 11 unasked", at: live, act: acts(send(`{"op":11}`), discordtest.TextFrame([]byte(`{"op":11}`)))},
 	{name: "op 11 before HELLO", at: atHello, act: acts(send(`{"op":11,"d":null}`))},
 	{name: "ops that only clients send", at: live, act: acts(
 		send(`{"op":2,"d":{}}`), send(`{"op":3,"d":{}}`), send(`{"op":4,"d":{}}`), send(`{"op":6,"d":{}}`), send(`{"op":8,"d":{}}`),
@@ -101,45 +101,45 @@ var opCases = []contractCase{
 	{name: "no op", at: live, act: acts(send(`{}`), send(`[]`), send(`null`), send(`{"op":"0"}`), send(`{"op":-1}`), send(`{"op":0.5}`))},
 	{name: "no JSON", at: live, act: acts(send(`{"op":`)), next: resumes, code: 4900},
 	{name: "no JSON at all", at: atIdentify, act: acts(send(``)), next: identifies, code: 4900},
-	{name: "what can't be inflated", at: live, act: acts(gatewaytest.Corrupt()), next: resumes, code: 4900},
-	{name: "what can't be inflated", at: atResume, act: acts(gatewaytest.Corrupt(), gatewaytest.Skip()), next: resumes, code: 4900},
+	{name: "what can't be inflated", at: live, act: acts(discordtest.Corrupt()), next: resumes, code: 4900},
+	{name: "what can't be inflated", at: atResume, act: acts(discordtest.Corrupt(), discordtest.Skip()), next: resumes, code: 4900},
 }
 
-func acts(a ...gatewaytest.Action) []gatewaytest.Action { return a }
+func acts(a ...discordtest.Action) []discordtest.Action { return a }
 
 // closeCases has a row for every close code at every stage (Discord: Gateway
 // Close Event Codes).
 func closeCases() (cases []contractCase) {
 	ends := []struct {
 		name   string
-		act    gatewaytest.Action
+		act    discordtest.Action
 		code   int
 		next   next // of a session
 		remedy string
 	}{
-		{"TCP drop", gatewaytest.Drop(), 1006, resumes, ""},
-		{"TCP reset", gatewaytest.Reset(), 1006, resumes, ""},
-		{"close without a code", gatewaytest.Close(1005), 1006, resumes, ""},
-		{"close 1000", gatewaytest.Close(1000), 1000, resumes, ""},
-		{"close 1001", gatewaytest.Close(1001), 1001, resumes, ""},
-		{"close 1011", gatewaytest.Close(1011), 1011, resumes, ""},
-		{"close 4000", gatewaytest.Close(4000), 4000, resumes, ""},
-		{"close 4001", gatewaytest.Close(4001), 4001, identifies, ""},
-		{"close 4002", gatewaytest.Close(4002), 4002, resumes, ""},
-		{"close 4003", gatewaytest.Close(4003), 4003, identifies, ""},
-		{"close 4004", gatewaytest.Close(4004), 4004, fails, "DISCORD_TOKEN"},
-		{"close 4005", gatewaytest.Close(4005), 4005, identifies, ""},
-		{"close 4006", gatewaytest.Close(4006), 4006, identifies, ""},
-		{"close 4007", gatewaytest.Close(4007), 4007, identifies, ""},
-		{"close 4008", gatewaytest.Close(4008), 4008, resumes, ""},
-		{"close 4009", gatewaytest.Close(4009), 4009, identifies, ""},
-		{"close 4010", gatewaytest.Close(4010), 4010, fails, "GATEHOOK_SHARDS"},
-		{"close 4011", gatewaytest.Close(4011), 4011, fails, "GATEHOOK_SHARDS"},
-		{"close 4012", gatewaytest.Close(4012), 4012, fails, "upgrade Gatehook"},
-		{"close 4013", gatewaytest.Close(4013), 4013, fails, "GATEHOOK_INTENTS"},
-		{"close 4014", gatewaytest.Close(4014), 4014, fails, "MESSAGE_CONTENT (Message Content Intent): switch it on"},
-		{"close 4015", gatewaytest.Close(4015), 4015, resumes, ""},
-		{"close 4321", gatewaytest.Close(4321), 4321, resumes, ""},
+		{"TCP drop", discordtest.Drop(), 1006, resumes, ""},
+		{"TCP reset", discordtest.Reset(), 1006, resumes, ""},
+		{"close without a code", discordtest.Close(1005), 1006, resumes, ""},
+		{"close 1000", discordtest.Close(1000), 1000, resumes, ""},
+		{"close 1001", discordtest.Close(1001), 1001, resumes, ""},
+		{"close 1011", discordtest.Close(1011), 1011, resumes, ""},
+		{"close 4000", discordtest.Close(4000), 4000, resumes, ""},
+		{"close 4001", discordtest.Close(4001), 4001, identifies, ""},
+		{"close 4002", discordtest.Close(4002), 4002, resumes, ""},
+		{"close 4003", discordtest.Close(4003), 4003, identifies, ""},
+		{"close 4004", discordtest.Close(4004), 4004, fails, "DISCORD_TOKEN"},
+		{"close 4005", discordtest.Close(4005), 4005, identifies, ""},
+		{"close 4006", discordtest.Close(4006), 4006, identifies, ""},
+		{"close 4007", discordtest.Close(4007), 4007, identifies, ""},
+		{"close 4008", discordtest.Close(4008), 4008, resumes, ""},
+		{"close 4009", discordtest.Close(4009), 4009, identifies, ""},
+		{"close 4010", discordtest.Close(4010), 4010, fails, "GATEHOOK_SHARDS"},
+		{"close 4011", discordtest.Close(4011), 4011, fails, "GATEHOOK_SHARDS"},
+		{"close 4012", discordtest.Close(4012), 4012, fails, "upgrade Gatehook"},
+		{"close 4013", discordtest.Close(4013), 4013, fails, "GATEHOOK_INTENTS"},
+		{"close 4014", discordtest.Close(4014), 4014, fails, "MESSAGE_CONTENT (Message Content Intent): switch it on"},
+		{"close 4015", discordtest.Close(4015), 4015, resumes, ""},
+		{"close 4321", discordtest.Close(4321), 4321, resumes, ""},
 	}
 	for _, e := range ends {
 		for _, at := range []stage{atHello, atIdentify, live, atResume} {
@@ -168,18 +168,18 @@ func TestContract(t *testing.T) {
 func (c contractCase) run(t *testing.T) {
 	t.Helper()
 	// No heartbeat but those that are asked for.
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval, HeartbeatGrace: time.Hour})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval, HeartbeatGrace: time.Hour})
 	r.timing.invalid = 50 * time.Millisecond
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages | event.IntentMessageContent))
-	moments := map[stage]gatewaytest.Moment{
-		atHello: gatewaytest.AtHello, atIdentify: gatewaytest.AtIdentify, atResume: gatewaytest.AtResume,
+	moments := map[stage]discordtest.Moment{
+		atHello: discordtest.AtHello, atIdentify: discordtest.AtIdentify, atResume: discordtest.AtResume,
 	}
 	if m, ok := moments[c.at]; ok {
-		r.Arm(m, gatewaytest.AnyShard, 1, c.act...)
+		r.Arm(m, discordtest.AnyShard, 1, c.act...)
 	}
 	begin := time.Now()
 	stop := r.start()
-	var old gatewaytest.Session
+	var old discordtest.Session
 	if c.at >= live {
 		old = r.ready(0)
 		r.named("READY", 1) // a reset may overtake it
@@ -193,7 +193,7 @@ func (c contractCase) run(t *testing.T) {
 		r.do(0, c.act...)
 	case atResume:
 		connections = 2
-		r.do(0, gatewaytest.Drop())
+		r.do(0, discordtest.Drop())
 	case atHello, atIdentify:
 	}
 	switch c.next {
@@ -207,7 +207,7 @@ func (c contractCase) run(t *testing.T) {
 		c.failed(r)
 	}
 	if c.pause {
-		if e := r.count(gatewaytest.Connected, gatewaytest.AnyShard, connections+1); e.At.Sub(begin) < r.timing.invalid {
+		if e := r.count(discordtest.Connected, discordtest.AnyShard, connections+1); e.At.Sub(begin) < r.timing.invalid {
 			t.Errorf("connected again after %v, want %v at least", e.At.Sub(begin), r.timing.invalid)
 		}
 	}
@@ -218,16 +218,16 @@ func (c contractCase) run(t *testing.T) {
 		r.legal() // of what it fails for, the simulated Discord may know better
 	}
 	if c.heartbeats > 0 {
-		r.count(gatewaytest.Heartbeat, gatewaytest.AnyShard, c.heartbeats)
+		r.count(discordtest.Heartbeat, discordtest.AnyShard, c.heartbeats)
 	}
 	stop()
 	if c.next != goesOn && c.next != fails {
 		connections++
 	}
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != connections {
+	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != connections {
 		t.Errorf("%d connections, want %d", n, connections)
 	}
-	if n := r.Count(gatewaytest.Heartbeat, gatewaytest.AnyShard); n != c.heartbeats {
+	if n := r.Count(discordtest.Heartbeat, discordtest.AnyShard); n != c.heartbeats {
 		t.Errorf("%d heartbeats, want %d", n, c.heartbeats)
 	}
 	c.checkTold(r)
@@ -237,29 +237,29 @@ func (c contractCase) run(t *testing.T) {
 // dispatched meanwhile.
 func (c contractCase) resumed(r *rig, connections int) {
 	r.t.Helper()
-	r.count(gatewaytest.Connected, gatewaytest.AnyShard, connections+1)
+	r.count(discordtest.Connected, discordtest.AnyShard, connections+1)
 	r.dispatch(0, 10, 10)
 	// A RESUME in vain counts, if it came so far.
-	if e := r.count(gatewaytest.Resume, 0, connections); e.Seq != 11 {
+	if e := r.count(discordtest.Resume, 0, connections); e.Seq != 11 {
 		r.t.Errorf("RESUME from %d, want 11", e.Seq)
 	}
-	r.count(gatewaytest.Resumed, 0, 1)
+	r.count(discordtest.Resumed, 0, 1)
 	r.messages(20)
 	r.named("SHARD_RESUME", 1)
-	if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+	if n := r.Count(discordtest.Identify, 0); n != 1 {
 		r.t.Errorf("%d IDENTIFYs", n)
 	}
 }
 
 // identified checks that a new session begins, and that it is said which one
 // was lost if there was one.
-func (c contractCase) identified(r *rig, old gatewaytest.Session, connections int) {
+func (c contractCase) identified(r *rig, old discordtest.Session, connections int) {
 	r.t.Helper()
 	ready := 1
 	if old.ID != "" {
 		ready = 2
 	}
-	r.count(gatewaytest.Ready, 0, ready)
+	r.count(discordtest.Ready, 0, ready)
 	r.named("READY", ready)
 	now := r.ready(0)
 	if old.ID != "" {
@@ -273,7 +273,7 @@ func (c contractCase) identified(r *rig, old gatewaytest.Session, connections in
 			r.t.Errorf("%+v, want %+v (%v)", got, want, err)
 		}
 	}
-	if n := r.Count(gatewaytest.Resume, 0); n != connections-1 {
+	if n := r.Count(discordtest.Resume, 0); n != connections-1 {
 		r.t.Errorf("%d RESUMEs, want %d", n, connections-1)
 	}
 }
@@ -343,7 +343,7 @@ func (c contractCase) checkTold(r *rig) {
 // documentation says of PRESENCE_UPDATE that its types are not checked.
 func TestDispatchOfAnyType(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	datas := []string{`null`, `5`, `"x"`, `[]`, `{"id":{},"guild_id":7,"author":[]}`, `{"id":"x","user":null}`, "{\"content\":\"\xff\"}", `true`}
@@ -360,7 +360,7 @@ func TestDispatchOfAnyType(t *testing.T) {
 			t.Errorf("%q was told as %q", data, e.Data)
 		}
 	}
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
+	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 1 {
 		t.Errorf("%d connections", n)
 	}
 	r.legal()
@@ -375,9 +375,9 @@ func TestReadyOfAnyType(t *testing.T) {
 	} {
 		t.Run(data, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, gatewaytest.Config{})
-			r.Arm(gatewaytest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+data+`}`),
-				send(`{"op":0,"t":"GUILD_CREATE","s":2,"d":{"id":"5"}}`), gatewaytest.Drop())
+			r := newRig(t, discordtest.Config{})
+			r.Arm(discordtest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+data+`}`),
+				send(`{"op":0,"t":"GUILD_CREATE","s":2,"d":{"id":"5"}}`), discordtest.Drop())
 			r.start()
 			if e := r.named("READY", 1); string(e.Data) != data {
 				t.Errorf("READY %s", e.Data)
@@ -389,7 +389,7 @@ func TestReadyOfAnyType(t *testing.T) {
 			if err := json.Unmarshal(lost.Data, &got); err != nil || got.AfterSeq != 2 || got.NextSessionID != now.ID || got.SessionID == "" {
 				t.Errorf("%s, %v", lost.Data, err)
 			}
-			if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 3 { // the second one for a RESUME in vain
+			if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 3 { // the second one for a RESUME in vain
 				t.Errorf("%d connections", n)
 			}
 		})
@@ -399,11 +399,11 @@ func TestReadyOfAnyType(t *testing.T) {
 // TestReadyKeepsItsSession: one member of a wrong type costs that member only.
 func TestReadyKeepsItsSession(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	ready := fmt.Sprintf(`{"v":"ten","guilds":{"id":5},"session_id":"kept","resume_gateway_url":%q}`, r.ResumeURL())
-	r.Arm(gatewaytest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+ready+`}`), gatewaytest.Drop())
+	r.Arm(discordtest.AtIdentify, 0, 1, send(`{"op":0,"t":"READY","s":1,"d":`+ready+`}`), discordtest.Drop())
 	r.start()
-	if e := r.count(gatewaytest.Resume, gatewaytest.AnyShard, 1); e.Session != "kept" || e.Seq != 1 {
+	if e := r.count(discordtest.Resume, discordtest.AnyShard, 1); e.Session != "kept" || e.Seq != 1 {
 		t.Errorf("RESUME of %q from %d", e.Session, e.Seq)
 	}
 	if e := r.named("READY", 1); !bytes.Equal(e.Data, []byte(ready)) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -24,7 +24,7 @@ import (
 // before the event, gets it again, and so on for ever.
 func TestDefect1PoisonEvent(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 5)
@@ -36,8 +36,8 @@ func TestDefect1PoisonEvent(t *testing.T) {
 	}
 	r.dispatch(0, 5, 5)
 	r.messages(10)
-	r.do(0, gatewaytest.Drop())
-	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 14 {
+	r.do(0, discordtest.Drop())
+	if e := r.count(discordtest.Resume, 0, 1); e.Seq != 14 {
 		t.Errorf("RESUME from %d, want 14: READY, 10 messages, 3 others", e.Seq)
 	}
 	r.named("SHARD_RESUME", 1)
@@ -53,7 +53,7 @@ func TestDefect1PoisonEvent(t *testing.T) {
 	if !slices.Equal(told, poison) {
 		t.Errorf("told %q, want %q", told, poison)
 	}
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
 		t.Errorf("%d connections", n)
 	}
 }
@@ -63,20 +63,20 @@ func TestDefect1PoisonEvent(t *testing.T) {
 // session, and with it all that was to be replayed.
 func TestDefect2FailureBeforeResumed(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
-	r.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Reconnect(), gatewaytest.Skip())
-	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Drop())
-	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(3, gatewaytest.Drop()))
-	r.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(3, gatewaytest.Reconnect()))
-	r.do(0, gatewaytest.Drop())
+	r.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Reconnect(), discordtest.Skip())
+	r.Arm(discordtest.AtResume, 0, 1, discordtest.Drop())
+	r.Arm(discordtest.AtResume, 0, 1, discordtest.After(3, discordtest.Drop()))
+	r.Arm(discordtest.AtResume, 0, 1, discordtest.After(3, discordtest.Reconnect()))
+	r.do(0, discordtest.Drop())
 	r.dispatch(0, 10, 20)
 	r.messages(30)
-	if now := r.ready(0); now.ID != old.ID || r.Count(gatewaytest.Identify, 0) != 1 {
-		t.Errorf("session %s became %s with %d IDENTIFYs", old.ID, now.ID, r.Count(gatewaytest.Identify, 0))
+	if now := r.ready(0); now.ID != old.ID || r.Count(discordtest.Identify, 0) != 1 {
+		t.Errorf("session %s became %s with %d IDENTIFYs", old.ID, now.ID, r.Count(discordtest.Identify, 0))
 	}
 	r.legal()
 }
@@ -121,7 +121,7 @@ func (c slowClaim) Append(ctx context.Context, session event.Session, e *event.E
 // one that is kept waiting stops every reader.
 func TestDefect3OneLockForAll(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 2, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
+	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
 	slow := &slowShard{shard: event.Shard{ID: 0, Count: 2}, waits: make(chan struct{}, 16), hold: make(chan struct{})}
 	r.wrap = func(s Store) Store {
 		slow.Store = s
@@ -147,7 +147,7 @@ func TestDefect3OneLockForAll(t *testing.T) {
 	}
 	close(slow.hold)
 	r.named("TYPING_START", 10)
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 2 {
+	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
 		t.Errorf("%d connections", n)
 	}
 	r.legal()
@@ -161,7 +161,7 @@ func TestDefect4SameEvents(t *testing.T) {
 	reaction := []byte(`{"user_id":"1","channel_id":"2","message_id":"3","guild_id":"4","emoji":{"id":null,"name":"x"},"burst":false,"type":0}`)
 	ids := make(map[string]bool)
 	for _, application := range []uint64{77, 78} {
-		r := newRig(t, gatewaytest.Config{ApplicationID: application})
+		r := newRig(t, discordtest.Config{ApplicationID: application})
 		r.start()
 		r.ready(0)
 		for range 20 {
@@ -186,35 +186,35 @@ func TestDefect4SameEvents(t *testing.T) {
 // milliseconds.
 func TestDefect5SilentFailures(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
-		r.Arm(gatewaytest.AtHeartbeat, gatewaytest.AnyShard, 1, gatewaytest.Delay(2*time.Second))
+		r.Arm(discordtest.AtHeartbeat, discordtest.AnyShard, 1, discordtest.Delay(2*time.Second))
 		r.start()
 		r.ready(0)
-		r.count(gatewaytest.Heartbeat, 0, 2)
+		r.count(discordtest.Heartbeat, 0, 2)
 		if shown := r.scrape(); !strings.Contains(shown, "gatehook_gateway_heartbeat_seconds_sum 2\n") {
 			t.Errorf("a heartbeat acknowledged after 2 s is shown as\n%s", shown)
 		}
 		faults := []func(){
 			func() { r.net.freeze(0, true) }, // nothing comes any more
-			func() { r.do(0, gatewaytest.Corrupt()) },
-			func() { r.do(0, gatewaytest.Reconnect()) },
-			func() { r.do(0, gatewaytest.Invalidate(true)) },
+			func() { r.do(0, discordtest.Corrupt()) },
+			func() { r.do(0, discordtest.Reconnect()) },
+			func() { r.do(0, discordtest.Invalidate(true)) },
 		}
 		for n, fault := range faults {
 			fault()
-			r.count(gatewaytest.Resumed, 0, n+1)
+			r.count(discordtest.Resumed, 0, n+1)
 			r.ready(0)
 			r.sleep(time.Second)
 		}
-		for _, e := range r.entries(gatewaytest.ClientClosed) {
+		for _, e := range r.entries(discordtest.ClientClosed) {
 			if e.Code != int(codeKeep) && e.Code != abnormalClosure {
 				t.Errorf("closed with %d", e.Code)
 			}
 		}
 		// The URL of a session that is gone is of no use any more.
-		r.do(0, gatewaytest.Invalidate(false))
-		r.count(gatewaytest.Ready, 0, 2)
+		r.do(0, discordtest.Invalidate(false))
+		r.count(discordtest.Ready, 0, 2)
 		r.legal()
 	})
 }
@@ -224,7 +224,7 @@ func TestDefect5SilentFailures(t *testing.T) {
 // or stops.
 func TestDefect6RangeOfShards(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 8, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 8}})
+	r := newRig(t, discordtest.Config{Shards: 8, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 8}})
 	r.cfg.Shards = Shards{First: 4, Last: 7, Count: 8}
 	r.start()
 	for id := 4; id < 8; id++ {
@@ -246,7 +246,7 @@ func TestDefect6RangeOfShards(t *testing.T) {
 			t.Errorf("status %+v", st)
 		}
 	}
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 4 {
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 4 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	r.legal()
@@ -260,8 +260,8 @@ func TestDefect7BucketsOfARange(t *testing.T) {
 	t.Run("buckets", func(t *testing.T) {
 		t.Parallel()
 		const window = 100 * time.Millisecond
-		r := newRig(t, gatewaytest.Config{
-			IdentifyWindow: window, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3},
+		r := newRig(t, discordtest.Config{
+			IdentifyWindow: window, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3},
 		})
 		r.cfg.Shards = Shards{First: 2, Last: 7, Count: 16}
 		r.slots = pacedBuckets(t, 3*window)
@@ -273,9 +273,9 @@ func TestDefect7BucketsOfARange(t *testing.T) {
 	})
 	t.Run("failures", func(t *testing.T) {
 		t.Parallel()
-		withClock(t, gatewaytest.Config{}, func(r *clockRig) {
-			r.Arm(gatewaytest.AtIdentify, 0, 20, gatewaytest.Close(4000))
-			r.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 20, gatewaytest.Status(500))
+		withClock(t, discordtest.Config{}, func(r *clockRig) {
+			r.Arm(discordtest.AtIdentify, 0, 20, discordtest.Close(4000))
+			r.Arm(discordtest.AtConnect, discordtest.AnyShard, 20, discordtest.Status(500))
 			r.start()
 			r.ready(0)
 			r.legal()
@@ -303,7 +303,7 @@ func (c *countingStarts) Spend(ctx context.Context, id event.Snowflake) (time.Du
 func TestDefect8BudgetPerProcess(t *testing.T) {
 	t.Parallel()
 	const shards, left = 8, 3
-	r := newRig(t, gatewaytest.Config{Shards: shards, SessionStart: gatewaytest.SessionStart{
+	r := newRig(t, discordtest.Config{Shards: shards, SessionStart: discordtest.SessionStart{
 		Total: 1000, Remaining: 1000/20 + left, ResetAfter: time.Hour, MaxConcurrency: 16,
 	}})
 	pool := postgrestest.New(t)
@@ -320,8 +320,8 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 			t.Fatal("the starts are not used up")
 		}
 	}
-	r.count(gatewaytest.Ready, gatewaytest.AnyShard, left)
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != left {
+	r.count(discordtest.Ready, discordtest.AnyShard, left)
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != left {
 		t.Errorf("%d IDENTIFYs, want %d", n, left)
 	}
 	r.legal()
@@ -331,7 +331,7 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 // events are safe, a crash loses those in between, and nobody is told.
 func TestDefect9SequenceBeforeStore(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	stop := r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -339,8 +339,8 @@ func TestDefect9SequenceBeforeStore(t *testing.T) {
 	r.store.setFrozen(true)
 	r.dispatch(0, 10, 10)
 	r.messages(20)
-	r.do(0, gatewaytest.Drop())
-	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+	r.do(0, discordtest.Drop())
+	if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
 		t.Errorf("RESUME from %d with 11 stored", e.Seq)
 	}
 	r.ready(0)
@@ -351,7 +351,7 @@ func TestDefect9SequenceBeforeStore(t *testing.T) {
 		r.store.events = slices.DeleteFunc(r.store.events, func(e *event.Event) bool { return e.Seq > 11 })
 	})
 	r.start()
-	if e := r.count(gatewaytest.Resume, 0, 2); e.Seq != 11 {
+	if e := r.count(discordtest.Resume, 0, 2); e.Seq != 11 {
 		t.Errorf("RESUME from %d after a restart, want 11", e.Seq)
 	}
 	r.messages(20)

@@ -11,8 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 // instance is one Gateway of several on a rig.
@@ -125,7 +125,7 @@ func (r *rig) once(n int) {
 // and every session is resumed where it moves to.
 func TestShardsAreShared(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 8})
+	r := newRig(t, discordtest.Config{Shards: 8})
 	a := r.join(nil)
 	r.owners(8, map[*instance]int{a: 8})
 	r.connected(a)
@@ -140,7 +140,7 @@ func TestShardsAreShared(t *testing.T) {
 	r.owners(8, map[*instance]int{a: 4, c: 4})
 	r.spreadMessages(240, 80)
 	r.once(320)
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 8 {
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 8 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	if standby := slices.IndexFunc(c.Status(), func(s ShardStatus) bool { return s.State == StateStandby }); standby < 0 || len(c.Status()) != 8 {
@@ -156,7 +156,7 @@ func TestShardsAreShared(t *testing.T) {
 // over by RESUME.
 func TestDeadInstance(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 4})
+	r := newRig(t, discordtest.Config{Shards: 4})
 	a := r.join(nil)
 	b := r.join(nil)
 	r.owners(4, map[*instance]int{a: 2, b: 2})
@@ -181,7 +181,7 @@ func TestReshard(t *testing.T) {
 	for _, tt := range []struct{ from, to int }{{2, 5}, {4, 1}, {3, 6}} {
 		t.Run(fmt.Sprintf("%d to %d", tt.from, tt.to), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, gatewaytest.Config{Shards: tt.from, Guilds: []uint64{1 << 22, 2 << 22}, HeartbeatInterval: maxInterval})
+			r := newRig(t, discordtest.Config{Shards: tt.from, Guilds: []uint64{1 << 22, 2 << 22}, HeartbeatInterval: maxInterval})
 			r.timing.load = 50 * time.Millisecond
 			a := r.join(func(c *Config) { c.Shards = Shards{Last: tt.from - 1, Count: tt.from} })
 			r.owners(tt.from, map[*instance]int{a: tt.from})
@@ -213,7 +213,7 @@ func TestReshard(t *testing.T) {
 					t.Errorf("told %s of shard %v", e.Name, e.Shard)
 				}
 			}
-			if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != tt.from+tt.to {
+			if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != tt.from+tt.to {
 				t.Errorf("%d IDENTIFYs", n)
 			}
 			r.legal()
@@ -228,7 +228,7 @@ func TestReshardInterrupted(t *testing.T) {
 	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
 		t.Run(string(phase), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval})
+			r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval})
 			r.timing.load = 20 * time.Millisecond
 			a := r.join(func(c *Config) { c.Shards = Shards{Last: 1, Count: 2} })
 			r.owners(2, map[*instance]int{a: 2})
@@ -268,7 +268,7 @@ func TestReshardInterrupted(t *testing.T) {
 				}
 			}
 			// Who is stopped between IDENTIFY and READY has to begin again.
-			if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n < 5 || n > 5+3 || phase != event.Warming && n != 5 {
+			if n := r.Count(discordtest.Identify, discordtest.AnyShard); n < 5 || n > 5+3 || phase != event.Warming && n != 5 {
 				t.Errorf("%d IDENTIFYs", n)
 			}
 			r.legal()
@@ -280,12 +280,12 @@ func TestReshardInterrupted(t *testing.T) {
 // that there are too few.
 func TestRecommendation(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 1})
+	r := newRig(t, discordtest.Config{Shards: 1})
 	r.timing.load = 20 * time.Millisecond
 	a := r.join(nil)
 	r.ready(0)
 	r.SetShards(2)
-	r.do(0, gatewaytest.Close(codeShardingRequired))
+	r.do(0, discordtest.Close(codeShardingRequired))
 	r.wait("two shards", func() bool {
 		p, err := a.peer.Plan(r.ctx, 0, 0)
 		return err == nil && p.Current == 2 && p.Phase == event.Steady
@@ -303,7 +303,7 @@ func TestRecommendation(t *testing.T) {
 // TestRangesOfInstances: what is configured as a range stays within it.
 func TestRangesOfInstances(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	low := r.join(func(c *Config) { c.Shards = Shards{First: 0, Last: 2, Count: 5} })
 	high := r.join(func(c *Config) { c.Shards = Shards{First: 3, Last: 4, Count: 5} })
 	r.owners(5, map[*instance]int{low: 3, high: 2})
@@ -322,21 +322,21 @@ func TestRangesOfInstances(t *testing.T) {
 // back.
 func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	a := r.join(nil)
 	r.connected(a)
 	old := r.ready(0)
 	r.dispatch(0, 0, 3)
 	r.messages(3)
 	r.store.setFrozen(true)
-	r.do(0, gatewaytest.Invalidate(false))
-	r.count(gatewaytest.Ready, 0, 2)
+	r.do(0, discordtest.Invalidate(false))
+	r.count(discordtest.Ready, 0, 2)
 	r.wait("the new session", func() bool { return a.Status()[0].State == StateConnected })
 	r.store.steal(shard0)
 	r.wait("standby", func() bool { return a.Status()[0].State == StateStandby })
 	r.store.setFrozen(false)
 	r.store.free(shard0)
-	r.count(gatewaytest.Ready, 0, 3)
+	r.count(discordtest.Ready, 0, 3)
 	r.wait("told twice", func() bool {
 		lost := 0
 		for _, e := range r.store.all() {
@@ -346,7 +346,7 @@ func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 		}
 		return lost == 2 // the first telling was not stored, as far as the shard can know
 	})
-	if n := r.Count(gatewaytest.Resume, 0); n != 0 {
+	if n := r.Count(discordtest.Resume, 0); n != 0 {
 		t.Errorf("%d RESUMEs of a session that is gone", n)
 	}
 	r.legal()

@@ -20,14 +20,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // rig is a Gateway between a simulated Discord and a store in memory.
 type rig struct {
-	*gatewaytest.Server
+	*discordtest.Server
 	t        *testing.T
 	ctx      context.Context // ends before the test would time out
 	store    *memory
@@ -45,12 +45,12 @@ type rig struct {
 }
 
 // newRig starts the simulated Discord only.
-func newRig(t *testing.T, cfg gatewaytest.Config) *rig {
+func newRig(t *testing.T, cfg discordtest.Config) *rig {
 	t.Helper()
 	if cfg.IdentifyWindow == 0 {
 		cfg.IdentifyWindow = time.Nanosecond
 	}
-	srv, err := gatewaytest.Start(cfg)
+	srv, err := discordtest.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func (r *rig) legal() {
 	}
 }
 
-func (r *rig) ready(shard int) gatewaytest.Session {
+func (r *rig) ready(shard int) discordtest.Session {
 	r.t.Helper()
 	s, err := r.WaitReady(r.ctx, shard)
 	if err != nil {
@@ -144,14 +144,14 @@ func (r *rig) dispatch(shard, from, n int) {
 	}
 }
 
-func (r *rig) do(shard int, actions ...gatewaytest.Action) {
+func (r *rig) do(shard int, actions ...discordtest.Action) {
 	r.t.Helper()
 	if err := r.Do(shard, actions...); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
-func (r *rig) count(k gatewaytest.Kind, shard, n int) gatewaytest.Entry {
+func (r *rig) count(k discordtest.Kind, shard, n int) discordtest.Entry {
 	r.t.Helper()
 	e, err := r.WaitCount(r.ctx, k, shard, n)
 	if err != nil {
@@ -219,7 +219,7 @@ func TestEventsInOrder(t *testing.T) {
 	}{{ZstdStream, 0}, {ZlibStream, 0}, {ZlibStream, 100}, {NoCompression, 0}, {"", 0}} {
 		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, gatewaytest.Config{SplitEvery: tt.split, ApplicationID: 77})
+			r := newRig(t, discordtest.Config{SplitEvery: tt.split, ApplicationID: 77})
 			r.cfg.Compression = tt.compression
 			r.start()
 			session := r.ready(0)
@@ -282,7 +282,7 @@ func (r *rig) wait(what string, cond func() bool) {
 // the shard connects.
 func TestFatalIntentsLifted(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
 	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
 	r.start()
 	r.wait("the shard failed", func() bool {
@@ -309,17 +309,17 @@ func (r *rig) failed(n int) (list []ShardStatus) {
 func TestFatalForAll(t *testing.T) {
 	t.Parallel()
 	const shards = 4
-	r := newRig(t, gatewaytest.Config{Shards: shards})
+	r := newRig(t, discordtest.Config{Shards: shards})
 	r.slots = pacedBuckets(t, 20*time.Millisecond)
 	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
-	r.Arm(gatewaytest.AtIdentify, gatewaytest.AnyShard, 1, gatewaytest.Close(4014)) // switched off this very moment
+	r.Arm(discordtest.AtIdentify, discordtest.AnyShard, 1, discordtest.Close(4014)) // switched off this very moment
 	r.start()
 	for _, st := range r.failed(shards) {
 		if !strings.Contains(st.Problem, "MESSAGE_CONTENT") {
 			t.Errorf("status %+v", st)
 		}
 	}
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 1 {
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 1 {
 		t.Errorf("%d IDENTIFYs, want 1", n)
 	}
 	r.intents.Store(int64(event.IntentGuilds))
@@ -334,19 +334,19 @@ func TestFatalForAll(t *testing.T) {
 // more is nothing to a session that goes on.
 func TestRetry(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 2, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
+	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
 	r.start()
 	r.named("READY", 2)
-	r.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4004))
-	r.do(0, gatewaytest.Invalidate(false))
+	r.Arm(discordtest.AtIdentify, 0, 1, discordtest.Close(4004))
+	r.do(0, discordtest.Invalidate(false))
 	r.failed(1)
-	r.do(1, gatewaytest.Drop())
-	r.count(gatewaytest.Resumed, 1, 1)
-	r.do(1, gatewaytest.Invalidate(false))
+	r.do(1, discordtest.Drop())
+	r.count(discordtest.Resumed, 1, 1)
+	r.do(1, discordtest.Invalidate(false))
 	if st := r.failed(2)[1]; !strings.Contains(st.Problem, "DISCORD_TOKEN") {
 		t.Errorf("status %+v", st)
 	}
-	if n := r.Count(gatewaytest.Identify, 1); n != 1 {
+	if n := r.Count(discordtest.Identify, 1); n != 1 {
 		t.Errorf("%d IDENTIFYs of the shard that could have known", n)
 	}
 	for shard := range 2 {
@@ -363,7 +363,7 @@ func TestRetry(t *testing.T) {
 // TestRestart: the drain leaves sessions that the next process resumes.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Shards: 3, SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3}})
+	r := newRig(t, discordtest.Config{Shards: 3, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3}})
 	stop := r.start()
 	r.named("READY", 3)
 	r.dispatch(0, 0, 50)
@@ -374,17 +374,17 @@ func TestRestart(t *testing.T) {
 		t.Errorf("the drain took %v", took)
 	}
 	for shard := range 3 {
-		if e := r.count(gatewaytest.ClientClosed, shard, 1); e.Code != int(codeKeep) {
+		if e := r.count(discordtest.ClientClosed, shard, 1); e.Code != int(codeKeep) {
 			t.Errorf("shard %d was closed with %d, want %d", shard, e.Code, codeKeep)
 		}
 	}
 	r.dispatch(0, 50, 50)
 	r.start()
 	for shard := range 3 {
-		r.count(gatewaytest.Resumed, shard, 1)
+		r.count(discordtest.Resumed, shard, 1)
 	}
 	r.messages(100)
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 3 {
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 3 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	r.legal()
@@ -394,20 +394,20 @@ func TestRestart(t *testing.T) {
 // it is said what is lost.
 func TestRestartTooLate(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{SessionLifetime: time.Nanosecond})
+	r := newRig(t, discordtest.Config{SessionLifetime: time.Nanosecond})
 	stop := r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 5)
 	r.messages(5)
 	stop()
-	r.count(gatewaytest.ClientClosed, 0, 1)
+	r.count(discordtest.ClientClosed, 0, 1)
 	r.start()
 	lost := r.named("GATEHOOK_SESSION_LOST", 1)
 	var got lostData
 	if err := json.Unmarshal(lost.Data, &got); err != nil || got.SessionID != old.ID || got.AfterSeq != 6 || got.NextSessionID == "" {
 		t.Errorf("%s, %v", lost.Data, err)
 	}
-	if n := r.Count(gatewaytest.Resume, 0); n != 1 {
+	if n := r.Count(discordtest.Resume, 0); n != 1 {
 		t.Errorf("%d RESUMEs", n)
 	}
 	r.legal()
@@ -417,18 +417,18 @@ func TestRestartTooLate(t *testing.T) {
 // alive and not taken for dead, and nothing is lost.
 func TestJournalBusy(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 400 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: 400 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
 	r.store.setBusy(true)
 	r.dispatch(0, 10, 500)
-	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+4)
+	r.count(discordtest.Heartbeat, 0, r.Count(discordtest.Heartbeat, 0)+4)
 	r.store.setBusy(false)
 	r.messages(510)
-	r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+2)
-	if n := r.Count(gatewaytest.Connected, gatewaytest.AnyShard); n != 1 {
+	r.count(discordtest.Heartbeat, 0, r.Count(discordtest.Heartbeat, 0)+2)
+	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 1 {
 		t.Errorf("%d connections; last close %+v", n, r.gateway.Status()[0].LastClose)
 	}
 	r.legal()
@@ -438,7 +438,7 @@ func TestJournalBusy(t *testing.T) {
 // nothing; what it did not take is replayed.
 func TestJournalBusyAtDrain(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	stop := r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -448,7 +448,7 @@ func TestJournalBusyAtDrain(t *testing.T) {
 	stop()
 	r.store.setBusy(false)
 	r.start()
-	r.count(gatewaytest.Resumed, 0, 1)
+	r.count(discordtest.Resumed, 0, 1)
 	r.messages(20)
 	r.legal()
 }
@@ -457,7 +457,7 @@ func TestJournalBusyAtDrain(t *testing.T) {
 // was received, and the replay of the rest is dropped.
 func TestStoredSequence(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond, TrimAcked: true})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond, TrimAcked: true})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -468,11 +468,11 @@ func TestStoredSequence(t *testing.T) {
 	r.store.setFrozen(true)
 	r.dispatch(0, 10, 10)
 	r.messages(20)
-	if e := r.count(gatewaytest.Heartbeat, 0, r.Count(gatewaytest.Heartbeat, 0)+2); e.Seq != 11 {
+	if e := r.count(discordtest.Heartbeat, 0, r.Count(discordtest.Heartbeat, 0)+2); e.Seq != 11 {
 		t.Errorf("a heartbeat with %d, want 11", e.Seq)
 	}
-	r.do(0, gatewaytest.Drop())
-	if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+	r.do(0, discordtest.Drop())
+	if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
 		t.Errorf("RESUME from %d, want 11", e.Seq)
 	}
 	r.store.setFrozen(false)
@@ -484,7 +484,7 @@ func TestStoredSequence(t *testing.T) {
 // TestFirstHeartbeat: before READY there is no sequence number to carry.
 func TestFirstHeartbeat(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 20 * time.Millisecond})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: 20 * time.Millisecond})
 	hold := make(chan struct{})
 	r.slots = &slots{wait: func(ctx context.Context, _ int) error {
 		select {
@@ -495,7 +495,7 @@ func TestFirstHeartbeat(t *testing.T) {
 		}
 	}}
 	r.start()
-	if e := r.count(gatewaytest.Heartbeat, gatewaytest.AnyShard, 3); e.Seq != -1 {
+	if e := r.count(discordtest.Heartbeat, discordtest.AnyShard, 3); e.Seq != -1 {
 		t.Errorf("a heartbeat with %d before READY", e.Seq)
 	}
 	if st := r.gateway.Status()[0]; st.State != StateIdentifying || len(r.gateway.Unready()) != 1 {
@@ -511,9 +511,9 @@ func TestFirstHeartbeat(t *testing.T) {
 func TestBucketsOfShards(t *testing.T) {
 	t.Parallel()
 	const shards, window = 6, 100 * time.Millisecond
-	r := newRig(t, gatewaytest.Config{
+	r := newRig(t, discordtest.Config{
 		Shards: shards, IdentifyWindow: window,
-		SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2},
+		SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2},
 	})
 	r.slots = pacedBuckets(t, 3*window)
 	r.start()
@@ -522,7 +522,7 @@ func TestBucketsOfShards(t *testing.T) {
 	}
 	var order [2][]int
 	for _, e := range r.Log() {
-		if e.Kind == gatewaytest.Identify {
+		if e.Kind == discordtest.Identify {
 			order[e.Shard%2] = append(order[e.Shard%2], e.Shard)
 		}
 	}
@@ -539,11 +539,11 @@ func TestBucketsOfShards(t *testing.T) {
 // is sent, or Discord would reset the token.
 func TestStartsUsedUp(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{SessionStart: gatewaytest.SessionStart{Total: 1000, ResetAfter: 500 * time.Millisecond}})
+	r := newRig(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 1000, ResetAfter: 500 * time.Millisecond}})
 	r.start()
 	r.ready(0)
 	log := r.Log()
-	i := slices.IndexFunc(log, func(e gatewaytest.Entry) bool { return e.Kind == gatewaytest.Identify })
+	i := slices.IndexFunc(log, func(e discordtest.Entry) bool { return e.Kind == discordtest.Identify })
 	if waited := log[i].At.Sub(log[0].At); waited < 300*time.Millisecond {
 		t.Errorf("IDENTIFY %v after the connection", waited)
 	}
@@ -553,9 +553,9 @@ func TestStartsUsedUp(t *testing.T) {
 // TestAPIDown: Discord's API may fail for as long as it likes.
 func TestAPIDown(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
-	r.Arm(gatewaytest.AtApplication, gatewaytest.AnyShard, 1, gatewaytest.Status(500))
-	r.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.RateLimit(10*time.Millisecond))
+	r := newRig(t, discordtest.Config{})
+	r.Arm(discordtest.AtApplication, discordtest.AnyShard, 1, discordtest.Status(500))
+	r.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.RateLimit(10*time.Millisecond))
 	r.start()
 	r.wait("the reason is told", func() bool {
 		reasons := r.gateway.Unready()
@@ -566,7 +566,7 @@ func TestAPIDown(t *testing.T) {
 
 func TestWrongToken(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.cfg.Token = secret.New("wrong")
 	g := New(r.cfg, r.store.join(), r.slots, quiet, prometheus.NewRegistry())
 	err := g.Run(r.ctx)
@@ -579,13 +579,13 @@ func TestWrongToken(t *testing.T) {
 // and nothing more is told; when it is free again, the session goes on.
 func TestLeaseLost(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
 	told := len(r.messages(10))
 	r.store.steal(shard0)
-	if e := r.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
 		t.Errorf("closed with %d", e.Code)
 	}
 	r.wait("standby", func() bool { return r.gateway.Status()[0].State == StateStandby })
@@ -597,7 +597,7 @@ func TestLeaseLost(t *testing.T) {
 	}
 	r.dispatch(0, 10, 10)
 	r.store.free(shard0)
-	r.count(gatewaytest.Resumed, 0, 1)
+	r.count(discordtest.Resumed, 0, 1)
 	r.messages(20)
 	r.legal()
 }
@@ -606,14 +606,14 @@ func TestLeaseLost(t *testing.T) {
 // without telling anything twice.
 func TestMoreIntents(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: maxInterval})
 	r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
 	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
 	r.changed <- struct{}{}
-	r.count(gatewaytest.Ready, 0, 2)
+	r.count(discordtest.Ready, 0, 2)
 	// Both get these; the new session is not complete without its guilds.
 	r.dispatch(0, 10, 10)
 	if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(`{"id":"5"}`)); err != nil {
@@ -622,16 +622,16 @@ func TestMoreIntents(t *testing.T) {
 	r.dispatch(0, 20, 10)
 	r.messages(30)
 	for n := range 2 { // time enough for the first connection to end, if it did
-		r.do(0, gatewaytest.RequestHeartbeat())
-		r.count(gatewaytest.Heartbeat, 0, 2*(n+1))
+		r.do(0, discordtest.RequestHeartbeat())
+		r.count(discordtest.Heartbeat, 0, 2*(n+1))
 	}
-	if n := r.Count(gatewaytest.ClientClosed, 0); n != 0 {
+	if n := r.Count(discordtest.ClientClosed, 0); n != 0 {
 		t.Error("the new session took over before its guilds came")
 	}
 	if _, err := r.Dispatch(0, "GUILD_DELETE", []byte(`{"id":"6","unavailable":true}`)); err != nil {
 		t.Fatal(err)
 	}
-	if e := r.count(gatewaytest.ClientClosed, 0, 1); e.Code != int(codeKeep) || e.Session != old.ID {
+	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) || e.Session != old.ID {
 		t.Errorf("%+v", e)
 	}
 	r.wait("the new session", func() bool { return r.store.session(shard0).ID != old.ID })
@@ -658,7 +658,7 @@ func TestMoreIntents(t *testing.T) {
 		t.Errorf("session %+v, status %+v", now, st)
 	}
 	// The new one is resumed like any other.
-	r.do(0, gatewaytest.Drop())
+	r.do(0, discordtest.Drop())
 	r.dispatch(0, 50, 10)
 	r.messages(60)
 	r.legal()
@@ -670,7 +670,7 @@ func TestMoreIntents(t *testing.T) {
 func TestMoreIntentsBehind(t *testing.T) {
 	t.Parallel()
 	const events, size = 2000, 512 // more than the sockets between the two take
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval, Listen: func() (net.Listener, error) {
+	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval, Listen: func() (net.Listener, error) {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		return smallSockets{l}, err
 	}})
@@ -693,7 +693,7 @@ func TestMoreIntentsBehind(t *testing.T) {
 	}
 	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
 	r.changed <- struct{}{}
-	r.count(gatewaytest.Ready, 0, 2)
+	r.count(discordtest.Ready, 0, 2)
 	r.store.setBusy(false)
 	r.named("READY", 2)
 	told := slices.DeleteFunc(r.store.all(), func(e *event.Event) bool { return e.Name != "MESSAGE_CREATE" })
@@ -718,7 +718,7 @@ func (s smallSockets) Accept() (net.Conn, error) {
 // connection ended comes again.
 func TestInterruptedPut(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 1)
@@ -731,7 +731,7 @@ func TestInterruptedPut(t *testing.T) {
 		return r.store.waiting > 0
 	})
 	r.gateway.find(shard0).restart()
-	r.count(gatewaytest.Resumed, 0, 1)
+	r.count(discordtest.Resumed, 0, 1)
 	r.store.setBusy(false)
 	r.messages(2)
 	r.legal()
@@ -741,7 +741,7 @@ func TestInterruptedPut(t *testing.T) {
 // resumed first, so that nothing is lost, and replaced then.
 func TestMoreIntentsAfterRestart(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	stop := r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -750,8 +750,8 @@ func TestMoreIntentsAfterRestart(t *testing.T) {
 	r.dispatch(0, 10, 10)
 	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
 	r.start()
-	r.count(gatewaytest.Resumed, 0, 1)
-	r.count(gatewaytest.Ready, 0, 2)
+	r.count(discordtest.Resumed, 0, 1)
+	r.count(discordtest.Ready, 0, 2)
 	r.wait("the new session", func() bool {
 		st := r.gateway.Status()[0]
 		return st.Intents == event.Intents(r.intents.Load())
@@ -768,11 +768,11 @@ func TestMoreIntentsAfterRestart(t *testing.T) {
 // what is missing.
 func TestMoreIntentsRefused(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
-	r.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Close(4014))
+	r.Arm(discordtest.AtIdentify, 0, 1, discordtest.Close(4014))
 	r.intents.Store(r.intents.Load() | int64(event.IntentMessageContent))
 	r.changed <- struct{}{}
 	r.wait("the problem is told", func() bool { return strings.Contains(r.gateway.Status()[0].Problem, "MESSAGE_CONTENT") })
@@ -784,7 +784,7 @@ func TestMoreIntentsRefused(t *testing.T) {
 	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.untold()); diff != "" {
 		t.Error(diff)
 	}
-	if n := r.Count(gatewaytest.Identify, 0); n != 2 {
+	if n := r.Count(discordtest.Identify, 0); n != 2 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 }
@@ -794,17 +794,17 @@ func TestMoreIntentsRefused(t *testing.T) {
 // be.
 func TestMoreIntentsInterrupted(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Guilds: []uint64{5}})
+	r := newRig(t, discordtest.Config{Guilds: []uint64{5}})
 	r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
 	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
 	r.changed <- struct{}{}
-	r.count(gatewaytest.Ready, 0, 2)
-	r.do(gatewaytest.AnyShard, gatewaytest.Drop())
+	r.count(discordtest.Ready, 0, 2)
+	r.do(discordtest.AnyShard, discordtest.Drop())
 	r.dispatch(0, 10, 10)
-	if e := r.count(gatewaytest.Resumed, 0, 1); e.Session != old.ID {
+	if e := r.count(discordtest.Resumed, 0, 1); e.Session != old.ID {
 		t.Errorf("resumed %q, want %q", e.Session, old.ID)
 	}
 	r.messages(20)
@@ -815,12 +815,12 @@ func TestMoreIntentsInterrupted(t *testing.T) {
 // that of the event before, it is still told.
 func TestRepeatedRESUMED(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 3)
 	r.messages(3)
-	r.do(0, gatewaytest.Send([]byte(`{"op":0,"t":"RESUMED","s":4,"d":{"_trace":[]}}`)))
+	r.do(0, discordtest.Send([]byte(`{"op":0,"t":"RESUMED","s":4,"d":{"_trace":[]}}`)))
 	r.named("SHARD_RESUME", 1)
 	if e := r.named("RESUMED", 1); e.Seq != 0 || string(e.Data) != `{"_trace":[]}` {
 		t.Errorf("%+v", e)
@@ -835,19 +835,19 @@ func TestRepeatedRESUMED(t *testing.T) {
 // let anybody take the session over, are in the log.
 func TestLogsTellNoSecrets(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond})
 	var logs bytes.Buffer
 	r.log = slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	stop := r.start()
 	session := r.ready(0)
-	for n, act := range []gatewaytest.Action{
-		gatewaytest.Drop(), gatewaytest.Reconnect(), gatewaytest.Corrupt(), gatewaytest.Close(4000),
+	for n, act := range []discordtest.Action{
+		discordtest.Drop(), discordtest.Reconnect(), discordtest.Corrupt(), discordtest.Close(4000),
 	} {
 		r.do(0, act)
-		r.count(gatewaytest.Resumed, 0, n+1)
+		r.count(discordtest.Resumed, 0, n+1)
 		r.ready(0)
 	}
-	r.do(0, gatewaytest.Send([]byte(`{"op":99}`)), gatewaytest.Invalidate(false))
+	r.do(0, discordtest.Send([]byte(`{"op":99}`)), discordtest.Invalidate(false))
 	r.named("GATEHOOK_SESSION_LOST", 1)
 	second := r.ready(0)
 	stop()
@@ -867,14 +867,14 @@ func TestLogsTellNoSecrets(t *testing.T) {
 // connection because a privileged intent is not switched on.
 func TestOnlyEnabledIntents(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: 1 << 15}) // GUILD_MEMBERS, of a small bot
+	r := newRig(t, discordtest.Config{Flags: 1 << 15}) // GUILD_MEMBERS, of a small bot
 	r.intents.Store(int64(event.IntentsAll))
 	r.cfg.OnlyEnabled = true
 	r.start()
 	r.ready(0)
 	var sent struct{ Intents event.Intents }
 	for _, e := range r.Log() {
-		if e.Kind == gatewaytest.Identify {
+		if e.Kind == discordtest.Identify {
 			if err := json.Unmarshal(e.Data, &sent); err != nil {
 				t.Fatal(err)
 			}

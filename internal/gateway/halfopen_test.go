@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // TestHalfOpen: wherever a connection stops to carry anything, without an end,
@@ -27,17 +27,17 @@ func TestHalfOpen(t *testing.T) {
 			r.net.freeze(100, true)
 			r.dispatch(0, 10, 10)
 		}, 2*usual + closeGrace, 20},
-		{"Discord is silent", func(r *clockRig) { r.do(0, gatewaytest.Silence()) }, 2*usual + closeGrace, 10},
-		{"the close frame is not answered", func(r *clockRig) { r.do(0, gatewaytest.Reconnect(), gatewaytest.Silence()) }, closeGrace, 10},
+		{"Discord is silent", func(r *clockRig) { r.do(0, discordtest.Silence()) }, 2*usual + closeGrace, 10},
+		{"the close frame is not answered", func(r *clockRig) { r.do(0, discordtest.Reconnect(), discordtest.Silence()) }, closeGrace, 10},
 		{"the close frame can't be written", func(r *clockRig) {
-			r.do(0, gatewaytest.Reconnect())
+			r.do(0, discordtest.Reconnect())
 			r.net.freeze(1<<40, false)
 		}, closeGrace, 10},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			withClock(t, gatewaytest.Config{HeartbeatGrace: time.Hour, SessionLifetime: time.Hour}, func(r *clockRig) {
+			withClock(t, discordtest.Config{HeartbeatGrace: time.Hour, SessionLifetime: time.Hour}, func(r *clockRig) {
 				t := r.t
 				r.start()
 				r.ready(0)
@@ -45,19 +45,19 @@ func TestHalfOpen(t *testing.T) {
 				r.messages(10)
 				at := time.Now()
 				tt.fault(r)
-				next := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 2)
+				next := r.count(discordtest.Connected, discordtest.AnyShard, 2)
 				if d := next.At.Sub(at); d > tt.limit+3*time.Second/2 {
 					t.Errorf("connected again after %v, want %v at most", d, tt.limit)
 				}
 				// How many of those in flight still fit depends on how they were
 				// written.
-				if e := r.count(gatewaytest.Resume, 0, 1); e.Seq < 11 || e.Seq > int64(tt.sent)+1 {
+				if e := r.count(discordtest.Resume, 0, 1); e.Seq < 11 || e.Seq > int64(tt.sent)+1 {
 					t.Errorf("RESUME from %d, want 11 to %d", e.Seq, tt.sent+1)
 				}
 				r.ready(0)
 				r.dispatch(0, tt.sent, 10)
 				r.messages(tt.sent + 10)
-				if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+				if n := r.Count(discordtest.Identify, 0); n != 1 {
 					t.Errorf("%d IDENTIFYs", n)
 				}
 			})
@@ -69,12 +69,12 @@ func TestHalfOpen(t *testing.T) {
 // given up.
 func TestHandshakeUnanswered(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{}, func(r *clockRig) {
+	withClock(t, discordtest.Config{}, func(r *clockRig) {
 		t := r.t
-		r.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 1, gatewaytest.Silence())
+		r.Arm(discordtest.AtConnect, discordtest.AnyShard, 1, discordtest.Silence())
 		at := time.Now()
 		r.start()
-		e := r.count(gatewaytest.Connected, gatewaytest.AnyShard, 1)
+		e := r.count(discordtest.Connected, discordtest.AnyShard, 1)
 		if d := e.At.Sub(at); d < dialTimeout || d > dialTimeout+3*time.Second {
 			t.Errorf("connected after %v, want %v", d, dialTimeout)
 		}
@@ -86,7 +86,7 @@ func TestHandshakeUnanswered(t *testing.T) {
 // more.
 func TestDrainHalfOpen(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{HeartbeatGrace: time.Hour}, func(r *clockRig) {
+	withClock(t, discordtest.Config{HeartbeatGrace: time.Hour}, func(r *clockRig) {
 		t := r.t
 		stop := r.start()
 		r.ready(0)
@@ -112,15 +112,15 @@ func TestTooLarge(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, gatewaytest.Config{SplitEvery: tt.split})
+			r := newRig(t, discordtest.Config{SplitEvery: tt.split})
 			r.cfg.Compression = tt.compression
 			r.limit = limit
 			r.start()
 			r.ready(0)
 			r.dispatch(0, 0, 10)
 			r.messages(10)
-			r.do(0, gatewaytest.Send(bomb))
-			if e := r.count(gatewaytest.Resume, 0, 1); e.Seq != 11 {
+			r.do(0, discordtest.Send(bomb))
+			if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
 				t.Errorf("RESUME from %d, want 11", e.Seq)
 			}
 			r.ready(0)

@@ -8,8 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 // TestJudge: what of the catalog can't come, by the intents that a session may
@@ -58,7 +58,7 @@ func pattern(t *testing.T, s string) event.Pattern {
 // refused with the place where that is done, until it is.
 func TestAdviseAuto(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags, Shards: 3})
+	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags, Shards: 3})
 	r.cfg.OnlyEnabled = true
 	if refusal, notes := New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry()).Advise(r.ctx, pattern(t, "PRESENCE_UPDATE"), 0); refusal != "" || len(notes) != 1 {
 		t.Errorf("before Discord was asked: %q, %q", refusal, notes)
@@ -103,7 +103,7 @@ func TestAdviseAuto(t *testing.T) {
 // TestAdviseFixed: with fixed intents, what they don't bring is refused.
 func TestAdviseFixed(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages))
 	r.start()
 	r.ready(0)
@@ -124,7 +124,7 @@ func TestAdviseFixed(t *testing.T) {
 // comes as soon as somebody switches it on.
 func TestIntentSwitchedOn(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
 	r.cfg.OnlyEnabled = true
 	r.intents.Store(int64(event.IntentGuildMessages | event.IntentGuildMembers))
 	r.start()
@@ -135,7 +135,7 @@ func TestIntentSwitchedOn(t *testing.T) {
 		st := r.gateway.Status()[0]
 		return st.State == StateConnected && strings.Contains(st.Problem, "GUILD_MEMBERS (Server Members Intent); switch it on at https://")
 	})
-	if n := r.Count(gatewaytest.Identify, 0); n != 1 {
+	if n := r.Count(discordtest.Identify, 0); n != 1 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	r.SetFlags(1 << 15)
@@ -154,18 +154,18 @@ func TestIntentSwitchedOn(t *testing.T) {
 // refuse, and the shard goes on when it will not.
 func TestFixedIntentNotSwitchedOn(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildPresences))
 	r.start()
 	r.wait("failed", func() bool {
 		st := r.gateway.Status()
 		return len(st) == 1 && st[0].State == StateFailed && strings.Contains(st[0].Problem, "GUILD_PRESENCES")
 	})
-	if n := r.Count(gatewaytest.Identify, gatewaytest.AnyShard); n != 0 {
+	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 0 {
 		t.Errorf("%d IDENTIFYs", n)
 	}
 	r.SetFlags(1 << 12)
-	e := r.count(gatewaytest.Identify, 0, 1)
+	e := r.count(discordtest.Identify, 0, 1)
 	var sent struct{ Intents event.Intents }
 	if err := json.Unmarshal(e.Data, &sent); err != nil || sent.Intents != event.IntentGuilds|event.IntentGuildPresences {
 		t.Errorf("identified with %v, %v", sent.Intents, err)

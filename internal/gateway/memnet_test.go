@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // memnet is a network in memory. Unlike the system's it can be used where the
@@ -27,7 +27,7 @@ type memnet struct {
 
 func newMemnet() *memnet { return &memnet{listeners: make(map[string]*memListener)} }
 
-// listen is for gatewaytest.Config.
+// listen is for discordtest.Config.
 func (n *memnet) listen() (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -162,7 +162,7 @@ type clockRig struct {
 }
 
 // withClock runs a test with a clockRig, after the changes that change makes.
-func withClock(t *testing.T, cfg gatewaytest.Config, test func(r *clockRig)) {
+func withClock(t *testing.T, cfg discordtest.Config, test func(r *clockRig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemnet()
@@ -185,12 +185,12 @@ func (r *clockRig) sleep(d time.Duration) {
 }
 
 // entries returns what happened, of one kind.
-func (r *rig) entries(k gatewaytest.Kind) []gatewaytest.Entry {
-	return slices.DeleteFunc(r.Log(), func(e gatewaytest.Entry) bool { return e.Kind != k })
+func (r *rig) entries(k discordtest.Kind) []discordtest.Entry {
+	return slices.DeleteFunc(r.Log(), func(e discordtest.Entry) bool { return e.Kind != k })
 }
 
 // gaps returns the times between entries.
-func gaps(entries []gatewaytest.Entry) (list []time.Duration) {
+func gaps(entries []discordtest.Entry) (list []time.Duration) {
 	for i := 1; i < len(entries); i++ {
 		list = append(list, entries[i].At.Sub(entries[i-1].At))
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 // TestEventNamesAreBounded: names come from outside and must not fill the
@@ -78,13 +78,13 @@ func TestMetricsLint(t *testing.T) {
 // TestScrape: what people look at is counted where it happens.
 func TestScrape(t *testing.T) {
 	t.Parallel()
-	withClock(t, gatewaytest.Config{SessionStart: gatewaytest.SessionStart{Total: 1000, Remaining: 700, ResetAfter: time.Hour}}, func(r *clockRig) {
+	withClock(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 700, ResetAfter: time.Hour}}, func(r *clockRig) {
 		r.start()
 		r.ready(0)
 		r.dispatch(0, 0, 10)
 		r.messages(10)
-		r.count(gatewaytest.Heartbeat, 0, 2)
-		r.do(0, gatewaytest.Reconnect())
+		r.count(discordtest.Heartbeat, 0, 2)
+		r.do(0, discordtest.Reconnect())
 		r.named("SHARD_RESUME", 1)
 		shown := r.scrape()
 		for _, want := range []string{

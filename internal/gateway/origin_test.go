@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
 )
 
 func TestOrigins(t *testing.T) {
@@ -83,7 +83,7 @@ func TestOrigins(t *testing.T) {
 func TestOriginsOutliveAConnection(t *testing.T) {
 	t.Parallel()
 	const first, second, third = 1 << 22, 2 << 22, 3 << 22
-	r := newRig(t, gatewaytest.Config{Shards: 1, Guilds: []uint64{first, second}, HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{Shards: 1, Guilds: []uint64{first, second}, HeartbeatInterval: maxInterval})
 	stop := r.start()
 	r.ready(0)
 	seen := map[string]int{}
@@ -100,14 +100,14 @@ func TestOriginsOutliveAConnection(t *testing.T) {
 	const old = `,"joined_at":"2020-01-01T00:00:00.000000+00:00"`
 	tell("GUILD_CREATE", first, old, event.OriginStartup)
 	tell("GUILD_DELETE", first, `,"unavailable":true`, event.OriginOutage)
-	r.do(0, gatewaytest.Drop())
-	r.count(gatewaytest.Resume, 0, 1)
+	r.do(0, discordtest.Drop())
+	r.count(discordtest.Resume, 0, 1)
 	tell("GUILD_CREATE", first, old, event.OriginAvailable)
 	tell("GUILD_CREATE", second, old, event.OriginStartup)
 	tell("GUILD_CREATE", third, old, event.OriginJoin)
 	stop()
 	r.start()
-	r.count(gatewaytest.Resume, 0, 2)
+	r.count(discordtest.Resume, 0, 2)
 	tell("GUILD_CREATE", first, old, event.OriginAvailable)
 	tell("GUILD_DELETE", third, ``, event.OriginRemoved)
 	tell("GUILD_CREATE", third, `,"joined_at":"`+time.Now().Format(time.RFC3339)+`"`, event.OriginJoin)

@@ -8,14 +8,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // TestSendLimits: of the sends that Discord takes, commands leave some to
 // heartbeats; and what is too large never leaves.
 func TestSendLimits(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, gatewaytest.Config{})
+	r := newRig(t, discordtest.Config{})
 	c, err := newDialer("test", NoCompression, newMetrics(prometheus.NewRegistry())).dial(r.ctx, r.GatewayURL())
 	if err != nil {
 		t.Fatal(err)
@@ -48,6 +48,6 @@ func TestSendLimits(t *testing.T) {
 	if left := c.sent.wait(time.Now(), 0); left == 0 {
 		t.Error("heartbeats are not counted")
 	}
-	r.count(gatewaytest.Heartbeat, 0, sendRoom)
+	r.count(discordtest.Heartbeat, 0, sendRoom)
 	r.legal()
 }

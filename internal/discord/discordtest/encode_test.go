@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // feed is what a stream decoder reads from: what was written to it, and then
@@ -117,7 +117,7 @@ func TestCompression(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{SplitEvery: tt.split})
+			srv := start(t, discordtest.Config{SplitEvery: tt.split})
 			connect := func(base string) *client {
 				c := dial(t, srv, base+plainQuery+tt.query)
 				c.decode = tt.decode(t)
@@ -142,7 +142,7 @@ func TestCompression(t *testing.T) {
 				dispatch(t, srv, 0, "X", data)
 			}
 			check(2)
-			do(t, srv, 0, gatewaytest.Drop())
+			do(t, srv, 0, discordtest.Drop())
 			for _, data := range payloads() {
 				dispatch(t, srv, 0, "X", data)
 			}
@@ -159,7 +159,7 @@ func TestCompression(t *testing.T) {
 
 func TestPayloadCompression(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	compressed, plain := 0, 0
 	decode := func(typ websocket.MessageType, message []byte) ([]byte, error) {
 		if typ == websocket.MessageText {
@@ -199,7 +199,7 @@ func TestPayloadCompression(t *testing.T) {
 
 func TestTwoCompressions(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := dial(t, srv, srv.GatewayURL()+plainQuery+"&compress=zlib-stream")
 	c.decode = zlibDecoder()
 	c.next()
@@ -213,10 +213,10 @@ func TestTwoCompressions(t *testing.T) {
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	for _, query := range []string{"", "&compress=zlib-stream", "&compress=zstd-stream"} {
-		for name, a := range map[string]gatewaytest.Action{
-			"corrupt": gatewaytest.Corrupt(), "text": gatewaytest.TextFrame([]byte(`{"op":11}`)),
+		for name, a := range map[string]discordtest.Action{
+			"corrupt": discordtest.Corrupt(), "text": discordtest.TextFrame([]byte(`{"op":11}`)),
 		} {
-			connect := func(t *testing.T, srv *gatewaytest.Server) *client {
+			connect := func(t *testing.T, srv *discordtest.Server) *client {
 				t.Helper()
 				c := dial(t, srv, srv.GatewayURL()+plainQuery+query)
 				switch query {
@@ -229,8 +229,8 @@ func TestBroken(t *testing.T) {
 			}
 			t.Run(name+query, func(t *testing.T) {
 				t.Parallel()
-				srv := start(t, gatewaytest.Config{})
-				srv.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, a)
+				srv := start(t, discordtest.Config{})
+				srv.Arm(discordtest.AtHello, discordtest.AnyShard, 1, a)
 				_, text, err := connect(t, srv).read()
 				if fine := query == "" && name == "text"; (err == nil) != fine {
 					t.Errorf("instead of HELLO: got %q, %v", text, err)

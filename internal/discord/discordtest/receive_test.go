@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"encoding/json"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 const properties = `"properties":{"os":"linux","browser":"x","device":"x"}`
@@ -57,13 +57,13 @@ func TestRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			// GUILD_MEMBERS is enabled, by the flag for small bots.
-			srv := start(t, gatewaytest.Config{Token: "T", Flags: 1 << 15})
+			srv := start(t, discordtest.Config{Token: "T", Flags: 1 << 15})
 			c := hello(t, srv, srv.GatewayURL())
 			c.send("%s", tt.send)
 			c.send(`{"op":1,"d":null}`) // of no interest any more
 			c.expectClose(tt.want)
 			wantIllegal(t, srv, tt.illegal)
-			closed, err := srv.WaitCount(within(t), gatewaytest.ServerClosed, gatewaytest.AnyShard, 1)
+			closed, err := srv.WaitCount(within(t), discordtest.ServerClosed, discordtest.AnyShard, 1)
 			if err != nil || closed.Code != tt.want {
 				t.Errorf("log: %v, %v; want code %d", closed, err, tt.want)
 			}
@@ -76,7 +76,7 @@ func TestRefused(t *testing.T) {
 
 func TestBinaryRefused(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := hello(t, srv, srv.GatewayURL())
 	if err := c.ws.Write(c.ctx, websocket.MessageBinary, []byte(`{"op":1,"d":null}`)); err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestQueryRefused(t *testing.T) {
 		{"/?v=10&encoding=etf", 4002},
 		{"/?v=10&encoding=json&compress=gzip", 4002},
 	} {
-		srv := start(t, gatewaytest.Config{})
+		srv := start(t, discordtest.Config{})
 		c := dial(t, srv, srv.GatewayURL()+tt.query)
 		c.expectClose(tt.want)
 		if len(srv.Illegal()) != 1 {
@@ -122,7 +122,7 @@ func TestRefusedInSession(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{})
+			srv := start(t, discordtest.Config{})
 			c, session := ready(t, srv, 0, 1)
 			c.send("%s", tt.send)
 			c.expectClose(tt.want)
@@ -138,7 +138,7 @@ func TestRefusedInSession(t *testing.T) {
 
 func TestRateLimit(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1) // one of the 120
 	for range 119 {
 		c.send(`{"op":31,"d":{}}`)
@@ -147,7 +147,7 @@ func TestRateLimit(t *testing.T) {
 	for range 119 {
 		c.expect("op 11 null")
 	}
-	if n := srv.Count(gatewaytest.Command, 0); n != 119 {
+	if n := srv.Count(discordtest.Command, 0); n != 119 {
 		t.Fatalf("%d commands noted, want 119", n)
 	}
 	c.send(`{"op":31,"d":{}}`)
@@ -159,7 +159,7 @@ func TestRateLimit(t *testing.T) {
 func TestReady(t *testing.T) {
 	t.Parallel()
 	guilds := []uint64{1 << 22, 2 << 22, 3 << 22}
-	srv := start(t, gatewaytest.Config{ApplicationID: 5, UserID: 6, Flags: 1 << 14, Guilds: guilds})
+	srv := start(t, discordtest.Config{ApplicationID: 5, UserID: 6, Flags: 1 << 14, Guilds: guilds})
 	c := hello(t, srv, srv.GatewayURL())
 	c.identify(1, 2)
 	p := c.next()
@@ -192,7 +192,7 @@ func TestReady(t *testing.T) {
 		t.Errorf("guilds of shard 1: %v", d.Guilds)
 	}
 	s, err := srv.WaitReady(within(t), 1)
-	if want := (gatewaytest.Session{ID: d.SessionID, Shard: 1, Count: 2, Intents: 513, Seq: 1, Connected: true}); err != nil || s != want {
+	if want := (discordtest.Session{ID: d.SessionID, Shard: 1, Count: 2, Intents: 513, Seq: 1, Connected: true}); err != nil || s != want {
 		t.Errorf("session %+v, %v; want %+v", s, err, want)
 	}
 	if e, err := srv.WaitIdentify(within(t), 1, 1); err != nil || !strings.Contains(string(e.Data), "[redacted]") || strings.Contains(string(e.Data), srv.Token()) {
@@ -203,7 +203,7 @@ func TestReady(t *testing.T) {
 // TestIdentifyWithoutShard is what a bot with one shard may do.
 func TestIdentifyWithoutShard(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
+	srv := start(t, discordtest.Config{Flags: discordtest.NoFlags})
 	c := hello(t, srv, srv.GatewayURL())
 	c.send(`{"op":2,"d":{"token":%q,%s,"intents":0,"presence":{"since":null,"activities":[],"status":"dnd","afk":false}}}`, srv.Token(), properties)
 	c.ready()
@@ -215,7 +215,7 @@ func TestIdentifyWithoutShard(t *testing.T) {
 func TestPrivilegedIntents(t *testing.T) {
 	t.Parallel()
 	for flag := range 24 {
-		srv := start(t, gatewaytest.Config{Flags: 1 << flag})
+		srv := start(t, discordtest.Config{Flags: 1 << flag})
 		for bit, flags := range map[int]int{1: 1<<14 | 1<<15, 8: 1<<12 | 1<<13, 15: 1<<18 | 1<<19} {
 			c := hello(t, srv, srv.GatewayURL())
 			c.send(`{"op":2,"d":{"token":%q,%s,"intents":%d}}`, srv.Token(), properties, 1<<bit)
@@ -227,10 +227,10 @@ func TestPrivilegedIntents(t *testing.T) {
 			_ = c.ws.CloseNow()
 		}
 	}
-	srv := start(t, gatewaytest.Config{Flags: gatewaytest.NoFlags})
-	srv.SetFlags(gatewaytest.FlagsAll)
+	srv := start(t, discordtest.Config{Flags: discordtest.NoFlags})
+	srv.SetFlags(discordtest.FlagsAll)
 	c := hello(t, srv, srv.GatewayURL())
-	c.send(`{"op":2,"d":{"token":%q,%s,"intents":%d}}`, srv.Token(), properties, gatewaytest.AllIntents)
+	c.send(`{"op":2,"d":{"token":%q,%s,"intents":%d}}`, srv.Token(), properties, discordtest.AllIntents)
 	c.ready()
 	wantIllegal(t, srv)
 }
@@ -240,9 +240,9 @@ func TestPrivilegedIntents(t *testing.T) {
 func TestBuckets(t *testing.T) {
 	t.Parallel()
 	const window = 400 * time.Millisecond
-	srv := start(t, gatewaytest.Config{
+	srv := start(t, discordtest.Config{
 		IdentifyWindow: window,
-		SessionStart:   gatewaytest.SessionStart{Total: 9, Remaining: 9, MaxConcurrency: 2},
+		SessionStart:   discordtest.SessionStart{Total: 9, Remaining: 9, MaxConcurrency: 2},
 	})
 	began := time.Now()
 	ready(t, srv, 0, 4)
@@ -254,7 +254,7 @@ func TestBuckets(t *testing.T) {
 		t.Fatal("the machine is too slow to tell anything")
 	}
 	wantIllegal(t, srv, "IDENTIFY within 400ms")
-	if n := srv.Count(gatewaytest.Refused, 2); n != 1 {
+	if n := srv.Count(discordtest.Refused, 2); n != 1 {
 		t.Errorf("%d refused, want 1", n)
 	}
 
@@ -268,7 +268,7 @@ func TestBuckets(t *testing.T) {
 
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{SessionStart: gatewaytest.SessionStart{Total: 10, Remaining: 2, ResetAfter: time.Hour}})
+	srv := start(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 10, Remaining: 2, ResetAfter: time.Hour}})
 	remaining := func(want float64) {
 		t.Helper()
 		body := get(t, srv.APIURL()+"/gateway/bot", "Bot "+srv.Token()).body
@@ -296,8 +296,8 @@ func TestBudget(t *testing.T) {
 
 func TestBudgetResets(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
-	srv.SetSessionStart(gatewaytest.SessionStart{Total: 10, Remaining: 0, ResetAfter: time.Millisecond})
+	srv := start(t, discordtest.Config{})
+	srv.SetSessionStart(discordtest.SessionStart{Total: 10, Remaining: 0, ResetAfter: time.Millisecond})
 	<-time.After(2 * time.Millisecond)
 	ready(t, srv, 0, 1)
 	wantIllegal(t, srv)
@@ -305,7 +305,7 @@ func TestBudgetResets(t *testing.T) {
 
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := hello(t, srv, srv.GatewayURL())
 	c.send(`{"op":1,"d":null}`)
 	c.expect("op 11 null")
@@ -318,7 +318,7 @@ func TestHeartbeats(t *testing.T) {
 	}
 	var got []int64
 	for _, e := range srv.Log() {
-		if e.Kind == gatewaytest.Heartbeat {
+		if e.Kind == discordtest.Heartbeat {
 			got = append(got, e.Seq)
 		}
 	}
@@ -336,7 +336,7 @@ func TestHeartbeats(t *testing.T) {
 
 func TestMissedHeartbeat(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{HeartbeatInterval: 200 * time.Millisecond, HeartbeatGrace: 100 * time.Millisecond})
+	srv := start(t, discordtest.Config{HeartbeatInterval: 200 * time.Millisecond, HeartbeatGrace: 100 * time.Millisecond})
 	c, session := ready(t, srv, 0, 1)
 	began := time.Now()
 	last := began
@@ -349,7 +349,7 @@ func TestMissedHeartbeat(t *testing.T) {
 	if d := time.Since(last); d < 300*time.Millisecond {
 		t.Errorf("closed %v after a heartbeat", d)
 	}
-	if srv.Count(gatewaytest.Missed, 0) != 1 {
+	if srv.Count(discordtest.Missed, 0) != 1 {
 		t.Error("no missed heartbeat was noted")
 	}
 	wantIllegal(t, srv)
@@ -358,14 +358,14 @@ func TestMissedHeartbeat(t *testing.T) {
 
 func TestCommands(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	ops := []int{31, 43}
 	for _, op := range ops {
 		c.send(`{"op":%d,"d":{"n":%d}}`, op, op)
 	}
 	for i, op := range ops {
-		e, err := srv.WaitCount(within(t), gatewaytest.Command, 0, i+1)
+		e, err := srv.WaitCount(within(t), discordtest.Command, 0, i+1)
 		if err != nil || e.Op != op || string(e.Data) != fmt.Sprintf(`{"n":%d}`, op) || e.Session != session {
 			t.Errorf("command %+v, %v; want op %d", e, err, op)
 		}
@@ -380,7 +380,7 @@ func TestCommands(t *testing.T) {
 
 func TestChunks(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{Chunks: func(request []byte) [][]byte {
+	srv := start(t, discordtest.Config{Chunks: func(request []byte) [][]byte {
 		return [][]byte{request, []byte(`{"chunk_index":1}`)}
 	}})
 	c, _ := ready(t, srv, 0, 1)
@@ -394,9 +394,9 @@ func TestChunks(t *testing.T) {
 // TestFlood keeps sending heartbeats without reading an ACK.
 func TestFlood(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := hello(t, srv, srv.GatewayURL())
-	srv.Arm(gatewaytest.AtHeartbeat, gatewaytest.AnyShard, 1, gatewaytest.Delay(time.Hour))
+	srv.Arm(discordtest.AtHeartbeat, discordtest.AnyShard, 1, discordtest.Delay(time.Hour))
 	for {
 		if err := c.ws.Write(c.ctx, websocket.MessageText, []byte(`{"op":1,"d":null}`)); err != nil {
 			break

@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"context"
@@ -11,9 +11,9 @@ import (
 
 // What Start and the methods of Server return.
 var (
-	ErrClosed       = errors.New("gatewaytest: the server is closed")
-	ErrNoSession    = errors.New("gatewaytest: no session to dispatch to")
-	ErrNotConnected = errors.New("gatewaytest: no connection with a session")
+	ErrClosed       = errors.New("discordtest: the server is closed")
+	ErrNoSession    = errors.New("discordtest: no session to dispatch to")
+	ErrNotConnected = errors.New("discordtest: no connection with a session")
 )
 
 // Kind is what an Entry of the log tells.
@@ -265,7 +265,7 @@ func (s *Server) await(ctx context.Context, what string, cond func() bool) error
 			s.mu.Lock()
 		case <-ctx.Done():
 			s.mu.Lock()
-			return fmt.Errorf("gatewaytest: no %s: %w; last: %s", what, context.Cause(ctx), s.tail())
+			return fmt.Errorf("discordtest: no %s: %w; last: %s", what, context.Cause(ctx), s.tail())
 		}
 	}
 	return nil

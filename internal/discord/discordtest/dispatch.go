@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"bytes"
@@ -58,19 +58,19 @@ type Frame struct {
 func ParseFrame(recorded []byte) (Frame, error) {
 	members, err := spans(recorded)
 	if err != nil {
-		return Frame{}, fmt.Errorf("gatewaytest: parse frame: %w", err)
+		return Frame{}, fmt.Errorf("discordtest: parse frame: %w", err)
 	}
 	text := func(key string) []byte { return recorded[members[key].from:members[key].to] }
 	var out Frame
 	if op := text("op"); string(op) != "0" {
-		return Frame{}, fmt.Errorf("gatewaytest: parse frame: op is %q: only dispatches, op 0, can be sent again", op)
+		return Frame{}, fmt.Errorf("discordtest: parse frame: op is %q: only dispatches, op 0, can be sent again", op)
 	}
 	if err := json.Unmarshal(text("t"), &out.Name); err != nil || out.Name == "" {
-		return Frame{}, fmt.Errorf("gatewaytest: parse frame: t is %q: a dispatch has a name", text("t"))
+		return Frame{}, fmt.Errorf("discordtest: parse frame: t is %q: a dispatch has a name", text("t"))
 	}
 	seq, ok := members["s"]
 	if !ok || members["d"] == (span{}) {
-		return Frame{}, errors.New("gatewaytest: parse frame: s or d is missing: record whole frames")
+		return Frame{}, errors.New("discordtest: parse frame: s or d is missing: record whole frames")
 	}
 	out.Data = text("d")
 	out.f = frame{name: out.Name, head: recorded[:seq.from:seq.from], data: recorded[seq.to:]}
@@ -109,7 +109,7 @@ func spans(object []byte) (map[string]span, error) {
 // DispatchFrame is Dispatch for a recorded frame.
 func (s *Server) DispatchFrame(shard int, f Frame) (Sent, error) {
 	if f.f.head == nil {
-		return Sent{}, errors.New("gatewaytest: dispatch an empty Frame: make one with ParseFrame")
+		return Sent{}, errors.New("discordtest: dispatch an empty Frame: make one with ParseFrame")
 	}
 	return s.dispatch(shard, f.Name, f.f)
 }
@@ -153,7 +153,7 @@ func (s *Server) broadcast(name string, data []byte, to func(*session) bool) ([]
 // newFrame checks what must not break the envelope.
 func newFrame(name string, data []byte) (frame, error) {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) {
-		return frame{}, fmt.Errorf("gatewaytest: dispatch: %q is no event name", name)
+		return frame{}, fmt.Errorf("discordtest: dispatch: %q is no event name", name)
 	}
 	if len(data) == 0 {
 		data = []byte("null")

@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"encoding/json"
@@ -69,7 +69,7 @@ func (s *Server) gatewayBot() any {
 func (s *Server) application() any {
 	return map[string]any{
 		"id":          strconv.FormatUint(s.cfg.ApplicationID, 10),
-		"name":        "gatewaytest",
+		"name":        "discordtest",
 		"description": "",
 		"flags":       s.cfg.Flags,
 		"bot":         s.user(),
@@ -78,7 +78,7 @@ func (s *Server) application() any {
 
 func (s *Server) user() any {
 	return map[string]any{
-		"id": strconv.FormatUint(s.cfg.UserID, 10), "username": "gatewaytest", "discriminator": "0000",
+		"id": strconv.FormatUint(s.cfg.UserID, 10), "username": "discordtest", "discriminator": "0000",
 		"global_name": nil, "avatar": nil, "bot": true,
 	}
 }

@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"errors"
@@ -52,7 +52,7 @@ type Server struct {
 func Start(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
-		return nil, fmt.Errorf("gatewaytest: start: %w", err)
+		return nil, fmt.Errorf("discordtest: start: %w", err)
 	}
 	s := &Server{
 		cfg:      cfg,
@@ -71,10 +71,10 @@ func Start(cfg Config) (*Server, error) {
 	s.room = sync.NewCond(&s.mu)
 	var err error
 	if s.gateway, err = cfg.Listen(); err != nil {
-		return nil, fmt.Errorf("gatewaytest: start: %w", err)
+		return nil, fmt.Errorf("discordtest: start: %w", err)
 	}
 	if s.resume, err = cfg.Listen(); err != nil {
-		return nil, fmt.Errorf("gatewaytest: start: %w", errors.Join(err, s.gateway.Close()))
+		return nil, fmt.Errorf("discordtest: start: %w", errors.Join(err, s.gateway.Close()))
 	}
 	s.serve(s.gateway, s.handleAPI)
 	s.serve(s.resume, func(w http.ResponseWriter, r *http.Request) { s.handleGateway(w, r, true) })

@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // TestDo does every action to a live connection.
@@ -19,40 +19,40 @@ func TestDo(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name   string
-		action gatewaytest.Action
+		action discordtest.Action
 		want   string // what is received; "" for the end of the connection
 		code   int    // with which it ends; 0 if it goes on
 		gone   bool   // the session can't be resumed afterwards
 	}{
-		{"reconnect", gatewaytest.Reconnect(), "op 7 null", 0, false},
-		{"invalidate", gatewaytest.Invalidate(false), "op 9 false", 0, true},
-		{"invalidate resumable", gatewaytest.Invalidate(true), "op 9 true", 0, false},
-		{"request heartbeat", gatewaytest.RequestHeartbeat(), "op 1 null", 0, false},
-		{"send", gatewaytest.Send([]byte(`{"op":99,"d":{}}`)), "op 99 {}", 0, false},
-		{"close 1000", gatewaytest.Close(1000), "", 1000, false},
-		{"close 1005", gatewaytest.Close(1005), "", 1005, false},
-		{"close 1006", gatewaytest.Close(1006), "", 1006, false},
-		{"close 1012", gatewaytest.Close(1012), "", 1012, false},
-		{"close 4000", gatewaytest.Close(4000), "", 4000, false},
-		{"close 4001", gatewaytest.Close(4001), "", 4001, true},
-		{"close 4002", gatewaytest.Close(4002), "", 4002, false},
-		{"close 4003", gatewaytest.Close(4003), "", 4003, true},
-		{"close 4004", gatewaytest.Close(4004), "", 4004, true},
-		{"close 4005", gatewaytest.Close(4005), "", 4005, true},
-		{"close 4006", gatewaytest.Close(4006), "", 4006, true},
-		{"close 4007", gatewaytest.Close(4007), "", 4007, true},
-		{"close 4008", gatewaytest.Close(4008), "", 4008, false},
-		{"close 4009", gatewaytest.Close(4009), "", 4009, true},
-		{"close 4010", gatewaytest.Close(4010), "", 4010, true},
-		{"close 4014", gatewaytest.Close(4014), "", 4014, true},
-		{"close 4999", gatewaytest.Close(4999), "", 4999, false},
-		{"drop", gatewaytest.Drop(), "", 1006, false},
-		{"delay", gatewaytest.Delay(time.Millisecond), "op 11 null", 0, false},
+		{"reconnect", discordtest.Reconnect(), "op 7 null", 0, false},
+		{"invalidate", discordtest.Invalidate(false), "op 9 false", 0, true},
+		{"invalidate resumable", discordtest.Invalidate(true), "op 9 true", 0, false},
+		{"request heartbeat", discordtest.RequestHeartbeat(), "op 1 null", 0, false},
+		{"send", discordtest.Send([]byte(`{"op":99,"d":{}}`)), "op 99 {}", 0, false},
+		{"close 1000", discordtest.Close(1000), "", 1000, false},
+		{"close 1005", discordtest.Close(1005), "", 1005, false},
+		{"close 1006", discordtest.Close(1006), "", 1006, false},
+		{"close 1012", discordtest.Close(1012), "", 1012, false},
+		{"close 4000", discordtest.Close(4000), "", 4000, false},
+		{"close 4001", discordtest.Close(4001), "", 4001, true},
+		{"close 4002", discordtest.Close(4002), "", 4002, false},
+		{"close 4003", discordtest.Close(4003), "", 4003, true},
+		{"close 4004", discordtest.Close(4004), "", 4004, true},
+		{"close 4005", discordtest.Close(4005), "", 4005, true},
+		{"close 4006", discordtest.Close(4006), "", 4006, true},
+		{"close 4007", discordtest.Close(4007), "", 4007, true},
+		{"close 4008", discordtest.Close(4008), "", 4008, false},
+		{"close 4009", discordtest.Close(4009), "", 4009, true},
+		{"close 4010", discordtest.Close(4010), "", 4010, true},
+		{"close 4014", discordtest.Close(4014), "", 4014, true},
+		{"close 4999", discordtest.Close(4999), "", 4999, false},
+		{"drop", discordtest.Drop(), "", 1006, false},
+		{"delay", discordtest.Delay(time.Millisecond), "op 11 null", 0, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{})
+			srv := start(t, discordtest.Config{})
 			c, session := ready(t, srv, 0, 1)
 			// What was dispatched before is sent before.
 			dispatch(t, srv, 0, "TYPING_START", "{}")
@@ -60,7 +60,7 @@ func TestDo(t *testing.T) {
 			c.expect("TYPING_START 2")
 			if tt.code != 0 {
 				c.expectClose(tt.code)
-				e, err := srv.WaitCount(within(t), gatewaytest.ServerClosed, 0, 1)
+				e, err := srv.WaitCount(within(t), discordtest.ServerClosed, 0, 1)
 				if err != nil || e.Code != tt.code || e.Session != session {
 					t.Errorf("log: %v, %v", e, err)
 				}
@@ -74,7 +74,7 @@ func TestDo(t *testing.T) {
 				answer = "op 9 false"
 			}
 			resumed(t, srv, session, 2).expect(answer)
-			if n := srv.Count(gatewaytest.ServerClosed, 0); (n == 1) != (tt.code != 0) {
+			if n := srv.Count(discordtest.ServerClosed, 0); (n == 1) != (tt.code != 0) {
 				t.Errorf("%d connections closed by the server", n)
 			}
 		})
@@ -83,16 +83,16 @@ func TestDo(t *testing.T) {
 
 func TestDoWithoutConnection(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
-	if err := srv.Do(0, gatewaytest.Reconnect()); !errors.Is(err, gatewaytest.ErrNotConnected) {
+	srv := start(t, discordtest.Config{})
+	if err := srv.Do(0, discordtest.Reconnect()); !errors.Is(err, discordtest.ErrNotConnected) {
 		t.Errorf("got %v, want ErrNotConnected", err)
 	}
 	c, _ := ready(t, srv, 0, 2)
-	if err := srv.Do(1, gatewaytest.Reconnect()); !errors.Is(err, gatewaytest.ErrNotConnected) {
+	if err := srv.Do(1, discordtest.Reconnect()); !errors.Is(err, discordtest.ErrNotConnected) {
 		t.Errorf("got %v, want ErrNotConnected", err)
 	}
 	d, _ := ready(t, srv, 1, 2)
-	do(t, srv, gatewaytest.AnyShard, gatewaytest.Reconnect())
+	do(t, srv, discordtest.AnyShard, discordtest.Reconnect())
 	c.expect("op 7 null")
 	d.expect("op 7 null")
 }
@@ -100,11 +100,11 @@ func TestDoWithoutConnection(t *testing.T) {
 // TestReset does not wait for what is to be sent before.
 func TestReset(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
-	do(t, srv, 0, gatewaytest.Delay(time.Hour))
+	do(t, srv, 0, discordtest.Delay(time.Hour))
 	dispatch(t, srv, 0, "TYPING_START", "{}")
-	do(t, srv, 0, gatewaytest.Reset())
+	do(t, srv, 0, discordtest.Reset())
 	if p, _, err := c.read(); !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("got %s, %v; want ECONNRESET", p, err)
 	}
@@ -113,10 +113,10 @@ func TestReset(t *testing.T) {
 
 func TestSilence(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{HeartbeatInterval: 50 * time.Millisecond, HeartbeatGrace: 50 * time.Millisecond})
+	srv := start(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond, HeartbeatGrace: 50 * time.Millisecond})
 	c, session := ready(t, srv, 0, 1)
-	do(t, srv, 0, gatewaytest.Silence())
-	if _, err := srv.WaitCount(within(t), gatewaytest.Silenced, 0, 1); err != nil {
+	do(t, srv, 0, discordtest.Silence())
+	if _, err := srv.WaitCount(within(t), discordtest.Silenced, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	dispatch(t, srv, 0, "TYPING_START", "{}")
@@ -139,15 +139,15 @@ func TestSilence(t *testing.T) {
 
 func TestSilencedCloseIsNoted(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
-	do(t, srv, 0, gatewaytest.Silence())
+	do(t, srv, 0, discordtest.Silence())
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
 		_ = c.ws.Close(1000, "") // nobody answers: it waits in vain
 	}()
-	e, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, 0, 1)
+	e, err := srv.WaitCount(within(t), discordtest.ClientClosed, 0, 1)
 	if err != nil || e.Code != 1000 {
 		t.Errorf("log: %v, %v", e, err)
 	}
@@ -158,11 +158,11 @@ func TestSilencedCloseIsNoted(t *testing.T) {
 // TestWaitReadyIsThePresent: a connection that is sent away does not count.
 func TestWaitReadyIsThePresent(t *testing.T) {
 	t.Parallel()
-	for _, a := range []gatewaytest.Action{
-		gatewaytest.Reconnect(), gatewaytest.Invalidate(false), gatewaytest.Invalidate(true), gatewaytest.Close(4000),
-		gatewaytest.Drop(), gatewaytest.Reset(), gatewaytest.Silence(), gatewaytest.Corrupt(),
+	for _, a := range []discordtest.Action{
+		discordtest.Reconnect(), discordtest.Invalidate(false), discordtest.Invalidate(true), discordtest.Close(4000),
+		discordtest.Drop(), discordtest.Reset(), discordtest.Silence(), discordtest.Corrupt(),
 	} {
-		srv := start(t, gatewaytest.Config{})
+		srv := start(t, discordtest.Config{})
 		ready(t, srv, 0, 1)
 		do(t, srv, 0, a)
 		now, cancel := context.WithCancelCause(t.Context())
@@ -179,11 +179,11 @@ func TestWaitReadyIsThePresent(t *testing.T) {
 
 func TestArmHello(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	// Faults of one moment take turns.
-	srv.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Reconnect())
-	srv.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 2, gatewaytest.Reconnect(), gatewaytest.Close(4000))
-	srv.Arm(gatewaytest.AtHello, gatewaytest.AnyShard, 1, gatewaytest.Silence())
+	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Reconnect())
+	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 2, discordtest.Reconnect(), discordtest.Close(4000))
+	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Silence())
 	c := dial(t, srv, srv.GatewayURL()+plainQuery)
 	c.expect("op 7 null")
 	if p := c.next(); p.Op != 10 {
@@ -205,11 +205,11 @@ func TestArmHello(t *testing.T) {
 
 func TestArmIdentify(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
-	srv.Arm(gatewaytest.AtIdentify, 1, 1, gatewaytest.Close(4011))
-	srv.Arm(gatewaytest.AtIdentify, 1, 1, gatewaytest.Invalidate(false))
-	srv.Arm(gatewaytest.AtIdentify, 1, 1, gatewaytest.Reconnect())
-	srv.Arm(gatewaytest.AtIdentify, 1, 1, gatewaytest.Skip())
+	srv := start(t, discordtest.Config{})
+	srv.Arm(discordtest.AtIdentify, 1, 1, discordtest.Close(4011))
+	srv.Arm(discordtest.AtIdentify, 1, 1, discordtest.Invalidate(false))
+	srv.Arm(discordtest.AtIdentify, 1, 1, discordtest.Reconnect())
+	srv.Arm(discordtest.AtIdentify, 1, 1, discordtest.Skip())
 	ready(t, srv, 0, 2)
 	c := hello(t, srv, srv.GatewayURL())
 	c.identify(1, 2)
@@ -219,7 +219,7 @@ func TestArmIdentify(t *testing.T) {
 	c.expect("op 9 false")
 	c.send(`{"op":1,"d":null}`)
 	c.expect("op 11 null")
-	if n := srv.Count(gatewaytest.Ready, 1); n != 0 {
+	if n := srv.Count(discordtest.Ready, 1); n != 0 {
 		t.Errorf("%d sessions began", n)
 	}
 	c = hello(t, srv, srv.GatewayURL())
@@ -235,27 +235,27 @@ func TestArmResume(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
-		actions []gatewaytest.Action
+		actions []discordtest.Action
 		want    string
 		code    int
 		then    string // the answer to a second RESUME
 	}{
-		{"close 1005", []gatewaytest.Action{gatewaytest.Close(1005)}, "", 1005, "RESUMED 2"},
-		{"close 1006", []gatewaytest.Action{gatewaytest.Close(1006)}, "", 1006, "RESUMED 2"},
-		{"close 4009", []gatewaytest.Action{gatewaytest.Close(4009)}, "", 4009, "op 9 false"},
-		{"invalidate", []gatewaytest.Action{gatewaytest.Invalidate(false)}, "op 9 false", 0, "op 9 false"},
-		{"invalidate resumable", []gatewaytest.Action{gatewaytest.Invalidate(true)}, "op 9 true", 0, "RESUMED 2"},
-		{"delay", []gatewaytest.Action{gatewaytest.Delay(time.Millisecond)}, "RESUMED 2", 0, "RESUMED 2"},
-		{"reconnect", []gatewaytest.Action{gatewaytest.Reconnect()}, "op 7 null", 0, "RESUMED 2"},
-		{"drop later", []gatewaytest.Action{gatewaytest.After(1, gatewaytest.Drop())}, "RESUMED 2", 0, "RESUMED 2"},
+		{"close 1005", []discordtest.Action{discordtest.Close(1005)}, "", 1005, "RESUMED 2"},
+		{"close 1006", []discordtest.Action{discordtest.Close(1006)}, "", 1006, "RESUMED 2"},
+		{"close 4009", []discordtest.Action{discordtest.Close(4009)}, "", 4009, "op 9 false"},
+		{"invalidate", []discordtest.Action{discordtest.Invalidate(false)}, "op 9 false", 0, "op 9 false"},
+		{"invalidate resumable", []discordtest.Action{discordtest.Invalidate(true)}, "op 9 true", 0, "RESUMED 2"},
+		{"delay", []discordtest.Action{discordtest.Delay(time.Millisecond)}, "RESUMED 2", 0, "RESUMED 2"},
+		{"reconnect", []discordtest.Action{discordtest.Reconnect()}, "op 7 null", 0, "RESUMED 2"},
+		{"drop later", []discordtest.Action{discordtest.After(1, discordtest.Drop())}, "RESUMED 2", 0, "RESUMED 2"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{})
+			srv := start(t, discordtest.Config{})
 			c, session := ready(t, srv, 0, 1)
 			drop(t, srv, c)
-			srv.Arm(gatewaytest.AtResume, 0, 1, tt.actions...)
+			srv.Arm(discordtest.AtResume, 0, 1, tt.actions...)
 			c = resumed(t, srv, session, 1)
 			if tt.code != 0 {
 				c.expectClose(tt.code)
@@ -273,13 +273,13 @@ func TestArmResume(t *testing.T) {
 
 func TestArmHeartbeat(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, _ := ready(t, srv, 0, 1)
-	disarm := srv.Arm(gatewaytest.AtHeartbeat, 0, gatewaytest.Always, gatewaytest.Skip())
+	disarm := srv.Arm(discordtest.AtHeartbeat, 0, discordtest.Always, discordtest.Skip())
 	for range 3 {
 		c.send(`{"op":1,"d":1}`)
 	}
-	if _, err := srv.WaitCount(within(t), gatewaytest.Heartbeat, 0, 3); err != nil {
+	if _, err := srv.WaitCount(within(t), discordtest.Heartbeat, 0, 3); err != nil {
 		t.Fatal(err)
 	}
 	disarm()
@@ -292,7 +292,7 @@ func TestArmHeartbeat(t *testing.T) {
 
 func TestArmConnect(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	drop(t, srv, c)
 	// A kept connection that breaks makes net/http send the request again.
@@ -310,10 +310,10 @@ func TestArmConnect(t *testing.T) {
 		_ = res.Body.Close()
 		return res.StatusCode
 	}
-	srv.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, 1, gatewaytest.Status(503))
-	srv.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, 1, gatewaytest.Drop())
-	srv.Arm(gatewaytest.AtResumeConnect, gatewaytest.AnyShard, 1, gatewaytest.Reset())
-	srv.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 1, gatewaytest.Status(429))
+	srv.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, 1, discordtest.Status(503))
+	srv.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, 1, discordtest.Drop())
+	srv.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, 1, discordtest.Reset())
+	srv.Arm(discordtest.AtConnect, discordtest.AnyShard, 1, discordtest.Status(429))
 	for i, want := range []int{503, -1, -1, 0} {
 		if got := refused(srv.ResumeURL()); got != want {
 			t.Errorf("dial %d: got %d, want %d", i, got, want)
@@ -324,7 +324,7 @@ func TestArmConnect(t *testing.T) {
 	}
 	resumed(t, srv, session, 1).expect("RESUMED 2")
 
-	srv.Arm(gatewaytest.AtConnect, gatewaytest.AnyShard, 1, gatewaytest.Silence())
+	srv.Arm(discordtest.AtConnect, discordtest.AnyShard, 1, discordtest.Silence())
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, _, err := websocket.Dial(ctx, srv.GatewayURL()+plainQuery, nil) //nolint:bodyclose // there is no response
@@ -335,11 +335,11 @@ func TestArmConnect(t *testing.T) {
 
 func TestArmPanics(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	for name, arm := range map[string]func(){
-		"shard before it is known": func() { srv.Arm(gatewaytest.AtHello, 0, 1, gatewaytest.Drop()) },
-		"op 7 over HTTP":           func() { srv.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.Reconnect()) },
-		"status in a WebSocket":    func() { srv.Arm(gatewaytest.AtIdentify, 0, 1, gatewaytest.Status(500)) },
+		"shard before it is known": func() { srv.Arm(discordtest.AtHello, 0, 1, discordtest.Drop()) },
+		"op 7 over HTTP":           func() { srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Reconnect()) },
+		"status in a WebSocket":    func() { srv.Arm(discordtest.AtIdentify, 0, 1, discordtest.Status(500)) },
 	} {
 		func() {
 			defer func() {
@@ -354,7 +354,7 @@ func TestArmPanics(t *testing.T) {
 
 func TestREST(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{ApplicationID: 5, Flags: 1 << 18, Shards: 3})
+	srv := start(t, discordtest.Config{ApplicationID: 5, Flags: 1 << 18, Shards: 3})
 	auth := "Bot " + srv.Token()
 	tests := []struct {
 		path, auth string
@@ -381,7 +381,7 @@ func TestREST(t *testing.T) {
 		t.Errorf("gateway/bot: %v", body)
 	}
 	srv.SetShards(4)
-	srv.SetSessionStart(gatewaytest.SessionStart{Total: 50, Remaining: 0, ResetAfter: time.Hour, MaxConcurrency: 16})
+	srv.SetSessionStart(discordtest.SessionStart{Total: 50, Remaining: 0, ResetAfter: time.Hour, MaxConcurrency: 16})
 	body = get(t, srv.APIURL()+"/gateway/bot", auth).body
 	limit = body["session_start_limit"].(map[string]any)
 	if body["shards"] != 4.0 || limit["total"] != 50.0 || limit["remaining"] != 0.0 || limit["max_concurrency"] != 16.0 || limit["reset_after"].(float64) > 3_600_000 {
@@ -394,12 +394,12 @@ func TestREST(t *testing.T) {
 
 func TestArmREST(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	auth := "Bot " + srv.Token()
-	srv.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.Status(500))
-	srv.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.RateLimit(1500*time.Millisecond))
-	srv.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.Delay(30*time.Millisecond))
-	srv.Arm(gatewaytest.AtApplication, gatewaytest.AnyShard, 1, gatewaytest.Drop())
+	srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Status(500))
+	srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.RateLimit(1500*time.Millisecond))
+	srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Delay(30*time.Millisecond))
+	srv.Arm(discordtest.AtApplication, discordtest.AnyShard, 1, discordtest.Drop())
 	if got := get(t, srv.APIURL()+"/gateway/bot", auth); got.status != 500 {
 		t.Errorf("got %d, want 500", got.status)
 	}

@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"context"
@@ -12,19 +12,19 @@ import (
 	"github.com/coder/websocket"
 	"go.uber.org/goleak"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // start starts a server for one test. What a test does not care about is fast
 // or large enough not to matter.
-func start(t *testing.T, cfg gatewaytest.Config) *gatewaytest.Server {
+func start(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	t.Helper()
 	if cfg.IdentifyWindow == 0 {
 		cfg.IdentifyWindow = time.Nanosecond
 	}
-	srv, err := gatewaytest.Start(cfg)
+	srv, err := discordtest.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func (p payload) String() string {
 // client is a plain WebSocket client that knows no rule.
 type client struct {
 	t      *testing.T
-	srv    *gatewaytest.Server
+	srv    *discordtest.Server
 	token  string
 	ctx    context.Context
 	ws     *websocket.Conn
@@ -80,7 +80,7 @@ func decodePlain(typ websocket.MessageType, message []byte) ([]byte, error) {
 }
 
 // dial opens a WebSocket.
-func dial(t *testing.T, srv *gatewaytest.Server, url string) *client {
+func dial(t *testing.T, srv *discordtest.Server, url string) *client {
 	t.Helper()
 	ctx := within(t)
 	ws, res, err := websocket.Dial(ctx, url, nil)
@@ -167,7 +167,7 @@ func (c *client) send(format string, args ...any) {
 }
 
 // hello dials and reads HELLO.
-func hello(t *testing.T, srv *gatewaytest.Server, base string) *client {
+func hello(t *testing.T, srv *discordtest.Server, base string) *client {
 	t.Helper()
 	c := dial(t, srv, base+plainQuery)
 	if p := c.next(); p.Op != 10 {
@@ -188,7 +188,7 @@ func (c *client) resume(session string, seq int64) {
 }
 
 // ready dials, identifies and reads READY. It returns the session's id.
-func ready(t *testing.T, srv *gatewaytest.Server, shard, count int) (*client, string) {
+func ready(t *testing.T, srv *discordtest.Server, shard, count int) (*client, string) {
 	t.Helper()
 	c := hello(t, srv, srv.GatewayURL())
 	c.identify(shard, count)
@@ -211,14 +211,14 @@ func (c *client) ready() string {
 }
 
 // resumed dials the resume URL and resumes.
-func resumed(t *testing.T, srv *gatewaytest.Server, session string, seq int64) *client {
+func resumed(t *testing.T, srv *discordtest.Server, session string, seq int64) *client {
 	t.Helper()
 	c := hello(t, srv, srv.ResumeURL())
 	c.resume(session, seq)
 	return c
 }
 
-func dispatch(t *testing.T, srv *gatewaytest.Server, shard int, name, data string) gatewaytest.Sent {
+func dispatch(t *testing.T, srv *discordtest.Server, shard int, name, data string) discordtest.Sent {
 	t.Helper()
 	sent, err := srv.Dispatch(shard, name, []byte(data))
 	if err != nil {
@@ -227,7 +227,7 @@ func dispatch(t *testing.T, srv *gatewaytest.Server, shard int, name, data strin
 	return sent
 }
 
-func do(t *testing.T, srv *gatewaytest.Server, shard int, actions ...gatewaytest.Action) {
+func do(t *testing.T, srv *discordtest.Server, shard int, actions ...discordtest.Action) {
 	t.Helper()
 	if err := srv.Do(shard, actions...); err != nil {
 		t.Fatal(err)
@@ -235,7 +235,7 @@ func do(t *testing.T, srv *gatewaytest.Server, shard int, actions ...gatewaytest
 }
 
 // wantIllegal compares the reasons, each by its beginning.
-func wantIllegal(t *testing.T, srv *gatewaytest.Server, want ...string) {
+func wantIllegal(t *testing.T, srv *discordtest.Server, want ...string) {
 	t.Helper()
 	got := srv.Illegal()
 	same := len(got) == len(want)

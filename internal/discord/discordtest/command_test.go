@@ -1,10 +1,10 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // TestCommandRefused sends commands that Discord can't read.
@@ -27,7 +27,7 @@ func TestCommandRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{})
+			srv := start(t, discordtest.Config{})
 			c, _ := ready(t, srv, 0, 1)
 			c.send("%s", tt.send)
 			c.expectClose(4001)
@@ -51,7 +51,7 @@ func TestCommandIllegal(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			srv := start(t, gatewaytest.Config{})
+			srv := start(t, discordtest.Config{})
 			c, _ := ready(t, srv, 0, 2)
 			c.send("%s", tt.send)
 			c.expect(tt.answer)
@@ -62,7 +62,7 @@ func TestCommandIllegal(t *testing.T) {
 
 func TestVoiceState(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	c.send(`{"op":4,"d":{"guild_id":"7","channel_id":"8","self_mute":false,"self_deaf":true}}`)
 	p := c.next()
@@ -80,14 +80,14 @@ func TestVoiceState(t *testing.T) {
 
 func TestPresence(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, _ := ready(t, srv, 0, 1)
 	const presence = `{"op":3,"d":{"since":null,"activities":[{"name":"a","type":1,"url":"https://twitch.tv/a"}],"status":"online","afk":false}}`
 	for range 6 {
 		c.send(presence)
 	}
 	c.send(`{"op":3,"d":{"since":1,"activities":[{"name":"a","type":0,"details":"b"}],"status":"idle","afk":true}}`)
-	if _, err := srv.WaitCount(within(t), gatewaytest.Illegal, 0, 3); err != nil {
+	if _, err := srv.WaitCount(within(t), discordtest.Illegal, 0, 3); err != nil {
 		t.Fatal(err)
 	}
 	wantIllegal(t, srv, "more than 5 presences", "op 3: an activity with more", "more than 5 presences")
@@ -99,7 +99,7 @@ func TestPresence(t *testing.T) {
 // TestAllMembersLimit: all members of a guild are told once in 30 s.
 func TestAllMembersLimit(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := hello(t, srv, srv.GatewayURL())
 	c.send(`{"op":2,"d":{"token":%q,"properties":{"os":"x"},"intents":2}}`, srv.Token())
 	c.expect("READY 1")

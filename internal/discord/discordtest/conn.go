@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"context"
@@ -122,7 +122,7 @@ func (s *Server) open(c *conn) bool {
 	actions := s.fire(AtHello, AnyShard)
 	c.now(actions...)
 	if !skipsStep(actions) {
-		c.now(Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["gatewaytest"]}}`,
+		c.now(Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["discordtest"]}}`,
 			s.cfg.HeartbeatInterval.Milliseconds())))
 	}
 	c.extend()

@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"context"
@@ -11,19 +11,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 func TestParseFrame(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, _ := ready(t, srv, 0, 1)
 	for i, tt := range []struct{ recorded, want string }{
 		{`{"op":0,"t":"X","d":{ "s":1 ,"a":"\u2764"},"s":5}`, `{"op":0,"t":"X","d":{ "s":1 ,"a":"\u2764"},"s":2}`},
 		{`{"t":"X","s":123456,"op":0,"d":[1, 2]}`, `{"t":"X","s":3,"op":0,"d":[1, 2]}`},
 		{" { \"d\" : null , \"s\" : null , \"extra\":{}, \"op\" : 0 , \"t\" : \"X\" } \n", " { \"d\" : null , \"s\" : 4 , \"extra\":{}, \"op\" : 0 , \"t\" : \"X\" } \n"},
 	} {
-		f, err := gatewaytest.ParseFrame([]byte(tt.recorded))
+		f, err := discordtest.ParseFrame([]byte(tt.recorded))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func TestParseFrame(t *testing.T) {
 			t.Errorf("got %s, %v; want %s", text, err, tt.want)
 		}
 	}
-	f, err := gatewaytest.ParseFrame([]byte(`{"op":0,"t":"X","d":{ "id": "1" },"s":5}`))
+	f, err := discordtest.ParseFrame([]byte(`{"op":0,"t":"X","d":{ "id": "1" },"s":5}`))
 	if err != nil || string(f.Data) != `{ "id": "1" }` {
 		t.Errorf("data %s, %v", f.Data, err)
 	}
@@ -43,22 +43,22 @@ func TestParseFrame(t *testing.T) {
 		``, `[]`, `{`, `{"op":0,"t":"X","d":{}}`, `{"op":0,"t":"X","s":1}`, `{"op":0,"t":null,"d":{},"s":1}`,
 		`{"op":11,"t":null,"d":null,"s":null}`, `{"op":0,"t":"X","d":{},"s":1`,
 	} {
-		if f, err := gatewaytest.ParseFrame([]byte(bad)); err == nil {
+		if f, err := discordtest.ParseFrame([]byte(bad)); err == nil {
 			t.Errorf("%s: parsed as %+v", bad, f)
 		}
 	}
-	if _, err := srv.DispatchFrame(0, gatewaytest.Frame{}); err == nil {
+	if _, err := srv.DispatchFrame(0, discordtest.Frame{}); err == nil {
 		t.Error("an empty frame was dispatched")
 	}
 }
 
 func TestDispatchRefused(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
-	if _, err := srv.Dispatch(0, "X", nil); !errors.Is(err, gatewaytest.ErrNoSession) {
+	srv := start(t, discordtest.Config{})
+	if _, err := srv.Dispatch(0, "X", nil); !errors.Is(err, discordtest.ErrNoSession) {
 		t.Errorf("got %v, want ErrNoSession", err)
 	}
-	if _, err := srv.Broadcast("X", nil); !errors.Is(err, gatewaytest.ErrNoSession) {
+	if _, err := srv.Broadcast("X", nil); !errors.Is(err, discordtest.ErrNoSession) {
 		t.Errorf("got %v, want ErrNoSession", err)
 	}
 	c, _ := ready(t, srv, 0, 1)
@@ -75,12 +75,12 @@ func TestDispatchRefused(t *testing.T) {
 
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{SessionLifetime: time.Nanosecond})
+	srv := start(t, discordtest.Config{SessionLifetime: time.Nanosecond})
 	c, _ := ready(t, srv, 0, 1)
 	dispatch(t, srv, 0, "X", "")
 	c.expect("X 2")
 	drop(t, srv, c)
-	if _, err := srv.Dispatch(0, "X", nil); !errors.Is(err, gatewaytest.ErrNoSession) {
+	if _, err := srv.Dispatch(0, "X", nil); !errors.Is(err, discordtest.ErrNoSession) {
 		t.Errorf("got %v, want ErrNoSession", err)
 	}
 	if s, ok := srv.Session(0); ok {
@@ -90,23 +90,23 @@ func TestExpired(t *testing.T) {
 
 func TestRouting(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{LogDispatches: true})
+	srv := start(t, discordtest.Config{LogDispatches: true})
 	c, first := ready(t, srv, 0, 1) // the old generation of a reshard
 	ready(t, srv, 0, 2)
 	d, second := ready(t, srv, 1, 2)
 	const guild = 7<<22 | 1234
-	if got := gatewaytest.ShardOf(guild, 2); got != 1 {
+	if got := discordtest.ShardOf(guild, 2); got != 1 {
 		t.Fatalf("shard %d, want 1", got)
 	}
 	sent, err := srv.DispatchGuild(guild, "GUILD_UPDATE", []byte(`{}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[gatewaytest.Sent]bool{}
+	got := map[discordtest.Sent]bool{}
 	for _, s := range sent {
 		got[s] = true
 	}
-	if want := map[gatewaytest.Sent]bool{{Session: first, Seq: 2}: true, {Session: second, Seq: 2}: true}; !cmp.Equal(got, want) {
+	if want := map[discordtest.Sent]bool{{Session: first, Seq: 2}: true, {Session: second, Seq: 2}: true}; !cmp.Equal(got, want) {
 		t.Errorf("sent %v, want %v", got, want)
 	}
 	c.expect("GUILD_UPDATE 2")
@@ -133,11 +133,11 @@ func TestRouting(t *testing.T) {
 
 func TestWants(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{Wants: func(intents int64, name string) bool {
+	srv := start(t, discordtest.Config{Wants: func(intents int64, name string) bool {
 		return intents == 513 && name == "X" // READY and RESUMED come anyway
 	}})
 	c, session := ready(t, srv, 0, 1)
-	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent != (gatewaytest.Sent{}) {
+	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent != (discordtest.Sent{}) {
 		t.Errorf("sent %v, want nothing", sent)
 	}
 	dispatch(t, srv, 0, "X", "{}")
@@ -150,7 +150,7 @@ func TestWants(t *testing.T) {
 // lost, the script waits.
 func TestSlowClient(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{ReplayLimit: 8})
+	srv := start(t, discordtest.Config{ReplayLimit: 8})
 	c, _ := ready(t, srv, 0, 1)
 	const n = 200
 	data := []byte(`"` + strings.Repeat("x", 64<<10) + `"`) // soon more than sockets buffer
@@ -176,7 +176,7 @@ func TestSlowClient(t *testing.T) {
 // read.
 func TestDispatchEndsWithTheServer(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{ReplayLimit: 8})
+	srv := start(t, discordtest.Config{ReplayLimit: 8})
 	ready(t, srv, 0, 1)
 	data := []byte(`"` + strings.Repeat("x", 64<<10) + `"`)
 	done := make(chan error, 1)
@@ -198,11 +198,11 @@ func TestDispatchEndsWithTheServer(t *testing.T) {
 		}
 	}
 	srv.Close()
-	if err := <-done; !errors.Is(err, gatewaytest.ErrClosed) {
+	if err := <-done; !errors.Is(err, discordtest.ErrClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
 	if _, err := srv.WaitReady(t.Context(), 0); err == nil {
-		if _, err = srv.WaitIdentify(t.Context(), 0, 2); !errors.Is(err, gatewaytest.ErrClosed) {
+		if _, err = srv.WaitIdentify(t.Context(), 0, 2); !errors.Is(err, discordtest.ErrClosed) {
 			t.Errorf("got %v, want ErrClosed", err)
 		}
 	}
@@ -211,8 +211,8 @@ func TestDispatchEndsWithTheServer(t *testing.T) {
 
 func TestWaitsEndWithTheServer(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
-	srv.Arm(gatewaytest.AtGatewayBot, gatewaytest.AnyShard, 1, gatewaytest.Delay(time.Hour))
+	srv := start(t, discordtest.Config{})
+	srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Delay(time.Hour))
 	waits := []func(context.Context) error{
 		func(ctx context.Context) error { _, err := srv.WaitReady(ctx, 0); return err },
 		func(ctx context.Context) error { _, err := srv.WaitConnected(ctx, 1); return err },
@@ -233,7 +233,7 @@ func TestWaitsEndWithTheServer(t *testing.T) {
 	}
 	srv.Close()
 	for range waits {
-		if err := <-results; !errors.Is(err, gatewaytest.ErrClosed) {
+		if err := <-results; !errors.Is(err, discordtest.ErrClosed) {
 			t.Errorf("got %v, want ErrClosed", err)
 		}
 	}
@@ -241,7 +241,7 @@ func TestWaitsEndWithTheServer(t *testing.T) {
 
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
-	_, err := gatewaytest.Start(gatewaytest.Config{Shards: -1, ReplayLimit: -1, SplitEvery: -1, HeartbeatInterval: time.Microsecond})
+	_, err := discordtest.Start(discordtest.Config{Shards: -1, ReplayLimit: -1, SplitEvery: -1, HeartbeatInterval: time.Microsecond})
 	for _, want := range []string{"Shards of -1", "ReplayLimit of -1", "SplitEvery of -1", "HeartbeatInterval of 1µs"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)

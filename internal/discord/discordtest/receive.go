@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"encoding/json"
@@ -407,7 +407,7 @@ func (c *conn) replay(ss *session, seq int64) {
 	c.attach(ss)
 	s.note(Entry{Kind: Resumed, Conn: c.id, Shard: ss.shard, Session: ss.id, Seq: seq})
 	// The end of the replay is a dispatch with a number of its own.
-	s.push(ss, "RESUMED", frame{name: "RESUMED", data: []byte(`{"_trace":["gatewaytest"]}`)}, 0)
+	s.push(ss, "RESUMED", frame{name: "RESUMED", data: []byte(`{"_trace":["discordtest"]}`)}, 0)
 }
 
 // fence takes the session from the connection that still uses it. s.mu is

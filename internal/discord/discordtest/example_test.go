@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"context"
@@ -7,13 +7,13 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // A client becomes ready and gets an event, loses its connection, and resumes
 // to get what happened meanwhile.
 func Example() {
-	srv, err := gatewaytest.Start(gatewaytest.Config{Token: "secret"})
+	srv, err := discordtest.Start(discordtest.Config{Token: "secret"})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -53,7 +53,7 @@ func Example() {
 	}
 	_, _, _ = ws.Read(ctx) // READY, with the session's id
 	_, _ = srv.Dispatch(0, "MESSAGE_CREATE", []byte(`{"id":"1"}`))
-	_ = srv.Do(0, gatewaytest.Drop())
+	_ = srv.Do(0, discordtest.Drop())
 	_, _ = srv.Dispatch(0, "MESSAGE_DELETE", []byte(`{"id":"1"}`))
 	read(ws)
 	read(ws)
@@ -75,6 +75,6 @@ func Example() {
 	// disconnected: StatusCode(-1)
 	// RESUME from 2
 	// {"t":"MESSAGE_DELETE","s":3,"op":0,"d":{"id":"1"}}
-	// {"t":"RESUMED","s":4,"op":0,"d":{"_trace":["gatewaytest"]}}
+	// {"t":"RESUMED","s":4,"op":0,"d":{"_trace":["discordtest"]}}
 	// illegal: []
 }

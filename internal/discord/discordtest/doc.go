@@ -1,4 +1,4 @@
-// Package gatewaytest is a simulated Discord: the REST calls that a gateway
+// Package discordtest is a simulated Discord: the REST calls that a gateway
 // client makes before it connects, and the gateway itself, over real HTTP and
 // real WebSockets on loopback. Tests, benchmarks and the demo share it.
 //
@@ -10,13 +10,13 @@
 //
 // A script reads like this:
 //
-//	srv, err := gatewaytest.Start(gatewaytest.Config{})
+//	srv, err := discordtest.Start(discordtest.Config{})
 //	defer srv.Close()
 //	// point the client at srv.APIURL() with srv.Token()
 //	session, err := srv.WaitReady(ctx, 0)
 //	sent, err := srv.Dispatch(0, "MESSAGE_CREATE", []byte(`{"id":"1"}`))
-//	err = srv.Do(0, gatewaytest.Drop())                   // on the live connection, now
-//	srv.Arm(gatewaytest.AtResume, 0, 2, gatewaytest.Close(1005)) // on the next two RESUMEs
+//	err = srv.Do(0, discordtest.Drop())                   // on the live connection, now
+//	srv.Arm(discordtest.AtResume, 0, 2, discordtest.Close(1005)) // on the next two RESUMEs
 //	entry, err := srv.WaitResume(ctx, 0, 3)               // the third RESUME of shard 0
 //
 // What there is to script with:
@@ -39,4 +39,4 @@
 // a connection is a cursor into what is kept. What a client is told when it
 // breaks a rule, and what is chosen where Discord's documentation is silent,
 // stands at Config, Close and in receive.go.
-package gatewaytest
+package discordtest

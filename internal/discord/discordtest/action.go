@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"fmt"
@@ -182,12 +182,12 @@ type armed struct {
 // action that needs a WebSocket before there is one.
 func (s *Server) Arm(at Moment, shard, times int, actions ...Action) (disarm func()) {
 	if shard != AnyShard && !at.knowsShard() {
-		panic("gatewaytest: no shard is known at this moment: arm it for AnyShard")
+		panic("discordtest: no shard is known at this moment: arm it for AnyShard")
 	}
 	for _, a := range actions {
 		http := a.verb == verbStatus || a.verb == verbDelay || a.verb == verbDrop || a.verb == verbReset || a.verb == verbSilence
 		if at.overHTTP() && !http || !at.overHTTP() && a.verb == verbStatus {
-			panic("gatewaytest: this action can't happen at this moment")
+			panic("discordtest: this action can't happen at this moment")
 		}
 	}
 	f := &armed{at, shard, times, actions}

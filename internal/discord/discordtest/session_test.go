@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"fmt"
@@ -7,15 +7,15 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 func TestDispatchDropResume(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	sent := dispatch(t, srv, 0, "MESSAGE_CREATE", `{"id" : "1"}`)
-	if want := (gatewaytest.Sent{Session: session, Seq: 2}); sent != want {
+	if want := (discordtest.Sent{Session: session, Seq: 2}); sent != want {
 		t.Fatalf("sent %v, want %v", sent, want)
 	}
 	p, text, err := c.read()
@@ -25,7 +25,7 @@ func TestDispatchDropResume(t *testing.T) {
 	if want := `{"t":"MESSAGE_CREATE","s":2,"op":0,"d":{"id" : "1"}}`; string(text) != want {
 		t.Fatalf("%v: got %s, want %s", p, text, want)
 	}
-	do(t, srv, 0, gatewaytest.Drop())
+	do(t, srv, 0, discordtest.Drop())
 	dispatch(t, srv, 0, "MESSAGE_UPDATE", `{}`)
 	dispatch(t, srv, 0, "MESSAGE_DELETE", `{}`)
 	c.expectClose(1006)
@@ -42,44 +42,44 @@ func TestResumeRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
-		cfg     gatewaytest.Config
-		script  func(t *testing.T, srv *gatewaytest.Server, c *client)
+		cfg     discordtest.Config
+		script  func(t *testing.T, srv *discordtest.Server, c *client)
 		seq     int64
 		want    string // the answer, or a close code
 		illegal []string
 	}{
 		{
 			name: "1000", seq: 1, want: "op 9 false",
-			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(1000, "") },
+			script:  func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.Close(1000, "") },
 			illegal: []string{"RESUME of a session that the client knows is gone: the client closed with 1000"},
 		},
 		{
 			name: "1001", seq: 1, want: "op 9 false",
-			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(1001, "") },
+			script:  func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.Close(1001, "") },
 			illegal: []string{"RESUME of a session that the client knows is gone: the client closed with 1001"},
 		},
 		{
 			name: "4900", seq: 1, want: "RESUMED 2",
-			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.Close(4900, "") },
+			script: func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.Close(4900, "") },
 		},
 		{
 			name: "no close frame", seq: 1, want: "RESUMED 2",
-			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+			script: func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.CloseNow() },
 		},
 		{
-			name: "too late", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{SessionLifetime: time.Nanosecond},
-			script: func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+			name: "too late", seq: 1, want: "op 9 false", cfg: discordtest.Config{SessionLifetime: time.Nanosecond},
+			script: func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.CloseNow() },
 		},
 		{
 			name: "future", seq: 2, want: "4007",
-			script:  func(_ *testing.T, _ *gatewaytest.Server, c *client) { _ = c.ws.CloseNow() },
+			script:  func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.CloseNow() },
 			illegal: []string{"RESUME from 2, of 1"},
 		},
 		{
 			name: "told by op 9", seq: 1, want: "op 9 false",
-			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
-				do(t, srv, 0, gatewaytest.Invalidate(false))
+				do(t, srv, 0, discordtest.Invalidate(false))
 				c.expect("op 9 false")
 				_ = c.ws.CloseNow()
 			},
@@ -87,16 +87,16 @@ func TestResumeRefused(t *testing.T) {
 		},
 		{
 			name: "resumable op 9", seq: 1, want: "RESUMED 2",
-			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
-				do(t, srv, 0, gatewaytest.Invalidate(true))
+				do(t, srv, 0, discordtest.Invalidate(true))
 				c.expect("op 9 true")
 				_ = c.ws.CloseNow()
 			},
 		},
 		{
-			name: "more than is kept", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{ReplayLimit: 3},
-			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+			name: "more than is kept", seq: 1, want: "op 9 false", cfg: discordtest.Config{ReplayLimit: 3},
+			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				drop(t, srv, c)
 				for range 4 {
@@ -105,8 +105,8 @@ func TestResumeRefused(t *testing.T) {
 			},
 		},
 		{
-			name: "as much as is kept", seq: 2, want: "TYPING_START 3", cfg: gatewaytest.Config{ReplayLimit: 3},
-			script: func(t *testing.T, srv *gatewaytest.Server, c *client) {
+			name: "as much as is kept", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{ReplayLimit: 3},
+			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				drop(t, srv, c)
 				for range 4 {
@@ -115,11 +115,11 @@ func TestResumeRefused(t *testing.T) {
 			},
 		},
 		{
-			name: "from before an acknowledged one", seq: 1, want: "op 9 false", cfg: gatewaytest.Config{TrimAcked: true},
+			name: "from before an acknowledged one", seq: 1, want: "op 9 false", cfg: discordtest.Config{TrimAcked: true},
 			script: acknowledgeTwo,
 		},
 		{
-			name: "from an acknowledged one", seq: 2, want: "TYPING_START 3", cfg: gatewaytest.Config{TrimAcked: true},
+			name: "from an acknowledged one", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{TrimAcked: true},
 			script: acknowledgeTwo,
 		},
 		{
@@ -134,8 +134,8 @@ func TestResumeRefused(t *testing.T) {
 			c, session := ready(t, srv, 0, 1)
 			tt.script(t, srv, c)
 			// What the close did to the session shows when the server has seen it.
-			if srv.Count(gatewaytest.ServerClosed, gatewaytest.AnyShard) == 0 {
-				if _, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, gatewaytest.AnyShard, 1); err != nil {
+			if srv.Count(discordtest.ServerClosed, discordtest.AnyShard) == 0 {
+				if _, err := srv.WaitCount(within(t), discordtest.ClientClosed, discordtest.AnyShard, 1); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -154,13 +154,13 @@ func TestResumeRefused(t *testing.T) {
 }
 
 // drop drops the client's connection and waits until both sides know.
-func drop(t *testing.T, srv *gatewaytest.Server, c *client) {
+func drop(t *testing.T, srv *discordtest.Server, c *client) {
 	t.Helper()
-	do(t, srv, 0, gatewaytest.Drop())
+	do(t, srv, 0, discordtest.Drop())
 	c.expectClose(1006)
 }
 
-func acknowledgeTwo(t *testing.T, srv *gatewaytest.Server, c *client) {
+func acknowledgeTwo(t *testing.T, srv *discordtest.Server, c *client) {
 	t.Helper()
 	dispatch(t, srv, 0, "TYPING_START", "{}")
 	dispatch(t, srv, 0, "TYPING_START", "{}")
@@ -172,7 +172,7 @@ func acknowledgeTwo(t *testing.T, srv *gatewaytest.Server, c *client) {
 
 func TestUnknownSession(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := resumed(t, srv, "deadbeef", 7)
 	c.expect("op 9 false")
 	wantIllegal(t, srv)
@@ -183,7 +183,7 @@ func TestUnknownSession(t *testing.T) {
 
 func TestWrongURLs(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	drop(t, srv, c)
 	c = hello(t, srv, srv.GatewayURL())
@@ -199,7 +199,7 @@ func TestWrongURLs(t *testing.T) {
 
 func TestTwoConnectionsOnOneSession(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	old, session := ready(t, srv, 0, 1)
 	c := resumed(t, srv, session, 1)
 	c.expect("RESUMED 2")
@@ -215,7 +215,7 @@ func TestTwoConnectionsOnOneSession(t *testing.T) {
 // the connection before is gone.
 func TestReconnectAtOnce(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	for seq := int64(1); seq < 50; seq++ {
 		_ = c.ws.CloseNow()
@@ -227,13 +227,13 @@ func TestReconnectAtOnce(t *testing.T) {
 
 func TestInterruptedReplay(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	drop(t, srv, c)
 	for range 5 {
 		dispatch(t, srv, 0, "TYPING_START", "{}")
 	}
-	srv.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.After(2, gatewaytest.Drop()))
+	srv.Arm(discordtest.AtResume, 0, 1, discordtest.After(2, discordtest.Drop()))
 	c = resumed(t, srv, session, 1)
 	c.expect("TYPING_START 2", "TYPING_START 3")
 	c.expectClose(1006)
@@ -243,7 +243,7 @@ func TestInterruptedReplay(t *testing.T) {
 
 func TestHandoverOfAShard(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	old, first := ready(t, srv, 0, 1)
 	c, second := ready(t, srv, 0, 2)
 	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent.Session != second {
@@ -252,7 +252,7 @@ func TestHandoverOfAShard(t *testing.T) {
 	old.expect("TYPING_START 2")
 	c.expect("TYPING_START 2")
 	_ = c.ws.Close(1000, "")
-	if _, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, 0, 1); err != nil {
+	if _, err := srv.WaitCount(within(t), discordtest.ClientClosed, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent.Session != first {
@@ -265,13 +265,13 @@ func TestHandoverOfAShard(t *testing.T) {
 // that were due by then still are.
 func TestResumeOnTheSameSocket(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	dispatch(t, srv, 0, "X", "")
 	dispatch(t, srv, 0, "X", "")
 	c.expect("X 2", "X 3")
-	srv.Arm(gatewaytest.AtResume, 0, 1, gatewaytest.Send([]byte(`{"op":98,"d":{}}`)))
-	do(t, srv, 0, gatewaytest.Invalidate(true), gatewaytest.Delay(50*time.Millisecond), gatewaytest.Send([]byte(`{"op":99,"d":{}}`)))
+	srv.Arm(discordtest.AtResume, 0, 1, discordtest.Send([]byte(`{"op":98,"d":{}}`)))
+	do(t, srv, 0, discordtest.Invalidate(true), discordtest.Delay(50*time.Millisecond), discordtest.Send([]byte(`{"op":99,"d":{}}`)))
 	c.expect("op 9 true")
 	c.resume(session, 1)
 	c.expect("op 99 {}", "op 98 {}", "X 2", "X 3", "RESUMED 4")

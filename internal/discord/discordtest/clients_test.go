@@ -1,10 +1,10 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"net/http"
 	"testing"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // as makes a connection that of another client of the bot.
@@ -16,11 +16,11 @@ func as(c *client, name string) *client {
 // What one client was told, another one does not know.
 func TestToldIsWhoWasTold(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c := as(hello(t, srv, srv.GatewayURL()), "a")
 	c.identify(0, 1)
 	session := c.ready()
-	do(t, srv, 0, gatewaytest.Invalidate(false))
+	do(t, srv, 0, discordtest.Invalidate(false))
 	c.expect("op 9 false")
 	for _, illegal := range [][]string{nil, {"RESUME of a session that the client knows is gone"}} {
 		other := as(hello(t, srv, srv.ResumeURL()), "b")
@@ -39,7 +39,7 @@ func TestToldIsWhoWasTold(t *testing.T) {
 // that is awake again may it be taken back.
 func TestSuspend(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	a := as(hello(t, srv, srv.GatewayURL()), "a")
 	a.identify(0, 1)
 	session := a.ready()
@@ -63,16 +63,16 @@ func TestSuspend(t *testing.T) {
 // Of every session it is known whether and why it ended, and by whose doing.
 func TestSessions(t *testing.T) {
 	t.Parallel()
-	srv := start(t, gatewaytest.Config{})
+	srv := start(t, discordtest.Config{})
 	c, invalidated := ready(t, srv, 0, 4)
-	do(t, srv, 0, gatewaytest.Invalidate(false))
+	do(t, srv, 0, discordtest.Invalidate(false))
 	c.expect("op 9 false")
 	c, closed := ready(t, srv, 1, 4)
-	do(t, srv, 1, gatewaytest.Close(4009))
+	do(t, srv, 1, discordtest.Close(4009))
 	c.expectClose(4009)
 	c, left := ready(t, srv, 2, 4)
 	_ = c.ws.Close(1000, "")
-	if _, err := srv.WaitCount(within(t), gatewaytest.ClientClosed, 2, 1); err != nil {
+	if _, err := srv.WaitCount(within(t), discordtest.ClientClosed, 2, 1); err != nil {
 		t.Fatal(err)
 	}
 	c, refused := ready(t, srv, 3, 4)

@@ -1,4 +1,4 @@
-package gatewaytest_test
+package discordtest_test
 
 import (
 	"strings"
@@ -6,7 +6,7 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/gatehook/gatehook/internal/gateway/gatewaytest"
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // BenchmarkDispatch measures a dispatch of 1 KiB from the call until a client
@@ -14,7 +14,7 @@ import (
 func BenchmarkDispatch(b *testing.B) {
 	for _, mode := range []string{"", "&compress=zlib-stream", "&compress=zstd-stream"} {
 		b.Run("json"+mode, func(b *testing.B) {
-			srv, err := gatewaytest.Start(gatewaytest.Config{})
+			srv, err := discordtest.Start(discordtest.Config{})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -59,7 +59,7 @@ func BenchmarkDispatch(b *testing.B) {
 
 // BenchmarkDispatchAway measures the script's side alone.
 func BenchmarkDispatchAway(b *testing.B) {
-	srv, err := gatewaytest.Start(gatewaytest.Config{})
+	srv, err := discordtest.Start(discordtest.Config{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func BenchmarkDispatchAway(b *testing.B) {
 		b.Fatal(err)
 	}
 	_ = ws.CloseNow()
-	if _, err := srv.WaitCount(b.Context(), gatewaytest.ClientClosed, 0, 1); err != nil {
+	if _, err := srv.WaitCount(b.Context(), discordtest.ClientClosed, 0, 1); err != nil {
 		b.Fatal(err)
 	}
 	data := []byte(`{"content":"` + strings.Repeat("lorem ipsum ", 85) + `"}`)

@@ -1,4 +1,4 @@
-package gatewaytest
+package discordtest
 
 import (
 	"cmp"
@@ -21,7 +21,7 @@ const FlagsAll = 1<<12 | 1<<14 | 1<<18
 // bot's: one shard, one IDENTIFY per 5 s, all privileged intents enabled.
 type Config struct {
 	// Token is the bot token that is accepted, without "Bot ". Default
-	// "gatewaytest-token".
+	// "discordtest-token".
 	Token string
 	// ApplicationID and UserID are decimal ids. Defaults 1001 and 1002.
 	ApplicationID, UserID uint64
@@ -104,7 +104,7 @@ func (l SessionStart) withDefaults() SessionStart {
 }
 
 func (c Config) withDefaults() Config {
-	c.Token = cmp.Or(c.Token, "gatewaytest-token")
+	c.Token = cmp.Or(c.Token, "discordtest-token")
 	c.ApplicationID = cmp.Or(c.ApplicationID, 1001)
 	c.UserID = cmp.Or(c.UserID, 1002)
 	c.Flags = cmp.Or(c.Flags, FlagsAll)
