@@ -14,6 +14,7 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // Since when every attempt for a listener failed is kept in the database, so
@@ -200,8 +201,7 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 
 // disable tries until it is done, or the process ends.
 func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
-	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
-	return retry.Do(d.attempts, backoff, func(ctx context.Context) error {
+	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
 		done := false
 		told := d.tell(e, l.ID)
 		err := d.store.Ensure(ctx)

@@ -220,8 +220,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	s := newStatements(recs, r.d.instance.ID())
 	s.health = r.d.health.changes(streaks(recs))
 	s.own = r.own(ctx, recs, s.owner)
-	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
-	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
+	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		err := r.try(ctx, s)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
 			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))

@@ -14,6 +14,7 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // Batch numbers are the commit's clock in microseconds with the instance in
@@ -160,8 +161,7 @@ func (j *Journal) handOver(ctx context.Context, c *commit) error {
 }
 
 func (j *Journal) commit(ctx context.Context, c *commit) error {
-	backoff := retry.WithCappedDuration(2*time.Second, retry.WithJitterPercent(20, retry.NewExponential(20*time.Millisecond)))
-	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
+	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		start := time.Now()
 		err := j.commitOwned(ctx, c)
 		var fenced *fencedError
