@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/gatehook/gatehook/internal/delivery"
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -31,7 +32,7 @@ type config struct {
 	encryption   secret.Keys
 	intents      intents
 	shards       gateway.Shards
-	compression  gateway.Compression
+	compression  discord.Compression
 	allowTargets []netip.Prefix
 	// proxy tells through which proxy a URL is asked for; nil for none ever.
 	proxy           func(*url.URL) (*url.URL, error)
@@ -72,8 +73,8 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		logFormat:       r.oneOf("GATEHOOK_LOG_FORMAT", "", "text", "json"),
 		logLevel:        r.oneOf("GATEHOOK_LOG_LEVEL", "info", "debug", "info", "warn", "error"),
 	}
-	c.compression = gateway.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(gateway.ZstdStream),
-		string(gateway.ZstdStream), string(gateway.ZlibStream), string(gateway.NoCompression)))
+	c.compression = discord.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(discord.ZstdStream),
+		string(discord.ZstdStream), string(discord.ZlibStream), string(discord.NoCompression)))
 	c.intents = parsed(&r, "GATEHOOK_INTENTS", "auto",
 		"auto, a number such as 513, or names such as GUILDS,GUILD_MESSAGES", parseIntents)
 	c.shards = parsed(&r, "GATEHOOK_SHARDS", "auto",

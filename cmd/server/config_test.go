@@ -15,8 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/gateway"
 )
 
 func env(pairs ...string) func(string) string {
@@ -39,15 +39,15 @@ func TestConfigDefaults(t *testing.T) {
 	if c.token.Reveal() != "abc.def" || c.discordURL != "https://discord.com/api/v10" || c.addr != "127.0.0.1:8080" || c.dataDir != ".gatehook" ||
 		!c.intents.auto || len(c.schedule) != 9 || c.attemptTimeout != 15*time.Second || c.retention != 168*time.Hour ||
 		c.shutdownTimeout != 30*time.Second || c.logFormat != "" || !c.databaseURL.Empty() || len(c.allowTargets) != 0 ||
-		c.compression != gateway.ZstdStream {
+		c.compression != discord.ZstdStream {
 		t.Errorf("%+v", c)
 	}
 	c, err = readConfig(env("DISCORD_TOKEN", "a", "GATEHOOK_INTENTS", "GUILDS,guild_messages", "GATEHOOK_ALLOW_TARGETS", "127.0.0.0/8, ::1/128"), true)
 	if err != nil || c.intents != (intents{fixed: event.IntentGuilds | event.IntentGuildMessages}) || len(c.allowTargets) != 2 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	for s, want := range map[string]gateway.Compression{
-		"zlib-stream": gateway.ZlibStream, " ZSTD-stream ": gateway.ZstdStream, "none": gateway.NoCompression,
+	for s, want := range map[string]discord.Compression{
+		"zlib-stream": discord.ZlibStream, " ZSTD-stream ": discord.ZstdStream, "none": discord.NoCompression,
 	} {
 		if c, err := readConfig(env("GATEHOOK_COMPRESSION", s), false); err != nil || c.compression != want {
 			t.Errorf("GATEHOOK_COMPRESSION=%q: %q, %v", s, c.compression, err)

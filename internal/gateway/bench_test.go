@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -52,7 +53,7 @@ func (d discarding) Claim(ctx context.Context, id event.Snowflake, shards []even
 // over a real WebSocket, to the journal's door. The simulated Discord's own
 // work is in the time.
 func BenchmarkEvents(b *testing.B) {
-	for _, c := range []Compression{ZstdStream, ZlibStream, NoCompression} {
+	for _, c := range []discord.Compression{discord.ZstdStream, discord.ZlibStream, discord.NoCompression} {
 		b.Run(string(c), func(b *testing.B) {
 			srv, err := discordtest.Start(discordtest.Config{})
 			if err != nil {
@@ -70,11 +71,12 @@ func BenchmarkEvents(b *testing.B) {
 			if _, err := srv.WaitReady(ctx, 0); err != nil {
 				b.Fatal(err)
 			}
-			f, err := discordtest.ParseFrame(messageCreate)
+			recorded := discordtest.MessageCreate()
+			f, err := discordtest.ParseFrame(recorded)
 			if err != nil {
 				b.Fatal(err)
 			}
-			b.SetBytes(int64(len(messageCreate)))
+			b.SetBytes(int64(len(recorded)))
 			b.ReportAllocs()
 			b.ResetTimer()
 			for range b.N {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-retry"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -79,12 +80,12 @@ func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucke
 	if err != nil {
 		return err
 	}
-	return sleep(ctx, wait)
+	return discord.Sleep(ctx, wait)
 }
 
 // insist tries until the database answers or ctx ends.
 func (b *Buckets) insist(ctx context.Context, f func(context.Context) error) error {
-	return retry.Do(ctx, newBackoff(100*time.Millisecond), func(ctx context.Context) error {
+	return retry.Do(ctx, discord.NewBackoff(100*time.Millisecond), func(ctx context.Context) error {
 		try, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
 		defer cancel()
 		err := f(try)

@@ -5,12 +5,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
 // What takes time, on a fake clock and with the waits of the real program.
 
-const usual = usualInterval // of heartbeats
+const usual = discord.UsualInterval // of heartbeats
 
 // TestHeartbeats: the first one comes within the interval after HELLO, at a
 // time of its own for every connection, and the others exactly on time
@@ -64,8 +65,8 @@ func TestZombie(t *testing.T) {
 		last := r.count(discordtest.Heartbeat, 0, 3)
 		r.dispatch(0, 10, 10) // events are no acknowledgement
 		closed := r.count(discordtest.ClientClosed, 0, 1)
-		if d := closed.At.Sub(last.At); d != usual || closed.Code != int(codeKeep) {
-			t.Errorf("closed with %d %v after the heartbeat, want %d after %v", closed.Code, d, codeKeep, usual)
+		if d := closed.At.Sub(last.At); d != usual || closed.Code != int(discord.CodeKeepSession) {
+			t.Errorf("closed with %d %v after the heartbeat, want %d after %v", closed.Code, d, discord.CodeKeepSession, usual)
 		}
 		r.count(discordtest.Resumed, 0, 1)
 		r.dispatch(0, 20, 10)
@@ -154,7 +155,7 @@ func TestInvalidSessionWait(t *testing.T) {
 func within(t *testing.T, waits []time.Duration) {
 	t.Helper()
 	for n, wait := range waits {
-		want := min(usualTiming.reconnect<<min(n, 20), maxBackoff)
+		want := min(usualTiming.reconnect<<min(n, 20), discord.MaxBackoff)
 		if wait < want/2 || wait > want*3/2 {
 			t.Errorf("wait number %d was %v, want %v more or less a half", n+1, wait, want)
 		}
@@ -273,13 +274,13 @@ func TestNetworkDown(t *testing.T) {
 			t.Errorf("%d dials within an hour", len(dials))
 		}
 		for i := range dials[1:] {
-			if gap := dials[i+1].Sub(dials[i]); gap > maxBackoff*3/2 {
+			if gap := dials[i+1].Sub(dials[i]); gap > discord.MaxBackoff*3/2 {
 				t.Errorf("%v without a dial", gap)
 			}
 		}
 		r.net.setDown(false)
 		up := time.Now()
-		if e := r.count(discordtest.Resumed, 0, 1); e.At.Sub(up) > maxBackoff*3/2 || e.Seq != 11 {
+		if e := r.count(discordtest.Resumed, 0, 1); e.At.Sub(up) > discord.MaxBackoff*3/2 || e.Seq != 11 {
 			t.Errorf("%+v", e)
 		}
 		r.messages(20)

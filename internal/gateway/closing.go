@@ -5,117 +5,16 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/coder/websocket"
-
-	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/discord"
 )
-
-// codeKeep is the close code that this package sends. Anything but 1000 and
-// 1001 keeps the session alive for a few minutes (Discord: Initiating a
-// Disconnect), and one from the private range can't be mistaken for Discord's.
-const codeKeep websocket.StatusCode = 4900
-
-// course is what follows the end of a connection.
-type course int
-
-const (
-	// courseResume: connect again and RESUME, if there is a session.
-	courseResume course = iota
-	// courseIdentify: the session is gone, start a new one.
-	courseIdentify
-	// courseStop: a person has to change something first.
-	courseStop
-)
-
-// closeCode is what is known about a close code that Discord sends (Discord:
-// Gateway Close Event Codes). What is not listed is worth a RESUME.
-type closeCode struct {
-	course  course
-	meaning string
-	// remedy tells a person what to do; for courseStop.
-	remedy string
-}
-
-// codeDisallowed says that an intent is not switched on.
-const codeDisallowed = 4014
-
-// codeShardingRequired says that a shard has more guilds than Discord allows.
-const codeShardingRequired = 4011
-
-var closeCodes = map[int]closeCode{
-	4000: {courseResume, "unknown error", ""},
-	// Staff: never resumable. It, 4002, 4003 and 4005 would be our own defect,
-	// apart from the 4003 that follows an intent which was switched off.
-	4001: {courseIdentify, "unknown opcode", ""},
-	4002: {courseResume, "decode error", ""},
-	4003: {courseIdentify, "not authenticated, or session invalidated", ""},
-	4004: {
-		courseStop, "authentication failed",
-		"the bot token was refused: put the current one into DISCORD_TOKEN (developer portal, Bot, Reset Token) and restart",
-	},
-	4005: {courseIdentify, "already authenticated", ""},
-	// Not documented. Seen where two connections used one session.
-	4006: {courseIdentify, "session no longer valid", ""},
-	4007: {courseIdentify, "invalid sequence number", ""},
-	4008: {courseResume, "rate limited", ""},
-	4009: {courseIdentify, "session timed out", ""},
-	4010: {
-		courseStop, "invalid shard",
-		"Discord does not accept this shard: set GATEHOOK_SHARDS to auto, or to a multiple of the total that Discord assigned to this bot",
-	},
-	4011: {
-		courseStop, "sharding required",
-		"the bot is in too many guilds for this number of shards: set GATEHOOK_SHARDS to auto or to a larger total and restart",
-	},
-	4012: {
-		courseStop, "invalid API version",
-		"Discord no longer speaks version 10 of its API: upgrade Gatehook",
-	},
-	4013: {
-		courseStop, "invalid intents",
-		"Discord does not know some of the intents: check GATEHOOK_INTENTS, or upgrade Gatehook",
-	},
-	4014: {courseStop, "disallowed intents", ""}, // see remedyFor
-}
-
-// courseOf decides what follows a close code; 0 stands for a connection that
-// broke without one.
-func courseOf(code int) course { return closeCodes[code].course }
-
-// privileged are the intents that have to be switched on for a bot, by the
-// names that the developer portal gives them (Discord: Privileged Intents).
-var privileged = []struct {
-	bit  event.Intents
-	name string
-}{
-	{event.IntentGuildMembers, "GUILD_MEMBERS (Server Members Intent)"},
-	{event.IntentGuildPresences, "GUILD_PRESENCES (Presence Intent)"},
-	{event.IntentMessageContent, "MESSAGE_CONTENT (Message Content Intent)"},
-}
-
-// remedyFor explains to a person what to do about a fatal close code.
-func remedyFor(code int, intents event.Intents) string {
-	if code != 4014 {
-		return closeCodes[code].remedy
-	}
-	return fmt.Sprintf("the bot is not allowed %s: switch it on in the developer portal, under Bot, Privileged Gateway Intents, or remove the listeners or the GATEHOOK_INTENTS that need it",
-		privilegedNames(intents))
-}
-
-// liftedByIntents tells whether other intents could cure a fatal close code.
-func liftedByIntents(code int) bool { return code == 4013 || code == 4014 }
-
-// concernsAll tells whether a fatal close code says something about the
-// application, so that every shard would get it, and not about one shard.
-func concernsAll(code int) bool { return code == 4004 || code == 4012 || liftedByIntents(code) }
 
 // refusedError is why an IDENTIFY was not sent: another shard learned with
 // which close code Discord answers it.
-type refusedError struct{ code int }
+type refusedError struct{ code discord.CloseCode }
 
 // Error implements error.
 func (e refusedError) Error() string {
-	return fmt.Sprintf("no IDENTIFY was sent: another shard was closed with %d, %s", e.code, closeCodes[e.code].meaning)
+	return fmt.Sprintf("no IDENTIFY was sent: another shard was closed with %d, %s", e.code, e.code.Meaning())
 }
 
 // Why a connection ends, besides what the network and Discord's close frame
@@ -126,7 +25,6 @@ var (
 	errTryResume = errors.New("a resume of the session was asked for (op 9)")
 	errZombie    = errors.New("no heartbeat was acknowledged") // Discord: Heartbeat Interval
 	errNoHello   = errors.New("no HELLO came in time")
-	errDefect    = errors.New("what arrived could not be understood")
 	errLeaseLost = errors.New("the lease on the shard ran out, or another instance has it")
 	// errLeaving ends the last but one connection of a session: the last one
 	// fetches what it still has, and ends with errReplaced.
@@ -151,7 +49,7 @@ var ownCauses = []struct {
 	{errZombie, "zombie"},
 	{errNoHello, "no_hello"},
 	{errUnanswered, "unanswered"},
-	{errDefect, "defect"},
+	{discord.ErrDefect, "defect"},
 	{errLeaseLost, "lease_lost"},
 	{errLeaving, "leaving"},
 	{errReplaced, "replaced"},
@@ -175,14 +73,11 @@ type ending struct {
 
 // code is the close code that Discord sent, here or to another shard that
 // spoke for all; 0 for none.
-func (e ending) code() int {
+func (e ending) code() discord.CloseCode {
 	if r, ok := errors.AsType[refusedError](e.cause); ok {
 		return r.code
 	}
-	if c, ok := errors.AsType[websocket.CloseError](e.cause); ok && c.Code != websocket.StatusNoStatusRcvd {
-		return int(c.Code)
-	}
-	return 0
+	return discord.CloseCodeOf(e.cause)
 }
 
 const (
@@ -197,12 +92,12 @@ const (
 
 // decide says what follows, given how many resumes failed in a row before. It
 // returns how many that are now.
-func decide(e ending, failed int) (course, int) {
+func decide(e ending, failed int) (discord.Course, int) {
 	if !e.session {
-		if courseOf(e.code()) == courseStop {
-			return courseStop, 0
+		if e.code().Course() == discord.CourseStop {
+			return discord.CourseStop, 0
 		}
-		return courseIdentify, 0
+		return discord.CourseIdentify, 0
 	}
 	switch {
 	case e.progress:
@@ -211,13 +106,13 @@ func decide(e ending, failed int) (course, int) {
 		failed++
 	}
 	// A connection that never opened says nothing about the session.
-	switch c := courseOf(e.code()); {
-	case c != courseResume:
+	switch c := e.code().Course(); {
+	case c != discord.CourseResume:
 		return c, 0
 	case errors.Is(e.cause, errInvalid), e.unreachable, failed >= maxFailedResumes:
-		return courseIdentify, 0
+		return discord.CourseIdentify, 0
 	default:
-		return courseResume, failed
+		return discord.CourseResume, failed
 	}
 }
 

@@ -5,48 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/gatehook/gatehook/internal/discord"
 )
 
 func closed(code websocket.StatusCode) error {
 	return fmt.Errorf("read: %w", websocket.CloseError{Code: code, Reason: "whatever"})
-}
-
-func TestCourseOf(t *testing.T) {
-	t.Parallel()
-	want := map[course][]int{
-		courseResume:   {0, 1000, 1001, 1005, 1006, 1011, 3000, 4000, 4002, 4008, 4015, 4900, 4999},
-		courseIdentify: {4001, 4003, 4005, 4006, 4007, 4009},
-		courseStop:     {4004, 4010, 4011, 4012, 4013, 4014},
-	}
-	for course, codes := range want {
-		for _, code := range codes {
-			if got := courseOf(code); got != course {
-				t.Errorf("%d: %v, want %v", code, got, course)
-			}
-			remedy := remedyFor(code, 1<<15|1<<9)
-			if (remedy != "") != (course == courseStop) {
-				t.Errorf("%d: remedy %q", code, remedy)
-			}
-		}
-	}
-}
-
-func TestRemedyForIntents(t *testing.T) {
-	t.Parallel()
-	got := remedyFor(4014, 1<<1|1<<9|1<<15)
-	for _, want := range []string{"GUILD_MEMBERS", "MESSAGE_CONTENT", "Bot, Privileged Gateway Intents"} {
-		if !strings.Contains(got, want) {
-			t.Errorf("%q does not name %q", got, want)
-		}
-	}
-	if strings.Contains(got, "PRESENCES") || strings.Contains(got, "\n") {
-		t.Errorf("%q", got)
-	}
 }
 
 func TestDecide(t *testing.T) {
@@ -55,33 +23,33 @@ func TestDecide(t *testing.T) {
 		name   string
 		end    ending
 		before int
-		course course
+		course discord.Course
 		failed int
 	}{
-		{"nothing to resume", ending{cause: io.EOF, opened: true}, 0, courseIdentify, 0},
-		{"nothing to resume, no socket", ending{cause: io.EOF}, 2, courseIdentify, 0},
-		{"fatal without a session", ending{cause: closed(4014), opened: true}, 0, courseStop, 0},
-		{"drop", ending{cause: io.EOF, session: true, opened: true, progress: true}, 2, courseResume, 0},
-		{"drop before RESUMED", ending{cause: io.EOF, session: true, opened: true}, 0, courseResume, 1},
-		{"second one", ending{cause: closed(1006), session: true, opened: true}, 1, courseResume, 2},
-		{"third one", ending{cause: io.EOF, session: true, opened: true}, 2, courseIdentify, 0},
-		{"drop in mid-replay", ending{cause: io.EOF, session: true, opened: true, progress: true}, 2, courseResume, 0},
-		{"network down", ending{cause: io.EOF, session: true}, 2, courseResume, 2},
-		{"resume URL down", ending{cause: io.EOF, session: true, unreachable: true}, 0, courseIdentify, 0},
-		{"op 7", ending{cause: errReconnect, session: true, opened: true, progress: true}, 0, courseResume, 0},
-		{"op 7 instead of HELLO", ending{cause: errReconnect, session: true, opened: true}, 0, courseResume, 1},
-		{"op 9 true", ending{cause: errTryResume, session: true, opened: true}, 0, courseResume, 1},
-		{"op 9 true for ever", ending{cause: errTryResume, session: true, opened: true}, 2, courseIdentify, 0},
-		{"op 9 false", ending{cause: errInvalid, session: true, opened: true}, 0, courseIdentify, 0},
-		{"op 9 false of a live session", ending{cause: errInvalid, session: true, opened: true, progress: true}, 0, courseIdentify, 0},
-		{"op 9 for an IDENTIFY", ending{cause: errInvalid, opened: true}, 0, courseIdentify, 0},
-		{"zombie", ending{cause: errZombie, session: true, opened: true, progress: true}, 0, courseResume, 0},
-		{"4000", ending{cause: closed(4000), session: true, opened: true, progress: true}, 0, courseResume, 0},
-		{"4009", ending{cause: closed(4009), session: true, opened: true, progress: true}, 0, courseIdentify, 0},
-		{"4004", ending{cause: closed(4004), session: true, opened: true, progress: true}, 0, courseStop, 0},
-		{"1000", ending{cause: closed(1000), session: true, opened: true, progress: true}, 0, courseResume, 0},
-		{"no code", ending{cause: closed(websocket.StatusNoStatusRcvd), session: true, opened: true, progress: true}, 0, courseResume, 0},
-		{"defect", ending{cause: fmt.Errorf("%w: x", errDefect), session: true, opened: true}, 1, courseResume, 2},
+		{"nothing to resume", ending{cause: io.EOF, opened: true}, 0, discord.CourseIdentify, 0},
+		{"nothing to resume, no socket", ending{cause: io.EOF}, 2, discord.CourseIdentify, 0},
+		{"fatal without a session", ending{cause: closed(4014), opened: true}, 0, discord.CourseStop, 0},
+		{"drop", ending{cause: io.EOF, session: true, opened: true, progress: true}, 2, discord.CourseResume, 0},
+		{"drop before RESUMED", ending{cause: io.EOF, session: true, opened: true}, 0, discord.CourseResume, 1},
+		{"second one", ending{cause: closed(1006), session: true, opened: true}, 1, discord.CourseResume, 2},
+		{"third one", ending{cause: io.EOF, session: true, opened: true}, 2, discord.CourseIdentify, 0},
+		{"drop in mid-replay", ending{cause: io.EOF, session: true, opened: true, progress: true}, 2, discord.CourseResume, 0},
+		{"network down", ending{cause: io.EOF, session: true}, 2, discord.CourseResume, 2},
+		{"resume URL down", ending{cause: io.EOF, session: true, unreachable: true}, 0, discord.CourseIdentify, 0},
+		{"op 7", ending{cause: errReconnect, session: true, opened: true, progress: true}, 0, discord.CourseResume, 0},
+		{"op 7 instead of HELLO", ending{cause: errReconnect, session: true, opened: true}, 0, discord.CourseResume, 1},
+		{"op 9 true", ending{cause: errTryResume, session: true, opened: true}, 0, discord.CourseResume, 1},
+		{"op 9 true for ever", ending{cause: errTryResume, session: true, opened: true}, 2, discord.CourseIdentify, 0},
+		{"op 9 false", ending{cause: errInvalid, session: true, opened: true}, 0, discord.CourseIdentify, 0},
+		{"op 9 false of a live session", ending{cause: errInvalid, session: true, opened: true, progress: true}, 0, discord.CourseIdentify, 0},
+		{"op 9 for an IDENTIFY", ending{cause: errInvalid, opened: true}, 0, discord.CourseIdentify, 0},
+		{"zombie", ending{cause: errZombie, session: true, opened: true, progress: true}, 0, discord.CourseResume, 0},
+		{"4000", ending{cause: closed(4000), session: true, opened: true, progress: true}, 0, discord.CourseResume, 0},
+		{"4009", ending{cause: closed(4009), session: true, opened: true, progress: true}, 0, discord.CourseIdentify, 0},
+		{"4004", ending{cause: closed(4004), session: true, opened: true, progress: true}, 0, discord.CourseStop, 0},
+		{"1000", ending{cause: closed(1000), session: true, opened: true, progress: true}, 0, discord.CourseResume, 0},
+		{"no code", ending{cause: closed(websocket.StatusNoStatusRcvd), session: true, opened: true, progress: true}, 0, discord.CourseResume, 0},
+		{"defect", ending{cause: fmt.Errorf("%w: x", discord.ErrDefect), session: true, opened: true}, 1, discord.CourseResume, 2},
 	}
 	for _, tt := range tests {
 		course, failed := decide(tt.end, tt.before)
@@ -116,7 +84,7 @@ func TestCloseText(t *testing.T) {
 		{errors.New("read tcp 10.1.2.3:443: reset"), 1006, "the connection broke", "network"},
 		{context.DeadlineExceeded, 1006, "the connection broke", "network"},
 		{errZombie, 4900, "no heartbeat was acknowledged", "zombie"},
-		{fmt.Errorf("%w: invalid character", errDefect), 4900, "what arrived could not be understood", "defect"},
+		{fmt.Errorf("%w: invalid character", discord.ErrDefect), 4900, "what arrived could not be understood", "defect"},
 		{errDrain, 4900, "this server is shutting down", "shutdown"},
 	}
 	for _, tt := range tests {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres"
@@ -108,14 +109,14 @@ func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op i
 	if err != nil {
 		return event.Shard{}, fmt.Errorf("encode op %d: %w", op, err)
 	}
-	whole, err := command{Op: op, D: json.RawMessage(b)}.encode()
+	_, err = discord.Encode(op, json.RawMessage(b))
+	if tooLarge, ok := errors.AsType[*discord.SizeError](err); ok {
+		return event.Shard{}, openapi.FieldError("body", tooLarge.Error())
+	}
 	if err != nil {
 		return event.Shard{}, fmt.Errorf("encode op %d: %w", op, err)
 	}
-	if len(whole) > maxSend {
-		return event.Shard{}, openapi.FieldError("body", (&sizeError{len(whole)}).Error())
-	}
-	shard := shardOf(guild, count)
+	shard := discord.ShardOf(guild, count)
 	return shard, c.deliver(ctx, shard, op, b)
 }
 
@@ -145,11 +146,11 @@ const (
 // commandName is what metrics call a command.
 func commandName(op int) string {
 	switch op {
-	case opPresence:
+	case discord.OpPresence:
 		return "presence"
-	case opVoiceState:
+	case discord.OpVoiceState:
 		return "voice_state"
-	case opMembers:
+	case discord.OpMembers:
 		return "members"
 	default:
 		return "restart"
@@ -158,7 +159,7 @@ func commandName(op int) string {
 
 // do does a command on the shard; nil when that is done.
 func (s *shard) do(ctx context.Context, op int, d json.RawMessage) *commandError {
-	if op == opReconnect {
+	if op == discord.OpReconnect {
 		s.restart()
 		return s.counted(op, nil)
 	}
@@ -178,12 +179,12 @@ func (s *shard) do(ctx context.Context, op int, d json.RawMessage) *commandError
 
 // send sends a command over one of the shard's connections.
 func (s *shard) send(ctx context.Context, r *running, op int, d json.RawMessage) *commandError {
-	err := r.conn.command(ctx, op, d)
-	if limit, ok := errors.AsType[*limitError](err); ok {
+	err := r.conn.Command(ctx, op, d)
+	if limit, ok := errors.AsType[*discord.LimitError](err); ok {
 		return s.counted(op, &commandError{
-			outcome: outcomeLimited, retryAfter: limit.wait,
+			outcome: outcomeLimited, retryAfter: limit.Wait,
 			detail: fmt.Sprintf("shard %v: %v, but for the %d that are kept for heartbeats: try again in %v",
-				s.id, limit, sendRoom, limit.wait.Round(time.Millisecond)),
+				s.id, limit, discord.SendRoom, limit.Wait.Round(time.Millisecond)),
 		})
 	}
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
@@ -193,28 +194,6 @@ func (c *caller) command(shard, n, op int, d string) {
 // guildOn is a guild on a shard.
 func guildOn(shard event.Shard) event.Snowflake { return event.Snowflake(shard.Count+shard.ID)<<22 | 7 }
 
-func TestShardOf(t *testing.T) {
-	t.Parallel()
-	// Discord: Sharding Formula.
-	tests := []struct {
-		guild event.Snowflake
-		count int
-		want  int
-	}{
-		{197038439483310086, 1, 0},
-		{197038439483310086, 10, 0},
-		{197038439483310086, 16, 2},
-		{1 << 22, 2, 1},
-		{1<<22 - 1, 2, 0},
-		{1<<63 - 1, 16384, 16383},
-	}
-	for _, tt := range tests {
-		if got := shardOf(tt.guild, tt.count); got != (event.Shard{ID: tt.want, Count: tt.count}) {
-			t.Errorf("guild %v of %d shards is on %v, want %d", tt.guild, tt.count, got, tt.want)
-		}
-	}
-}
-
 // TestCommands: what is asked for over HTTP arrives as Discord wants it, on
 // the shard of the guild.
 func TestCommands(t *testing.T) {
@@ -233,21 +212,21 @@ func TestCommands(t *testing.T) {
 		{
 			http.MethodPost, fmt.Sprintf("/guilds/%v/members/request", first),
 			`{"user_ids":["80351110224678912"],"nonce":"job-7"}`, `{"nonce":"job-7","shard":[0,2]}`,
-			0, opMembers, fmt.Sprintf(`{"guild_id":"%v","user_ids":["80351110224678912"],"nonce":"job-7"}`, first),
+			0, discord.OpMembers, fmt.Sprintf(`{"guild_id":"%v","user_ids":["80351110224678912"],"nonce":"job-7"}`, first),
 		},
 		{
 			http.MethodPost, fmt.Sprintf("/guilds/%v/members/request", second),
 			`{"query":"","limit":0,"presences":true,"nonce":"12345678901234567890123456789012"}`,
 			`{"nonce":"12345678901234567890123456789012","shard":[1,2]}`,
-			1, opMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"presences":true,"nonce":"12345678901234567890123456789012"}`, second),
+			1, discord.OpMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"presences":true,"nonce":"12345678901234567890123456789012"}`, second),
 		},
 		{
 			http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", first), `{"channel_id":"5","self_deaf":true}`, `{"shard":[0,2]}`,
-			0, opVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":"5","self_mute":false,"self_deaf":true}`, first),
+			0, discord.OpVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":"5","self_mute":false,"self_deaf":true}`, first),
 		},
 		{
 			http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", second), `{"channel_id":null}`, `{"shard":[1,2]}`,
-			1, opVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":null,"self_mute":false,"self_deaf":false}`, second),
+			1, discord.OpVoiceState, fmt.Sprintf(`{"guild_id":"%v","channel_id":null,"self_mute":false,"self_deaf":false}`, second),
 		},
 	}
 	done := map[int]int{}
@@ -368,7 +347,7 @@ func TestSendLimit(t *testing.T) {
 	c.start()
 	c.ready(0)
 	var sent, limited int
-	for range 2 * sendLimit {
+	for range 2 * discord.SendLimit {
 		r := c.call(http.MethodPut, "/guilds/7/voice-state", `{"channel_id":"5"}`)
 		switch r.status {
 		case http.StatusAccepted:
@@ -384,7 +363,7 @@ func TestSendLimit(t *testing.T) {
 		}
 	}
 	// IDENTIFY was one, and there may have been a heartbeat.
-	if most := sendLimit - sendRoom - 1; sent > most || sent < most-1 || limited == 0 {
+	if most := discord.SendLimit - discord.SendRoom - 1; sent > most || sent < most-1 || limited == 0 {
 		t.Errorf("%d were sent and %d refused", sent, limited)
 	}
 	c.count(discordtest.Command, 0, sent)
@@ -421,12 +400,12 @@ func TestOtherInstance(t *testing.T) {
 			}
 			path := fmt.Sprintf("/guilds/%v/members/request", guildOn(to))
 			from.want(http.MethodPost, path, `{"query":"","limit":0,"nonce":"n"}`, http.StatusAccepted, `{"nonce":"n","shard":[1,2]}`)
-			a.command(1, 1, opMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"nonce":"n"}`, guildOn(to)))
+			a.command(1, 1, discord.OpMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"nonce":"n"}`, guildOn(to)))
 			a.named("GUILD_MEMBERS_CHUNK", 1)
 			from.refused(http.MethodPost, path, `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "shard 1/2 is without the intent GUILD_PRESENCES")
 			voice := fmt.Sprintf("/guilds/%v/voice-state", guildOn(to))
 			// What is left of the limit is used there, and said here.
-			for range sendLimit {
+			for range discord.SendLimit {
 				owner.call(http.MethodPut, voice, `{"channel_id":null}`)
 			}
 			from.refused(http.MethodPut, voice, `{"channel_id":null}`, http.StatusTooManyRequests, "shard 1/2: the 120 sends").retryable(t)
@@ -445,7 +424,7 @@ func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	c.ready(0)
 	pool.Close()
 	c.want(http.MethodPut, "/guilds/7/voice-state", `{"channel_id":null}`, http.StatusAccepted, `{"shard":[0,1]}`)
-	c.command(0, 1, opVoiceState, `{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}`)
+	c.command(0, 1, discord.OpVoiceState, `{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}`)
 }
 
 // TestNobodyHasTheShard: the caller is told that nobody does it, and nobody
@@ -546,7 +525,7 @@ func TestRestartWorking(t *testing.T) {
 	session := c.ready(0)
 	c.dispatch(0, 0, 10)
 	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
-	if e := c.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+	if e := c.count(discordtest.ClientClosed, 0, 1); e.Code != int(discord.CodeKeepSession) {
 		t.Errorf("closed with %d", e.Code)
 	}
 	c.dispatch(0, 10, 10)
@@ -587,16 +566,16 @@ func TestPresence(t *testing.T) {
 	const body = `{"status":"dnd","activities":[{"name":"a","type":1,"url":"https://www.twitch.tv/a"},{"name":"Custom Status","type":4,"state":"<b>"}],"since":1700000000000,"afk":true}`
 	const d = `{"since":1700000000000,"activities":[{"name":"a","type":1,"url":"https://www.twitch.tv/a"},{"name":"Custom Status","state":"\u003cb\u003e","type":4}],"status":"dnd","afk":true}`
 	a.want(http.MethodPut, "/presence", body, http.StatusOK, "")
-	a.command(0, 1, opPresence, d)
-	a.command(1, 1, opPresence, d)
+	a.command(0, 1, discord.OpPresence, d)
+	a.command(1, 1, discord.OpPresence, d)
 	r := b.call(http.MethodGet, "/presence", "")
 	var got openapi.BotPresence
 	if err := json.Unmarshal(r.body, &got); err != nil || r.status != http.StatusOK || got.UpdatedAt.IsZero() || got.Status != "dnd" || len(got.Activities) != 2 || !got.Afk {
 		t.Errorf("%d %s: %v", r.status, r.body, err)
 	}
 	a.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
-	a.command(0, 2, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
-	a.command(1, 2, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	a.command(0, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	a.command(1, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	// One that begins carries it: after a restart, and with nobody to ask.
 	a.stop()
 	b.stop()
@@ -642,7 +621,7 @@ func TestPresenceKept(t *testing.T) {
 	c.start()
 	c.ready(0)
 	c.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
-	c.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	c.command(0, 1, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	c.do(0, discordtest.Reconnect())
 	c.count(discordtest.Resumed, 0, 1)
 	c.wait("it is in service again", func() bool { return len(c.inService()) == 1 && c.gateway.Status()[0].Resumes == 1 })
@@ -662,7 +641,7 @@ func TestPresenceAfterRestart(t *testing.T) {
 	}
 	a.beside().start()
 	a.count(discordtest.Resumed, 0, 1)
-	a.command(0, 1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+	a.command(0, 1, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	a.legal()
 }
 
@@ -677,7 +656,7 @@ func TestPresenceLimit(t *testing.T) {
 	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
 	for i := range presenceLimit {
 		[]*caller{a, b}[i%2].want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
-		a.command(0, i+1, opPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
+		a.command(0, i+1, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	}
 	for _, c := range []*caller{a, b} {
 		c.refused(http.MethodPut, "/presence", `{"status":"online"}`, http.StatusTooManyRequests, "changed 5 times in 20s").retryable(t)
@@ -696,7 +675,7 @@ func TestPresenceLimit(t *testing.T) {
 // what is answered with 202 is answered by Discord, and that is told.
 func TestCommandsWhileResharding(t *testing.T) {
 	t.Parallel()
-	a := newCaller(t, discordtest.Config{Shards: 2, HeartbeatInterval: maxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))
+	a := newCaller(t, discordtest.Config{Shards: 2, HeartbeatInterval: discord.MaxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))
 	a.timing.load = 200 * time.Millisecond // the new set is connected and drops what it receives
 	a.cfg.Shards = Shards{Last: 1, Count: 2}
 	a.start()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -168,7 +169,7 @@ func TestContract(t *testing.T) {
 func (c contractCase) run(t *testing.T) {
 	t.Helper()
 	// No heartbeat but those that are asked for.
-	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval, HeartbeatGrace: time.Hour})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval, HeartbeatGrace: time.Hour})
 	r.timing.invalid = 50 * time.Millisecond
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages | event.IntentMessageContent))
 	moments := map[stage]discordtest.Moment{
@@ -266,8 +267,8 @@ func (c contractCase) identified(r *rig, old discordtest.Session, connections in
 		var got lostData
 		lost := r.named("GATEHOOK_SESSION_LOST", 1)
 		want := lostData{0, old.ID, 11, now.ID, 1, errInvalid.Error()}
-		if c.code != int(codeKeep) {
-			want.Reason = closeCodes[c.code].meaning
+		if c.code != int(discord.CodeKeepSession) {
+			want.Reason = discord.CloseCode(c.code).Meaning()
 		}
 		if err := json.Unmarshal(lost.Data, &got); err != nil || got != want {
 			r.t.Errorf("%+v, want %+v (%v)", got, want, err)

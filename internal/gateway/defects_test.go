@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
@@ -208,7 +209,7 @@ func TestDefect5SilentFailures(t *testing.T) {
 			r.sleep(time.Second)
 		}
 		for _, e := range r.entries(discordtest.ClientClosed) {
-			if e.Code != int(codeKeep) && e.Code != abnormalClosure {
+			if e.Code != int(discord.CodeKeepSession) && e.Code != abnormalClosure {
 				t.Errorf("closed with %d", e.Code)
 			}
 		}

@@ -172,7 +172,7 @@ func (f *fleet) regrant(ctx context.Context) {
 
 // recommend asks Discord how many shards there should be.
 func (f *fleet) recommend(ctx context.Context) {
-	info, err := f.rest.gateway(ctx)
+	info, err := f.rest.Gateway(ctx)
 	if err != nil {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the number of shards", slog.Any("error", err))
 		return

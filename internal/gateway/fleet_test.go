@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -181,7 +182,7 @@ func TestReshard(t *testing.T) {
 	for _, tt := range []struct{ from, to int }{{2, 5}, {4, 1}, {3, 6}} {
 		t.Run(fmt.Sprintf("%d to %d", tt.from, tt.to), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, discordtest.Config{Shards: tt.from, Guilds: []uint64{1 << 22, 2 << 22}, HeartbeatInterval: maxInterval})
+			r := newRig(t, discordtest.Config{Shards: tt.from, Guilds: []uint64{1 << 22, 2 << 22}, HeartbeatInterval: discord.MaxInterval})
 			r.timing.load = 50 * time.Millisecond
 			a := r.join(func(c *Config) { c.Shards = Shards{Last: tt.from - 1, Count: tt.from} })
 			r.owners(tt.from, map[*instance]int{a: tt.from})
@@ -228,7 +229,7 @@ func TestReshardInterrupted(t *testing.T) {
 	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
 		t.Run(string(phase), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval})
+			r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval})
 			r.timing.load = 20 * time.Millisecond
 			a := r.join(func(c *Config) { c.Shards = Shards{Last: 1, Count: 2} })
 			r.owners(2, map[*instance]int{a: 2})
@@ -285,7 +286,7 @@ func TestRecommendation(t *testing.T) {
 	a := r.join(nil)
 	r.ready(0)
 	r.SetShards(2)
-	r.do(0, discordtest.Close(codeShardingRequired))
+	r.do(0, discordtest.Close(int(discord.CodeShardingRequired)))
 	r.wait("two shards", func() bool {
 		p, err := a.peer.Plan(r.ctx, 0, 0)
 		return err == nil && p.Current == 2 && p.Phase == event.Steady

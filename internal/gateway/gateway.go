@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
 	"github.com/prometheus/client_golang/prometheus"
@@ -91,8 +92,12 @@ type Config struct {
 	// Shards are those that this process keeps connected. The zero value means
 	// all.
 	Shards Shards
-	// Compression of what Discord sends. The zero value means ZstdStream.
-	Compression Compression
+	// Compression of what Discord sends. The zero value means zstd-stream.
+	Compression discord.Compression
+	// MaxPayload bounds one payload of Discord's, in bytes; 0 means 64 MiB.
+	MaxPayload int
+	// Dial opens all sockets to Discord; nil means the system's.
+	Dial discord.DialFunc
 	// Version of this program, for the User-Agent.
 	Version string
 	// Intents tells what sessions should receive at the moment. Safe for
@@ -113,8 +118,8 @@ type Config struct {
 // it.
 type Gateway struct {
 	cfg     Config
-	dialer  *dialer
-	rest    *restClient
+	dialer  *discord.Dialer
+	rest    *discord.REST
 	store   Store
 	slots   Starts
 	timing  timing
@@ -134,17 +139,16 @@ type Gateway struct {
 
 // New makes a Gateway and registers its metrics. It starts nothing.
 func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus.Registerer) *Gateway {
-	if cfg.Compression == "" {
-		cfg.Compression = ZstdStream
-	}
 	// Discord wants the prefix on REST calls and refuses it in IDENTIFY.
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
 	m := newMetrics(reg)
 	g := &Gateway{
 		cfg: cfg, store: store, slots: slots, timing: usualTiming, log: log, metrics: m,
-		dialer:  newDialer(agent, cfg.Compression, m),
-		rest:    newRESTClient(cfg.APIURL, cfg.Token, agent, log),
+		dialer: discord.NewDialer(discord.Config{
+			Agent: agent, Compression: cfg.Compression, MaxPayload: cfg.MaxPayload, Dial: cfg.Dial, Received: m.received,
+		}),
+		rest:    discord.NewREST(discord.RESTConfig{URL: cfg.APIURL, Token: cfg.Token, Agent: agent, Dial: cfg.Dial}),
 		problem: "Discord's API was not asked yet",
 		shards:  make(map[event.Shard]*shard),
 	}
@@ -157,12 +161,12 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 
 // Run keeps the shards connected until ctx ends, then closes their connections
 // so that the sessions can be resumed, gives the shards back and returns nil.
-// The error is ErrUnauthorized if Discord does not know the token. It is
-// called once.
+// The error is discord.ErrUnauthorized if Discord does not know the token. It
+// is called once.
 func (g *Gateway) Run(ctx context.Context) error {
-	defer g.rest.close()
+	defer g.rest.Close()
 	starts, recommended, err := g.discover(ctx)
-	if errors.Is(err, ErrUnauthorized) {
+	if errors.Is(err, discord.ErrUnauthorized) {
 		return err
 	}
 	if err != nil {
@@ -180,33 +184,34 @@ func (g *Gateway) Run(ctx context.Context) error {
 // discover asks Discord who the bot is and how to connect.
 func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err error) {
 	report := func(err error) {
+		g.log.LogAttrs(ctx, slog.LevelWarn, "Discord's API did not answer, trying again", slog.Any("error", err))
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.problem = "Discord's API: " + err.Error()
 	}
-	var app application
-	var info gatewayInfo
-	err = g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
-		app, err = g.rest.application(ctx)
+	var app discord.Application
+	var info discord.GatewayInfo
+	err = discord.Insist(ctx, report, func(ctx context.Context) (err error) {
+		app, err = g.rest.Application(ctx)
 		return err
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	err = g.rest.insist(ctx, report, func(ctx context.Context) (err error) {
-		info, err = g.rest.gateway(ctx)
+	err = discord.Insist(ctx, report, func(ctx context.Context) (err error) {
+		info, err = g.rest.Gateway(ctx)
 		return err
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	g.application.Store(uint64(app.id))
-	s = newStarts(app.id, info, g.rest, g.slots, g.log)
+	g.application.Store(uint64(app.ID))
+	s = newStarts(app.ID, info, g.rest, g.slots, g.log)
 	s.grants = newGrants(app, g.rest, g.log)
 	g.mu.Lock()
 	g.grants, g.concurrency = s.grants, info.Limit.MaxConcurrency
 	g.mu.Unlock()
-	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.id.String()),
+	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.ID.String()),
 		slog.Int("recommended_shards", info.Shards), slog.Int("session_starts_left", info.Limit.Remaining))
 	s.left = func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
 	s.left(info.Limit.Remaining)

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -34,9 +35,7 @@ type rig struct {
 	cfg      Config
 	slots    Starts
 	timing   timing
-	dial     func(ctx context.Context, network, addr string) (net.Conn, error) // nil for the system's
-	limit    int                                                               // of a payload, 0 for the usual one
-	wrap     func(Store) Store                                                 // nil for the store as it is
+	wrap     func(Store) Store // nil for the store as it is
 	gateway  *Gateway
 	registry *prometheus.Registry // the gateway's
 	intents  atomic.Int64
@@ -84,13 +83,6 @@ func (r *rig) start() (stop func()) {
 	r.registry = prometheus.NewRegistry()
 	r.gateway = New(r.cfg, store, r.slots, r.log, r.registry)
 	r.gateway.timing = r.timing
-	if r.limit != 0 {
-		r.gateway.dialer.limit = r.limit
-	}
-	if r.dial != nil {
-		r.gateway.dialer.socket = r.dial
-		r.gateway.rest.http.Transport = &http.Transport{DialContext: r.dial}
-	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.ctx))
 	done := make(chan error, 1)
 	gateway := r.gateway // a second one may be started
@@ -214,9 +206,9 @@ func (r *rig) untold() []string {
 func TestEventsInOrder(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		compression Compression
+		compression discord.Compression
 		split       int
-	}{{ZstdStream, 0}, {ZlibStream, 0}, {ZlibStream, 100}, {NoCompression, 0}, {"", 0}} {
+	}{{discord.ZstdStream, 0}, {discord.ZlibStream, 0}, {discord.ZlibStream, 100}, {discord.NoCompression, 0}, {"", 0}} {
 		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, discordtest.Config{SplitEvery: tt.split, ApplicationID: 77})
@@ -374,8 +366,8 @@ func TestRestart(t *testing.T) {
 		t.Errorf("the drain took %v", took)
 	}
 	for shard := range 3 {
-		if e := r.count(discordtest.ClientClosed, shard, 1); e.Code != int(codeKeep) {
-			t.Errorf("shard %d was closed with %d, want %d", shard, e.Code, codeKeep)
+		if e := r.count(discordtest.ClientClosed, shard, 1); e.Code != int(discord.CodeKeepSession) {
+			t.Errorf("shard %d was closed with %d, want %d", shard, e.Code, discord.CodeKeepSession)
 		}
 	}
 	r.dispatch(0, 50, 50)
@@ -570,7 +562,7 @@ func TestWrongToken(t *testing.T) {
 	r.cfg.Token = secret.New("wrong")
 	g := New(r.cfg, r.store.join(), r.slots, quiet, prometheus.NewRegistry())
 	err := g.Run(r.ctx)
-	if !errors.Is(err, ErrUnauthorized) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "wrong") {
+	if !errors.Is(err, discord.ErrUnauthorized) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -585,7 +577,7 @@ func TestLeaseLost(t *testing.T) {
 	r.dispatch(0, 0, 10)
 	told := len(r.messages(10))
 	r.store.steal(shard0)
-	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) {
+	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(discord.CodeKeepSession) {
 		t.Errorf("closed with %d", e.Code)
 	}
 	r.wait("standby", func() bool { return r.gateway.Status()[0].State == StateStandby })
@@ -606,7 +598,7 @@ func TestLeaseLost(t *testing.T) {
 // without telling anything twice.
 func TestMoreIntents(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, discordtest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: discord.MaxInterval})
 	r.start()
 	old := r.ready(0)
 	r.dispatch(0, 0, 10)
@@ -631,7 +623,7 @@ func TestMoreIntents(t *testing.T) {
 	if _, err := r.Dispatch(0, "GUILD_DELETE", []byte(`{"id":"6","unavailable":true}`)); err != nil {
 		t.Fatal(err)
 	}
-	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(codeKeep) || e.Session != old.ID {
+	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(discord.CodeKeepSession) || e.Session != old.ID {
 		t.Errorf("%+v", e)
 	}
 	r.wait("the new session", func() bool { return r.store.session(shard0).ID != old.ID })
@@ -670,11 +662,11 @@ func TestMoreIntents(t *testing.T) {
 func TestMoreIntentsBehind(t *testing.T) {
 	t.Parallel()
 	const events, size = 2000, 512 // more than the sockets between the two take
-	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval, Listen: func() (net.Listener, error) {
+	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval, Listen: func() (net.Listener, error) {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		return smallSockets{l}, err
 	}})
-	r.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	r.cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
@@ -718,7 +710,7 @@ func (s smallSockets) Accept() (net.Conn, error) {
 // connection ended comes again.
 func TestInterruptedPut(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, discordtest.Config{HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 1)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
@@ -20,19 +21,19 @@ func TestHalfOpen(t *testing.T) {
 		sent  int           // messages, after it
 	}{
 		// The heartbeat fails to be written, or is not acknowledged.
-		{"both ways", func(r *clockRig) { r.net.freeze(0, false) }, usual + writeTimeout, 10},
-		{"nothing comes", func(r *clockRig) { r.net.freeze(0, true) }, 2*usual + closeGrace, 10},
-		{"nothing leaves", func(r *clockRig) { r.net.freeze(1<<40, false) }, usual + writeTimeout, 10},
+		{"both ways", func(r *clockRig) { r.net.freeze(0, false) }, usual + discord.WriteTimeout, 10},
+		{"nothing comes", func(r *clockRig) { r.net.freeze(0, true) }, 2*usual + discord.CloseGrace, 10},
+		{"nothing leaves", func(r *clockRig) { r.net.freeze(1<<40, false) }, usual + discord.WriteTimeout, 10},
 		{"in the midst of a message", func(r *clockRig) {
 			r.net.freeze(100, true)
 			r.dispatch(0, 10, 10)
-		}, 2*usual + closeGrace, 20},
-		{"Discord is silent", func(r *clockRig) { r.do(0, discordtest.Silence()) }, 2*usual + closeGrace, 10},
-		{"the close frame is not answered", func(r *clockRig) { r.do(0, discordtest.Reconnect(), discordtest.Silence()) }, closeGrace, 10},
+		}, 2*usual + discord.CloseGrace, 20},
+		{"Discord is silent", func(r *clockRig) { r.do(0, discordtest.Silence()) }, 2*usual + discord.CloseGrace, 10},
+		{"the close frame is not answered", func(r *clockRig) { r.do(0, discordtest.Reconnect(), discordtest.Silence()) }, discord.CloseGrace, 10},
 		{"the close frame can't be written", func(r *clockRig) {
 			r.do(0, discordtest.Reconnect())
 			r.net.freeze(1<<40, false)
-		}, closeGrace, 10},
+		}, discord.CloseGrace, 10},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -75,8 +76,8 @@ func TestHandshakeUnanswered(t *testing.T) {
 		at := time.Now()
 		r.start()
 		e := r.count(discordtest.Connected, discordtest.AnyShard, 1)
-		if d := e.At.Sub(at); d < dialTimeout || d > dialTimeout+3*time.Second {
-			t.Errorf("connected after %v, want %v", d, dialTimeout)
+		if d := e.At.Sub(at); d < discord.DialTimeout || d > discord.DialTimeout+3*time.Second {
+			t.Errorf("connected after %v, want %v", d, discord.DialTimeout)
 		}
 		r.ready(0)
 	})
@@ -93,8 +94,8 @@ func TestDrainHalfOpen(t *testing.T) {
 		r.net.freeze(0, false)
 		at := time.Now()
 		stop()
-		if d := time.Since(at); d > closeGrace {
-			t.Errorf("the drain took %v, want %v at most", d, closeGrace)
+		if d := time.Since(at); d > discord.CloseGrace {
+			t.Errorf("the drain took %v, want %v at most", d, discord.CloseGrace)
 		}
 	})
 }
@@ -106,15 +107,15 @@ func TestTooLarge(t *testing.T) {
 	const limit = 256 << 10
 	bomb := fmt.Appendf(nil, `{"op":0,"t":"BOMB","s":9,"d":"%s"}`, bytes.Repeat([]byte{'a'}, limit))
 	tests := []struct {
-		compression Compression
+		compression discord.Compression
 		split       int
-	}{{ZstdStream, 0}, {ZlibStream, 0}, {ZlibStream, 100}, {NoCompression, 0}}
+	}{{discord.ZstdStream, 0}, {discord.ZlibStream, 0}, {discord.ZlibStream, 100}, {discord.NoCompression, 0}}
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, discordtest.Config{SplitEvery: tt.split})
 			r.cfg.Compression = tt.compression
-			r.limit = limit
+			r.cfg.MaxPayload = limit
 			r.start()
 			r.ready(0)
 			r.dispatch(0, 0, 10)

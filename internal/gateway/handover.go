@@ -8,6 +8,7 @@ import (
 
 	"github.com/sethvargo/go-retry"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -127,8 +128,8 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 	wait, _ := u.backoff.Next()
 	u.tried, u.at = wanted, now.Add(wait)
 	u.problem = "events are missing: no session with more intents could begin"
-	if code := (ending{cause: err}).code(); courseOf(code) == courseStop {
-		u.problem = "events are missing: " + remedyFor(code, missing)
+	if code := (ending{cause: err}).code(); code.Course() == discord.CourseStop {
+		u.problem = "events are missing: " + code.Remedy(missing)
 	}
 }
 
@@ -235,13 +236,13 @@ func (s *shard) patience(l *link) time.Duration {
 
 // expect notes the guilds that a new session is still to be told of (Discord:
 // Guild Availability): before that it does not get everything.
-func (l *link) expect(guilds []guildID) {
+func (l *link) expect(guilds []discord.Guild) {
 	if l.intents&event.IntentGuilds == 0 || l.loading != nil {
 		return
 	}
 	l.loading = make(map[event.Snowflake]bool, len(guilds))
 	for _, g := range guilds {
-		if id, ok := g.snowflake(); ok {
+		if id, ok := g.Snowflake(); ok {
 			l.loading[id] = true
 		}
 	}

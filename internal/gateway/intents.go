@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -24,22 +25,22 @@ const (
 // (Discord: Privileged Intents). Discord closes a connection that asks for
 // another one with 4014, and the session start is spent.
 type grants struct {
-	rest *restClient
+	rest *discord.REST
 	log  *slog.Logger
 	// asking holds a token while Discord is asked: others who would ask want
 	// the same answer, and who only looks does not wait for it.
 	asking chan struct{}
 
 	mu  sync.Mutex
-	app application
+	app discord.Application
 	at  time.Time
 }
 
-func newGrants(app application, rest *restClient, log *slog.Logger) *grants {
+func newGrants(app discord.Application, rest *discord.REST, log *slog.Logger) *grants {
 	return &grants{rest: rest, log: log, asking: make(chan struct{}, 1), app: app, at: time.Now()}
 }
 
-func (g *grants) now() (application, time.Time) {
+func (g *grants) now() (discord.Application, time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.app, g.at
@@ -58,7 +59,7 @@ func (g *grants) refresh(ctx context.Context, fresh time.Duration) (changed bool
 	if time.Since(at) < fresh {
 		return false
 	}
-	app, err := g.rest.application(ctx)
+	app, err := g.rest.Application(ctx)
 	if err != nil {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord which intents are switched on", slog.Any("error", err))
 		return false
@@ -66,31 +67,19 @@ func (g *grants) refresh(ctx context.Context, fresh time.Duration) (changed bool
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.app, g.at = app, time.Now()
-	return app.privileged != before.privileged
+	return app.Privileged != before.Privileged
 }
 
 // missing returns those of the intents that are switched off.
 func (g *grants) missing(wanted event.Intents) event.Intents {
 	app, _ := g.now()
-	return wanted & event.IntentsPrivileged &^ app.privileged
+	return wanted & event.IntentsPrivileged &^ app.Privileged
 }
 
 // portal is where the application's intents are switched on.
 func (g *grants) portal() string {
 	app, _ := g.now()
-	return "https://discord.com/developers/applications/" + app.id.String() + "/bot (Privileged Gateway Intents)"
-}
-
-// privilegedNames are the names of privileged intents with those that the
-// developer portal gives them.
-func privilegedNames(intents event.Intents) string {
-	var names []string
-	for _, p := range privileged {
-		if intents&p.bit != 0 {
-			names = append(names, p.name)
-		}
-	}
-	return strings.Join(names, ", ")
+	return "https://discord.com/developers/applications/" + app.ID.String() + "/bot (Privileged Gateway Intents)"
 }
 
 // verdict is what an event's intents mean for whoever registers for it.
@@ -181,7 +170,7 @@ func (g *Gateway) refusal(gr *grants, types []event.Type) string {
 			strings.Join(names, ", "), orNone(g.cfg.Intents()), intents)
 	}
 	return fmt.Sprintf("%s can't come: the bot is not allowed %s; switch it on at %s",
-		strings.Join(names, ", "), privilegedNames(intents), gr.portal())
+		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.portal())
 }
 
 // lack says what of an event will be missing.
@@ -196,7 +185,7 @@ func (g *Gateway) lack(gr *grants, t event.Type, can event.Intents) string {
 		}
 	}
 	if g.cfg.OnlyEnabled {
-		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, privilegedNames(intents), gr.portal())
+		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, discord.PrivilegedNames(intents), gr.portal())
 	}
 	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
 }
@@ -249,7 +238,7 @@ func (g *Gateway) lacking() string {
 	if missing == 0 {
 		return ""
 	}
-	return fmt.Sprintf("events are missing: the bot is not allowed %s; switch it on at %s", privilegedNames(missing), gr.portal())
+	return fmt.Sprintf("events are missing: the bot is not allowed %s; switch it on at %s", discord.PrivilegedNames(missing), gr.portal())
 }
 
 // reconsiderIntents makes the shards look at the intents again.

@@ -13,20 +13,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/google/uuid"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-const (
-	// maxInterval is far over the 41 to 45 s that Discord asks for.
-	maxInterval = 10 * time.Minute
-	// maxSilentBeats is how many heartbeats are acknowledged before a RESUME
-	// that was answered with nothing at all has failed. An IDENTIFY may wait:
-	// in an outage its session comes later (Discord: Sending Heartbeats).
-	maxSilentBeats = 3
-)
+// maxSilentBeats is how many heartbeats are acknowledged before a RESUME that
+// was answered with nothing at all has failed. An IDENTIFY may wait: in an
+// outage its session comes later (Discord: Sending Heartbeats).
+const maxSilentBeats = 3
 
 // link is one connection and the session that it carries, from the dial to the
 // end. It is used once.
@@ -38,7 +34,7 @@ const (
 type link struct {
 	shard *shard
 	out   sink
-	conn  *conn
+	conn  *discord.Conn
 	log   *slog.Logger
 	// primary: this is the connection that the shard's status tells of. A
 	// second one is opened for more intents.
@@ -69,8 +65,8 @@ type link struct {
 	// seen is the highest sequence number that this connection is known to have
 	// been sent, or where it was resumed from; 0 for none.
 	seen      atomic.Int64
-	presence  atomic.Int64 // the version that the session shows; 0 for an unknown one
-	presences window       // when it was changed on this connection; Commands' alone
+	presence  atomic.Int64   // the version that the session shows; 0 for an unknown one
+	presences discord.Window // when it was changed on this connection; Commands' alone
 	overlap   atomic.Pointer[overlap]
 
 	// How long the reader did something else than wait for the socket, in
@@ -100,7 +96,7 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	l.has.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
 	l.unanswered = 1 // whoever had the session before may have been interrupted
-	l.presences = window{length: presenceWindow + presenceMargin, limit: presenceLimit}
+	l.presences = discord.Window{Length: presenceWindow + presenceMargin, Limit: presenceLimit}
 	return l
 }
 
@@ -119,17 +115,15 @@ func (l *link) run(parent context.Context) ending {
 	tasks.Go(func() {
 		<-ctx.Done()
 		_, reason := closeText(context.Cause(ctx))
-		l.conn.close(codeKeep, reason)
+		l.conn.Close(discord.CodeKeepSession, reason)
 	})
 	end(l.receive(ctx, end, &tasks))
 	tasks.Wait()
-	l.conn.release()
+	l.conn.Release()
 	l.released()
 	l.ending.cause = context.Cause(ctx)
 	l.ending.session = l.session.ID != ""
-	if closed, ok := errors.AsType[websocket.CloseError](l.ending.cause); ok {
-		l.shard.starts.refuse(int(closed.Code), l.intents)
-	}
+	l.shard.starts.refuse(discord.CloseCodeOf(l.ending.cause), l.intents)
 	l.farewell(parent)
 	return l.ending
 }
@@ -153,7 +147,7 @@ func (l *link) connect(ctx context.Context) error {
 	if err := s.confirm(ctx); err != nil {
 		return err
 	}
-	conn, err := s.dialer.dial(ctx, s.url(l.session.ResumeURL))
+	conn, err := s.dialer.Dial(ctx, s.url(l.session.ResumeURL))
 	if err != nil {
 		return err
 	}
@@ -165,22 +159,21 @@ func (l *link) connect(ctx context.Context) error {
 func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
 	defer patience.Stop()
-	uncanceled := context.WithoutCancel(ctx)
 	for {
-		f, err := l.conn.read(uncanceled)
+		f, err := l.conn.Read(ctx)
 		now := time.Now()
 		l.busySince.Store(now.UnixNano())
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, errOddFrame):
+		case errors.Is(err, discord.ErrOddFrame):
 			l.drop(ctx, "odd", err.Error())
 			err = nil
 		case err != nil:
-		case f.op == opHello:
+		case f.Op == discord.OpHello:
 			patience.Stop()
 			err = l.greet(ctx, f, end, tasks)
-		case f.op == opDispatch:
+		case f.Op == discord.OpDispatch:
 			err = l.dispatch(ctx, f, now)
 		default:
 			err = l.handle(ctx, f, now)
@@ -194,14 +187,14 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 }
 
 // greet answers HELLO: the heart starts, the session is resumed or begun.
-func (l *link) greet(ctx context.Context, f frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
+func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	if l.greeted {
 		l.drop(ctx, "odd", "a second HELLO")
 		return nil
 	}
-	var h hello
-	err := json.Unmarshal(f.data, &h)
-	interval, usable := h.interval()
+	var h discord.Hello
+	err := json.Unmarshal(f.Data, &h)
+	interval, usable := h.Interval()
 	if err != nil || !usable {
 		l.odd(ctx, "HELLO has no usable heartbeat_interval", err)
 	}
@@ -238,7 +231,7 @@ func (l *link) resume(ctx context.Context) error {
 	l.seen.Store(seq)
 	s.metrics.resumes.Inc()
 	s.set(func(st *ShardStatus) { st.Resumes++ })
-	return l.conn.send(ctx, opResume, resumeCommand{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
+	return l.conn.Send(ctx, discord.OpResume, discord.Resume{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
 }
 
 func (l *link) identify(ctx context.Context) error {
@@ -258,9 +251,9 @@ func (l *link) identify(ctx context.Context) error {
 	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
 	s.set(func(st *ShardStatus) { st.Identifies++ })
-	return l.conn.send(ctx, opIdentify, identifyCommand{
+	return l.conn.Send(ctx, discord.OpIdentify, discord.Identify{
 		Token:      s.token.Reveal(),
-		Properties: identifyProperties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
+		Properties: discord.Properties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
 		Shard:      [2]int{s.id.ID, s.id.Count},
 		Intents:    int64(l.intents),
 		Presence:   presence.d,
@@ -270,7 +263,7 @@ func (l *link) identify(ctx context.Context) error {
 // give ends the connection after a failure to send, but leaves the reader the
 // time to find out why: Discord's close frame says more than a broken pipe.
 func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error) {
-	if err != nil && sleep(ctx, time.Second) == nil {
+	if err != nil && discord.Sleep(ctx, time.Second) == nil {
 		end(err)
 	}
 }
@@ -297,7 +290,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 				return
 			}
 		}
-		if err := l.conn.send(ctx, opHeartbeat, l.heartbeatSeq()); err != nil {
+		if err := l.conn.Send(ctx, discord.OpHeartbeat, l.heartbeatSeq()); err != nil {
 			l.give(ctx, end, err)
 			return
 		}
@@ -327,9 +320,9 @@ func (l *link) busyFor() time.Duration {
 
 // handle deals with a payload other than HELLO and dispatches. An error ends
 // the connection.
-func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
-	switch f.op {
-	case opHeartbeatACK:
+func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error {
+	switch f.Op {
+	case discord.OpHeartbeatACK:
 		l.mu.Lock()
 		l.pulse.acked(now)
 		latency, regular := l.pulse.latency, l.pulse.regular
@@ -339,33 +332,33 @@ func (l *link) handle(ctx context.Context, f frame, now time.Time) error {
 		if l.session.ID != "" && !l.heard && regular >= maxSilentBeats {
 			return errUnanswered
 		}
-	case opHeartbeat:
+	case discord.OpHeartbeat:
 		select {
 		case l.asked <- struct{}{}:
 		default: // one is on its way
 		}
-	case opReconnect:
+	case discord.OpReconnect:
 		return errReconnect
-	case opInvalidSession:
-		if string(f.data) == "true" {
+	case discord.OpInvalidSession:
+		if string(f.Data) == "true" {
 			return errTryResume
 		}
 		return errInvalid
 	default:
-		l.drop(ctx, "unknown_op", fmt.Sprintf("op %d", f.op))
+		l.drop(ctx, "unknown_op", fmt.Sprintf("op %d", f.Op))
 	}
 	return nil
 }
 
 // dispatch hands on an event that came at now.
-func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
+func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	l.heard = true
-	l.seen.Store(max(l.seen.Load(), f.seq))
-	if len(f.name) == 0 || f.seq == 0 {
+	l.seen.Store(max(l.seen.Load(), f.Seq))
+	if len(f.Name) == 0 || f.Seq == 0 {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
 		return nil
 	}
-	begins, resumed := string(f.name) == "READY", string(f.name) == "RESUMED"
+	begins, resumed := string(f.Name) == "READY", string(f.Name) == "RESUMED"
 	if begins {
 		if err := l.begin(ctx, f); err != nil {
 			return err
@@ -375,14 +368,14 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 	case l.session.ID == "":
 		l.drop(ctx, "odd", "a dispatch before READY")
 		return nil
-	case f.seq == l.session.Seq && resumed:
+	case f.Seq == l.session.Seq && resumed:
 		// Its sequence number may be that of the last event replayed. It is
 		// still a RESUMED of its own. One with a lower number is replayed: it
 		// tells of another connection, and is no sign that this one works.
-		if err := l.putOwn(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.data))); err != nil {
+		if err := l.putOwn(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.Data))); err != nil {
 			return err
 		}
-	case f.seq <= l.session.Seq:
+	case f.Seq <= l.session.Seq:
 		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
 		return nil
 	default:
@@ -411,9 +404,9 @@ func (l *link) dispatch(ctx context.Context, f frame, now time.Time) error {
 }
 
 // begin takes over the session that READY tells of.
-func (l *link) begin(ctx context.Context, f frame) error {
-	var r ready
-	if err := json.Unmarshal(f.data, &r); err != nil || r.SessionID == "" {
+func (l *link) begin(ctx context.Context, f discord.Frame) error {
+	var r discord.Ready
+	if err := json.Unmarshal(f.Data, &r); err != nil || r.SessionID == "" {
 		l.odd(ctx, "READY lacks what it should have", err)
 	}
 	if r.SessionID == "" {
@@ -422,7 +415,7 @@ func (l *link) begin(ctx context.Context, f frame) error {
 		r.SessionID = "unnamed-" + uuid.NewString()
 	}
 	if lost := l.shard.lost; lost != nil {
-		lost.NextSessionID, lost.NextSeq = r.SessionID, f.seq
+		lost.NextSessionID, lost.NextSeq = r.SessionID, f.Seq
 		if err := l.putOwn(ctx, "GATEHOOK_SESSION_LOST", lost); err != nil {
 			return err
 		}
@@ -489,18 +482,18 @@ func (l *link) report(f func(*ShardStatus)) {
 }
 
 // put makes a dispatch an event and hands it on.
-func (l *link) put(ctx context.Context, f frame, now time.Time) error {
+func (l *link) put(ctx context.Context, f discord.Frame, now time.Time) error {
 	s := l.shard
-	data := bytes.Clone(f.data)
+	data := bytes.Clone(f.Data)
 	if data == nil {
 		data = []byte("null")
 	}
 	session := l.session
-	session.Seq = f.seq
+	session.Seq = f.Seq
 	l.ending.progress = true
 	e := &event.Event{
-		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.seq),
-		Name: s.metrics.event(f.name), Shard: s.id, Seq: f.seq, ReceivedAt: now, Data: data,
+		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.Seq),
+		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: now, Data: data,
 	}
 	event.FindIDs(e)
 	e.Origin = l.origins.of(e)

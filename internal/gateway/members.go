@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
@@ -46,7 +47,7 @@ func (c *Commands) RequestGuildMembers(ctx context.Context, req openapi.RequestG
 	if d.Nonce == "" {
 		d.Nonce = strings.ReplaceAll(uuid.NewString(), "-", "") // just as long as it may be
 	}
-	shard, err := c.deliverGuild(ctx, guild, opMembers, d)
+	shard, err := c.deliverGuild(ctx, guild, discord.OpMembers, d)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +92,7 @@ func checkMembers(r *openapi.MembersRequest) (problems []openapi.FieldProblem) {
 // it was meant.
 func needs(op int, d json.RawMessage) (intents event.Intents) {
 	var r membersCommand
-	if op != opMembers || json.Unmarshal(d, &r) != nil {
+	if op != discord.OpMembers || json.Unmarshal(d, &r) != nil {
 		return 0
 	}
 	if r.Presences {

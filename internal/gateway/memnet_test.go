@@ -172,7 +172,7 @@ func withClock(t *testing.T, cfg discordtest.Config, test func(r *clockRig)) {
 		r.ctx, cancel = context.WithTimeout(t.Context(), 30*24*time.Hour)
 		t.Cleanup(cancel)
 		r.timing = usualTiming
-		r.dial = n.dial
+		r.cfg.Dial = n.dial
 		test(&clockRig{r, n})
 	})
 }

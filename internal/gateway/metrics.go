@@ -77,6 +77,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// received counts what a connection read, in bytes.
+func (m *metrics) received(wire, inflated int) {
+	m.bytesIn.Add(float64(wire))
+	m.bytesInflated.Add(float64(inflated))
+}
+
 // event counts one and returns its name as a string.
 func (m *metrics) event(name []byte) string {
 	m.mu.RLock()
@@ -107,8 +113,8 @@ func (m *metrics) learn(name string) eventName {
 // reconnectReason is a bounded label for why a connection ended.
 func reconnectReason(cause error) string {
 	code := ending{cause: cause}.code()
-	if _, known := closeCodes[code]; known {
-		return strconv.Itoa(code)
+	if code.Meaning() != "" {
+		return strconv.Itoa(int(code))
 	}
 	for _, own := range ownCauses {
 		if errors.Is(cause, own.err) {

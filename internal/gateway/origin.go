@@ -1,9 +1,9 @@
 package gateway
 
 import (
-	"strings"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -23,19 +23,14 @@ type origins struct {
 	away map[event.Snowflake]bool
 }
 
-func newOrigins(listed []guildID) *origins {
+func newOrigins(listed []discord.Guild) *origins {
 	o := &origins{listed: make(map[event.Snowflake]bool, len(listed)), away: map[event.Snowflake]bool{}}
 	for _, g := range listed {
-		if id, ok := g.snowflake(); ok {
+		if id, ok := g.Snowflake(); ok {
 			o.listed[id] = true
 		}
 	}
 	return o
-}
-
-func (g guildID) snowflake() (event.Snowflake, bool) {
-	id, err := event.ParseSnowflake(strings.Trim(string(g.ID), `"`))
-	return id, err == nil
 }
 
 // of returns why an event came (Discord: Guild Availability). After a restart

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -62,7 +63,7 @@ func TestOrigins(t *testing.T) {
 	} {
 		o := newLink(&shard{}, nil, event.Session{}).origins
 		if tt.ready != "" {
-			var guilds []guildID
+			var guilds []discord.Guild
 			if err := json.Unmarshal([]byte(tt.ready), &guilds); err != nil {
 				t.Fatal(err)
 			}
@@ -83,7 +84,7 @@ func TestOrigins(t *testing.T) {
 func TestOriginsOutliveAConnection(t *testing.T) {
 	t.Parallel()
 	const first, second, third = 1 << 22, 2 << 22, 3 << 22
-	r := newRig(t, discordtest.Config{Shards: 1, Guilds: []uint64{first, second}, HeartbeatInterval: maxInterval})
+	r := newRig(t, discordtest.Config{Shards: 1, Guilds: []uint64{first, second}, HeartbeatInterval: discord.MaxInterval})
 	stop := r.start()
 	r.ready(0)
 	seen := map[string]int{}

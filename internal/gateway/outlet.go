@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -125,16 +127,13 @@ func ownEvent(shard event.Shard, name string, data any) (*event.Event, error) {
 // closeText says for people how a connection ended. Addresses of this machine
 // are not in it: it goes to callbacks.
 func closeText(cause error) (code int, reason string) {
-	code = ending{cause: cause}.code()
-	if code != 0 {
-		if known, ok := closeCodes[code]; ok {
-			return code, known.meaning
-		}
-		return code, "closed with code " + strconv.Itoa(code)
+	if sent := (ending{cause: cause}).code(); sent != 0 {
+		code = int(sent)
+		return code, cmp.Or(sent.Meaning(), "closed with code "+strconv.Itoa(code))
 	}
 	for _, own := range ownCauses {
 		if errors.Is(cause, own.err) {
-			return int(codeKeep), own.err.Error()
+			return int(discord.CodeKeepSession), own.err.Error()
 		}
 	}
 	return abnormalClosure, "the connection broke"

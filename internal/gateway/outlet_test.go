@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -88,7 +89,7 @@ func TestUpgrades(t *testing.T) {
 	if got := u.wait(1, now); got != time.Hour {
 		t.Errorf("waits %v after many failures", got)
 	}
-	if want := "events are missing: " + remedyFor(4014, 1<<15); u.problem != want {
+	if want := "events are missing: " + discord.CodeDisallowedIntents.Remedy(1<<15); u.problem != want {
 		t.Errorf("problem %q, want %q", u.problem, want)
 	}
 }

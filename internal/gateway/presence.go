@@ -14,7 +14,7 @@ import (
 
 	"github.com/oapi-codegen/nullable"
 
-	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
 
@@ -27,7 +27,7 @@ const (
 	// changes arrive.
 	presenceMargin = 250 * time.Millisecond
 	// maxPresence leaves room for the rest of an IDENTIFY, in bytes.
-	maxPresence = maxSend - 512
+	maxPresence = discord.MaxSend - 512
 )
 
 // The types of an activity that are checked (Discord: Activity Types).
@@ -168,13 +168,13 @@ func (p presence) show() (openapi.BotPresence, error) {
 func (c *Commands) present(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
 	for _, s := range c.gateway.owned() {
 		r := s.service()
-		if r == nil || r.presence.Load() == p.version || r.presences.wait(now, 0) > 0 {
+		if r == nil || r.presence.Load() == p.version || r.presences.Wait(now, 0) > 0 {
 			continue
 		}
-		r.presences.add(now)
+		r.presences.Add(now)
 		r.presence.Store(p.version)
 		sending.Go(func() {
-			if err := s.send(ctx, r, opPresence, p.d); err != nil {
+			if err := s.send(ctx, r, discord.OpPresence, p.d); err != nil {
 				r.presence.CompareAndSwap(p.version, 0)
 				s.log.LogAttrs(ctx, slog.LevelDebug, "the presence was not sent, trying again", slog.Any("error", err))
 			}
@@ -206,11 +206,6 @@ func (l *link) inherit(before *running) {
 		l.origins = before.origins
 		l.unanswered = before.unanswered
 	}
-}
-
-// shardOf tells which shard a guild is on (Discord: Sharding Formula).
-func shardOf(guild event.Snowflake, count int) event.Shard {
-	return event.Shard{ID: int((uint64(guild) >> 22) % uint64(count)), Count: count}
 }
 
 // given is what an optional field says, or the zero value.

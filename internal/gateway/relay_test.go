@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
@@ -19,7 +20,7 @@ func TestRelay(t *testing.T) {
 	ctx := t.Context()
 	id := event.Shard{ID: 1, Count: 2}
 	asked := make(chan error, 1)
-	go func() { asked <- r.ask(ctx, 7, id, opVoiceState, json.RawMessage(`{"a":1}`)) }()
+	go func() { asked <- r.ask(ctx, 7, id, discord.OpVoiceState, json.RawMessage(`{"a":1}`)) }()
 	mine, others := []*shard{{id: event.Shard{ID: 0, Count: 2}}, {id: id}}, []*shard{{id: event.Shard{ID: 0, Count: 2}}, {id: event.Shard{ID: 1, Count: 3}}}
 	var (
 		mu    sync.Mutex
@@ -55,7 +56,7 @@ func TestRelay(t *testing.T) {
 		t.Errorf("of another application: %v, %v", got, err)
 	}
 	tasks.Wait()
-	if len(taken) != 1 || taken[0].shard != id || taken[0].op != opVoiceState || string(taken[0].d) != `{"a":1}` {
+	if len(taken) != 1 || taken[0].shard != id || taken[0].op != discord.OpVoiceState || string(taken[0].d) != `{"a":1}` {
 		t.Fatalf("taken: %+v", taken)
 	}
 	if got, _, err := r.take(ctx, 7, mine, presence{}); err != nil || len(got) > 0 {

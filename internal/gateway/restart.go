@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
@@ -23,7 +24,7 @@ func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardReq
 	}
 	shard := event.Shard{ID: req.Id, Count: count}
 	// Reconnect is what Discord sends to have this done.
-	if err := c.deliver(ctx, shard, opReconnect, json.RawMessage("null")); err != nil {
+	if err := c.deliver(ctx, shard, discord.OpReconnect, json.RawMessage("null")); err != nil {
 		return nil, err
 	}
 	return openapi.RestartShard202JSONResponse{Shard: shown(shard)}, nil

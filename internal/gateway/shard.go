@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -69,7 +70,7 @@ var usualTiming = timing{
 type shard struct {
 	id       event.Shard
 	token    secret.Value
-	dialer   *dialer
+	dialer   *discord.Dialer
 	starts   *starts
 	dials    *semaphore.Weighted
 	intents  func() event.Intents
@@ -145,7 +146,7 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 		session = event.Session{}
 	}
 	failed, failedDials := 0, 0
-	backoff := newBackoff(s.timing.reconnect)
+	backoff := discord.NewBackoff(s.timing.reconnect)
 	for {
 		if t.leaving() && session.ID == "" {
 			s.tellLost(ctx, t)
@@ -166,34 +167,34 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 			return false
 		}
 		if l.isLive() {
-			backoff = newBackoff(s.timing.reconnect)
+			backoff = discord.NewBackoff(s.timing.reconnect)
 		}
 		if failedDials++; end.opened {
 			failedDials = 0
 		}
 		end.unreachable = end.session && failedDials >= maxFailedDials && s.starts.reachable(ctx)
-		var next course
+		var next discord.Course
 		next, failed = decide(end, failed)
 		switch {
-		case next == courseStop:
+		case next == discord.CourseStop:
 			goOn := s.fail(ctx, t, end.code(), l.intents)
 			if !goOn && !t.leaving() {
 				return false
 			}
 			// A session keeps its intents: resumed, it would be refused again.
-			if session.ID != "" && (!goOn || liftedByIntents(end.code())) {
+			if session.ID != "" && (!goOn || end.code().LiftedByIntents()) {
 				s.lose(ctx, t, session, lossOf(end))
 				session = event.Session{}
 			}
 			if !goOn {
 				continue
 			}
-		case next == courseIdentify && session.ID != "":
+		case next == discord.CourseIdentify && session.ID != "":
 			s.lose(ctx, t, session, lossOf(end))
 			session = event.Session{}
 		}
 		wait, _ := backoff.Next()
-		if sleep(ctx, max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))) != nil {
+		if discord.Sleep(ctx, max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))) != nil {
 			return false
 		}
 	}
@@ -251,19 +252,19 @@ func (s *shard) tellLost(ctx context.Context, t *tenure) {
 // intents were refused with. It returns true if a person asks for another try
 // or the intents changed and that may be enough, false when ctx ends or the
 // shard is to be let go.
-func (s *shard) fail(ctx context.Context, t *tenure, code int, intents event.Intents) bool {
+func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
 	case <-s.again: // from before there was something to try again
 	default:
 	}
 	missing := s.starts.missing(intents)
-	remedy := remedyFor(code, cmp.Or(missing, intents))
+	remedy := code.Remedy(cmp.Or(missing, intents))
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
-	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", code), slog.String("remedy", remedy))
-	if code == codeShardingRequired {
+	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", int(code)), slog.String("remedy", remedy))
+	if code == discord.CodeShardingRequired {
 		s.outgrown()
 	}
-	for !liftedByIntents(code) || s.intents() == intents && (missing == 0 || s.starts.missing(intents) != 0) {
+	for !code.LiftedByIntents() || s.intents() == intents && (missing == 0 || s.starts.missing(intents) != 0) {
 		select {
 		case <-ctx.Done():
 			return false

@@ -6,16 +6,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
 // Shards says which shards of how many are kept connected. The zero value
 // means all of them, as many as Discord recommends.
 type Shards event.ShardRange
-
-// maxShards is far beyond the largest bot, and keeps a slip of the keyboard
-// from making a million goroutines.
-const maxShards = 16384
 
 // ParseShards reads "auto", a total ("16"), or a range of a total ("0-7/16").
 func ParseShards(s string) (Shards, error) {
@@ -31,8 +28,8 @@ func ParseShards(s string) (Shards, error) {
 	if err != nil {
 		return Shards{}, fmt.Errorf("%q is not a number of shards", total)
 	}
-	if count < 1 || count > maxShards {
-		return Shards{}, fmt.Errorf("%d shards: the total is from 1 to %d", count, maxShards)
+	if count < 1 || count > discord.MaxShards {
+		return Shards{}, fmt.Errorf("%d shards: the total is from 1 to %d", count, discord.MaxShards)
 	}
 	shards := Shards{Last: count - 1, Count: count}
 	if !ranged {

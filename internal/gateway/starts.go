@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -33,12 +34,12 @@ const infoFresh = time.Minute
 // which Discord resets the token (Discord: Identifying).
 type starts struct {
 	applicationID event.Snowflake
-	rest          *restClient
+	rest          *discord.REST
 	slots         Starts
 	log           *slog.Logger
 
 	mu        sync.Mutex
-	info      gatewayInfo
+	info      discord.GatewayInfo
 	fetchedAt time.Time
 	learned   bool              // info is in the database
 	lines     map[int]*turnLine // by bucket
@@ -52,7 +53,7 @@ type starts struct {
 // refusal is a fatal close code that concerns every shard: the others need not
 // spend an IDENTIFY each to learn the same.
 type refusal struct {
-	code    int // 0 for none
+	code    discord.CloseCode // 0 for none
 	intents event.Intents
 	at      time.Time
 }
@@ -61,7 +62,7 @@ type refusal struct {
 // intents while its session goes on is to find out that it may have them now.
 const refusalKept = time.Hour
 
-func newStarts(id event.Snowflake, info gatewayInfo, rest *restClient, slots Starts, log *slog.Logger) *starts {
+func newStarts(id event.Snowflake, info discord.GatewayInfo, rest *discord.REST, slots Starts, log *slog.Logger) *starts {
 	return &starts{
 		applicationID: id, info: info, fetchedAt: time.Now(), rest: rest, slots: slots, log: log,
 		lines: make(map[int]*turnLine),
@@ -154,7 +155,7 @@ func (s *starts) permit(ctx context.Context, shardID int) error {
 		}
 		s.log.LogAttrs(ctx, slog.LevelWarn, "the session starts that Discord allows are used up, waiting",
 			slog.Int("shard", shardID), slog.Duration("wait", wait))
-		if err := sleep(ctx, min(wait, 10*time.Minute)); err != nil {
+		if err := discord.Sleep(ctx, min(wait, 10*time.Minute)); err != nil {
 			return err
 		}
 		// Ask again before believing a number from before the wait.
@@ -180,7 +181,7 @@ func (s *starts) refresh(ctx context.Context, fresh time.Duration) error {
 	info, learned, old := s.info, s.learned, time.Since(s.fetchedAt) >= fresh
 	s.mu.Unlock()
 	if old {
-		asked, err := s.rest.gateway(ctx)
+		asked, err := s.rest.Gateway(ctx)
 		if err != nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the session starts left", slog.Any("error", err))
 		} else {
@@ -208,14 +209,14 @@ func (s *starts) refresh(ctx context.Context, fresh time.Duration) error {
 
 // reachable tells whether Discord's API answers.
 func (s *starts) reachable(ctx context.Context) bool {
-	_, err := s.rest.gateway(ctx)
+	_, err := s.rest.Gateway(ctx)
 	return err == nil
 }
 
 // refuse remembers the close code that an IDENTIFY with these intents, or a
 // RESUME, was answered with, if every shard would get it.
-func (s *starts) refuse(code int, intents event.Intents) {
-	if !concernsAll(code) {
+func (s *starts) refuse(code discord.CloseCode, intents event.Intents) {
+	if !code.ConcernsAll() {
 		return
 	}
 	s.mu.Lock()
@@ -227,12 +228,12 @@ func (s *starts) refuse(code int, intents event.Intents) {
 // intents would be answered with.
 func (s *starts) allowed(intents event.Intents) error {
 	if s.missing(intents) != 0 {
-		return refusedError{codeDisallowed}
+		return refusedError{discord.CodeDisallowedIntents}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.refused
-	if r.code == 0 || time.Since(r.at) >= refusalKept || liftedByIntents(r.code) && r.intents != intents {
+	if r.code == 0 || time.Since(r.at) >= refusalKept || r.code.LiftedByIntents() && r.intents != intents {
 		return nil
 	}
 	return refusedError{r.code}
@@ -258,16 +259,4 @@ func (s *starts) lift() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refused = refusal{}
-}
-
-// sleep waits for d or for the end of ctx, whose cause it returns.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

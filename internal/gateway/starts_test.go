@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -47,11 +48,11 @@ func (s *slots) Wait(ctx context.Context, _ event.Snowflake, bucket int) error {
 func TestStartsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStarts(1, gatewayInfo{}, nil, &slots{}, quiet)
+		s := newStarts(1, discord.GatewayInfo{}, nil, &slots{}, quiet)
 		const asked, other = event.IntentGuilds | event.IntentMessageContent, event.IntentGuilds
 		tests := []struct {
-			code          int
-			asked, others int // what an IDENTIFY with these intents is refused with
+			code          discord.CloseCode
+			asked, others discord.CloseCode // what an IDENTIFY with these intents is refused with
 		}{
 			{4004, 4004, 4004},
 			{4012, 4012, 4012},
@@ -86,7 +87,7 @@ func TestStartsRefused(t *testing.T) {
 func TestStartsTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStarts(1, gatewayInfo{Limit: startLimit{MaxConcurrency: 2}}, nil, &slots{}, quiet)
+		s := newStarts(1, discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 2}}, nil, &slots{}, quiet)
 		first, err := s.turn(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
@@ -122,7 +123,7 @@ func TestStartsTurn(t *testing.T) {
 
 func TestStartsTurnEnds(t *testing.T) {
 	t.Parallel()
-	s := newStarts(1, gatewayInfo{Limit: startLimit{MaxConcurrency: 1}}, nil, &slots{}, quiet)
+	s := newStarts(1, discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 1}}, nil, &slots{}, quiet)
 	release, err := s.turn(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -148,9 +149,9 @@ func TestStartsWaitForReset(t *testing.T) {
 		_, _ = w.Write([]byte(`{"url":"ws://x","shards":1,"session_start_limit":` + limit + `}`))
 	}))
 	defer srv.Close()
-	rest := newRESTClient(srv.URL, secret.New("t"), "test", quiet)
-	defer rest.close()
-	info, err := rest.gateway(t.Context())
+	rest := discord.NewREST(discord.RESTConfig{URL: srv.URL, Token: secret.New("t"), Agent: "test"})
+	defer rest.Close()
+	info, err := rest.Gateway(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -184,7 +185,7 @@ func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 // guide brings a shard of the next set from dropping what it receives over
 // holding it back to delivering it.
 func (s *shard) guide(ctx context.Context, t *tenure) {
-	backoff := newBackoff(s.timing.reconnect)
+	backoff := discord.NewBackoff(s.timing.reconnect)
 	for marked := t.claim.Stage(); ; {
 		var err error
 		stage, deliver := stageOf(t.at())
@@ -207,7 +208,7 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 		if err != nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "could not change over, trying again", slog.Any("error", err))
 			wait, _ := backoff.Next()
-			if sleep(ctx, wait) != nil {
+			if discord.Sleep(ctx, wait) != nil {
 				return
 			}
 			continue

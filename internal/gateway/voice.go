@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
@@ -30,7 +31,7 @@ func (c *Commands) UpdateVoiceState(ctx context.Context, req openapi.UpdateVoice
 		text := id.String()
 		d.ChannelID = &text
 	}
-	shard, err := c.deliverGuild(ctx, guild, opVoiceState, d)
+	shard, err := c.deliverGuild(ctx, guild, discord.OpVoiceState, d)
 	if err != nil {
 		return nil, err
 	}

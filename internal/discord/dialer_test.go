@@ -1,4 +1,4 @@
-package gateway
+package discord
 
 import (
 	"net/http"
@@ -30,32 +30,12 @@ func TestDialURL(t *testing.T) {
 	}
 }
 
-func TestShardURL(t *testing.T) {
-	t.Parallel()
-	tests := []struct{ gateway, resume, want string }{
-		{"wss://g", "wss://r", "wss://r"},
-		{"ws://g", "ws://r", "ws://r"},
-		{"ws://g", "wss://r", "wss://r"},
-		{"wss://g", "", "wss://g"},
-		{"wss://g", "ws://r", "wss://g"},
-		{"wss://g", "https://r", "wss://g"},
-		{"wss://g", "%", "wss://g"},
-		{"wss://g", "nowhere", "wss://g"},
-	}
-	for _, tt := range tests {
-		s := &shard{starts: newStarts(1, gatewayInfo{URL: tt.gateway}, nil, &slots{}, quiet)}
-		if got := s.url(tt.resume); got != tt.want {
-			t.Errorf("gateway %s, resume %q: %s, want %s", tt.gateway, tt.resume, got, tt.want)
-		}
-	}
-}
-
 // TestDialFails: the error says what was tried, in one line and without the
 // token, which is not in the URL anyway.
 func TestDialFails(t *testing.T) {
 	t.Parallel()
-	d := newDialer("agent", ZstdStream, nil)
-	_, err := d.dial(t.Context(), "ws://127.0.0.1:1")
+	d := NewDialer(Config{Agent: "agent"})
+	_, err := d.Dial(t.Context(), "ws://127.0.0.1:1")
 	if err == nil || !strings.Contains(err.Error(), "dial the gateway") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("error %v", err)
 	}
@@ -68,8 +48,8 @@ func TestDialFollowsNoRedirect(t *testing.T) {
 	defer other.Close()
 	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	defer srv.Close()
-	d := newDialer("agent", ZstdStream, nil)
-	_, err := d.dial(t.Context(), strings.Replace(srv.URL, "http", "ws", 1))
+	d := NewDialer(Config{Agent: "agent"})
+	_, err := d.Dial(t.Context(), strings.Replace(srv.URL, "http", "ws", 1))
 	if err == nil || !strings.Contains(err.Error(), "307") {
 		t.Errorf("error %v", err)
 	}

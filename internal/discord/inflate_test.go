@@ -1,4 +1,4 @@
-package gateway
+package discord
 
 import (
 	"bytes"
@@ -11,7 +11,11 @@ import (
 
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
+
+var messageCreate = discordtest.MessageCreate()
 
 // deflater compresses payloads as Discord does: one stream, flushed after
 // every payload.

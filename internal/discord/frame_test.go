@@ -1,4 +1,4 @@
-package gateway
+package discord
 
 import (
 	"bytes"
@@ -35,8 +35,8 @@ func TestParseFrame(t *testing.T) {
 			t.Errorf("%s: %v", tt.in, err)
 			continue
 		}
-		if f.op != tt.op || f.seq != tt.seq || string(f.name) != tt.name || string(f.data) != tt.data {
-			t.Errorf("%s: op %d, s %d, t %q, d %s", tt.in, f.op, f.seq, f.name, f.data)
+		if f.Op != tt.op || f.Seq != tt.seq || string(f.Name) != tt.name || string(f.Data) != tt.data {
+			t.Errorf("%s: op %d, s %d, t %q, d %s", tt.in, f.Op, f.Seq, f.Name, f.Data)
 		}
 	}
 }
@@ -74,11 +74,11 @@ func TestParseFrameRefuses(t *testing.T) {
 	var p frameParser
 	for _, tt := range tests {
 		_, err := p.parse([]byte(tt.in))
-		if err == nil || errors.Is(err, errOddFrame) != tt.odd {
+		if err == nil || errors.Is(err, ErrOddFrame) != tt.odd {
 			t.Errorf("%s: %v, want an error, odd: %t", tt.in, err, tt.odd)
 		}
 		// What one payload did must not touch the next.
-		if f, err := p.parse([]byte(`{"op":0,"s":3}`)); err != nil || f.seq != 3 {
+		if f, err := p.parse([]byte(`{"op":0,"s":3}`)); err != nil || f.Seq != 3 {
 			t.Fatalf("after %s: %+v, %v", tt.in, f, err)
 		}
 	}
@@ -100,7 +100,7 @@ func FuzzParseFrame(f *testing.F) {
 		var p frameParser
 		got, err := p.parse(b)
 		valid := json.Valid(b)
-		if valid != (err == nil || errors.Is(err, errOddFrame)) {
+		if valid != (err == nil || errors.Is(err, ErrOddFrame)) {
 			t.Fatalf("%q: %v; proper JSON: %t", b, err, valid)
 		}
 		if err != nil {
@@ -113,8 +113,8 @@ func FuzzParseFrame(f *testing.F) {
 		if strings.Contains(string(b), `\u`) {
 			return // an escaped name is another name to the parser
 		}
-		if !bytes.Equal(got.data, want["d"]) {
-			t.Errorf("%q: d is %q, want %q", b, got.data, want["d"])
+		if !bytes.Equal(got.Data, want["d"]) {
+			t.Errorf("%q: d is %q, want %q", b, got.Data, want["d"])
 		}
 		var op int
 		var seq *int64
@@ -122,8 +122,8 @@ func FuzzParseFrame(f *testing.F) {
 		if err := errors.Join(json.Unmarshal(want["op"], &op), unmarshal(want["s"], &seq), unmarshal(want["t"], &name)); err != nil {
 			t.Fatalf("%q: %v", b, err)
 		}
-		if got.op != op || got.seq != deref(seq) || string(got.name) != deref(name) {
-			t.Errorf("%q: op %d, s %d, t %q", b, got.op, got.seq, got.name)
+		if got.Op != op || got.Seq != deref(seq) || string(got.Name) != deref(name) {
+			t.Errorf("%q: op %d, s %d, t %q", b, got.Op, got.Seq, got.Name)
 		}
 	})
 }
@@ -141,19 +141,6 @@ func deref[T any](p *T) (v T) {
 	}
 	return v
 }
-
-// messageCreate has the size and the shape of a usual dispatch.
-var messageCreate = []byte(`{"t":"MESSAGE_CREATE","s":42,"op":0,"d":{"type":0,"tts":false,"timestamp":"2026-11-23T08:42:48.006000+00:00",` +
-	`"pinned":false,"nonce":"1574344433229399253","mentions":[],"mention_roles":[],"mention_everyone":false,` +
-	`"member":{"roles":["1574343070927847499","1574343070927847500"],"premium_since":null,"pending":false,"nick":null,` +
-	`"mute":false,"joined_at":"2026-01-23T08:37:17.107000+00:00","flags":0,"deaf":false,"communication_disabled_until":null,` +
-	`"banner":null,"avatar":null},"id":"1574344433229399253","flags":0,"embeds":[{"type":"rich","title":"A title with \"quotes\"",` +
-	`"description":"Some text that goes on for a while, as text in embeds does.","fields":[{"name":"a","value":"b","inline":true}]}],` +
-	`"edited_timestamp":null,"content":"Hello there, this is a message of the usual length \u2764","components":[],` +
-	`"channel_type":0,"channel_id":"1574343070961401933","author":{"username":"someone","public_flags":0,"primary_guild":null,` +
-	`"id":"1574343067228471333","global_name":"Someone","display_name_styles":null,"discriminator":"0","collectibles":null,` +
-	`"clan":null,"avatar_decoration_data":null,"avatar":"0123456789abcdef0123456789abcdef"},"attachments":[],` +
-	`"guild_id":"1574343070927847498"}}`)
 
 func BenchmarkParseFrame(b *testing.B) {
 	var p frameParser

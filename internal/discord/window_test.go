@@ -1,8 +1,10 @@
-package gateway
+package discord_test
 
 import (
 	"testing"
 	"time"
+
+	"github.com/gatehook/gatehook/internal/discord"
 )
 
 func TestWindow(t *testing.T) {
@@ -35,15 +37,15 @@ func TestWindow(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w := window{length: 10 * time.Second, limit: 5}
+			w := discord.Window{Length: 10 * time.Second, Limit: 5}
 			for _, d := range tt.done {
-				w.add(d)
+				w.Add(d)
 			}
 			now := time.Unix(int64(tt.now), 0)
-			if got := w.wait(now, tt.room); got != tt.want {
+			if got := w.Wait(now, tt.room); got != tt.want {
 				t.Fatalf("wait %v, want %v", got, tt.want)
 			}
-			if again := w.wait(now.Add(tt.want), tt.room); again != 0 {
+			if again := w.Wait(now.Add(tt.want), tt.room); again != 0 {
 				t.Errorf("after that wait it is another %v", again)
 			}
 		})

@@ -1,4 +1,4 @@
-package gateway
+package discord
 
 import (
 	"context"
@@ -38,16 +38,16 @@ func TestRESTAnswers(t *testing.T) {
 				tt.answer(w)
 			}))
 			defer srv.Close()
-			c := newRESTClient(srv.URL+"/v10/", secret.New("tok"), "agent", quiet)
-			defer c.close()
-			info, err := c.gateway(t.Context())
+			c := NewREST(RESTConfig{URL: srv.URL + "/v10/", Token: secret.New("tok"), Agent: "agent"})
+			defer c.Close()
+			info, err := c.Gateway(t.Context())
 			if tt.want != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "tok\"") {
 					t.Errorf("error %v, want %q", err, tt.want)
 				}
 				return
 			}
-			want := gatewayInfo{"wss://gateway.discord.gg", 9, startLimit{1000, 999, 14400000, 1}}
+			want := GatewayInfo{"wss://gateway.discord.gg", 9, StartLimit{1000, 999, 14400000, 1}}
 			if err != nil || info != want {
 				t.Errorf("%+v, %v", info, err)
 			}
@@ -62,13 +62,11 @@ func answer(status int, body string) func(http.ResponseWriter) {
 	}
 }
 
-func TestRESTInsists(t *testing.T) {
+func TestInsist(t *testing.T) {
 	t.Parallel()
-	c := newRESTClient("http://127.0.0.1:1", secret.New("tok"), "agent", quiet)
-	defer c.close()
 	tries, reports := 0, 0
 	start := time.Now()
-	err := c.insist(t.Context(), func(error) { reports++ }, func(context.Context) error {
+	err := Insist(t.Context(), func(error) { reports++ }, func(context.Context) error {
 		if tries++; tries == 1 {
 			return &statusError{"/x", 429, 1200 * time.Millisecond}
 		}

@@ -1,4 +1,4 @@
-package gateway
+package discord
 
 import (
 	"errors"
@@ -22,11 +22,10 @@ const (
 )
 
 const (
-	// maxPayload bounds one payload, as it arrives and inflated: some bytes
-	// of a hostile stream could otherwise fill the memory.
+	// maxPayload is Config.MaxPayload unless that says otherwise, in bytes.
 	maxPayload = 64 << 20
-	// keepPayload is what an inflater's memory may hold on to between two
-	// payloads. The GUILD_CREATE of a large guild is rare.
+	// keepPayload is how much memory a connection holds on to between two
+	// payloads, in bytes. The GUILD_CREATE of a large guild is rare.
 	keepPayload = 1 << 20
 )
 
@@ -36,12 +35,12 @@ var errTooLarge = errors.New("the payload is too large")
 // the context that the messages of a connection share. It is for one
 // goroutine.
 //
-// The decoders pull from a reader until it ends; a gateway stream has no end
-// but pauses after every message. So the decoder runs as a coroutine: where it
-// asks for more than the message has, it has given all that the message holds,
-// and rests until the next one comes.
+// The decoders pull from a reader until it ends, but a gateway stream has no
+// end: it pauses after every message. So the decoder runs as a coroutine. When
+// it asks for more than the message has, it has given everything that the
+// message holds, and rests until the next one comes.
 type inflater struct {
-	in   []byte // what the decoder has not consumed
+	in   []byte // the part of the message that the decoder has not consumed
 	out  []byte
 	next func() (struct{}, bool)
 	stop func()
@@ -51,8 +50,8 @@ type inflater struct {
 	limit int // of one payload
 }
 
-// newInflater prepares for a connection whose payloads have limit bytes at
-// most. The caller closes it.
+// newInflater returns an inflater for payloads of at most limit bytes. The
+// caller closes it.
 func newInflater(c Compression, limit int) *inflater {
 	i := &inflater{limit: limit}
 	open := map[Compression]func(io.Reader) (io.Reader, error){ZlibStream: openZlib, ZstdStream: openZstd}[c]
@@ -82,8 +81,8 @@ func (i *inflater) decode(open func(io.Reader) (io.Reader, error)) error {
 	return errors.New("the compressed stream ended")
 }
 
-// inflate returns the payload of a message. It is valid until the next call.
-// After an error the stream is lost and so is the connection.
+// inflate returns the payload of a message, which is valid until the next call.
+// After an error the stream is lost, and so is the connection.
 func (i *inflater) inflate(message []byte) ([]byte, error) {
 	if i.err != nil {
 		return nil, i.err
@@ -109,8 +108,8 @@ func (i *inflater) close() { i.stop() }
 func openZlib(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
 
 // maxWindow is the zstd window that every decoder should accept (RFC 8878,
-// section 3.1.1.1.2). Discord's has 256 KiB. What a frame's first bytes ask for
-// is allocated at once, so that more would let them take memory.
+// section 3.1.1.1.2). Discord's has 256 KiB. The decoder allocates at once the
+// window that a frame's first bytes ask for, so more would let them take memory.
 const maxWindow = 8 << 20
 
 // openZstd decodes in the caller's goroutine.
@@ -118,7 +117,7 @@ func openZstd(r io.Reader) (io.Reader, error) {
 	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 }
 
-// messageReader is what the decoder reads from.
+// messageReader is the side of an inflater that the decoder reads from.
 type messageReader inflater
 
 func (r *messageReader) more() bool {
@@ -150,7 +149,7 @@ func (r *messageReader) ReadByte() (byte, error) {
 	return b, nil
 }
 
-// payloadWriter is what the decoder writes to.
+// payloadWriter is the side of an inflater that the decoder writes to.
 type payloadWriter inflater
 
 // Write implements io.Writer.

@@ -1,0 +1,179 @@
+package discord
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+const (
+	// WriteTimeout bounds one write to the socket.
+	WriteTimeout = 10 * time.Second
+	// CloseGrace bounds Close: Discord has this long to answer a close frame.
+	CloseGrace = time.Second
+
+	// SendLimit is how many sends Discord takes within SendWindow. One more
+	// costs the connection, and in the end the token (Discord: Rate Limiting).
+	SendLimit = 120
+	// SendWindow is the length of time that SendLimit is for, whenever it
+	// begins.
+	SendWindow = time.Minute
+	// SendRoom is the part of SendLimit that Command leaves to Send: to
+	// heartbeats, those that Discord asks for, IDENTIFY and RESUME. It is also
+	// how many more sends may arrive together after a jam on the way.
+	SendRoom = 10
+)
+
+// ErrDefect marks a message that could not be inflated or parsed: the
+// connection is of no use any more.
+var ErrDefect = errors.New("what arrived could not be understood")
+
+// Conn is one WebSocket connection to the gateway. Read and Release are for one
+// goroutine, the other methods are safe for concurrent use.
+//
+// The end of a context ends no call of it: the library would drop the socket
+// without a close frame. A Read ends with Close, a write with Close or after
+// WriteTimeout.
+type Conn struct {
+	ws          *websocket.Conn
+	socket      net.Conn
+	compression Compression
+	maxPayload  int
+	inflater    *inflater // nil without compression
+	parser      frameParser
+	message     bytes.Buffer
+	received    func(wire, inflated int)
+
+	mu   sync.Mutex // guards sent
+	sent Window
+}
+
+// Read returns the next payload, which is valid until the next Read. The error
+// is ErrOddFrame if only this payload is lost. After any other error the
+// connection has to be closed: ErrDefect, or the one that ended the socket, of
+// which CloseCodeOf knows Discord's close code.
+func (c *Conn) Read(ctx context.Context) (Frame, error) {
+	payload, err := c.readMessage(context.WithoutCancel(ctx))
+	if err != nil {
+		return Frame{}, err
+	}
+	f, err := c.parser.parse(payload)
+	if err != nil && !errors.Is(err, ErrOddFrame) {
+		err = fmt.Errorf("%w: %w", ErrDefect, err)
+	}
+	return f, err
+}
+
+func (c *Conn) readMessage(ctx context.Context) ([]byte, error) {
+	if c.message.Cap() > keepPayload {
+		c.message = bytes.Buffer{}
+	}
+	c.message.Reset()
+	for {
+		start := c.message.Len()
+		kind, r, err := c.ws.Reader(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := c.message.ReadFrom(r); err != nil {
+			return nil, err
+		}
+		part := c.message.Bytes()[start:]
+		c.received(len(part), 0)
+		switch {
+		case kind == websocket.MessageText || c.inflater == nil:
+			// A text message is never part of a compressed stream.
+			return part, nil
+		case c.compression == ZlibStream && !bytes.HasSuffix(part, zlibSuffix):
+			// The payload goes on in the next message.
+			if c.message.Len() > c.maxPayload {
+				return nil, fmt.Errorf("%w: %w", ErrDefect, errTooLarge)
+			}
+			continue
+		}
+		payload, err := c.inflater.inflate(c.message.Bytes())
+		c.received(0, len(payload))
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrDefect, err)
+		}
+		return payload, nil
+	}
+}
+
+// zlibSuffix ends a payload (Discord: Zlib-stream).
+var zlibSuffix = []byte{0x00, 0x00, 0xff, 0xff}
+
+// Send writes what cannot wait. It counts against SendLimit and is not held to
+// it. The error is a *SizeError if d is too large; nothing was sent then.
+func (c *Conn) Send(ctx context.Context, op int, d any) error {
+	return c.write(ctx, op, d, func(now time.Time) error {
+		c.sent.Add(now)
+		return nil
+	})
+}
+
+// Command writes what can wait. The error is a *LimitError when SendLimit is
+// used up, except for SendRoom, and a *SizeError if d is too large; nothing was
+// sent then.
+func (c *Conn) Command(ctx context.Context, op int, d any) error {
+	return c.write(ctx, op, d, func(now time.Time) error {
+		if wait := c.sent.Wait(now, SendRoom); wait > 0 {
+			return &LimitError{wait}
+		}
+		c.sent.Add(now)
+		return nil
+	})
+}
+
+// write sends a payload unless count refuses it.
+func (c *Conn) write(ctx context.Context, op int, d any, count func(time.Time) error) error {
+	b, err := Encode(op, d)
+	if err == nil {
+		c.mu.Lock()
+		err = count(time.Now())
+		c.mu.Unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("send op %d: %w", op, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), WriteTimeout, errors.New("the socket takes nothing"))
+	defer cancel()
+	if err := c.ws.Write(ctx, websocket.MessageText, b); err != nil {
+		return fmt.Errorf("send op %d: %w", op, err)
+	}
+	return nil
+}
+
+// LimitError says that the limit of sends is used up.
+type LimitError struct {
+	Wait time.Duration // until there is room
+}
+
+// Error implements error.
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("the %d sends that Discord takes in %v are used up", SendLimit, SendWindow)
+}
+
+// Close sends a close frame and ends the connection within CloseGrace, even if
+// the other side says nothing. A Read under way returns. reason has at most 123
+// bytes (RFC 6455, section 5.5).
+func (c *Conn) Close(code CloseCode, reason string) {
+	// An error of either close means that the other side was faster.
+	cut := time.AfterFunc(CloseGrace, func() { _ = c.socket.Close() })
+	defer cut.Stop()
+	_ = c.ws.Close(websocket.StatusCode(code), reason)
+}
+
+// Release frees the decoder. It is called after Close, once no Read is under
+// way.
+func (c *Conn) Release() {
+	if c.inflater != nil {
+		c.inflater.close()
+	}
+}
