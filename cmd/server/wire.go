@@ -21,6 +21,7 @@ import (
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/journal"
 	"github.com/gatehook/gatehook/internal/listeners"
 	"github.com/gatehook/gatehook/internal/openapi"
@@ -115,7 +116,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
 	}
-	s.gateway = gateway.New(gw, store{s.journal}, gateway.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	s.gateway = gateway.New(gw, store{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	return s, s.makeHTTP(key)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify/identifytest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -64,7 +65,7 @@ func BenchmarkEvents(b *testing.B) {
 			g := New(Config{
 				Token: secret.New(srv.Token()), APIURL: srv.APIURL(), Compression: c,
 				Intents: func() event.Intents { return event.IntentGuildMessages },
-			}, discarding{newMemory().join(), store}, &slots{}, quiet, prometheus.NewRegistry())
+			}, discarding{newMemory().join(), store}, &identifytest.Slots{}, quiet, prometheus.NewRegistry())
 			ctx, cancel := context.WithCancel(b.Context())
 			done := make(chan error)
 			go func() { done <- g.Run(ctx) }()

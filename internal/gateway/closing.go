@@ -2,20 +2,11 @@ package gateway
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
-
-// refusedError is why an IDENTIFY was not sent: another shard learned with
-// which close code Discord answers it.
-type refusedError struct{ code discord.CloseCode }
-
-// Error implements error.
-func (e refusedError) Error() string {
-	return fmt.Sprintf("no IDENTIFY was sent: another shard was closed with %d, %s", e.code, e.code.Meaning())
-}
 
 // Why a connection ends, besides what the network and Discord's close frame
 // say. Each is the cause that the connection's context is canceled with.
@@ -74,8 +65,8 @@ type ending struct {
 // code is the close code that Discord sent, here or to another shard that
 // spoke for all; 0 for none.
 func (e ending) code() discord.CloseCode {
-	if r, ok := errors.AsType[refusedError](e.cause); ok {
-		return r.code
+	if r, ok := errors.AsType[identify.RefusedError](e.cause); ok {
+		return r.Code
 	}
 	return discord.CloseCodeOf(e.cause)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -469,7 +470,7 @@ func TestNotConnected(t *testing.T) {
 // none that lets it try again.
 func TestRestartTooEarly(t *testing.T) {
 	t.Parallel()
-	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, starts: &starts{}}
+	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // which of two channels is read is chance

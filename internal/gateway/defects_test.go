@@ -13,6 +13,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -284,14 +285,14 @@ func TestDefect7BucketsOfARange(t *testing.T) {
 	})
 }
 
-// countingStarts are Starts that tell when they refuse.
-type countingStarts struct {
-	Starts
+// countingSlots are Slots that say when they refuse.
+type countingSlots struct {
+	identify.Slots
 	refused chan struct{}
 }
 
-func (c *countingStarts) Spend(ctx context.Context, id event.Snowflake) (time.Duration, error) {
-	wait, err := c.Starts.Spend(ctx, id)
+func (c *countingSlots) Spend(ctx context.Context, id event.Snowflake) (time.Duration, error) {
+	wait, err := c.Slots.Spend(ctx, id)
 	if wait > 0 {
 		c.refused <- struct{}{}
 	}
@@ -311,7 +312,7 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 	refused := make(chan struct{}, 2*shards)
 	for _, half := range []Shards{{First: 0, Last: 3, Count: shards}, {First: 4, Last: 7, Count: shards}} {
 		r.cfg.Shards = half
-		r.slots = &countingStarts{NewBuckets(pool, quiet), refused}
+		r.slots = &countingSlots{identify.NewBuckets(pool, quiet), refused}
 		r.start()
 	}
 	for range shards - left {

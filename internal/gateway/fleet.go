@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
 // maxDials is how many connections are opened at a time: Discord counts no
@@ -25,8 +26,8 @@ const maxDials = 16
 // itself.
 type fleet struct {
 	*Gateway
-	starts *starts
-	dials  *semaphore.Weighted
+	turns *identify.Turns
+	dials *semaphore.Weighted
 	// tenures is the context of all of them; it ends with the drain.
 	tenures context.Context
 	running sync.WaitGroup
@@ -41,9 +42,9 @@ type fleet struct {
 	reconsider  chan struct{} // holds a token when Discord should be asked again
 }
 
-func (g *Gateway) newFleet(tenures context.Context, starts *starts, recommended int) *fleet {
+func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
 	return &fleet{
-		Gateway: g, starts: starts, dials: semaphore.NewWeighted(maxDials), tenures: tenures,
+		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), tenures: tenures,
 		configured: g.cfg.Shards.Count, recommended: recommended, reconsider: make(chan struct{}, 1),
 	}
 }
@@ -99,7 +100,7 @@ func (f *fleet) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
 	defer cancel()
 	for again := true; again; {
-		plan, err := f.store.Plan(ctx, f.starts.applicationID, wished(f.configured, f.recommended, 0))
+		plan, err := f.store.Plan(ctx, f.turns.ApplicationID(), wished(f.configured, f.recommended, 0))
 		if err != nil {
 			return err
 		}
@@ -119,7 +120,7 @@ func (f *fleet) step(ctx context.Context) error {
 		if !changed {
 			return nil
 		}
-		if again, err = f.store.Replan(ctx, f.starts.applicationID, plan, to); err != nil {
+		if again, err = f.store.Replan(ctx, f.turns.ApplicationID(), plan, to); err != nil {
 			return err
 		}
 		if again {
@@ -136,7 +137,7 @@ func (f *fleet) consider(ctx context.Context, plan event.Plan) {
 	if !f.began {
 		f.began = true
 		f.wishFor(plan)
-		f.log.LogAttrs(ctx, slog.LevelInfo, "sharing the shards", slog.String("application", f.starts.applicationID.String()),
+		f.log.LogAttrs(ctx, slog.LevelInfo, "sharing the shards", slog.String("application", f.turns.ApplicationID().String()),
 			slog.Int("shards", plan.Current), slog.Int("wished", max(f.wish, plan.Current)), slog.Int("recommended", f.recommended))
 	}
 	f.mu.Lock()
@@ -165,7 +166,7 @@ func (f *fleet) regrant(ctx context.Context) {
 	if lacking != f.lacked && lacking != "" {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "intents are not switched on", slog.String("problem", lacking))
 	}
-	if f.lacked = lacking; lacking != "" && f.starts.grants.refresh(ctx, f.timing.grants/2) {
+	if f.lacked = lacking; lacking != "" && f.turns.Grants().Refresh(ctx, f.timing.grants/2) {
 		f.reconsiderIntents()
 	}
 }
@@ -218,7 +219,7 @@ func (f *fleet) arrange(ctx context.Context, plan event.Plan, count int) (event.
 	for _, s := range shards {
 		busy[s.id.ID] = s.held() != nil
 	}
-	sv, err := f.store.Survey(ctx, f.starts.applicationID, r, f.willing())
+	sv, err := f.store.Survey(ctx, f.turns.ApplicationID(), r, f.willing())
 	if err != nil {
 		return sv, err
 	}
@@ -267,7 +268,7 @@ func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, 
 	for i, id := range ids {
 		list[i] = event.Shard{ID: id, Count: r.Count}
 	}
-	claims, err := f.store.Claim(ctx, f.starts.applicationID, list)
+	claims, err := f.store.Claim(ctx, f.turns.ApplicationID(), list)
 	if err != nil {
 		return err
 	}
@@ -306,7 +307,7 @@ func (f *fleet) enlist(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		starts: f.starts, dials: f.dials, intents: f.intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
+		turns: f.turns, dials: f.dials, intents: f.intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
 		relay: f.cfg.Relay, outgrown: f.outgrown, told: f.told,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},

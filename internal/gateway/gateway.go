@@ -25,6 +25,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/secret"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -121,7 +122,7 @@ type Gateway struct {
 	dialer  *discord.Dialer
 	rest    *discord.REST
 	store   Store
-	slots   Starts
+	slots   identify.Slots
 	timing  timing
 	log     *slog.Logger
 	metrics *metrics
@@ -131,14 +132,14 @@ type Gateway struct {
 	mu     sync.Mutex
 	shards map[event.Shard]*shard
 	plan   event.Plan
-	grants *grants
+	grants *identify.Grants // nil until Discord answered
 	// concurrency is how many IDENTIFYs may be sent every 5 s.
 	concurrency int
 	problem     string // why there are no shards yet
 }
 
 // New makes a Gateway and registers its metrics. It starts nothing.
-func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus.Registerer) *Gateway {
+func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg prometheus.Registerer) *Gateway {
 	// Discord wants the prefix on REST calls and refuses it in IDENTIFY.
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
@@ -165,7 +166,7 @@ func New(cfg Config, store Store, slots Starts, log *slog.Logger, reg prometheus
 // is called once.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.rest.Close()
-	starts, recommended, err := g.discover(ctx)
+	turns, recommended, err := g.discover(ctx)
 	if errors.Is(err, discord.ErrUnauthorized) {
 		return err
 	}
@@ -175,14 +176,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 	// Whatever ended ctx, for the shards it is the drain.
 	tenures, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(errDrain)
-	f := g.newFleet(tenures, starts, recommended)
+	f := g.newFleet(tenures, turns, recommended)
 	f.run(ctx)
 	f.stop(ctx, end)
 	return nil
 }
 
 // discover asks Discord who the bot is and how to connect.
-func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err error) {
+func (g *Gateway) discover(ctx context.Context) (turns *identify.Turns, recommended int, err error) {
 	report := func(err error) {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "Discord's API did not answer, trying again", slog.Any("error", err))
 		g.mu.Lock()
@@ -206,16 +207,15 @@ func (g *Gateway) discover(ctx context.Context) (s *starts, recommended int, err
 		return nil, 0, err
 	}
 	g.application.Store(uint64(app.ID))
-	s = newStarts(app.ID, info, g.rest, g.slots, g.log)
-	s.grants = newGrants(app, g.rest, g.log)
+	left := func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
+	left(info.Limit.Remaining)
+	turns = identify.NewTurns(identify.Config{Application: app, Info: info, REST: g.rest, Slots: g.slots, Log: g.log, Left: left})
 	g.mu.Lock()
-	g.grants, g.concurrency = s.grants, info.Limit.MaxConcurrency
+	g.grants, g.concurrency = turns.Grants(), info.Limit.MaxConcurrency
 	g.mu.Unlock()
 	g.log.LogAttrs(ctx, slog.LevelInfo, "Discord's API answers", slog.String("application", app.ID.String()),
 		slog.Int("recommended_shards", info.Shards), slog.Int("session_starts_left", info.Limit.Remaining))
-	s.left = func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
-	s.left(info.Limit.Remaining)
-	return s, info.Shards, nil
+	return turns, info.Shards, nil
 }
 
 func (g *Gateway) heldBack() (n float64) {

@@ -23,8 +23,13 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
+	"github.com/gatehook/gatehook/internal/gateway/identify/identifytest"
+	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // rig is a Gateway between a simulated Discord and a store in memory.
 type rig struct {
@@ -33,7 +38,7 @@ type rig struct {
 	ctx      context.Context // ends before the test would time out
 	store    *memory
 	cfg      Config
-	slots    Starts
+	slots    identify.Slots
 	timing   timing
 	wrap     func(Store) Store // nil for the store as it is
 	gateway  *Gateway
@@ -57,7 +62,7 @@ func newRig(t *testing.T, cfg discordtest.Config) *rig {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	r := &rig{
-		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &slots{}, changed: make(chan struct{}, 1), log: quiet,
+		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &identifytest.Slots{}, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
 			hello: 2 * time.Second, reconnect: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, recommend: time.Hour, grants: 20 * time.Millisecond, overlap: time.Second, margin: time.Minute,
 			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, settle: 50 * time.Millisecond,
@@ -100,6 +105,14 @@ func (r *rig) start() (stop func()) {
 	}
 	r.t.Cleanup(stop)
 	return stop
+}
+
+// pacedBuckets are Buckets with a shorter slot.
+func pacedBuckets(t *testing.T, slot time.Duration) *identify.Buckets {
+	t.Helper()
+	b := identify.NewBuckets(postgrestest.New(t), quiet)
+	b.Slot = slot
+	return b
 }
 
 // scrape returns what GET /metrics would show of the gateway.
@@ -478,7 +491,7 @@ func TestFirstHeartbeat(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 20 * time.Millisecond})
 	hold := make(chan struct{})
-	r.slots = &slots{wait: func(ctx context.Context, _ int) error {
+	r.slots = &identifytest.Slots{OnWait: func(ctx context.Context, _ int) error {
 		select {
 		case <-hold:
 			return nil

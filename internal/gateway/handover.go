@@ -147,7 +147,7 @@ func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, 
 	s.upgrade.Store(held)
 	defer s.upgrade.Store(nil)
 	l := newLink(s, held, event.Session{})
-	s.starts.ask(ctx)
+	s.turns.RefreshGrants(ctx)
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
 	old.overlap.Store(&overlap{margin: s.timing.margin})

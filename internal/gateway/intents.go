@@ -3,84 +3,17 @@ package gateway
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-const (
-	// grantsFresh is how long it is believed which intents are switched on,
-	// when a session is about to begin.
-	grantsFresh = time.Minute
-	// grantsAsked is the same when somebody is about to be refused: they may
-	// just have switched one on.
-	grantsAsked = 3 * time.Second
-)
-
-// grants is which privileged intents are switched on for the application
-// (Discord: Privileged Intents). Discord closes a connection that asks for
-// another one with 4014, and the session start is spent.
-type grants struct {
-	rest *discord.REST
-	log  *slog.Logger
-	// asking holds a token while Discord is asked: others who would ask want
-	// the same answer, and who only looks does not wait for it.
-	asking chan struct{}
-
-	mu  sync.Mutex
-	app discord.Application
-	at  time.Time
-}
-
-func newGrants(app discord.Application, rest *discord.REST, log *slog.Logger) *grants {
-	return &grants{rest: rest, log: log, asking: make(chan struct{}, 1), app: app, at: time.Now()}
-}
-
-func (g *grants) now() (discord.Application, time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.app, g.at
-}
-
-// refresh asks Discord unless the answer is fresh. It tells whether something
-// was switched on or off. When Discord does not answer, the old answer stands.
-func (g *grants) refresh(ctx context.Context, fresh time.Duration) (changed bool) {
-	select {
-	case g.asking <- struct{}{}:
-		defer func() { <-g.asking }()
-	case <-ctx.Done():
-		return false
-	}
-	before, at := g.now()
-	if time.Since(at) < fresh {
-		return false
-	}
-	app, err := g.rest.Application(ctx)
-	if err != nil {
-		g.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord which intents are switched on", slog.Any("error", err))
-		return false
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.app, g.at = app, time.Now()
-	return app.Privileged != before.Privileged
-}
-
-// missing returns those of the intents that are switched off.
-func (g *grants) missing(wanted event.Intents) event.Intents {
-	app, _ := g.now()
-	return wanted & event.IntentsPrivileged &^ app.Privileged
-}
-
-// portal is where the application's intents are switched on.
-func (g *grants) portal() string {
-	app, _ := g.now()
-	return "https://discord.com/developers/applications/" + app.ID.String() + "/bot (Privileged Gateway Intents)"
-}
+// grantsAsked is how long it is believed which intents are switched on when
+// somebody is about to be refused: they may just have switched one on.
+const grantsAsked = 3 * time.Second
 
 // verdict is what an event's intents mean for whoever registers for it.
 type verdict int
@@ -124,14 +57,14 @@ func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Inte
 	}
 	can := event.IntentsAll
 	if g.cfg.OnlyEnabled {
-		can &^= gr.missing(can)
+		can &^= gr.Missing(can)
 	} else {
 		can = g.cfg.Intents()
 	}
 	verdicts := judgeAll(p, can)
-	if len(verdicts[never])+len(verdicts[poorer]) > 0 && g.cfg.OnlyEnabled && gr.refresh(ctx, grantsAsked) {
+	if len(verdicts[never])+len(verdicts[poorer]) > 0 && g.cfg.OnlyEnabled && gr.Refresh(ctx, grantsAsked) {
 		g.reconsiderIntents()
-		can = event.IntentsAll &^ gr.missing(event.IntentsAll)
+		can = event.IntentsAll &^ gr.Missing(event.IntentsAll)
 		verdicts = judgeAll(p, can)
 	}
 	if len(verdicts[never]) > 0 && len(verdicts[poorer])+len(verdicts[comes]) == 0 {
@@ -158,7 +91,7 @@ func judgeAll(p event.Pattern, can event.Intents) map[verdict][]event.Type {
 }
 
 // refusal says why none of the events can come, and what to do.
-func (g *Gateway) refusal(gr *grants, types []event.Type) string {
+func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
 	var intents event.Intents
 	var names []string
 	for _, t := range types {
@@ -170,11 +103,11 @@ func (g *Gateway) refusal(gr *grants, types []event.Type) string {
 			strings.Join(names, ", "), orNone(g.cfg.Intents()), intents)
 	}
 	return fmt.Sprintf("%s can't come: the bot is not allowed %s; switch it on at %s",
-		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.portal())
+		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.Portal())
 }
 
 // lack says what of an event will be missing.
-func (g *Gateway) lack(gr *grants, t event.Type, can event.Intents) string {
+func (g *Gateway) lack(gr *identify.Grants, t event.Type, can event.Intents) string {
 	what := t.Name + " does not come"
 	intents := t.Intents
 	if judge(t, can) == poorer {
@@ -185,7 +118,7 @@ func (g *Gateway) lack(gr *grants, t event.Type, can event.Intents) string {
 		}
 	}
 	if g.cfg.OnlyEnabled {
-		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, discord.PrivilegedNames(intents), gr.portal())
+		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, discord.PrivilegedNames(intents), gr.Portal())
 	}
 	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
 }
@@ -200,7 +133,7 @@ func (g *Gateway) identifies(more event.Intents) string {
 	}
 	rounds := (count + started - 1) / max(started, 1)
 	return fmt.Sprintf("The shards (%d) identify again with %s, one after the other, within about %v; until a shard has done so, events that need that do not come.",
-		count, more, (time.Duration(rounds) * slotLength).Round(time.Second))
+		count, more, (time.Duration(rounds) * identify.SlotLength).Round(time.Second))
 }
 
 func orNone(i event.Intents) string {
@@ -212,7 +145,7 @@ func orNone(i event.Intents) string {
 
 // known is what is known of the application's intents; nil before Discord
 // answered.
-func (g *Gateway) known() *grants {
+func (g *Gateway) known() *identify.Grants {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.grants
@@ -223,7 +156,7 @@ func (g *Gateway) known() *grants {
 func (g *Gateway) intents() event.Intents {
 	wanted := g.cfg.Intents()
 	if gr := g.known(); gr != nil && g.cfg.OnlyEnabled {
-		wanted &^= gr.missing(wanted)
+		wanted &^= gr.Missing(wanted)
 	}
 	return wanted
 }
@@ -234,11 +167,11 @@ func (g *Gateway) lacking() string {
 	if gr == nil {
 		return ""
 	}
-	missing := gr.missing(g.cfg.Intents())
+	missing := gr.Missing(g.cfg.Intents())
 	if missing == 0 {
 		return ""
 	}
-	return fmt.Sprintf("events are missing: the bot is not allowed %s; switch it on at %s", discord.PrivilegedNames(missing), gr.portal())
+	return fmt.Sprintf("events are missing: the bot is not allowed %s; switch it on at %s", discord.PrivilegedNames(missing), gr.Portal())
 }
 
 // reconsiderIntents makes the shards look at the intents again.

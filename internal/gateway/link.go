@@ -123,7 +123,7 @@ func (l *link) run(parent context.Context) ending {
 	l.released()
 	l.ending.cause = context.Cause(ctx)
 	l.ending.session = l.session.ID != ""
-	l.shard.starts.refuse(discord.CloseCodeOf(l.ending.cause), l.intents)
+	l.shard.turns.Refuse(discord.CloseCodeOf(l.ending.cause), l.intents)
 	l.farewell(parent)
 	return l.ending
 }
@@ -131,12 +131,12 @@ func (l *link) run(parent context.Context) ending {
 func (l *link) connect(ctx context.Context) error {
 	s := l.shard
 	if l.session.ID == "" {
-		release, err := s.starts.turn(ctx, s.id.ID)
+		release, err := s.turns.Turn(ctx, s.id.ID)
 		if err != nil {
 			return err
 		}
 		l.released = release
-		if err := s.starts.allowed(l.intents); err != nil {
+		if err := s.turns.Allowed(l.intents); err != nil {
 			return err
 		}
 	}
@@ -237,7 +237,7 @@ func (l *link) resume(ctx context.Context) error {
 func (l *link) identify(ctx context.Context) error {
 	s := l.shard
 	presence := s.presence(ctx)
-	if err := s.starts.permit(ctx, s.id.ID); err != nil {
+	if err := s.turns.Permit(ctx, s.id.ID); err != nil {
 		return err
 	}
 	if err := s.confirm(ctx); err != nil {
@@ -245,7 +245,7 @@ func (l *link) identify(ctx context.Context) error {
 	}
 	defer l.released()
 	// The shard before may have been refused while this one waited.
-	if err := s.starts.allowed(l.intents); err != nil {
+	if err := s.turns.Allowed(l.intents); err != nil {
 		return err
 	}
 	l.presence.Store(presence.version)
@@ -492,7 +492,7 @@ func (l *link) put(ctx context.Context, f discord.Frame, now time.Time) error {
 	session.Seq = f.Seq
 	l.ending.progress = true
 	e := &event.Event{
-		ID:   event.DispatchID(s.starts.applicationID, l.session.ID, s.id, f.Seq),
+		ID:   event.DispatchID(s.turns.ApplicationID(), l.session.ID, s.id, f.Seq),
 		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: now, Data: data,
 	}
 	event.FindIDs(e)

@@ -190,7 +190,7 @@ func (s *shard) presence(ctx context.Context) presence {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database is slow"))
 	defer cancel()
-	p, err := s.relay.presence(ctx, s.starts.applicationID)
+	p, err := s.relay.presence(ctx, s.turns.ApplicationID())
 	if err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it is sent later", slog.Any("error", err))
 		return presence{}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -71,7 +72,7 @@ type shard struct {
 	id       event.Shard
 	token    secret.Value
 	dialer   *discord.Dialer
-	starts   *starts
+	turns    *identify.Turns
 	dials    *semaphore.Weighted
 	intents  func() event.Intents
 	changed  chan struct{} // holds one token after the intents changed
@@ -153,7 +154,7 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 			return true
 		}
 		if session.ID == "" {
-			s.starts.ask(ctx)
+			s.turns.RefreshGrants(ctx)
 		}
 		l, end := s.carry(ctx, t, s.prepare(t, session))
 		session = l.session
@@ -172,7 +173,7 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 		if failedDials++; end.opened {
 			failedDials = 0
 		}
-		end.unreachable = end.session && failedDials >= maxFailedDials && s.starts.reachable(ctx)
+		end.unreachable = end.session && failedDials >= maxFailedDials && s.turns.Reachable(ctx)
 		var next discord.Course
 		next, failed = decide(end, failed)
 		switch {
@@ -257,14 +258,14 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 	case <-s.again: // from before there was something to try again
 	default:
 	}
-	missing := s.starts.missing(intents)
+	missing := s.turns.Missing(intents)
 	remedy := code.Remedy(cmp.Or(missing, intents))
 	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", int(code)), slog.String("remedy", remedy))
 	if code == discord.CodeShardingRequired {
 		s.outgrown()
 	}
-	for !code.LiftedByIntents() || s.intents() == intents && (missing == 0 || s.starts.missing(intents) != 0) {
+	for !code.LiftedByIntents() || s.intents() == intents && (missing == 0 || s.turns.Missing(intents) != 0) {
 		select {
 		case <-ctx.Done():
 			return false
@@ -282,7 +283,7 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 // IDENTIFY from now on find out for themselves whether they may. It does
 // nothing to a shard that has not failed.
 func (s *shard) retry() {
-	s.starts.lift()
+	s.turns.Lift()
 	select {
 	case s.again <- struct{}{}:
 	default: // it has not seen the one before
@@ -293,7 +294,7 @@ func (s *shard) retry() {
 // one. A resume URL that is no URL, or less safe than the gateway's, is not
 // used: the token goes there.
 func (s *shard) url(resumeURL string) string {
-	gateway := s.starts.url()
+	gateway := s.turns.URL()
 	if resumeURL == "" {
 		return gateway
 	}

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/gatehook/gatehook/internal/discord"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
 func TestShardURL(t *testing.T) {
@@ -19,7 +20,7 @@ func TestShardURL(t *testing.T) {
 		{"wss://g", "nowhere", "wss://g"},
 	}
 	for _, tt := range tests {
-		s := &shard{starts: newStarts(1, discord.GatewayInfo{URL: tt.gateway}, nil, &slots{}, quiet)}
+		s := &shard{turns: identify.NewTurns(identify.Config{Info: discord.GatewayInfo{URL: tt.gateway}})}
 		if got := s.url(tt.resume); got != tt.want {
 			t.Errorf("gateway %s, resume %q: %s, want %s", tt.gateway, tt.resume, got, tt.want)
 		}

@@ -1,4 +1,4 @@
-package gateway
+package identify
 
 import (
 	"context"
@@ -14,30 +14,35 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// slotLength is how far apart the IDENTIFYs of a bucket are: Discord's 5 s,
-// and some more, because what counts is when they arrive.
-const slotLength = 5*time.Second + 250*time.Millisecond
+// SlotLength is the time from one IDENTIFY of a bucket to the next: Discord's
+// 5 s (Discord: Max Concurrency), and a bit more, because what counts is when
+// they arrive.
+const SlotLength = 5*time.Second + 250*time.Millisecond
 
-// resetMargin makes up for the whole milliseconds that reset_after is cut off
-// to: a start before the reset would be one too many.
+// resetMargin makes up for reset_after being cut off to whole milliseconds: a
+// start before the reset would be one too many.
 const resetMargin = 100 * time.Millisecond
 
-// Buckets paces IDENTIFYs through the database, so that instances which share
-// it never overrun a bucket together, nor the budget of the day.
+// Buckets paces IDENTIFYs through the database, so that the instances which
+// share it never overrun a bucket or the budget of the day together. It is safe
+// for concurrent use, and waits for a database that does not answer until ctx
+// ends.
 type Buckets struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger
-	slot time.Duration
+	// Slot is the time from one IDENTIFY of a bucket to the next, SlotLength
+	// unless a test makes it shorter. Set it before the first use.
+	Slot time.Duration
 }
 
 // NewBuckets uses pool, which the caller closes.
 func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
-	return &Buckets{pool: pool, log: log, slot: slotLength}
+	return &Buckets{pool: pool, log: log, Slot: SlotLength}
 }
 
-// Learn implements Starts. Until the reset the number only falls: a start that
-// another instance is making may not be in Discord's answer yet. Only when
-// nobody made one for some time Discord knows better.
+// Learn implements Slots. Until the reset the number only falls: Discord's
+// answer may not include yet a start that another instance is making. Only when
+// nobody made one for a minute does Discord know better.
 func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
 	resetAfter += resetMargin
 	return b.insist(ctx, func(ctx context.Context) error {
@@ -51,7 +56,7 @@ func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, tota
 	})
 }
 
-// Spend implements Starts. A twentieth of the total is kept back, so that a
+// Spend implements Slots. A twentieth of the total is kept back, so that a
 // person can still start something else: past the total Discord resets the
 // token (Discord: Identifying).
 func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake) (wait time.Duration, err error) {
@@ -68,9 +73,9 @@ func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake) (wai
 	return wait, err
 }
 
-// Wait takes the bucket's next free slot and returns when it has come. Slots
-// are given in the order in which they are asked for; one that is not used is
-// lost.
+// Wait implements Slots. It takes the bucket's next free slot and returns when
+// that has come. Slots are given out in the order of the calls; one that is not
+// used is lost.
 func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error {
 	var wait time.Duration
 	err := b.insist(ctx, func(ctx context.Context) (err error) {
@@ -83,7 +88,7 @@ func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucke
 	return discord.Sleep(ctx, wait)
 }
 
-// insist tries until the database answers or ctx ends.
+// insist calls f until the database answers or ctx ends.
 func (b *Buckets) insist(ctx context.Context, f func(context.Context) error) error {
 	return retry.Do(ctx, discord.NewBackoff(100*time.Millisecond), func(ctx context.Context) error {
 		try, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
@@ -96,8 +101,8 @@ func (b *Buckets) insist(ctx context.Context, f func(context.Context) error) err
 	})
 }
 
-// reserve returns how long to wait for the slot. All times are the database's:
-// the clocks of instances differ.
+// reserve takes the bucket's next free slot and returns how long to wait for it.
+// All times are the database's, since the clocks of instances differ.
 func (b *Buckets) reserve(ctx context.Context, applicationID event.Snowflake, bucket int) (time.Duration, error) {
 	var wait time.Duration
 	err := b.pool.QueryRow(ctx, `INSERT INTO identify_buckets AS b (application_id, bucket, next_at)
@@ -105,7 +110,7 @@ func (b *Buckets) reserve(ctx context.Context, applicationID event.Snowflake, bu
 		ON CONFLICT (application_id, bucket) DO UPDATE
 		SET next_at = greatest(b.next_at, clock_timestamp()) + $3
 		RETURNING greatest(next_at - $3 - clock_timestamp(), interval '0')`,
-		int64(applicationID), bucket, b.slot).Scan(&wait)
+		int64(applicationID), bucket, b.Slot).Scan(&wait)
 	if err != nil {
 		return 0, fmt.Errorf("reserve a slot of identify bucket %d: %w", bucket, err)
 	}

@@ -1,8 +1,9 @@
-package gateway
+package identify
 
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -10,6 +11,10 @@ import (
 
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
+
+func TestMain(m *testing.M) { postgrestest.Main(m) }
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // TestBuckets: several instances that share a database never come closer in
 // one bucket than a slot, and different buckets don't wait for each other.
@@ -22,7 +27,7 @@ func TestBuckets(t *testing.T) {
 	var running sync.WaitGroup
 	for range 3 {
 		instance := NewBuckets(pool, quiet)
-		instance.slot = slot
+		instance.Slot = slot
 		running.Go(func() {
 			for range perInstance {
 				if err := instance.Wait(t.Context(), 1, 0); err != nil {
@@ -49,7 +54,7 @@ func TestBuckets(t *testing.T) {
 func TestBucketsReserve(t *testing.T) {
 	t.Parallel()
 	b := NewBuckets(postgrestest.New(t), quiet)
-	want := []time.Duration{0, slotLength, 2 * slotLength}
+	want := []time.Duration{0, SlotLength, 2 * SlotLength}
 	for i, want := range want {
 		wait, err := b.reserve(t.Context(), 7, 0)
 		if err != nil {
@@ -74,18 +79,11 @@ func TestBucketsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(50*time.Millisecond, func() { cancel(errDrain) })
-	if err := b.Wait(ctx, 1, 0); !errors.Is(err, errDrain) && !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want %v", err, errDrain)
+	cause := errors.New("the test ends it")
+	time.AfterFunc(50*time.Millisecond, func() { cancel(cause) })
+	if err := b.Wait(ctx, 1, 0); !errors.Is(err, cause) && !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, cause)
 	}
-}
-
-// pacedBuckets are Buckets with a shorter slot.
-func pacedBuckets(t *testing.T, slot time.Duration) *Buckets {
-	t.Helper()
-	b := NewBuckets(postgrestest.New(t), quiet)
-	b.slot = slot
-	return b
 }
 
 // TestBudget: whatever the number of instances, no more sessions are started

@@ -1,4 +1,4 @@
-package gateway
+package identify_test
 
 import (
 	"context"
@@ -13,42 +13,32 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
+	"github.com/gatehook/gatehook/internal/gateway/identify/identifytest"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// slots are Starts in memory. wait, if not nil, is what Wait does.
-type slots struct {
-	remaining atomic.Int64
-	wait      func(ctx context.Context, bucket int) error
+// newTurns returns Turns of an application that has all intents.
+func newTurns(info discord.GatewayInfo, rest *discord.REST, slots identify.Slots) *identify.Turns {
+	return identify.NewTurns(identify.Config{
+		Application: discord.Application{ID: 1, Privileged: event.IntentsPrivileged}, Info: info, REST: rest, Slots: slots, Log: quiet,
+	})
 }
 
-func (s *slots) Learn(_ context.Context, _ event.Snowflake, _, remaining int, _ time.Duration) error {
-	s.remaining.Store(int64(remaining))
-	return nil
+// refusedWith returns the code of a RefusedError; 0 for none.
+func refusedWith(err error) discord.CloseCode {
+	refused, _ := errors.AsType[identify.RefusedError](err)
+	return refused.Code
 }
 
-func (s *slots) Spend(context.Context, event.Snowflake) (time.Duration, error) {
-	if s.remaining.Add(-1) < 50 {
-		return 10 * time.Millisecond, nil
-	}
-	return 0, nil
-}
-
-func (s *slots) Wait(ctx context.Context, _ event.Snowflake, bucket int) error {
-	if s.wait == nil {
-		return nil
-	}
-	return s.wait(ctx, bucket)
-}
-
-// TestStartsRefused: what is known to be refused stays so for an hour, for
+// TestTurnsRefused: what is known to be refused stays so for an hour, for
 // these intents or for all of them, or until it is lifted.
-func TestStartsRefused(t *testing.T) {
+func TestTurnsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStarts(1, discord.GatewayInfo{}, nil, &slots{}, quiet)
+		turns := newTurns(discord.GatewayInfo{}, nil, &identifytest.Slots{})
 		const asked, other = event.IntentGuilds | event.IntentMessageContent, event.IntentGuilds
 		tests := []struct {
 			code          discord.CloseCode
@@ -64,35 +54,35 @@ func TestStartsRefused(t *testing.T) {
 			{0, 0, 0},
 		}
 		for _, tt := range tests {
-			s.refuse(tt.code, asked)
-			got, gotOther := ending{cause: s.allowed(asked)}.code(), ending{cause: s.allowed(other)}.code()
+			turns.Refuse(tt.code, asked)
+			got, gotOther := refusedWith(turns.Allowed(asked)), refusedWith(turns.Allowed(other))
 			if got != tt.asked || gotOther != tt.others {
 				t.Errorf("%d: refused with %d, and with %d for other intents", tt.code, got, gotOther)
 			}
-			s.lift()
-			if err := s.allowed(asked); err != nil {
+			turns.Lift()
+			if err := turns.Allowed(asked); err != nil {
 				t.Errorf("%d: still refused after it was lifted: %v", tt.code, err)
 			}
 		}
-		s.refuse(4014, asked)
-		time.Sleep(refusalKept)
-		if err := s.allowed(asked); err != nil {
-			t.Errorf("still refused after %v: %v", refusalKept, err)
+		turns.Refuse(4014, asked)
+		time.Sleep(time.Hour)
+		if err := turns.Allowed(asked); err != nil {
+			t.Errorf("still refused after an hour: %v", err)
 		}
 	})
 }
 
-// TestStartsTurn: the shards of a bucket come one by one and in order, those
+// TestTurn: the shards of a bucket come one by one and in order, those
 // of different buckets don't wait for each other.
-func TestStartsTurn(t *testing.T) {
+func TestTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStarts(1, discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 2}}, nil, &slots{}, quiet)
-		first, err := s.turn(t.Context(), 0)
+		turns := newTurns(discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 2}}, nil, &identifytest.Slots{})
+		first, err := turns.Turn(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := s.turn(t.Context(), 1)
+		other, err := turns.Turn(t.Context(), 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +90,7 @@ func TestStartsTurn(t *testing.T) {
 		order := make(chan int, 2)
 		for _, id := range []int{4, 2} {
 			go func() {
-				release, err := s.turn(t.Context(), id)
+				release, err := turns.Turn(t.Context(), id)
 				if err != nil {
 					t.Error(err)
 					return
@@ -121,24 +111,25 @@ func TestStartsTurn(t *testing.T) {
 	})
 }
 
-func TestStartsTurnEnds(t *testing.T) {
+func TestTurnEnds(t *testing.T) {
 	t.Parallel()
-	s := newStarts(1, discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 1}}, nil, &slots{}, quiet)
-	release, err := s.turn(t.Context(), 0)
+	turns := newTurns(discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 1}}, nil, &identifytest.Slots{})
+	release, err := turns.Turn(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer release()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errDrain)
-	if _, err := s.turn(ctx, 1); !errors.Is(err, errDrain) {
-		t.Errorf("error %v, want %v", err, errDrain)
+	cause := errors.New("the test ends it")
+	cancel(cause)
+	if _, err := turns.Turn(ctx, 1); !errors.Is(err, cause) {
+		t.Errorf("error %v, want %v", err, cause)
 	}
 }
 
-// TestStartsWaitForReset: at the reserve nothing is identified, until Discord
+// TestTurnsWaitForReset: at the reserve nothing is identified, until Discord
 // says that there is a budget again.
-func TestStartsWaitForReset(t *testing.T) {
+func TestTurnsWaitForReset(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -156,11 +147,11 @@ func TestStartsWaitForReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	var bucket int
-	s := newStarts(1, info, rest, &slots{wait: func(_ context.Context, b int) error {
+	turns := newTurns(info, rest, &identifytest.Slots{OnWait: func(_ context.Context, b int) error {
 		bucket = b
 		return nil
-	}}, quiet)
-	if err := s.permit(t.Context(), 6); err != nil {
+	}})
+	if err := turns.Permit(t.Context(), 6); err != nil {
 		t.Fatal(err)
 	}
 	if asked.Load() != 2 || bucket != 2 {

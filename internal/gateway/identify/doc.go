@@ -1,0 +1,20 @@
+// Package identify decides which shard may IDENTIFY, and when.
+//
+// [Turns] leads the shards of this instance to their IDENTIFYs one after the
+// other per bucket, and remembers what Discord refuses, so that no shard spends
+// a session start to learn it again. [Buckets] paces the IDENTIFYs of all
+// instances through the database. [Grants] knows which privileged intents are
+// switched on.
+//
+// It promises that, however many instances share a token, no bucket gets two
+// IDENTIFYs within 5 s (Discord: Max Concurrency), and that a twentieth of the
+// day's session starts is never spent (Discord: Session Start Limit Object).
+//
+// It never connects to the gateway and never sends an IDENTIFY: the shards do,
+// in this order: RefreshGrants, Turn, Allowed, the dial, Permit, Allowed once
+// more, the IDENTIFY, release. An answer of Discord's that refuses it goes to
+// Refuse.
+//
+// It owns the tables identify_buckets and session_starts. It starts no
+// goroutine and has nothing to close.
+package identify
