@@ -1,8 +1,8 @@
-// Gen writes what follows from api/models.txt and the catalog of events: the
-// tables that event.Parse works by, the schemas and webhooks at the end of
-// api/openapi.yaml, that document as JSON, and docs/events.md. It is run by go generate, in
-// api: first for the tables, then for the documents, whose examples
-// event.Parse makes.
+// Gen writes the files that are generated from api/models.txt and the catalog of
+// events: the tables that event.Parse uses, the schemas and webhooks at the end of
+// api/openapi.yaml, that document as JSON, and docs/events.md. Go generate runs it
+// in api twice: first for the tables, then for the documents, because event.Parse
+// makes their examples.
 package main
 
 import (
@@ -27,7 +27,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("say what to write: tables or documents")
+		return fmt.Errorf("usage: gen tables or gen documents")
 	}
 	text, err := os.ReadFile(modelsPath)
 	if err != nil {

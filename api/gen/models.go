@@ -10,7 +10,7 @@ import (
 type model struct {
 	name, about string
 	fields      []field
-	// by and cases are of a union: the field that tells, and what it tells.
+	// by and cases describe a union: by is the field that selects the variant.
 	by    string
 	cases []variant
 }
@@ -18,10 +18,10 @@ type model struct {
 type field struct {
 	name, about string
 	of          string // id, str, …, or the name of a model
-	list        bool   // an array of them
-	object      bool   // an object with values of them
+	list        bool   // an array of that type
+	object      bool   // an object with values of that type
 	null        bool   // null is possible
-	strict      bool   // it can't be left out
+	strict      bool   // the field can't be left out
 }
 
 type variant struct {
@@ -31,8 +31,8 @@ type variant struct {
 
 var scalars = []string{"id", "str", "time", "int", "num", "bool", "flag", "any"}
 
-// readModels reads models.txt, which says at its beginning how it is written.
-// Models come back in alphabetical order, includes resolved.
+// readModels reads models.txt, whose head explains its syntax. It returns the
+// models by name, with their includes resolved.
 func readModels(text string) (map[string]*model, error) {
 	models := make(map[string]*model)
 	var m *model
@@ -46,7 +46,7 @@ func readModels(text string) (map[string]*model, error) {
 		case !strings.HasPrefix(line, " "):
 			m, err = readHead(words)
 			if err == nil && models[m.name] != nil {
-				err = fmt.Errorf("%s is there twice", m.name)
+				err = fmt.Errorf("%s is defined twice", m.name)
 			}
 			if err == nil {
 				models[m.name] = m
@@ -62,7 +62,7 @@ func readModels(text string) (map[string]*model, error) {
 		case words[0] == "include":
 			from := models[words[1]]
 			if from == nil {
-				return nil, fmt.Errorf("line %d: %s comes before %s", n+1, m.name, words[1])
+				return nil, fmt.Errorf("line %d: %s includes %s, which must be defined before it", n+1, m.name, words[1])
 			}
 			m.fields = append(m.fields, from.fields...)
 		default:
@@ -82,12 +82,12 @@ func readHead(words []string) (*model, error) {
 	case len(words) > 4 && words[0] == "union" && words[2] == "by":
 		return &model{name: words[1], by: words[3], about: strings.Join(words[4:], " ")}, nil
 	default:
-		return nil, fmt.Errorf("%q begins neither a model nor a union", strings.Join(words, " "))
+		return nil, fmt.Errorf("%q starts neither a model nor a union", strings.Join(words, " "))
 	}
 }
 
-// readField reads FIELD TYPE description. A field that an include brought is
-// replaced.
+// readField reads FIELD TYPE description. It replaces a field of the same name
+// that an include added.
 func (m *model) readField(words []string) error {
 	if len(words) < 3 {
 		return fmt.Errorf("%q lacks a type or description", strings.Join(words, " "))
@@ -109,34 +109,35 @@ func (m *model) readField(words []string) error {
 	return nil
 }
 
-// check finds names of models that are none, and gives unions their fields.
+// check reports references to models that do not exist, and gives unions the
+// fields of their variants.
 func check(models map[string]*model) error {
 	for _, m := range models {
 		for i, v := range m.cases {
 			if (v.values == nil) != (i == len(m.cases)-1) {
-				return fmt.Errorf("%s: the last variant, and no other, is for any other value (*)", m.name)
+				return fmt.Errorf("%s: the last variant, and only that, must be for any other value (*)", m.name)
 			}
 			if models[v.model] == nil || models[v.model].by != "" {
-				return fmt.Errorf("%s: %s is no model", m.name, v.model)
+				return fmt.Errorf("%s: %s is not a model", m.name, v.model)
 			}
 			if err := m.merge(models[v.model]); err != nil {
 				return err
 			}
 		}
 		if len(m.fields) == 0 || len(m.fields) > 128 {
-			return fmt.Errorf("%s has %d fields: 1 to 128 are possible", m.name, len(m.fields))
+			return fmt.Errorf("%s has %d fields: a model can have 1 to 128", m.name, len(m.fields))
 		}
 		for _, f := range m.fields {
 			if !slices.Contains(scalars, f.of) && models[f.of] == nil {
-				return fmt.Errorf("%s.%s: %s is no type", m.name, f.name, f.of)
+				return fmt.Errorf("%s.%s: %s is not a type", m.name, f.name, f.of)
 			}
 		}
 	}
 	return nil
 }
 
-// merge adds the fields of a variant to those of the union. What they share is
-// read the same way, whichever variant it will turn out to be.
+// merge adds the fields of a variant to those of the union. Variants must agree on
+// the fields that they share: a field is read before its variant is known.
 func (m *model) merge(v *model) error {
 	for _, f := range v.fields {
 		i := slices.IndexFunc(m.fields, func(g field) bool { return g.name == f.name })

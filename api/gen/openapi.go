@@ -17,8 +17,8 @@ import (
 
 const snowflakePattern = "^[0-9]{1,20}$"
 
-// writeOpenAPI replaces what stands behind the mark, and writes the document
-// again as JSON.
+// writeOpenAPI replaces everything after the mark, and writes the document as
+// JSON too.
 func writeOpenAPI(models map[string]*model) error {
 	doc, err := os.ReadFile(openapiDoc)
 	if err != nil {
@@ -26,13 +26,13 @@ func writeOpenAPI(models map[string]*model) error {
 	}
 	own, _, ok := bytes.Cut(doc, []byte(api.Mark))
 	if !ok {
-		return errors.New(openapiDoc + " lacks the line that says where the generated part begins")
+		return errors.New(openapiDoc + " lacks the line that marks the start of the generated part")
 	}
 	b := bytes.NewBuffer(slices.Clone(own))
 	b.WriteString(api.Mark)
 	for _, m := range sorted(models) {
 		if bytes.Contains(own, []byte("\n    "+m.name+":\n")) {
-			return fmt.Errorf("%s has a %s of its own: name one of them otherwise", openapiDoc, m.name)
+			return fmt.Errorf("%s already defines %s: rename one of them", openapiDoc, m.name)
 		}
 		writeSchema(b, m, models)
 	}
@@ -78,7 +78,7 @@ func writeSchema(b *bytes.Buffer, m *model, models map[string]*model) {
 	}
 }
 
-// told is what a union's field holds if the object is this variant.
+// told returns the schema of the union's selecting field for a variant.
 func told(m *model, v variant) string {
 	if v.values != nil {
 		return "{ enum: [" + strings.Join(v.values, ", ") + "] }"
@@ -90,7 +90,7 @@ func told(m *model, v variant) string {
 	return "{ not: { enum: [" + strings.Join(others, ", ") + "] } }"
 }
 
-// fieldSchema is one line of YAML.
+// fieldSchema returns a field's schema as one line of YAML.
 func fieldSchema(f field) string {
 	about := "description: " + quote(f.about)
 	switch {
@@ -147,7 +147,7 @@ func orNull(name string, null bool) string {
 
 func ref(name string) string { return fmt.Sprintf(`{ $ref: "#/components/schemas/%s" }`, name) }
 
-// quote writes a string that YAML and JSON read alike.
+// quote returns a string literal that is valid in both YAML and JSON.
 func quote(s string) string {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -163,11 +163,11 @@ const anyEvent = `webhooks:
     post:
       summary: A delivery in the format ` + "`standard`" + `, of any event
       description: |
-        Sent to a listener's URL. Signed as Standard Webhooks prescribe
-        (` + "`webhook-id`, `webhook-timestamp`, `webhook-signature`" + `); any 2xx
-        answer accepts it. ` + "`data`" + ` of a RAW_ event is what Discord sent, byte
-        for byte; that of another event is a model, as the webhooks below say
-        one by one.
+        Sent to a listener's URL, and signed as Standard Webhooks prescribes
+        (` + "`webhook-id`, `webhook-timestamp`, `webhook-signature`" + `). Any 2xx
+        response accepts it. For a RAW_ event, ` + "`data`" + ` is the payload byte for
+        byte as Discord sent it. For any other event, ` + "`data`" + ` is a model; the
+        webhooks below define the model of each event.
       operationId: receiveEvent
       security: []
       requestBody:
@@ -208,7 +208,7 @@ func writeWebhook(b *bytes.Buffer, t event.Type) error {
 	return nil
 }
 
-// camel makes GuildBanAdd of GUILD_BAN_ADD.
+// camel converts GUILD_BAN_ADD to GuildBanAdd.
 func camel(name string) string {
 	var b strings.Builder
 	for word := range strings.SplitSeq(name, "_") {
@@ -217,7 +217,7 @@ func camel(name string) string {
 	return b.String()
 }
 
-// origins are what the origin of an event may be, for the two that have one.
+// origins returns the possible origins of an event; nil for an event without one.
 func origins(name string) []string {
 	switch name {
 	case "GUILD_CREATE":
@@ -241,9 +241,9 @@ func originSchema(name string) string {
 	if values == nil {
 		return ""
 	}
-	about := "Why: the session began (startup), an outage is over (available), or the bot was added (join)."
+	about := "Why the event was sent: the session began (startup), an outage is over (available), or the bot was added (join)."
 	if name == "GUILD_DELETE" {
-		about = "Why: an outage, or the bot is not in the guild any more (removed)."
+		about = "Why the event was sent: an outage began (outage), or the bot is no longer in the guild (removed)."
 	}
 	return fmt.Sprintf(", origin: { type: string, enum: [%s], description: %s }", strings.Join(values, ", "), quote(about))
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// writeTables writes the tables that event.Parse works by.
+// writeTables writes the tables that event.Parse uses.
 func writeTables(models map[string]*model) error {
 	all := sorted(models)
 	index := make(map[string]int, len(all))
@@ -62,8 +62,8 @@ func switches(f field) string {
 	return b.String()
 }
 
-// lengths are the fields' numbers by the length of their names, and for every
-// length where it begins among them.
+// lengths returns the fields' numbers, sorted by the length of their names, and for
+// each length the position of its first number.
 func lengths(fields []field) (byLength, starts string) {
 	order := make([]byte, len(fields))
 	longest := 0
@@ -83,12 +83,12 @@ func lengths(fields []field) (byLength, starts string) {
 	return string(order), string(begins)
 }
 
-// by is the number of the field that tells a union's variants apart.
+// by returns the number of the field that selects a union's variant.
 func by(m *model) int {
 	return slices.IndexFunc(m.fields, func(f field) bool { return f.name == m.by })
 }
 
-// absent is what a field becomes that Discord left out.
+// absent returns the text that replaces a field that Discord left out.
 func absent(f field) string {
 	value := "null"
 	switch {

@@ -227,7 +227,7 @@ func (e ShardState) Valid() bool {
 
 // ActionRow A row of components.
 type ActionRow struct {
-	// Components What is in it.
+	// Components Its components.
 	Components []Component `json:"components"`
 
 	// Id Its number in the message; not a snowflake.
@@ -251,10 +251,10 @@ type Activity struct {
 	// CreatedAt When it was added, in Unix milliseconds.
 	CreatedAt nullable.Nullable[int] `json:"created_at"`
 
-	// Details What is being done.
+	// Details What the user is doing.
 	Details nullable.Nullable[string] `json:"details"`
 
-	// DetailsUrl Where the details lead.
+	// DetailsUrl URL of the details.
 	DetailsUrl nullable.Nullable[string] `json:"details_url"`
 
 	// Emoji Emoji of a custom status.
@@ -263,7 +263,7 @@ type Activity struct {
 	// Flags Flags.
 	Flags nullable.Nullable[int] `json:"flags"`
 
-	// Id Its id, unique for the user; not a snowflake.
+	// Id Its ID, unique for the user; not a snowflake.
 	Id nullable.Nullable[string] `json:"id"`
 
 	// Instance Whether it is an instanced game session.
@@ -287,13 +287,13 @@ type Activity struct {
 	// State The party's status, or the text of a custom status.
 	State nullable.Nullable[string] `json:"state"`
 
-	// StateUrl Where the state leads.
+	// StateUrl URL of the state.
 	StateUrl nullable.Nullable[string] `json:"state_url"`
 
-	// StatusDisplayType Which of its texts the status shows.
+	// StatusDisplayType Selects the text that the status shows.
 	StatusDisplayType nullable.Nullable[int] `json:"status_display_type"`
 
-	// SyncId Track that is being heard; undocumented.
+	// SyncId Track that the user hears; undocumented.
 	SyncId nullable.Nullable[string] `json:"sync_id"`
 
 	// Timestamps Its start and end.
@@ -317,7 +317,7 @@ type ActivityAssets struct {
 	// LargeText Text over it.
 	LargeText nullable.Nullable[string] `json:"large_text"`
 
-	// LargeUrl Where it leads.
+	// LargeUrl URL that it opens.
 	LargeUrl nullable.Nullable[string] `json:"large_url"`
 
 	// SmallImage Small picture.
@@ -326,13 +326,13 @@ type ActivityAssets struct {
 	// SmallText Text over it.
 	SmallText nullable.Nullable[string] `json:"small_text"`
 
-	// SmallUrl Where it leads.
+	// SmallUrl URL that it opens.
 	SmallUrl nullable.Nullable[string] `json:"small_url"`
 }
 
 // ActivityEmoji The emoji of a custom status.
 type ActivityEmoji struct {
-	// Animated Whether it moves.
+	// Animated Whether it is animated.
 	Animated bool `json:"animated"`
 
 	// Id The emoji; null for a standard one.
@@ -344,22 +344,22 @@ type ActivityEmoji struct {
 
 // ActivityParty The party of an activity.
 type ActivityParty struct {
-	// Id Its id; not a snowflake.
+	// Id Its ID; not a snowflake.
 	Id nullable.Nullable[string] `json:"id"`
 
-	// Size Present and largest size.
+	// Size Current and maximum size.
 	Size nullable.Nullable[[]int] `json:"size"`
 }
 
 // ActivitySecrets Secrets of an activity.
 type ActivitySecrets struct {
-	// Join To join the party.
+	// Join Secret to join the party.
 	Join nullable.Nullable[string] `json:"join"`
 
-	// Match Of one match.
+	// Match Secret of one match.
 	Match nullable.Nullable[string] `json:"match"`
 
-	// Spectate To watch.
+	// Spectate Secret to watch.
 	Spectate nullable.Nullable[string] `json:"spectate"`
 }
 
@@ -395,13 +395,13 @@ type Attachment struct {
 	// ClipCreatedAt When the clip was made.
 	ClipCreatedAt nullable.Nullable[time.Time] `json:"clip_created_at"`
 
-	// ClipParticipants Who is in a clip.
+	// ClipParticipants The users in a clip.
 	ClipParticipants []User `json:"clip_participants"`
 
 	// ContentType Media type.
 	ContentType nullable.Nullable[string] `json:"content_type"`
 
-	// Description Description, for those who can't see it.
+	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// DurationSecs Seconds of a voice message.
@@ -428,7 +428,7 @@ type Attachment struct {
 	// PlaceholderVersion Its version.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
-	// ProxyUrl Where Discord's copy is.
+	// ProxyUrl URL of Discord's copy.
 	ProxyUrl string `json:"proxy_url"`
 
 	// Size Bytes.
@@ -437,7 +437,7 @@ type Attachment struct {
 	// Title Title.
 	Title nullable.Nullable[string] `json:"title"`
 
-	// Url Where it is.
+	// Url Its URL.
 	Url string `json:"url"`
 
 	// Waveform Its waveform in base64.
@@ -457,27 +457,27 @@ type Attempt struct {
 	// Error Why there was no usable response.
 	Error nullable.Nullable[string] `json:"error"`
 
-	// Response The beginning of the response's body; not kept for a success. A token of the event in it reads `[redacted]`.
+	// Response The beginning of the response body; not kept for a success. The event's tokens are replaced with `[redacted]`.
 	Response  nullable.Nullable[string] `json:"response"`
 	StartedAt time.Time                 `json:"started_at"`
 
-	// Status The HTTP status; `null` without a response.
+	// Status The HTTP status; `null` if there was no response.
 	Status nullable.Nullable[int] `json:"status"`
 }
 
 // AuditLogChange A change in an audit log.
 type AuditLogChange struct {
-	// Key What changed.
+	// Key Name of the changed value.
 	Key string `json:"key"`
 
-	// NewValue What it is now.
+	// NewValue The new value.
 	NewValue interface{} `json:"new_value"`
 
-	// OldValue What it was.
+	// OldValue The old value.
 	OldValue interface{} `json:"old_value"`
 }
 
-// AuditLogOptions More on an action in an audit log.
+// AuditLogOptions Details of an action in an audit log.
 type AuditLogOptions struct {
 	// ApplicationId The application.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
@@ -485,16 +485,16 @@ type AuditLogOptions struct {
 	// AutoModerationRuleName Rule that applied.
 	AutoModerationRuleName nullable.Nullable[string] `json:"auto_moderation_rule_name"`
 
-	// AutoModerationRuleTriggerType What triggered it.
+	// AutoModerationRuleTriggerType Kind of trigger.
 	AutoModerationRuleTriggerType nullable.Nullable[string] `json:"auto_moderation_rule_trigger_type"`
 
 	// ChannelId The channel.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 
-	// Count How many there were.
+	// Count Number of objects.
 	Count nullable.Nullable[string] `json:"count"`
 
-	// DeleteMemberDays After how many days the inactive were kicked.
+	// DeleteMemberDays Days of inactivity after which members were kicked.
 	DeleteMemberDays nullable.Nullable[string] `json:"delete_member_days"`
 
 	// Id Role or member of an overwrite.
@@ -503,7 +503,7 @@ type AuditLogOptions struct {
 	// IntegrationType Integration that did it.
 	IntegrationType nullable.Nullable[string] `json:"integration_type"`
 
-	// MembersRemoved How many were removed.
+	// MembersRemoved Number of removed members.
 	MembersRemoved nullable.Nullable[string] `json:"members_removed"`
 
 	// MessageId The message.
@@ -519,24 +519,24 @@ type AuditLogOptions struct {
 	Type nullable.Nullable[string] `json:"type"`
 }
 
-// AutoModerationAction What a rule of the auto moderation does.
+// AutoModerationAction An action of an auto moderation rule.
 type AutoModerationAction struct {
-	// Metadata How.
+	// Metadata Its settings.
 	Metadata nullable.Nullable[AutoModerationActionMetadata] `json:"metadata"`
 
 	// Type 1 block the message, 2 send an alert, 3 timeout, 4 block the member.
 	Type int `json:"type"`
 }
 
-// AutoModerationActionExecution A rule of the auto moderation acted.
+// AutoModerationActionExecution An auto moderation rule acted.
 type AutoModerationActionExecution struct {
-	// Action What was done.
+	// Action The action.
 	Action AutoModerationAction `json:"action"`
 
 	// AlertSystemMessageId The alert.
 	AlertSystemMessageId nullable.Nullable[string] `json:"alert_system_message_id"`
 
-	// ChannelId Where it was.
+	// ChannelId The channel.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 
 	// Content The text; empty without MESSAGE_CONTENT.
@@ -545,7 +545,7 @@ type AutoModerationActionExecution struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// MatchedContent What it matched; empty without MESSAGE_CONTENT.
+	// MatchedContent The matched text; empty without MESSAGE_CONTENT.
 	MatchedContent nullable.Nullable[string] `json:"matched_content"`
 
 	// MatchedKeyword Word or pattern that matched.
@@ -560,28 +560,28 @@ type AutoModerationActionExecution struct {
 	// RuleTriggerType Kind of trigger.
 	RuleTriggerType int `json:"rule_trigger_type"`
 
-	// UserId Whose doing triggered it.
+	// UserId The user who triggered it.
 	UserId string `json:"user_id"`
 }
 
-// AutoModerationActionMetadata How a rule of the auto moderation acts.
+// AutoModerationActionMetadata Settings of an auto moderation action.
 type AutoModerationActionMetadata struct {
-	// ChannelId Where the alert goes.
+	// ChannelId The channel for the alert.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 
-	// CustomMessage What the member is told.
+	// CustomMessage Message to the member.
 	CustomMessage nullable.Nullable[string] `json:"custom_message"`
 
-	// DurationSeconds How long the timeout is.
+	// DurationSeconds Duration of the timeout.
 	DurationSeconds nullable.Nullable[int] `json:"duration_seconds"`
 }
 
-// AutoModerationRule A rule of the auto moderation.
+// AutoModerationRule An auto moderation rule.
 type AutoModerationRule struct {
-	// Actions What it does.
+	// Actions Its actions.
 	Actions []AutoModerationAction `json:"actions"`
 
-	// CreatorId Who made it.
+	// CreatorId The user who created it.
 	CreatorId nullable.Nullable[string] `json:"creator_id"`
 
 	// Enabled Whether it is on.
@@ -605,28 +605,28 @@ type AutoModerationRule struct {
 	// Name Name.
 	Name string `json:"name"`
 
-	// TriggerMetadata What triggers it.
+	// TriggerMetadata The trigger's settings.
 	TriggerMetadata nullable.Nullable[AutoModerationTrigger] `json:"trigger_metadata"`
 
-	// TriggerType 1 keyword, 3 spam, 4 list of Discord, 5 mentions, 6 profile.
+	// TriggerType 1 keyword, 3 spam, 4 one of Discord's lists, 5 mentions, 6 profile.
 	TriggerType int `json:"trigger_type"`
 }
 
-// AutoModerationTrigger What triggers a rule of the auto moderation.
+// AutoModerationTrigger The trigger settings of an auto moderation rule.
 type AutoModerationTrigger struct {
-	// AllowList Words that are no reason.
+	// AllowList Words that do not trigger it.
 	AllowList []string `json:"allow_list"`
 
-	// KeywordFilter Words.
+	// KeywordFilter Words that trigger it.
 	KeywordFilter []string `json:"keyword_filter"`
 
-	// MentionRaidProtectionEnabled Whether raids of mentions are looked for.
+	// MentionRaidProtectionEnabled Whether mention raids are detected.
 	MentionRaidProtectionEnabled bool `json:"mention_raid_protection_enabled"`
 
-	// MentionTotalLimit Most mentions in a message.
+	// MentionTotalLimit Maximum number of mentions in a message.
 	MentionTotalLimit nullable.Nullable[int] `json:"mention_total_limit"`
 
-	// Presets Lists of Discord.
+	// Presets Discord's lists.
 	Presets []int `json:"presets"`
 
 	// RegexPatterns Patterns in Rust's syntax.
@@ -645,17 +645,17 @@ type AvatarDecoration struct {
 	SkuId nullable.Nullable[string] `json:"sku_id"`
 }
 
-// BotActivity What Discord takes of a bot's activity.
+// BotActivity The fields of an activity that Discord accepts from a bot.
 type BotActivity struct {
 	Name string `json:"name"`
 
-	// State What more there is to say.
+	// State Additional text.
 	State *string `json:"state,omitempty"`
 
 	// Type 0 playing, 1 streaming, 2 listening, 3 watching, 4 custom (shows `state`), 5 competing.
 	Type int `json:"type"`
 
-	// Url Where the stream is, on https://twitch.tv/ or https://youtube.com/; for type 1 only.
+	// Url The URL of the stream, on https://twitch.tv/ or https://youtube.com/; for type 1 only.
 	Url *string `json:"url,omitempty"`
 }
 
@@ -670,10 +670,10 @@ type BotPresence struct {
 
 // Button A button.
 type Button struct {
-	// CustomId What interactions with it carry.
+	// CustomId ID that its interactions carry.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
-	// Disabled Whether it is switched off.
+	// Disabled Whether it is disabled.
 	Disabled bool `json:"disabled"`
 
 	// Emoji Emoji.
@@ -685,22 +685,22 @@ type Button struct {
 	// Label Text.
 	Label nullable.Nullable[string] `json:"label"`
 
-	// SkuId Product that it leads to.
+	// SkuId Product that it opens.
 	SkuId nullable.Nullable[string] `json:"sku_id"`
 
-	// Style 1 to 4 send an interaction, 5 leads to a URL, 6 to a product.
+	// Style 1 to 4 send an interaction, 5 opens a URL, 6 opens a product.
 	Style int `json:"style"`
 
 	// Type Its type.
 	Type int `json:"type"`
 
-	// Url Where it leads.
+	// Url URL that it opens.
 	Url nullable.Nullable[string] `json:"url"`
 }
 
 // CategoryChannel A category (type 4), which groups channels.
 type CategoryChannel struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// Flags Flags.
@@ -724,7 +724,7 @@ type CategoryChannel struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -734,14 +734,14 @@ type CategoryChannel struct {
 	Type int `json:"type"`
 }
 
-// Channel A channel. Which model it is follows from its type.
+// Channel A channel. Its type determines its model.
 type Channel struct {
 	union json.RawMessage
 }
 
 // Channel0 defines model for Channel.0.
 type Channel0 struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
@@ -759,7 +759,7 @@ type Channel0 struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -777,7 +777,7 @@ type Channel0 struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -793,7 +793,7 @@ type Channel0 struct {
 
 // Channel1 defines model for Channel.1.
 type Channel1 struct {
-	// ApplicationId The application that made a group.
+	// ApplicationId The application that created a group.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
 	// Flags Flags.
@@ -805,7 +805,7 @@ type Channel1 struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -817,20 +817,20 @@ type Channel1 struct {
 	// Name Name of a group.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// OwnerId Who made a group.
+	// OwnerId The user who created a group.
 	OwnerId nullable.Nullable[string] `json:"owner_id"`
 
-	// Recipients With whom.
+	// Recipients The other participants.
 	Recipients []User      `json:"recipients"`
 	Type       interface{} `json:"type"`
 }
 
 // Channel2 defines model for Channel.2.
 type Channel2 struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
-	// Bitrate Bits a second.
+	// Bitrate Bits per second.
 	Bitrate nullable.Nullable[int] `json:"bitrate"`
 
 	// Flags Flags.
@@ -842,7 +842,7 @@ type Channel2 struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -860,7 +860,7 @@ type Channel2 struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -879,19 +879,19 @@ type Channel2 struct {
 	Topic nullable.Nullable[string] `json:"topic"`
 	Type  interface{}               `json:"type"`
 
-	// UserLimit How many may be in it; 0 for no limit.
+	// UserLimit Maximum number of users; 0 for no limit.
 	UserLimit nullable.Nullable[int] `json:"user_limit"`
 
 	// VideoQualityMode 1 automatic, 2 720p.
 	VideoQualityMode nullable.Nullable[int] `json:"video_quality_mode"`
 
-	// VoiceStartTime Since when it is in use, in Unix seconds; not in every event.
+	// VoiceStartTime Start of its use, in Unix seconds; not in every event.
 	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
 }
 
 // Channel3 defines model for Channel.3.
 type Channel3 struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// Flags Flags.
@@ -915,7 +915,7 @@ type Channel3 struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -925,7 +925,7 @@ type Channel3 struct {
 
 // Channel4 defines model for Channel.4.
 type Channel4 struct {
-	// AppPermissions What the application may do here; in interactions only.
+	// AppPermissions Permissions of the application here; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// AppliedTags Tags of the forum that it has.
@@ -940,7 +940,7 @@ type Channel4 struct {
 	// Id The thread.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -949,41 +949,41 @@ type Channel4 struct {
 	// Member The bot's membership, if it joined.
 	Member nullable.Nullable[ThreadMember] `json:"member"`
 
-	// MemberCount Members; counting stops at 50.
+	// MemberCount Number of members, counted up to 50.
 	MemberCount nullable.Nullable[int] `json:"member_count"`
 
-	// MessageCount Messages, without the first and deleted ones.
+	// MessageCount Number of messages, except the first one and deleted ones.
 	MessageCount nullable.Nullable[int] `json:"message_count"`
 
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// NewlyCreated Whether it was just made, and not only became visible.
+	// NewlyCreated Whether it was just created (otherwise it only became visible).
 	NewlyCreated bool `json:"newly_created"`
 
-	// OwnerId Who started it.
+	// OwnerId The user who started it.
 	OwnerId nullable.Nullable[string] `json:"owner_id"`
 
 	// ParentId The channel that it is in.
 	ParentId nullable.Nullable[string] `json:"parent_id"`
 
-	// Permissions What the invoking user may do here; in interactions only.
+	// Permissions Permissions of the invoking user here; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// RateLimitPerUser Slow mode, in seconds.
 	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
 
-	// ThreadMetadata Whether it is archived or locked, and since when.
+	// ThreadMetadata Whether it is archived or locked, and related settings.
 	ThreadMetadata nullable.Nullable[ThreadMetadata] `json:"thread_metadata"`
 
-	// TotalMessageSent Messages ever sent in it.
+	// TotalMessageSent Number of messages ever sent in it.
 	TotalMessageSent nullable.Nullable[int] `json:"total_message_sent"`
 	Type             interface{}            `json:"type"`
 }
 
 // Channel5 defines model for Channel.5.
 type Channel5 struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// AvailableTags Tags that a thread may have.
@@ -1016,7 +1016,7 @@ type Channel5 struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -1034,7 +1034,7 @@ type Channel5 struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -1053,7 +1053,7 @@ type Channel5 struct {
 
 // Channel6 defines model for Channel.6.
 type Channel6 struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// Flags Flags.
@@ -1074,7 +1074,7 @@ type Channel6 struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -1082,7 +1082,7 @@ type Channel6 struct {
 	Type     interface{}            `json:"type"`
 }
 
-// ChannelInfo An answer to a request for what is going on in voice channels.
+// ChannelInfo A reply to a request for information on voice channels.
 type ChannelInfo struct {
 	// Channels Its voice channels.
 	Channels []VoiceChannelInfo `json:"channels"`
@@ -1145,7 +1145,7 @@ type Close struct {
 
 // Collectibles Collected items that a user shows.
 type Collectibles struct {
-	// Nameplate What is behind the name.
+	// Nameplate Picture behind the name.
 	Nameplate nullable.Nullable[Nameplate] `json:"nameplate"`
 }
 
@@ -1172,7 +1172,7 @@ type CommandPermission struct {
 	// Id The role, user or channel.
 	Id string `json:"id"`
 
-	// Permission Whether it may be used.
+	// Permission Whether the command may be used.
 	Permission bool `json:"permission"`
 
 	// Type 1 role, 2 user, 3 channel.
@@ -1181,18 +1181,18 @@ type CommandPermission struct {
 
 // CommandSent defines model for CommandSent.
 type CommandSent struct {
-	// Shard `[id, count]`: the shard that it went through.
+	// Shard `[id, count]`: the shard that received the command.
 	Shard ShardOfCount `json:"shard"`
 }
 
-// Component A component of a message. Which model it is follows from its type.
+// Component A component of a message. Its type determines its model.
 type Component struct {
 	union json.RawMessage
 }
 
 // Component0 defines model for Component.0.
 type Component0 struct {
-	// Components What is in it.
+	// Components Its components.
 	Components []Component `json:"components"`
 
 	// Id Its number in the message; not a snowflake.
@@ -1202,10 +1202,10 @@ type Component0 struct {
 
 // Component1 defines model for Component.1.
 type Component1 struct {
-	// CustomId What interactions with it carry.
+	// CustomId ID that its interactions carry.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
-	// Disabled Whether it is switched off.
+	// Disabled Whether it is disabled.
 	Disabled bool `json:"disabled"`
 
 	// Emoji Emoji.
@@ -1217,44 +1217,44 @@ type Component1 struct {
 	// Label Text.
 	Label nullable.Nullable[string] `json:"label"`
 
-	// SkuId Product that it leads to.
+	// SkuId Product that it opens.
 	SkuId nullable.Nullable[string] `json:"sku_id"`
 
-	// Style 1 to 4 send an interaction, 5 leads to a URL, 6 to a product.
+	// Style 1 to 4 send an interaction, 5 opens a URL, 6 opens a product.
 	Style int         `json:"style"`
 	Type  interface{} `json:"type"`
 
-	// Url Where it leads.
+	// Url URL that it opens.
 	Url nullable.Nullable[string] `json:"url"`
 }
 
 // Component2 defines model for Component.2.
 type Component2 struct {
-	// ChannelTypes Types of channels to choose from; any if empty.
+	// ChannelTypes Types of channels to choose from; all types if empty.
 	ChannelTypes []int `json:"channel_types"`
 
-	// CustomId What interactions with it carry.
+	// CustomId ID that its interactions carry.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
-	// DefaultValues What is chosen at first.
+	// DefaultValues Initial choices.
 	DefaultValues []SelectDefault `json:"default_values"`
 
-	// Disabled Whether it is switched off.
+	// Disabled Whether it is disabled.
 	Disabled bool `json:"disabled"`
 
 	// Id Its number in the message; not a snowflake.
 	Id nullable.Nullable[int] `json:"id"`
 
-	// MaxValues Most choices; 1 if null.
+	// MaxValues Maximum number of choices; 1 if null.
 	MaxValues nullable.Nullable[int] `json:"max_values"`
 
-	// MinValues Fewest choices; 1 if null.
+	// MinValues Minimum number of choices; 1 if null.
 	MinValues nullable.Nullable[int] `json:"min_values"`
 
 	// Options Choices.
 	Options []SelectOption `json:"options"`
 
-	// Placeholder Text without a choice.
+	// Placeholder Text that is shown when nothing is chosen.
 	Placeholder nullable.Nullable[string] `json:"placeholder"`
 
 	// Required Whether a choice is needed, in a modal.
@@ -1264,7 +1264,7 @@ type Component2 struct {
 
 // Component3 defines model for Component.3.
 type Component3 struct {
-	// Accessory What is beside them.
+	// Accessory The component beside them.
 	Accessory nullable.Nullable[Component] `json:"accessory"`
 
 	// Components The texts.
@@ -1287,7 +1287,7 @@ type Component4 struct {
 
 // Component5 defines model for Component.5.
 type Component5 struct {
-	// Description Description, for those who can't see it.
+	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Id Its number in the message; not a snowflake.
@@ -1306,7 +1306,7 @@ type Component6 struct {
 	// Id Its number in the message; not a snowflake.
 	Id nullable.Nullable[int] `json:"id"`
 
-	// Items What it shows.
+	// Items The images and videos.
 	Items []GalleryItem `json:"items"`
 	Type  interface{}   `json:"type"`
 }
@@ -1332,7 +1332,7 @@ type Component7 struct {
 
 // Component8 defines model for Component.8.
 type Component8 struct {
-	// Divider Whether there is a line; yes if null.
+	// Divider Whether there is a line; true if null.
 	Divider nullable.Nullable[bool] `json:"divider"`
 
 	// Id Its number in the message; not a snowflake.
@@ -1348,7 +1348,7 @@ type Component9 struct {
 	// AccentColor Color at its side.
 	AccentColor nullable.Nullable[int] `json:"accent_color"`
 
-	// Components What is in it.
+	// Components Its components.
 	Components []Component `json:"components"`
 
 	// Id Its number in the message; not a snowflake.
@@ -1371,7 +1371,7 @@ type Container struct {
 	// AccentColor Color at its side.
 	AccentColor nullable.Nullable[int] `json:"accent_color"`
 
-	// Components What is in it.
+	// Components Its components.
 	Components []Component `json:"components"`
 
 	// Id Its number in the message; not a snowflake.
@@ -1398,19 +1398,19 @@ type Delivery struct {
 	// Data The payload.
 	Data interface{} `json:"data"`
 
-	// Id The event's id: the same for every listener, and when Discord replays it.
+	// Id The event's ID: the same for every listener, and when Discord replays the event.
 	Id openapi_types.UUID `json:"id"`
 
-	// Seq The sequence number within the session; 0 for what Discord did not number.
+	// Seq The sequence number within the session; 0 for events that Discord did not number.
 	Seq int64 `json:"seq"`
 
 	// Shard `[id, count]`
 	Shard []int `json:"shard"`
 
-	// Timestamp When it was received.
+	// Timestamp When the event was received.
 	Timestamp time.Time `json:"timestamp"`
 
-	// Type The event's name as registered for: `GUILD_BAN_ADD` or `RAW_GUILD_BAN_ADD`.
+	// Type The event's name, in the form that the listener is registered for: `GUILD_BAN_ADD` or `RAW_GUILD_BAN_ADD`.
 	Type string `json:"type"`
 }
 
@@ -1434,23 +1434,24 @@ type DeliveryDetail struct {
 	// ReceivedAt When the event was received.
 	ReceivedAt time.Time `json:"received_at"`
 
-	// Status `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
-	// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+	// Status `pending`: the delivery waits for an attempt. `delivered`: the callback accepted it.
+	// `exhausted`: all attempts of the schedule failed. `expired`: the event got too old.
+	// `unparsable`: the event could not be converted to its model.
 	Status DeliveryStatus `json:"status"`
 }
 
-// DeliveryExhausted All attempts of a delivery failed. Deliveries of this event itself are not told of.
+// DeliveryExhausted All attempts of a delivery failed. The event is not sent for deliveries of this event itself.
 type DeliveryExhausted struct {
-	// Attempts How many were made.
+	// Attempts The number of attempts.
 	Attempts int `json:"attempts"`
 
-	// DeliveryId The delivery: the webhook-id of its attempts.
+	// DeliveryId The delivery's ID: the webhook-id of its attempts.
 	DeliveryId string `json:"delivery_id"`
 
-	// Error Why there was no answer.
+	// Error Why there was no response.
 	Error nullable.Nullable[string] `json:"error"`
 
-	// Event Its name, as delivered.
+	// Event The event's name, as delivered.
 	Event string `json:"event"`
 
 	// EventId The event.
@@ -1459,7 +1460,7 @@ type DeliveryExhausted struct {
 	// ListenerId The listener.
 	ListenerId string `json:"listener_id"`
 
-	// Status What the callback answered last; null for no answer.
+	// Status The last HTTP status of the callback; null if there was no response.
 	Status nullable.Nullable[int] `json:"status"`
 }
 
@@ -1467,7 +1468,7 @@ type DeliveryExhausted struct {
 type DeliveryPage struct {
 	Data []DeliveryRecord `json:"data"`
 
-	// NextCursor For the next page; `null` on the last.
+	// NextCursor The cursor of the next page; `null` on the last page.
 	NextCursor nullable.Nullable[string] `json:"next_cursor"`
 }
 
@@ -1488,18 +1489,20 @@ type DeliveryRecord struct {
 	// ReceivedAt When the event was received.
 	ReceivedAt time.Time `json:"received_at"`
 
-	// Status `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
-	// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+	// Status `pending`: the delivery waits for an attempt. `delivered`: the callback accepted it.
+	// `exhausted`: all attempts of the schedule failed. `expired`: the event got too old.
+	// `unparsable`: the event could not be converted to its model.
 	Status DeliveryStatus `json:"status"`
 }
 
-// DeliveryStatus `pending` waits for an attempt; `delivered` was accepted; `exhausted` was tried as often
-// as the schedule says; `expired` got too old; `unparsable` could not be made a model.
+// DeliveryStatus `pending`: the delivery waits for an attempt. `delivered`: the callback accepted it.
+// `exhausted`: all attempts of the schedule failed. `expired`: the event got too old.
+// `unparsable`: the event could not be converted to its model.
 type DeliveryStatus string
 
 // DirectChannel A direct message (1) or a group of them (3).
 type DirectChannel struct {
-	// ApplicationId The application that made a group.
+	// ApplicationId The application that created a group.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
 	// Flags Flags.
@@ -1511,7 +1514,7 @@ type DirectChannel struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -1523,10 +1526,10 @@ type DirectChannel struct {
 	// Name Name of a group.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// OwnerId Who made a group.
+	// OwnerId The user who created a group.
 	OwnerId nullable.Nullable[string] `json:"owner_id"`
 
-	// Recipients With whom.
+	// Recipients The other participants.
 	Recipients []User `json:"recipients"`
 
 	// Type 1 for two, 3 for a group.
@@ -1559,13 +1562,13 @@ type Embed struct {
 	// Image Image.
 	Image nullable.Nullable[EmbedMedia] `json:"image"`
 
-	// Provider Where it comes from.
+	// Provider Source.
 	Provider nullable.Nullable[EmbedProvider] `json:"provider"`
 
 	// Thumbnail Small image.
 	Thumbnail nullable.Nullable[EmbedMedia] `json:"thumbnail"`
 
-	// Timestamp Time shown.
+	// Timestamp Timestamp that is shown.
 	Timestamp nullable.Nullable[time.Time] `json:"timestamp"`
 
 	// Title Title.
@@ -1574,7 +1577,7 @@ type Embed struct {
 	// Type rich, image, video, gifv, article, link, poll_result …
 	Type nullable.Nullable[string] `json:"type"`
 
-	// Url Where the title leads.
+	// Url URL of the title.
 	Url nullable.Nullable[string] `json:"url"`
 
 	// Video Video.
@@ -1589,16 +1592,16 @@ type EmbedAuthor struct {
 	// Name Name.
 	Name string `json:"name"`
 
-	// ProxyIconUrl Discord's copy of it.
+	// ProxyIconUrl URL of Discord's copy.
 	ProxyIconUrl nullable.Nullable[string] `json:"proxy_icon_url"`
 
-	// Url Where it leads.
+	// Url URL that it opens.
 	Url nullable.Nullable[string] `json:"url"`
 }
 
 // EmbedField A field of an embed.
 type EmbedField struct {
-	// Inline Whether others may stand beside it.
+	// Inline Whether other fields may be beside it.
 	Inline bool `json:"inline"`
 
 	// Name Name.
@@ -1613,7 +1616,7 @@ type EmbedFooter struct {
 	// IconUrl Icon.
 	IconUrl nullable.Nullable[string] `json:"icon_url"`
 
-	// ProxyIconUrl Discord's copy of it.
+	// ProxyIconUrl URL of Discord's copy.
 	ProxyIconUrl nullable.Nullable[string] `json:"proxy_icon_url"`
 
 	// Text Text.
@@ -1625,7 +1628,7 @@ type EmbedMedia struct {
 	// ContentType Media type.
 	ContentType nullable.Nullable[string] `json:"content_type"`
 
-	// Description Description, for those who can't see it.
+	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Flags Flags.
@@ -1640,17 +1643,17 @@ type EmbedMedia struct {
 	// PlaceholderVersion Its version.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
-	// ProxyUrl Where Discord's copy is.
+	// ProxyUrl URL of Discord's copy.
 	ProxyUrl nullable.Nullable[string] `json:"proxy_url"`
 
-	// Url Where it is.
+	// Url Its URL.
 	Url nullable.Nullable[string] `json:"url"`
 
 	// Width Pixels.
 	Width nullable.Nullable[int] `json:"width"`
 }
 
-// EmbedProvider Where an embed comes from.
+// EmbedProvider The source of an embed.
 type EmbedProvider struct {
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
@@ -1661,7 +1664,7 @@ type EmbedProvider struct {
 
 // Emoji An emoji: of a guild, of an application, or a standard one (id null).
 type Emoji struct {
-	// Animated Whether it moves.
+	// Animated Whether it is animated.
 	Animated bool `json:"animated"`
 
 	// Available Whether it can be used now.
@@ -1679,14 +1682,14 @@ type Emoji struct {
 	// RequireColons Whether it is written between colons.
 	RequireColons nullable.Nullable[bool] `json:"require_colons"`
 
-	// Roles Roles that may use it; all if empty.
+	// Roles Roles that may use it; all roles if empty.
 	Roles []string `json:"roles"`
 
-	// User Who made it.
+	// User The user who created it.
 	User nullable.Nullable[User] `json:"user"`
 }
 
-// Entitlement A right to something that is sold.
+// Entitlement A right to a product.
 type Entitlement struct {
 	// ApplicationId The application.
 	ApplicationId string `json:"application_id"`
@@ -1703,7 +1706,7 @@ type Entitlement struct {
 	// GiftCodeFlags Undocumented.
 	GiftCodeFlags nullable.Nullable[int] `json:"gift_code_flags"`
 
-	// GuildId Which guild has it.
+	// GuildId The guild that has it.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
 	// Id The entitlement.
@@ -1727,36 +1730,36 @@ type Entitlement struct {
 	// Type 1 purchase, 8 subscription of an application …
 	Type int `json:"type"`
 
-	// UserId Who has it.
+	// UserId The user who has it.
 	UserId nullable.Nullable[string] `json:"user_id"`
 }
 
 // EventType defines model for EventType.
 type EventType struct {
-	// About When it comes.
+	// About When the event arrives.
 	About string `json:"about"`
 
-	// Group Who makes it: Discord, the shards, or Gatehook.
+	// Group The source of the event: Discord, the shards, or Gatehook.
 	Group EventTypeGroup `json:"group"`
 
-	// Intents It comes if a session has any of these; without any it always comes.
+	// Intents The event arrives if the session has any of these intents. If the list is empty, it always arrives.
 	Intents []string `json:"intents"`
 
-	// Model The schema of `data`, among those of this document.
+	// Model The name of the schema of `data` in this document.
 	Model nullable.Nullable[string] `json:"model"`
 	Name  string                    `json:"name"`
 
-	// Parsed Whether `data` is a documented model; if not, the payload comes as Discord sent it.
+	// Parsed Whether `data` is a documented model. If not, the payload is delivered as Discord sent it.
 	Parsed bool `json:"parsed"`
 
-	// Privileged Whether each of its intents has to be switched on in the developer portal.
+	// Privileged Whether all of its intents must be switched on in the developer portal.
 	Privileged bool `json:"privileged"`
 
-	// RawName The name under which its payload comes untouched.
+	// RawName The name that delivers the payload as Discord sent it.
 	RawName string `json:"raw_name"`
 }
 
-// EventTypeGroup Who makes it: Discord, the shards, or Gatehook.
+// EventTypeGroup The source of the event: Discord, the shards, or Gatehook.
 type EventTypeGroup string
 
 // EventTypes defines model for EventTypes.
@@ -1791,23 +1794,23 @@ type FileComponent struct {
 	Type int `json:"type"`
 }
 
-// Filter An event passes if, for every list given, its id is in it.
+// Filter An event passes if, for every given list, its ID is in that list.
 type Filter struct {
 	ChannelIds *Snowflakes `json:"channel_ids,omitempty"`
 	GuildIds   *Snowflakes `json:"guild_ids,omitempty"`
 	UserIds    *Snowflakes `json:"user_ids,omitempty"`
 }
 
-// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
-// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
-// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
-// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
-// Discord adapter.
+// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
+// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
+// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
+// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
+// the body that the Chat SDK's Discord adapter expects.
 type Format string
 
 // ForumChannel A forum (15) or media (16) channel, which holds threads only.
 type ForumChannel struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// AvailableTags Tags that a thread may have.
@@ -1840,7 +1843,7 @@ type ForumChannel struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -1858,7 +1861,7 @@ type ForumChannel struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -1897,7 +1900,7 @@ type ForumTag struct {
 
 // GalleryItem Media in a gallery.
 type GalleryItem struct {
-	// Description Description, for those who can't see it.
+	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Media The media.
@@ -1907,21 +1910,21 @@ type GalleryItem struct {
 	Spoiler bool `json:"spoiler"`
 }
 
-// Guild A guild with all that is in it.
+// Guild A guild with everything in it.
 type Guild struct {
-	// AfkChannelId Where the idle are moved to.
+	// AfkChannelId The channel that idle members are moved to.
 	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
 
-	// AfkTimeout After how many seconds.
+	// AfkTimeout Seconds until an idle member is moved.
 	AfkTimeout int `json:"afk_timeout"`
 
-	// ApplicationId The bot that made it.
+	// ApplicationId The bot that created it.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
-	// ApproximateMemberCount Not told here.
+	// ApproximateMemberCount Not sent here.
 	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
 
-	// ApproximatePresenceCount Not told here.
+	// ApproximatePresenceCount Not sent here.
 	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
 
 	// Banner Hash of the banner.
@@ -1945,7 +1948,7 @@ type Guild struct {
 	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
 	ExplicitContentFilter int `json:"explicit_content_filter"`
 
-	// Features What is switched on in it.
+	// Features Features that are enabled.
 	Features []string `json:"features"`
 
 	// GuildScheduledEvents Scheduled events.
@@ -1975,16 +1978,16 @@ type Guild struct {
 	// LatestOnboardingQuestionId Undocumented.
 	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
 
-	// MaxMembers Largest number of members.
+	// MaxMembers Maximum number of members.
 	MaxMembers nullable.Nullable[int] `json:"max_members"`
 
-	// MaxPresences Largest number of presences; null mostly.
+	// MaxPresences Maximum number of presences; usually null.
 	MaxPresences nullable.Nullable[int] `json:"max_presences"`
 
-	// MaxStageVideoChannelUsers Most users on a stage with video.
+	// MaxStageVideoChannelUsers Maximum number of users on a stage with video.
 	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
 
-	// MaxVideoChannelUsers Most users in a channel with video.
+	// MaxVideoChannelUsers Maximum number of users in a channel with video.
 	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
 
 	// MemberCount Number of members.
@@ -2002,13 +2005,13 @@ type Guild struct {
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
 	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
-	// Owner Not told to bots.
+	// Owner Not sent to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
 
 	// OwnerId The owner.
 	OwnerId string `json:"owner_id"`
 
-	// Permissions Not told here.
+	// Permissions Not sent here.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// PreferredLocale Language.
@@ -2026,7 +2029,7 @@ type Guild struct {
 	// Presences Presences of members; guild_id is null.
 	Presences []PresenceUpdate `json:"presences"`
 
-	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	// PublicUpdatesChannelId The channel for Discord's notices to moderators.
 	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
 
 	// Region Voice region; no longer used.
@@ -2035,10 +2038,10 @@ type Guild struct {
 	// Roles Roles.
 	Roles []Role `json:"roles"`
 
-	// RulesChannelId Where the rules are.
+	// RulesChannelId The channel with the rules.
 	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
 
-	// SafetyAlertsChannelId Where safety alerts go.
+	// SafetyAlertsChannelId The channel for safety alerts.
 	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
 
 	// SoundboardSounds Sounds of the soundboard.
@@ -2053,10 +2056,10 @@ type Guild struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags Which of these are left out.
+	// SystemChannelFlags The notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
-	// SystemChannelId Where joins and boosts are announced.
+	// SystemChannelId The channel for notices of joins and boosts.
 	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
 
 	// Threads Active threads that the bot may see.
@@ -2068,28 +2071,28 @@ type Guild struct {
 	// VanityUrlCode Invitation code of its own.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
-	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	// VerificationLevel Requirements for members before they may write, 0 to 4.
 	VerificationLevel int `json:"verification_level"`
 
-	// VoiceStates Who is in voice channels; guild_id is null.
+	// VoiceStates The users in voice channels; guild_id is null.
 	VoiceStates []VoiceStateUpdate `json:"voice_states"`
 
-	// WelcomeScreen What new members see.
+	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId Where an invitation of the widget leads.
+	// WidgetChannelId The channel that an invitation of the widget opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
 	WidgetEnabled bool `json:"widget_enabled"`
 }
 
-// GuildAuditLogEntry A line was added to a guild's audit log.
+// GuildAuditLogEntry An entry was added to a guild's audit log.
 type GuildAuditLogEntry struct {
-	// ActionType What was done.
+	// ActionType The kind of action.
 	ActionType int `json:"action_type"`
 
-	// Changes What is different now.
+	// Changes The changes.
 	Changes []AuditLogChange `json:"changes"`
 
 	// GuildId The guild.
@@ -2098,16 +2101,16 @@ type GuildAuditLogEntry struct {
 	// Id The entry.
 	Id string `json:"id"`
 
-	// Options More on some actions.
+	// Options Details of some actions.
 	Options nullable.Nullable[AuditLogOptions] `json:"options"`
 
-	// Reason Reason that was given.
+	// Reason The given reason.
 	Reason nullable.Nullable[string] `json:"reason"`
 
-	// TargetId Whom or what it was done to; an id mostly.
+	// TargetId The target; usually an ID.
 	TargetId nullable.Nullable[string] `json:"target_id"`
 
-	// UserId Who did it.
+	// UserId The user who did it.
 	UserId nullable.Nullable[string] `json:"user_id"`
 }
 
@@ -2116,7 +2119,7 @@ type GuildBanAdd struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// User Who was banned.
+	// User The user who was banned.
 	User User `json:"user"`
 }
 
@@ -2125,11 +2128,11 @@ type GuildBanRemove struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// User Whose ban was lifted.
+	// User The user whose ban was lifted.
 	User User `json:"user"`
 }
 
-// GuildCreate A guild: loaded at the start, available again, or joined (see origin).
+// GuildCreate A guild that was loaded at the start, became available again, or was joined (see origin).
 type GuildCreate struct {
 	union json.RawMessage
 }
@@ -2143,19 +2146,19 @@ type GuildCreate0 struct {
 
 // GuildCreate1 defines model for GuildCreate.1.
 type GuildCreate1 struct {
-	// AfkChannelId Where the idle are moved to.
+	// AfkChannelId The channel that idle members are moved to.
 	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
 
-	// AfkTimeout After how many seconds.
+	// AfkTimeout Seconds until an idle member is moved.
 	AfkTimeout int `json:"afk_timeout"`
 
-	// ApplicationId The bot that made it.
+	// ApplicationId The bot that created it.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
-	// ApproximateMemberCount Not told here.
+	// ApproximateMemberCount Not sent here.
 	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
 
-	// ApproximatePresenceCount Not told here.
+	// ApproximatePresenceCount Not sent here.
 	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
 
 	// Banner Hash of the banner.
@@ -2179,7 +2182,7 @@ type GuildCreate1 struct {
 	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
 	ExplicitContentFilter int `json:"explicit_content_filter"`
 
-	// Features What is switched on in it.
+	// Features Features that are enabled.
 	Features []string `json:"features"`
 
 	// GuildScheduledEvents Scheduled events.
@@ -2209,16 +2212,16 @@ type GuildCreate1 struct {
 	// LatestOnboardingQuestionId Undocumented.
 	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
 
-	// MaxMembers Largest number of members.
+	// MaxMembers Maximum number of members.
 	MaxMembers nullable.Nullable[int] `json:"max_members"`
 
-	// MaxPresences Largest number of presences; null mostly.
+	// MaxPresences Maximum number of presences; usually null.
 	MaxPresences nullable.Nullable[int] `json:"max_presences"`
 
-	// MaxStageVideoChannelUsers Most users on a stage with video.
+	// MaxStageVideoChannelUsers Maximum number of users on a stage with video.
 	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
 
-	// MaxVideoChannelUsers Most users in a channel with video.
+	// MaxVideoChannelUsers Maximum number of users in a channel with video.
 	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
 
 	// MemberCount Number of members.
@@ -2236,13 +2239,13 @@ type GuildCreate1 struct {
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
 	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
-	// Owner Not told to bots.
+	// Owner Not sent to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
 
 	// OwnerId The owner.
 	OwnerId string `json:"owner_id"`
 
-	// Permissions Not told here.
+	// Permissions Not sent here.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// PreferredLocale Language.
@@ -2260,7 +2263,7 @@ type GuildCreate1 struct {
 	// Presences Presences of members; guild_id is null.
 	Presences []PresenceUpdate `json:"presences"`
 
-	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	// PublicUpdatesChannelId The channel for Discord's notices to moderators.
 	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
 
 	// Region Voice region; no longer used.
@@ -2269,10 +2272,10 @@ type GuildCreate1 struct {
 	// Roles Roles.
 	Roles []Role `json:"roles"`
 
-	// RulesChannelId Where the rules are.
+	// RulesChannelId The channel with the rules.
 	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
 
-	// SafetyAlertsChannelId Where safety alerts go.
+	// SafetyAlertsChannelId The channel for safety alerts.
 	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
 
 	// SoundboardSounds Sounds of the soundboard.
@@ -2287,10 +2290,10 @@ type GuildCreate1 struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags Which of these are left out.
+	// SystemChannelFlags The notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
-	// SystemChannelId Where joins and boosts are announced.
+	// SystemChannelId The channel for notices of joins and boosts.
 	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
 
 	// Threads Active threads that the bot may see.
@@ -2300,16 +2303,16 @@ type GuildCreate1 struct {
 	// VanityUrlCode Invitation code of its own.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
-	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	// VerificationLevel Requirements for members before they may write, 0 to 4.
 	VerificationLevel int `json:"verification_level"`
 
-	// VoiceStates Who is in voice channels; guild_id is null.
+	// VoiceStates The users in voice channels; guild_id is null.
 	VoiceStates []VoiceStateUpdate `json:"voice_states"`
 
-	// WelcomeScreen What new members see.
+	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId Where an invitation of the widget leads.
+	// WidgetChannelId The channel that an invitation of the widget opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
@@ -2318,7 +2321,7 @@ type GuildCreate1 struct {
 
 // GuildEmojisUpdate The emojis of a guild changed.
 type GuildEmojisUpdate struct {
-	// Emojis All that there are now.
+	// Emojis The complete new list.
 	Emojis []Emoji `json:"emojis"`
 
 	// GuildId The guild.
@@ -2336,13 +2339,13 @@ type GuildMember struct {
 	// Avatar Hash of the avatar in the guild.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar in the guild.
+	// AvatarDecorationData Decoration of the avatar in the guild.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner in the guild.
 	Banner nullable.Nullable[string] `json:"banner"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// CommunicationDisabledUntil End of a timeout.
@@ -2363,19 +2366,19 @@ type GuildMember struct {
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is yet to be passed.
+	// Pending Whether membership screening is still to be passed.
 	Pending bool `json:"pending"`
 
 	// Permissions Permissions in the channel, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
-	// PremiumSince Since when the user boosts the guild.
+	// PremiumSince When the user began to boost the guild.
 	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
 
 	// Roles Roles, without @everyone.
 	Roles []string `json:"roles"`
 
-	// User The user; left out where it stands beside the member.
+	// User The user; left out if another field has it.
 	User nullable.Nullable[User] `json:"user"`
 }
 
@@ -2384,7 +2387,7 @@ type GuildMemberRemove struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// User Who is gone.
+	// User The user who is gone.
 	User User `json:"user"`
 }
 
@@ -2393,19 +2396,19 @@ type GuildMemberUpdate struct {
 	// Avatar Hash of the avatar in the guild.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar in the guild.
+	// AvatarDecorationData Decoration of the avatar in the guild.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner in the guild.
 	Banner nullable.Nullable[string] `json:"banner"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// CommunicationDisabledUntil End of a timeout.
 	CommunicationDisabledUntil nullable.Nullable[time.Time] `json:"communication_disabled_until"`
 
-	// Deaf Whether the guild deafened the user; null if not told.
+	// Deaf Whether the guild deafened the user; null if unknown.
 	Deaf nullable.Nullable[bool] `json:"deaf"`
 
 	// Flags Flags of the membership.
@@ -2417,16 +2420,16 @@ type GuildMemberUpdate struct {
 	// JoinedAt When the user joined.
 	JoinedAt nullable.Nullable[time.Time] `json:"joined_at"`
 
-	// Mute Whether the guild muted the user; null if not told.
+	// Mute Whether the guild muted the user; null if unknown.
 	Mute nullable.Nullable[bool] `json:"mute"`
 
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is yet to be passed; null if not told.
+	// Pending Whether membership screening is still to be passed; null if unknown.
 	Pending nullable.Nullable[bool] `json:"pending"`
 
-	// PremiumSince Since when the user boosts the guild.
+	// PremiumSince When the user began to boost the guild.
 	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
 
 	// Roles Roles, without @everyone.
@@ -2436,31 +2439,31 @@ type GuildMemberUpdate struct {
 	User User `json:"user"`
 }
 
-// GuildMembersChunk An answer to a request for members.
+// GuildMembersChunk Part of the reply to a request for members.
 type GuildMembersChunk struct {
-	// ChunkCount How many parts there are.
+	// ChunkCount The number of parts.
 	ChunkCount int `json:"chunk_count"`
 
-	// ChunkIndex Which part it is, from 0.
+	// ChunkIndex The number of this part, counted from 0.
 	ChunkIndex int `json:"chunk_index"`
 
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// Members Members of this part.
+	// Members The members in this part.
 	Members []GuildMember `json:"members"`
 
 	// Nonce The request's nonce.
 	Nonce nullable.Nullable[string] `json:"nonce"`
 
-	// NotFound Ids asked for that are nobody's.
+	// NotFound Requested IDs that were not found.
 	NotFound []string `json:"not_found"`
 
-	// Presences Presences, if they were asked for.
+	// Presences Presences, if they were requested.
 	Presences nullable.Nullable[[]PresenceUpdate] `json:"presences"`
 }
 
-// GuildRoleCreate A role was made.
+// GuildRoleCreate A role was created.
 type GuildRoleCreate struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
@@ -2489,13 +2492,13 @@ type GuildRoleUpdate struct {
 
 // GuildScheduledEvent An event that a guild has scheduled.
 type GuildScheduledEvent struct {
-	// ChannelId Where it is; null if it is elsewhere.
+	// ChannelId The channel; null if the event takes place elsewhere.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 
-	// Creator Who made it.
+	// Creator The user who created it.
 	Creator nullable.Nullable[User] `json:"creator"`
 
-	// CreatorId Who made it.
+	// CreatorId The user who created it.
 	CreatorId nullable.Nullable[string] `json:"creator_id"`
 
 	// Description Description.
@@ -2504,7 +2507,7 @@ type GuildScheduledEvent struct {
 	// EntityId The stage instance.
 	EntityId nullable.Nullable[string] `json:"entity_id"`
 
-	// EntityMetadata Where it is, if elsewhere.
+	// EntityMetadata The place, if it is elsewhere.
 	EntityMetadata nullable.Nullable[ScheduledEventMetadata] `json:"entity_metadata"`
 
 	// EntityType 1 stage, 2 voice, 3 elsewhere.
@@ -2522,10 +2525,10 @@ type GuildScheduledEvent struct {
 	// Name Name.
 	Name string `json:"name"`
 
-	// PrivacyLevel 2: for the guild only.
+	// PrivacyLevel 2 for the guild only.
 	PrivacyLevel int `json:"privacy_level"`
 
-	// RecurrenceRule How often it takes place.
+	// RecurrenceRule How it repeats.
 	RecurrenceRule nullable.Nullable[RecurrenceRule] `json:"recurrence_rule"`
 
 	// ScheduledEndTime When it ends.
@@ -2540,11 +2543,11 @@ type GuildScheduledEvent struct {
 	// Status 1 scheduled, 2 active, 3 completed, 4 canceled.
 	Status int `json:"status"`
 
-	// UserCount How many are interested.
+	// UserCount Number of interested users.
 	UserCount nullable.Nullable[int] `json:"user_count"`
 }
 
-// GuildScheduledEventUser Somebody became interested in a scheduled event, or is not any more.
+// GuildScheduledEventUser A user became interested in a scheduled event, or is no longer interested.
 type GuildScheduledEventUser struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
@@ -2552,7 +2555,7 @@ type GuildScheduledEventUser struct {
 	// GuildScheduledEventId The event.
 	GuildScheduledEventId string `json:"guild_scheduled_event_id"`
 
-	// UserId Who.
+	// UserId The user.
 	UserId string `json:"user_id"`
 }
 
@@ -2570,25 +2573,25 @@ type GuildStickersUpdate struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// Stickers All that there are now.
+	// Stickers The complete new list.
 	Stickers []Sticker `json:"stickers"`
 }
 
 // GuildUpdate A guild was changed.
 type GuildUpdate struct {
-	// AfkChannelId Where the idle are moved to.
+	// AfkChannelId The channel that idle members are moved to.
 	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
 
-	// AfkTimeout After how many seconds.
+	// AfkTimeout Seconds until an idle member is moved.
 	AfkTimeout int `json:"afk_timeout"`
 
-	// ApplicationId The bot that made it.
+	// ApplicationId The bot that created it.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
-	// ApproximateMemberCount Not told here.
+	// ApproximateMemberCount Not sent here.
 	ApproximateMemberCount nullable.Nullable[int] `json:"approximate_member_count"`
 
-	// ApproximatePresenceCount Not told here.
+	// ApproximatePresenceCount Not sent here.
 	ApproximatePresenceCount nullable.Nullable[int] `json:"approximate_presence_count"`
 
 	// Banner Hash of the banner.
@@ -2609,7 +2612,7 @@ type GuildUpdate struct {
 	// ExplicitContentFilter 0 off, 1 members without roles, 2 all.
 	ExplicitContentFilter int `json:"explicit_content_filter"`
 
-	// Features What is switched on in it.
+	// Features Features that are enabled.
 	Features []string `json:"features"`
 
 	// HubType Kind of a student hub; undocumented.
@@ -2630,16 +2633,16 @@ type GuildUpdate struct {
 	// LatestOnboardingQuestionId Undocumented.
 	LatestOnboardingQuestionId nullable.Nullable[string] `json:"latest_onboarding_question_id"`
 
-	// MaxMembers Largest number of members.
+	// MaxMembers Maximum number of members.
 	MaxMembers nullable.Nullable[int] `json:"max_members"`
 
-	// MaxPresences Largest number of presences; null mostly.
+	// MaxPresences Maximum number of presences; usually null.
 	MaxPresences nullable.Nullable[int] `json:"max_presences"`
 
-	// MaxStageVideoChannelUsers Most users on a stage with video.
+	// MaxStageVideoChannelUsers Maximum number of users on a stage with video.
 	MaxStageVideoChannelUsers nullable.Nullable[int] `json:"max_stage_video_channel_users"`
 
-	// MaxVideoChannelUsers Most users in a channel with video.
+	// MaxVideoChannelUsers Maximum number of users in a channel with video.
 	MaxVideoChannelUsers nullable.Nullable[int] `json:"max_video_channel_users"`
 
 	// MfaLevel 1 if moderators need two factors.
@@ -2651,13 +2654,13 @@ type GuildUpdate struct {
 	// NsfwLevel 0 default, 1 explicit, 2 safe, 3 age-restricted.
 	NsfwLevel nullable.Nullable[int] `json:"nsfw_level"`
 
-	// Owner Not told to bots.
+	// Owner Not sent to bots.
 	Owner nullable.Nullable[bool] `json:"owner"`
 
 	// OwnerId The owner.
 	OwnerId string `json:"owner_id"`
 
-	// Permissions Not told here.
+	// Permissions Not sent here.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// PreferredLocale Language.
@@ -2672,7 +2675,7 @@ type GuildUpdate struct {
 	// PremiumTier Level of boosts, 0 to 3.
 	PremiumTier int `json:"premium_tier"`
 
-	// PublicUpdatesChannelId Where moderators get notices of Discord.
+	// PublicUpdatesChannelId The channel for Discord's notices to moderators.
 	PublicUpdatesChannelId nullable.Nullable[string] `json:"public_updates_channel_id"`
 
 	// Region Voice region; no longer used.
@@ -2681,10 +2684,10 @@ type GuildUpdate struct {
 	// Roles Roles.
 	Roles []Role `json:"roles"`
 
-	// RulesChannelId Where the rules are.
+	// RulesChannelId The channel with the rules.
 	RulesChannelId nullable.Nullable[string] `json:"rules_channel_id"`
 
-	// SafetyAlertsChannelId Where safety alerts go.
+	// SafetyAlertsChannelId The channel for safety alerts.
 	SafetyAlertsChannelId nullable.Nullable[string] `json:"safety_alerts_channel_id"`
 
 	// Splash Hash of the picture on invitations.
@@ -2693,29 +2696,29 @@ type GuildUpdate struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags Which of these are left out.
+	// SystemChannelFlags The notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
-	// SystemChannelId Where joins and boosts are announced.
+	// SystemChannelId The channel for notices of joins and boosts.
 	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
 
 	// VanityUrlCode Invitation code of its own.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
-	// VerificationLevel What is asked of members before they may write, 0 to 4.
+	// VerificationLevel Requirements for members before they may write, 0 to 4.
 	VerificationLevel int `json:"verification_level"`
 
-	// WelcomeScreen What new members see.
+	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId Where an invitation of the widget leads.
+	// WidgetChannelId The channel that an invitation of the widget opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
 	WidgetEnabled bool `json:"widget_enabled"`
 }
 
-// Headers Sent with every POST. Names that Gatehook sets itself are refused.
+// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
 type Headers map[string]string
 
 // Health defines model for Health.
@@ -2728,16 +2731,16 @@ type HealthStatus string
 
 // IncidentsData Safety measures of a guild.
 type IncidentsData struct {
-	// DmSpamDetectedAt When spam in direct messages was seen.
+	// DmSpamDetectedAt When spam in direct messages was detected.
 	DmSpamDetectedAt nullable.Nullable[time.Time] `json:"dm_spam_detected_at"`
 
-	// DmsDisabledUntil Until when members can't write to each other.
+	// DmsDisabledUntil Time until which members cannot message each other.
 	DmsDisabledUntil nullable.Nullable[time.Time] `json:"dms_disabled_until"`
 
-	// InvitesDisabledUntil Until when nobody can be invited.
+	// InvitesDisabledUntil Time until which invitations are disabled.
 	InvitesDisabledUntil nullable.Nullable[time.Time] `json:"invites_disabled_until"`
 
-	// RaidDetectedAt When a raid was seen.
+	// RaidDetectedAt When a raid was detected.
 	RaidDetectedAt nullable.Nullable[time.Time] `json:"raid_detected_at"`
 }
 
@@ -2755,10 +2758,10 @@ type Integration struct {
 	// Enabled Whether it is on.
 	Enabled bool `json:"enabled"`
 
-	// ExpireBehavior What happens to expired subscribers: 0 role removed, 1 kicked.
+	// ExpireBehavior Action for expired subscribers: 0 role removed, 1 kicked.
 	ExpireBehavior nullable.Nullable[int] `json:"expire_behavior"`
 
-	// ExpireGracePeriod After how many days.
+	// ExpireGracePeriod Days until that action.
 	ExpireGracePeriod nullable.Nullable[int] `json:"expire_grace_period"`
 
 	// GuildId The guild.
@@ -2791,13 +2794,13 @@ type Integration struct {
 	// Type twitch, youtube, discord or guild_subscription.
 	Type string `json:"type"`
 
-	// User Who added it; not told here.
+	// User The user who added it; not sent here.
 	User nullable.Nullable[User] `json:"user"`
 }
 
 // IntegrationAccount The account of an integration.
 type IntegrationAccount struct {
-	// Id Its id; not a snowflake everywhere.
+	// Id Its ID; not always a snowflake.
 	Id string `json:"id"`
 
 	// Name Name.
@@ -2834,18 +2837,18 @@ type IntegrationDelete struct {
 	Id string `json:"id"`
 }
 
-// Interaction Somebody used a command or a component, or sent a modal. Answer within 3 seconds.
+// Interaction A user used a command or a component, or submitted a modal. Respond within 3 seconds.
 type Interaction struct {
-	// AppPermissions What the application may do here, as a decimal bit set.
+	// AppPermissions Permissions of the application here, as a decimal bit set.
 	AppPermissions string `json:"app_permissions"`
 
 	// ApplicationId The application.
 	ApplicationId string `json:"application_id"`
 
-	// AttachmentSizeLimit Largest file of an answer, in bytes.
+	// AttachmentSizeLimit Maximum size of a response's file, in bytes.
 	AttachmentSizeLimit nullable.Nullable[int] `json:"attachment_size_limit"`
 
-	// AuthorizingIntegrationOwners Who installed the application, by kind of installation.
+	// AuthorizingIntegrationOwners Users or guilds that installed the application, by kind of installation.
 	AuthorizingIntegrationOwners map[string]string `json:"authorizing_integration_owners"`
 
 	// Channel The channel.
@@ -2857,13 +2860,13 @@ type Interaction struct {
 	// Context 0 guild, 1 direct message with the bot, 2 other.
 	Context nullable.Nullable[int] `json:"context"`
 
-	// Data What was used, and how.
+	// Data The command, component or modal, and its values.
 	Data nullable.Nullable[InteractionData] `json:"data"`
 
 	// EntitlementSkuIds Undocumented.
 	EntitlementSkuIds []string `json:"entitlement_sku_ids"`
 
-	// Entitlements What the user or guild is entitled to.
+	// Entitlements Entitlements of the user or guild.
 	Entitlements []Entitlement `json:"entitlements"`
 
 	// Guild The guild.
@@ -2881,40 +2884,40 @@ type Interaction struct {
 	// Locale The user's language.
 	Locale nullable.Nullable[string] `json:"locale"`
 
-	// Member Who did it, in a guild.
+	// Member The user as a member, in a guild.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
 	// Message The message whose component was used.
 	Message nullable.Nullable[Message] `json:"message"`
 
-	// Token Secret token for answers, valid 15 minutes.
+	// Token Secret token for responses, valid for 15 minutes.
 	Token string `json:"token"`
 
 	// Type 2 command, 3 component, 4 autocomplete, 5 modal.
 	Type int `json:"type"`
 
-	// User Who did it, in direct messages.
+	// User The user, in direct messages.
 	User nullable.Nullable[User] `json:"user"`
 
-	// Version 1.
+	// Version Always 1.
 	Version int `json:"version"`
 }
 
-// InteractionData What was used in an interaction, and how.
+// InteractionData The command, component or modal of an interaction, and its values.
 type InteractionData struct {
 	// ComponentType Type of the component.
 	ComponentType nullable.Nullable[int] `json:"component_type"`
 
-	// Components What the modal holds.
+	// Components Components of the modal.
 	Components []SubmittedComponent `json:"components"`
 
-	// CustomId Of the component or modal.
+	// CustomId ID of the component or modal.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
 	// GuildId The guild that the command belongs to.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
-	// Id Of a command its id as a string, of a component its number in the message.
+	// Id A command's ID as a string, or a component's number in the message.
 	Id interface{} `json:"id"`
 
 	// Name Name of the command.
@@ -2923,22 +2926,22 @@ type InteractionData struct {
 	// Options Parameters of the command.
 	Options []CommandOption `json:"options"`
 
-	// Resolved Objects that were named.
+	// Resolved Objects that the interaction names.
 	Resolved nullable.Nullable[Resolved] `json:"resolved"`
 
-	// TargetId User or message that the command was for.
+	// TargetId Target user or message of the command.
 	TargetId nullable.Nullable[string] `json:"target_id"`
 
 	// Type 1 slash, 2 user, 3 message, 4 entry point.
 	Type nullable.Nullable[int] `json:"type"`
 
-	// Values What was chosen in the menu.
+	// Values Values that were chosen in the menu.
 	Values []string `json:"values"`
 }
 
 // InteractionGuild The guild of an interaction.
 type InteractionGuild struct {
-	// Features What is switched on in it.
+	// Features Features that are enabled.
 	Features []string `json:"features"`
 
 	// Id The guild.
@@ -2948,15 +2951,15 @@ type InteractionGuild struct {
 	Locale nullable.Nullable[string] `json:"locale"`
 }
 
-// Invite An invitation was made.
+// Invite An invitation was created.
 type Invite struct {
-	// ChannelId Where it leads.
+	// ChannelId The channel that it opens.
 	ChannelId string `json:"channel_id"`
 
 	// Code Its code.
 	Code string `json:"code"`
 
-	// CreatedAt When it was made.
+	// CreatedAt When it was created.
 	CreatedAt nullable.Nullable[time.Time] `json:"created_at"`
 
 	// ExpiresAt When it ends.
@@ -2968,25 +2971,25 @@ type Invite struct {
 	// GuildId The guild.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
-	// Inviter Who made it.
+	// Inviter The user who created it.
 	Inviter nullable.Nullable[User] `json:"inviter"`
 
-	// MaxAge Seconds that it is valid; 0 for no end.
+	// MaxAge Seconds until it expires; 0 for never.
 	MaxAge int `json:"max_age"`
 
-	// MaxUses How often it can be used; 0 for any.
+	// MaxUses Maximum number of uses; 0 for no limit.
 	MaxUses int `json:"max_uses"`
 
-	// RoleIds Roles that those who accept it are given.
+	// RoleIds Roles that users get when they accept it.
 	RoleIds []string `json:"role_ids"`
 
-	// TargetApplication Application that is opened.
+	// TargetApplication The application that is opened.
 	TargetApplication nullable.Nullable[PartialApplication] `json:"target_application"`
 
 	// TargetType 1 stream, 2 embedded application.
 	TargetType nullable.Nullable[int] `json:"target_type"`
 
-	// TargetUser Whose stream is shown.
+	// TargetUser The user whose stream is shown.
 	TargetUser nullable.Nullable[User] `json:"target_user"`
 
 	// Temporary Whether members are kicked when they disconnect without a role.
@@ -2995,13 +2998,13 @@ type Invite struct {
 	// Type Kind of invitation; undocumented.
 	Type nullable.Nullable[int] `json:"type"`
 
-	// Uses How often it was used.
+	// Uses Number of uses.
 	Uses int `json:"uses"`
 }
 
 // InviteDelete An invitation was removed.
 type InviteDelete struct {
-	// ChannelId Where it led.
+	// ChannelId The channel that it opened.
 	ChannelId string `json:"channel_id"`
 
 	// Code Its code.
@@ -3011,12 +3014,12 @@ type InviteDelete struct {
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 }
 
-// LegacyMessageInteraction The interaction that a message answers, in its old form.
+// LegacyMessageInteraction The interaction that a message responds to, in its old form.
 type LegacyMessageInteraction struct {
 	// Id The interaction.
 	Id string `json:"id"`
 
-	// Member The same as a member.
+	// Member The user as a member.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
 	// Name Command.
@@ -3025,7 +3028,7 @@ type LegacyMessageInteraction struct {
 	// Type Its type.
 	Type int `json:"type"`
 
-	// User Who caused it.
+	// User The user who caused it.
 	User User `json:"user"`
 }
 
@@ -3038,26 +3041,26 @@ type Listener struct {
 	Enabled        bool                         `json:"enabled"`
 	Event          string                       `json:"event"`
 
-	// Filter An event passes if, for every list given, its id is in it.
+	// Filter An event passes if, for every given list, its ID is in that list.
 	Filter Filter `json:"filter"`
 
-	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
-	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
-	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
-	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
-	// Discord adapter.
+	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
+	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
+	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
+	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
+	// the body that the Chat SDK's Discord adapter expects.
 	Format Format `json:"format"`
 
-	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
+	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
 	Headers     Headers                   `json:"headers"`
 	Id          string                    `json:"id"`
 	MaxAge      nullable.Nullable[string] `json:"max_age"`
 	MaxInFlight int                       `json:"max_in_flight"`
 
-	// Notes In answers to POST and PATCH: what will happen now, such as shards that identify again, and what will be missing.
+	// Notes In responses to POST and PATCH: what happens next, such as shards that identify again, and what will be missing.
 	Notes *[]string `json:"notes,omitempty"`
 
-	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
+	// Ordering Which deliveries wait for each other. With `guild` or `channel`, the events of one guild or channel are delivered one at a time, in gateway order.
 	Ordering  Ordering  `json:"ordering"`
 	UpdatedAt time.Time `json:"updated_at"`
 	Url       string    `json:"url"`
@@ -3070,36 +3073,36 @@ type ListenerCreate struct {
 	Description  *string `json:"description,omitempty"`
 	Enabled      *bool   `json:"enabled,omitempty"`
 
-	// Event A name (`GUILD_BAN_ADD`), its raw form (`RAW_GUILD_BAN_ADD`) or a pattern (`*`, `RAW_*`, `GUILD_*`).
+	// Event An event name (`GUILD_BAN_ADD`), its raw form (`RAW_GUILD_BAN_ADD`) or a pattern (`*`, `RAW_*`, `GUILD_*`).
 	Event string `json:"event"`
 
-	// Filter An event passes if, for every list given, its id is in it.
+	// Filter An event passes if, for every given list, its ID is in that list.
 	Filter *Filter `json:"filter,omitempty"`
 
-	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
-	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
-	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
-	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
-	// Discord adapter.
+	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
+	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
+	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
+	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
+	// the body that the Chat SDK's Discord adapter expects.
 	Format *Format `json:"format,omitempty"`
 
-	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
+	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
 	Headers *Headers `json:"headers,omitempty"`
 
-	// MaxAge A duration such as `3s`: an event older than this is not delivered any more. `null` for no limit; `3s` for INTERACTION_CREATE if left out.
+	// MaxAge A duration such as `3s`: an event older than this is no longer delivered. `null` means no limit. If omitted, it is `3s` for INTERACTION_CREATE and `null` for other events.
 	MaxAge      nullable.Nullable[string] `json:"max_age,omitempty"`
 	MaxInFlight *int                      `json:"max_in_flight,omitempty"`
 
-	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
+	// Ordering Which deliveries wait for each other. With `guild` or `channel`, the events of one guild or channel are delivered one at a time, in gateway order.
 	Ordering *Ordering `json:"ordering,omitempty"`
 
-	// Secret `whsec_` and base64 of 24 to 64 bytes; made if left out.
+	// Secret `whsec_` followed by the base64 of 24 to 64 bytes; generated if omitted.
 	Secret *string `json:"secret,omitempty"`
 
-	// Url Where to POST.
+	// Url The callback URL.
 	Url string `json:"url"`
 
-	// Verify `false` takes a listener of the format `discord` without a PING.
+	// Verify `false` registers a listener of the format `discord` without a PING.
 	Verify *bool `json:"verify,omitempty"`
 }
 
@@ -3112,29 +3115,29 @@ type ListenerCreated struct {
 	Enabled        bool                         `json:"enabled"`
 	Event          string                       `json:"event"`
 
-	// Filter An event passes if, for every list given, its id is in it.
+	// Filter An event passes if, for every given list, its ID is in that list.
 	Filter Filter `json:"filter"`
 
-	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
-	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
-	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
-	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
-	// Discord adapter.
+	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
+	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
+	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
+	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
+	// the body that the Chat SDK's Discord adapter expects.
 	Format Format `json:"format"`
 
-	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
+	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
 	Headers     Headers                   `json:"headers"`
 	Id          string                    `json:"id"`
 	MaxAge      nullable.Nullable[string] `json:"max_age"`
 	MaxInFlight int                       `json:"max_in_flight"`
 
-	// Notes In answers to POST and PATCH: what will happen now, such as shards that identify again, and what will be missing.
+	// Notes In responses to POST and PATCH: what happens next, such as shards that identify again, and what will be missing.
 	Notes *[]string `json:"notes,omitempty"`
 
-	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
+	// Ordering Which deliveries wait for each other. With `guild` or `channel`, the events of one guild or channel are delivered one at a time, in gateway order.
 	Ordering Ordering `json:"ordering"`
 
-	// Secret Signs the deliveries. Keep it; it is not shown again.
+	// Secret Signs the deliveries. Store it; it is not shown again.
 	Secret    string    `json:"secret"`
 	UpdatedAt time.Time `json:"updated_at"`
 	Url       string    `json:"url"`
@@ -3142,19 +3145,19 @@ type ListenerCreated struct {
 
 // ListenerDisabled A listener was disabled because its callback is gone or has failed for days.
 type ListenerDisabled struct {
-	// DeliveryId The delivery whose attempt was the last.
+	// DeliveryId The delivery of the last attempt.
 	DeliveryId string `json:"delivery_id"`
 
-	// Event What it is registered for.
+	// Event The event or pattern that it is registered for.
 	Event string `json:"event"`
 
-	// FailingSince When the first of the failed attempts was made; null if gone.
+	// FailingSince When the first failed attempt was made; null if the reason is gone.
 	FailingSince nullable.Nullable[time.Time] `json:"failing_since"`
 
 	// ListenerId The listener.
 	ListenerId string `json:"listener_id"`
 
-	// Reason gone (it answered 410) or failing (every attempt failed for five days).
+	// Reason gone (the callback responded with 410) or failing (every attempt failed for five days).
 	Reason string `json:"reason"`
 }
 
@@ -3162,7 +3165,7 @@ type ListenerDisabled struct {
 type ListenerPage struct {
 	Data []Listener `json:"data"`
 
-	// NextCursor For the next page; `null` on the last.
+	// NextCursor The cursor of the next page; `null` on the last page.
 	NextCursor nullable.Nullable[string] `json:"next_cursor"`
 }
 
@@ -3173,22 +3176,22 @@ type ListenerUpdate struct {
 	Enabled      *bool   `json:"enabled,omitempty"`
 	Event        *string `json:"event,omitempty"`
 
-	// Filter An event passes if, for every list given, its id is in it.
+	// Filter An event passes if, for every given list, its ID is in that list.
 	Filter *Filter `json:"filter,omitempty"`
 
-	// Format The shape of a delivery's body. `standard` is an envelope with the event's id, shard and
-	// sequence number. `discord` is that of Discord's own webhook events, signed with Ed25519
-	// besides (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at `/signing-keys`); the
-	// callback has to answer a PING when it is registered. `chat-sdk` is that of the Chat SDK's
-	// Discord adapter.
+	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
+	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
+	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
+	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
+	// the body that the Chat SDK's Discord adapter expects.
 	Format *Format `json:"format,omitempty"`
 
-	// Headers Sent with every POST. Names that Gatehook sets itself are refused.
+	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
 	Headers     *Headers                  `json:"headers,omitempty"`
 	MaxAge      nullable.Nullable[string] `json:"max_age,omitempty"`
 	MaxInFlight *int                      `json:"max_in_flight,omitempty"`
 
-	// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
+	// Ordering Which deliveries wait for each other. With `guild` or `channel`, the events of one guild or channel are delivered one at a time, in gateway order.
 	Ordering *Ordering `json:"ordering,omitempty"`
 	Url      *string   `json:"url,omitempty"`
 	Verify   *bool     `json:"verify,omitempty"`
@@ -3199,7 +3202,7 @@ type MediaGallery struct {
 	// Id Its number in the message; not a snowflake.
 	Id nullable.Nullable[int] `json:"id"`
 
-	// Items What it shows.
+	// Items The images and videos.
 	Items []GalleryItem `json:"items"`
 
 	// Type Its type.
@@ -3220,7 +3223,7 @@ type MediaItem struct {
 	// Height Pixels.
 	Height nullable.Nullable[int] `json:"height"`
 
-	// LoadingState How far Discord's copy is; undocumented.
+	// LoadingState Loading state of Discord's copy; undocumented.
 	LoadingState nullable.Nullable[int] `json:"loading_state"`
 
 	// Placeholder Thumbhash.
@@ -3229,28 +3232,28 @@ type MediaItem struct {
 	// PlaceholderVersion Its version.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
-	// ProxyUrl Where Discord's copy is.
+	// ProxyUrl URL of Discord's copy.
 	ProxyUrl nullable.Nullable[string] `json:"proxy_url"`
 
-	// Url Where it is.
+	// Url Its URL.
 	Url string `json:"url"`
 
 	// Width Pixels.
 	Width nullable.Nullable[int] `json:"width"`
 }
 
-// Member A user joined a guild. It may come again for somebody who is in it already.
+// Member A user joined a guild. The event may also arrive for a user who is already a member.
 type Member struct {
 	// Avatar Hash of the avatar in the guild.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar in the guild.
+	// AvatarDecorationData Decoration of the avatar in the guild.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner in the guild.
 	Banner nullable.Nullable[string] `json:"banner"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// CommunicationDisabledUntil End of a timeout.
@@ -3274,34 +3277,34 @@ type Member struct {
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is yet to be passed.
+	// Pending Whether membership screening is still to be passed.
 	Pending bool `json:"pending"`
 
-	// Permissions Not told here.
+	// Permissions Not sent here.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
-	// PremiumSince Since when the user boosts the guild.
+	// PremiumSince When the user began to boost the guild.
 	PremiumSince nullable.Nullable[time.Time] `json:"premium_since"`
 
 	// Roles Roles, without @everyone.
 	Roles []string `json:"roles"`
 
-	// User Who joined.
+	// User The user who joined.
 	User User `json:"user"`
 }
 
 // MembersRequest defines model for MembersRequest.
 type MembersRequest struct {
-	// Limit How many at most, from 1 to 100; 0 for all, with a `query` of `""`. Required with `query`.
+	// Limit The maximum number of members, from 1 to 100; 0 for all members, with a `query` of `""`. Required with `query`.
 	Limit *int `json:"limit,omitempty"`
 
-	// Nonce At most 32 bytes, in each of the events that answer; made if left out.
+	// Nonce At most 32 bytes. Every event of the reply contains it. Generated if omitted.
 	Nonce *string `json:"nonce,omitempty"`
 
-	// Presences Whether to tell the members' presences as well.
+	// Presences Whether to include the members' presences.
 	Presences *bool `json:"presences,omitempty"`
 
-	// Query What the names begin with; `""` for all.
+	// Query The prefix of the members' names; `""` for all members.
 	Query *string `json:"query,omitempty"`
 
 	// UserIds At most 100.
@@ -3310,10 +3313,10 @@ type MembersRequest struct {
 
 // MembersRequested defines model for MembersRequested.
 type MembersRequested struct {
-	// Nonce It is in the events that answer.
+	// Nonce The nonce that every event of the reply contains.
 	Nonce string `json:"nonce"`
 
-	// Shard `[id, count]`: the shard that it went through.
+	// Shard `[id, count]`: the shard that received the command.
 	Shard ShardOfCount `json:"shard"`
 }
 
@@ -3325,7 +3328,7 @@ type MentionedUser struct {
 	// Avatar Hash of the avatar.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar.
+	// AvatarDecorationData Decoration of the avatar.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner.
@@ -3334,13 +3337,13 @@ type MentionedUser struct {
 	// Bot Whether it belongs to an application.
 	Bot bool `json:"bot"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// Discriminator Tag of four digits, or 0 for a unique username.
 	Discriminator string `json:"discriminator"`
 
-	// Email E-mail address; not told to bots.
+	// Email E-mail address; not sent to bots.
 	Email nullable.Nullable[string] `json:"email"`
 
 	// Flags Flags, private ones included.
@@ -3358,13 +3361,13 @@ type MentionedUser struct {
 	// Member Membership in the message's guild, without the user.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
-	// MfaEnabled Whether two factors are needed to log in; told of the bot only.
+	// MfaEnabled Whether login needs two factors; sent for the bot only.
 	MfaEnabled nullable.Nullable[bool] `json:"mfa_enabled"`
 
 	// PremiumType Kind of Nitro subscription.
 	PremiumType nullable.Nullable[int] `json:"premium_type"`
 
-	// PrimaryGuild Guild whose tag is worn.
+	// PrimaryGuild Guild whose tag the user shows.
 	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
 
 	// PublicFlags Public flags.
@@ -3376,7 +3379,7 @@ type MentionedUser struct {
 	// Username Name, unique unless the discriminator is not 0.
 	Username string `json:"username"`
 
-	// Verified Whether the e-mail address was verified; told of the bot only.
+	// Verified Whether the e-mail address is verified; sent for the bot only.
 	Verified nullable.Nullable[bool] `json:"verified"`
 }
 
@@ -3394,7 +3397,7 @@ type Message struct {
 	// Attachments Files.
 	Attachments []Attachment `json:"attachments"`
 
-	// Author Who wrote it; made up for messages of webhooks.
+	// Author The author; not a real user if a webhook sent the message.
 	Author User `json:"author"`
 
 	// Call Call.
@@ -3427,10 +3430,10 @@ type Message struct {
 	// Id The message.
 	Id string `json:"id"`
 
-	// Interaction The same in its old form.
+	// Interaction The same interaction in its old form.
 	Interaction nullable.Nullable[LegacyMessageInteraction] `json:"interaction"`
 
-	// InteractionMetadata The interaction that it answers.
+	// InteractionMetadata The interaction that it responds to.
 	InteractionMetadata nullable.Nullable[MessageInteraction] `json:"interaction_metadata"`
 
 	// Member The author as a member, without the user.
@@ -3439,7 +3442,7 @@ type Message struct {
 	// MentionChannels Channels that it mentions.
 	MentionChannels []ChannelMention `json:"mention_channels"`
 
-	// MentionEveryone Whether it mentions everybody.
+	// MentionEveryone Whether it mentions everyone.
 	MentionEveryone bool `json:"mention_everyone"`
 
 	// MentionRoles Roles that it mentions.
@@ -3448,13 +3451,13 @@ type Message struct {
 	// Mentions Users that it mentions.
 	Mentions []MentionedUser `json:"mentions"`
 
-	// MessageReference The message that it answers, forwards or follows from.
+	// MessageReference The message that it replies to, forwards or follows from.
 	MessageReference nullable.Nullable[MessageReference] `json:"message_reference"`
 
-	// MessageSnapshots What was forwarded.
+	// MessageSnapshots The forwarded messages.
 	MessageSnapshots []MessageSnapshot `json:"message_snapshots"`
 
-	// Nonce What the sender told it by: a string or an integer.
+	// Nonce A value that the sender chose to recognize the message: a string or an integer.
 	Nonce interface{} `json:"nonce"`
 
 	// Pinned Whether it is pinned.
@@ -3463,22 +3466,22 @@ type Message struct {
 	// Poll Poll.
 	Poll nullable.Nullable[Poll] `json:"poll"`
 
-	// Position About its place in a thread.
+	// Position Approximate position in a thread.
 	Position nullable.Nullable[int] `json:"position"`
 
 	// Reactions Reactions.
 	Reactions []ReactionCount `json:"reactions"`
 
-	// ReferencedMessage The message that it answers; null if it is gone or was not told.
+	// ReferencedMessage The message that it replies to; null if that is deleted or was not sent.
 	ReferencedMessage nullable.Nullable[Message] `json:"referenced_message"`
 
-	// Resolved What is selected in its menus.
+	// Resolved Objects that are selected in its menus.
 	Resolved nullable.Nullable[Resolved] `json:"resolved"`
 
 	// RoleSubscriptionData Purchase or renewal of a role.
 	RoleSubscriptionData nullable.Nullable[RoleSubscriptionData] `json:"role_subscription_data"`
 
-	// SharedClientTheme Theme that is shared.
+	// SharedClientTheme Shared theme.
 	SharedClientTheme nullable.Nullable[SharedClientTheme] `json:"shared_client_theme"`
 
 	// StickerItems Stickers.
@@ -3517,7 +3520,7 @@ type MessageCall struct {
 	// EndedTimestamp When it ended.
 	EndedTimestamp nullable.Nullable[time.Time] `json:"ended_timestamp"`
 
-	// Participants Who was in it.
+	// Participants The users who were in it.
 	Participants []string `json:"participants"`
 }
 
@@ -3545,9 +3548,9 @@ type MessageDeleteBulk struct {
 	Ids []string `json:"ids"`
 }
 
-// MessageInteraction The interaction that a message answers.
+// MessageInteraction The interaction that a message responds to.
 type MessageInteraction struct {
-	// AuthorizingIntegrationOwners Who installed the application, by kind of installation.
+	// AuthorizingIntegrationOwners Users or guilds that installed the application, by kind of installation.
 	AuthorizingIntegrationOwners map[string]string `json:"authorizing_integration_owners"`
 
 	// CommandType Kind of command; undocumented.
@@ -3562,13 +3565,13 @@ type MessageInteraction struct {
 	// Name Command; undocumented.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// OriginalResponseMessageId The first answer, if this is a later one.
+	// OriginalResponseMessageId The first response, if this is a later one.
 	OriginalResponseMessageId nullable.Nullable[string] `json:"original_response_message_id"`
 
-	// TargetMessageId Message that a message command was for.
+	// TargetMessageId Target of a message command.
 	TargetMessageId nullable.Nullable[string] `json:"target_message_id"`
 
-	// TargetUser User that a user command was for.
+	// TargetUser Target of a user command.
 	TargetUser nullable.Nullable[User] `json:"target_user"`
 
 	// TriggeringInteractionMetadata The interaction that opened the modal.
@@ -3577,7 +3580,7 @@ type MessageInteraction struct {
 	// Type 2 command, 3 component, 5 modal.
 	Type int `json:"type"`
 
-	// User Who caused it.
+	// User The user who caused it.
 	User User `json:"user"`
 }
 
@@ -3595,11 +3598,11 @@ type MessagePollVote struct {
 	// MessageId The message with the poll.
 	MessageId string `json:"message_id"`
 
-	// UserId Who.
+	// UserId The user.
 	UserId string `json:"user_id"`
 }
 
-// MessageReference The message that another belongs to.
+// MessageReference The message that another message refers to.
 type MessageReference struct {
 	// ChannelId Its channel.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
@@ -3613,13 +3616,13 @@ type MessageReference struct {
 	// MessageId The message.
 	MessageId nullable.Nullable[string] `json:"message_id"`
 
-	// Type 0 answer and others, 1 forward.
+	// Type 0 reply and others, 1 forward.
 	Type nullable.Nullable[int] `json:"type"`
 }
 
 // MessageSnapshot A forwarded message as it was.
 type MessageSnapshot struct {
-	// Message What is kept of it.
+	// Message The part of it that is kept.
 	Message SnapshotMessage `json:"message"`
 }
 
@@ -3631,7 +3634,7 @@ type Nameplate struct {
 	// ExpiresAt When it ends, in Unix seconds.
 	ExpiresAt nullable.Nullable[int] `json:"expires_at"`
 
-	// Label Label; not in use.
+	// Label Label; unused.
 	Label string `json:"label"`
 
 	// Palette Name of the background color.
@@ -3641,12 +3644,12 @@ type Nameplate struct {
 	SkuId nullable.Nullable[string] `json:"sku_id"`
 }
 
-// Ordering Which deliveries wait for each other; `guild` and `channel` deliver one at a time, in gateway order.
+// Ordering Which deliveries wait for each other. With `guild` or `channel`, the events of one guild or channel are delivered one at a time, in gateway order.
 type Ordering string
 
 // OtherChannel A channel of another type, such as a store or a directory.
 type OtherChannel struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// Flags Flags.
@@ -3667,7 +3670,7 @@ type OtherChannel struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -3688,10 +3691,10 @@ type OtherComponent struct {
 
 // Overwrite Permissions of a role or member in a channel.
 type Overwrite struct {
-	// Allow What is allowed, as a decimal bit set.
+	// Allow Allowed permissions, as a decimal bit set.
 	Allow string `json:"allow"`
 
-	// Deny What is denied, as a decimal bit set.
+	// Deny Denied permissions, as a decimal bit set.
 	Deny string `json:"deny"`
 
 	// Id The role or member.
@@ -3709,7 +3712,7 @@ type PartialApplication struct {
 	// BotPublic Whether others may add the bot.
 	BotPublic nullable.Nullable[bool] `json:"bot_public"`
 
-	// BotRequireCodeGrant Whether adding it needs the full OAuth2 flow.
+	// BotRequireCodeGrant Whether adding the bot needs the full OAuth2 flow.
 	BotRequireCodeGrant nullable.Nullable[bool] `json:"bot_require_code_grant"`
 
 	// CoverImage Hash of the cover.
@@ -3745,7 +3748,7 @@ type PartialApplication struct {
 	// RpcOrigins Origins for RPC.
 	RpcOrigins []string `json:"rpc_origins"`
 
-	// Slug End of the store's address.
+	// Slug Last part of the store's URL.
 	Slug nullable.Nullable[string] `json:"slug"`
 
 	// Summary No longer used.
@@ -3764,7 +3767,7 @@ type PartialApplication struct {
 	VerifyKey nullable.Nullable[string] `json:"verify_key"`
 }
 
-// PartialUser An account of which only the id is certain.
+// PartialUser An account. Only its ID is always present.
 type PartialUser struct {
 	// AccentColor Banner color as a number.
 	AccentColor nullable.Nullable[int] `json:"accent_color"`
@@ -3772,7 +3775,7 @@ type PartialUser struct {
 	// Avatar Hash of the avatar.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar.
+	// AvatarDecorationData Decoration of the avatar.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner.
@@ -3781,7 +3784,7 @@ type PartialUser struct {
 	// Bot Whether it belongs to an application.
 	Bot nullable.Nullable[bool] `json:"bot"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// Discriminator Tag of four digits, or 0.
@@ -3793,7 +3796,7 @@ type PartialUser struct {
 	// Id The user.
 	Id string `json:"id"`
 
-	// PrimaryGuild Guild whose tag is worn.
+	// PrimaryGuild Guild whose tag the user shows.
 	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
 
 	// PublicFlags Public flags.
@@ -3808,7 +3811,7 @@ type PartialUser struct {
 
 // Poll A poll in a message.
 type Poll struct {
-	// AllowMultiselect Whether more than one answer may be chosen.
+	// AllowMultiselect Whether users may choose more than one answer.
 	AllowMultiselect bool `json:"allow_multiselect"`
 
 	// Answers Answers.
@@ -3832,7 +3835,7 @@ type PollAnswer struct {
 	// AnswerId Its number.
 	AnswerId int `json:"answer_id"`
 
-	// PollMedia What it says.
+	// PollMedia Its text and emoji.
 	PollMedia PollMedia `json:"poll_media"`
 }
 
@@ -3862,16 +3865,16 @@ type PollResults struct {
 	// AnswerCounts Votes for each answer.
 	AnswerCounts []PollAnswerCount `json:"answer_counts"`
 
-	// IsFinalized Whether they are counted exactly.
+	// IsFinalized Whether the votes are counted exactly.
 	IsFinalized bool `json:"is_finalized"`
 }
 
 // PresenceStatus defines model for PresenceStatus.
 type PresenceStatus string
 
-// PresenceUpdate A user's status or activities changed. Discord does not check the fields of the user but for the id.
+// PresenceUpdate A user's status or activities changed. Discord checks only the ID among the user's fields.
 type PresenceUpdate struct {
-	// Activities What the user is doing.
+	// Activities The user's activities.
 	Activities []Activity `json:"activities"`
 
 	// ClientStatus Status on each kind of device.
@@ -3887,7 +3890,7 @@ type PresenceUpdate struct {
 	User PartialUser `json:"user"`
 }
 
-// PrimaryGuild The guild whose tag a user wears.
+// PrimaryGuild The guild whose tag a user shows.
 type PrimaryGuild struct {
 	// Badge Hash of the badge.
 	Badge nullable.Nullable[string] `json:"badge"`
@@ -3909,10 +3912,10 @@ type Problem struct {
 	// Errors Every field at fault.
 	Errors *[]FieldProblem `json:"errors,omitempty"`
 
-	// Field The field at fault; the first of them if there are several.
+	// Field The field at fault; the first one if there are several.
 	Field *string `json:"field,omitempty"`
 
-	// ListenerId The listener that is in the way.
+	// ListenerId The existing listener that conflicts with the request.
 	ListenerId *string `json:"listener_id,omitempty"`
 
 	// Reasons Why the server is not ready.
@@ -3924,7 +3927,7 @@ type Problem struct {
 
 // RateLimited A gateway request was refused because of a rate limit.
 type RateLimited struct {
-	// Meta What the limit was for.
+	// Meta The request that the limit applies to.
 	Meta nullable.Nullable[RateLimitedMeta] `json:"meta"`
 
 	// Opcode The opcode of the request.
@@ -3934,9 +3937,9 @@ type RateLimited struct {
 	RetryAfter float32 `json:"retry_after"`
 }
 
-// RateLimitedMeta What a gateway rate limit was for.
+// RateLimitedMeta The request that a gateway rate limit applies to.
 type RateLimitedMeta struct {
-	// GuildId The guild whose members were asked for.
+	// GuildId The guild whose members were requested.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
 	// Nonce The request's nonce.
@@ -3960,10 +3963,10 @@ type Reaction struct {
 	// GuildId The guild; null in direct messages.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
-	// Member Who reacted, as a member; when added only.
+	// Member The user as a member; only when added.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
-	// MessageAuthorId Who wrote the message; when added only.
+	// MessageAuthorId The author of the message; only when added.
 	MessageAuthorId nullable.Nullable[string] `json:"message_author_id"`
 
 	// MessageId The message.
@@ -3972,11 +3975,11 @@ type Reaction struct {
 	// Type 0 normal, 1 super.
 	Type nullable.Nullable[int] `json:"type"`
 
-	// UserId Who reacted.
+	// UserId The user who reacted.
 	UserId string `json:"user_id"`
 }
 
-// ReactionCount How often a message was reacted to with an emoji.
+// ReactionCount The reactions to a message with one emoji.
 type ReactionCount struct {
 	// BurstColors Colors of super reactions.
 	BurstColors []string `json:"burst_colors"`
@@ -3987,19 +3990,19 @@ type ReactionCount struct {
 	// BurstMe Undocumented.
 	BurstMe nullable.Nullable[bool] `json:"burst_me"`
 
-	// Count How often.
+	// Count Number of reactions.
 	Count int `json:"count"`
 
-	// CountDetails By kind.
+	// CountDetails Number by kind.
 	CountDetails nullable.Nullable[ReactionCountDetails] `json:"count_details"`
 
 	// Emoji The emoji.
 	Emoji Emoji `json:"emoji"`
 
-	// Me Whether the bot did.
+	// Me Whether the bot reacted.
 	Me bool `json:"me"`
 
-	// MeBurst Whether the bot did with a super reaction.
+	// MeBurst Whether the bot reacted with a super reaction.
 	MeBurst bool `json:"me_burst"`
 }
 
@@ -4008,7 +4011,7 @@ type ReactionCountDetails struct {
 	// Burst Super reactions.
 	Burst int `json:"burst"`
 
-	// Normal Others.
+	// Normal Normal reactions.
 	Normal int `json:"normal"`
 }
 
@@ -4039,7 +4042,7 @@ type ReactionRemoveEmoji struct {
 	MessageId string `json:"message_id"`
 }
 
-// Ready The session has begun: who the bot is, and the guilds that will be sent.
+// Ready A session began. It names the bot, and the guilds that will be sent.
 type Ready struct {
 	// Application The bot's application.
 	Application PartialApplication `json:"application"`
@@ -4047,16 +4050,16 @@ type Ready struct {
 	// Guilds Guilds that are sent one by one as GUILD_CREATE.
 	Guilds []UnavailableGuild `json:"guilds"`
 
-	// ResumeGatewayUrl Where the session is resumed.
+	// ResumeGatewayUrl The URL for resuming the session.
 	ResumeGatewayUrl string `json:"resume_gateway_url"`
 
-	// SessionId The session, needed to resume it.
+	// SessionId The session's ID, needed to resume the session.
 	SessionId string `json:"session_id"`
 
 	// SessionType Kind of session; undocumented.
 	SessionType nullable.Nullable[string] `json:"session_type"`
 
-	// Shard Shard id and number of shards.
+	// Shard The shard's ID and the number of shards.
 	Shard nullable.Nullable[[]int] `json:"shard"`
 
 	// User The bot.
@@ -4066,7 +4069,7 @@ type Ready struct {
 	V int `json:"v"`
 }
 
-// RecurrenceRule How often a scheduled event takes place.
+// RecurrenceRule How a scheduled event repeats.
 type RecurrenceRule struct {
 	// ByMonth Months.
 	ByMonth nullable.Nullable[[]int] `json:"by_month"`
@@ -4074,7 +4077,7 @@ type RecurrenceRule struct {
 	// ByMonthDay Days of the month.
 	ByMonthDay nullable.Nullable[[]int] `json:"by_month_day"`
 
-	// ByNWeekday Days of a certain week of the month.
+	// ByNWeekday Days in a certain week of the month.
 	ByNWeekday nullable.Nullable[[]RecurrenceWeekday] `json:"by_n_weekday"`
 
 	// ByWeekday Days of the week, 0 is Monday.
@@ -4083,7 +4086,7 @@ type RecurrenceRule struct {
 	// ByYearDay Days of the year.
 	ByYearDay nullable.Nullable[[]int] `json:"by_year_day"`
 
-	// Count How many times.
+	// Count Number of events.
 	Count nullable.Nullable[int] `json:"count"`
 
 	// End End of the last one.
@@ -4092,7 +4095,7 @@ type RecurrenceRule struct {
 	// Frequency 0 yearly, 1 monthly, 2 weekly, 3 daily.
 	Frequency int `json:"frequency"`
 
-	// Interval Every how many of these.
+	// Interval Number of years, months, weeks or days between two events.
 	Interval int `json:"interval"`
 
 	// Start Start of the first one.
@@ -4112,17 +4115,17 @@ type RecurrenceWeekday struct {
 type Replay struct {
 	Since time.Time `json:"since"`
 
-	// Until Now if left out.
+	// Until Now if omitted.
 	Until *time.Time `json:"until,omitempty"`
 }
 
 // Replayed defines model for Replayed.
 type Replayed struct {
-	// Queued How many events are queued again.
+	// Queued The number of deliveries that were queued.
 	Queued int64 `json:"queued"`
 }
 
-// Resolved Objects that an interaction names, by id.
+// Resolved Objects that an interaction names, by ID.
 type Resolved struct {
 	// Attachments Files.
 	Attachments map[string]Attachment `json:"attachments"`
@@ -4143,19 +4146,19 @@ type Resolved struct {
 	Users map[string]User `json:"users"`
 }
 
-// Resumed All events that were missed have been replayed.
+// Resumed All missed events have been replayed.
 type Resumed struct {
-	// UnderscoreTrace Servers that the session went through; for Discord's support.
+	// UnderscoreTrace Servers that the session passed through; for Discord's support.
 	UnderscoreTrace []interface{} `json:"_trace"`
 }
 
 // RetryFilter defines model for RetryFilter.
 type RetryFilter struct {
-	// Since The beginning if left out.
+	// Since The beginning if omitted.
 	Since  *time.Time          `json:"since,omitempty"`
 	Status []RetryFilterStatus `json:"status"`
 
-	// Until Now if left out.
+	// Until Now if omitted.
 	Until *time.Time `json:"until,omitempty"`
 }
 
@@ -4164,7 +4167,7 @@ type RetryFilterStatus string
 
 // Role A role in a guild.
 type Role struct {
-	// Color Color; old form of colors.
+	// Color Color; the old form of colors.
 	Color int `json:"color"`
 
 	// Colors Its colors.
@@ -4176,7 +4179,7 @@ type Role struct {
 	// Flags Flags.
 	Flags nullable.Nullable[int] `json:"flags"`
 
-	// Hoist Whether members with it are listed apart.
+	// Hoist Whether its members are listed separately.
 	Hoist bool `json:"hoist"`
 
 	// Icon Hash of the icon.
@@ -4200,7 +4203,7 @@ type Role struct {
 	// Position Place in the list.
 	Position int `json:"position"`
 
-	// Tags What it belongs to.
+	// Tags The bot, integration or feature that it belongs to.
 	Tags nullable.Nullable[RoleTags] `json:"tags"`
 
 	// UnicodeEmoji Standard emoji.
@@ -4230,11 +4233,11 @@ type RoleSubscriptionData struct {
 	// TierName Its level.
 	TierName string `json:"tier_name"`
 
-	// TotalMonthsSubscribed Months so far.
+	// TotalMonthsSubscribed Number of months so far.
 	TotalMonthsSubscribed int `json:"total_months_subscribed"`
 }
 
-// RoleTags What a role belongs to.
+// RoleTags The bot, integration or feature that a role belongs to.
 type RoleTags struct {
 	// AvailableForPurchase Whether it can be bought.
 	AvailableForPurchase bool `json:"available_for_purchase"`
@@ -4251,19 +4254,19 @@ type RoleTags struct {
 	// PremiumSubscriber Whether it is the boosters' role.
 	PremiumSubscriber bool `json:"premium_subscriber"`
 
-	// SubscriptionListingId The product that is subscribed to.
+	// SubscriptionListingId The product of the subscription.
 	SubscriptionListingId nullable.Nullable[string] `json:"subscription_listing_id"`
 }
 
-// ScheduledEventMetadata More on a scheduled event.
+// ScheduledEventMetadata Details of a scheduled event.
 type ScheduledEventMetadata struct {
-	// Location Where it is.
+	// Location The place.
 	Location nullable.Nullable[string] `json:"location"`
 }
 
-// Section Texts with something beside them.
+// Section Texts with an accessory beside them.
 type Section struct {
-	// Accessory What is beside them.
+	// Accessory The component beside them.
 	Accessory nullable.Nullable[Component] `json:"accessory"`
 
 	// Components The texts.
@@ -4276,7 +4279,7 @@ type Section struct {
 	Type int `json:"type"`
 }
 
-// SelectDefault What is chosen in a menu at first.
+// SelectDefault An initial choice of a menu.
 type SelectDefault struct {
 	// Id The user, role or channel.
 	Id string `json:"id"`
@@ -4285,33 +4288,33 @@ type SelectDefault struct {
 	Type string `json:"type"`
 }
 
-// SelectMenu A menu: of texts (3), users (5), roles (6), both (7) or channels (8).
+// SelectMenu A menu of texts (3), users (5), roles (6), users and roles (7) or channels (8).
 type SelectMenu struct {
-	// ChannelTypes Types of channels to choose from; any if empty.
+	// ChannelTypes Types of channels to choose from; all types if empty.
 	ChannelTypes []int `json:"channel_types"`
 
-	// CustomId What interactions with it carry.
+	// CustomId ID that its interactions carry.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
-	// DefaultValues What is chosen at first.
+	// DefaultValues Initial choices.
 	DefaultValues []SelectDefault `json:"default_values"`
 
-	// Disabled Whether it is switched off.
+	// Disabled Whether it is disabled.
 	Disabled bool `json:"disabled"`
 
 	// Id Its number in the message; not a snowflake.
 	Id nullable.Nullable[int] `json:"id"`
 
-	// MaxValues Most choices; 1 if null.
+	// MaxValues Maximum number of choices; 1 if null.
 	MaxValues nullable.Nullable[int] `json:"max_values"`
 
-	// MinValues Fewest choices; 1 if null.
+	// MinValues Minimum number of choices; 1 if null.
 	MinValues nullable.Nullable[int] `json:"min_values"`
 
 	// Options Choices.
 	Options []SelectOption `json:"options"`
 
-	// Placeholder Text without a choice.
+	// Placeholder Text that is shown when nothing is chosen.
 	Placeholder nullable.Nullable[string] `json:"placeholder"`
 
 	// Required Whether a choice is needed, in a modal.
@@ -4323,10 +4326,10 @@ type SelectMenu struct {
 
 // SelectOption A choice of a menu.
 type SelectOption struct {
-	// Default Whether it is chosen at first.
+	// Default Whether it is chosen initially.
 	Default bool `json:"default"`
 
-	// Description More text.
+	// Description Additional text.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Emoji Emoji.
@@ -4335,13 +4338,13 @@ type SelectOption struct {
 	// Label Text.
 	Label string `json:"label"`
 
-	// Value What interactions carry.
+	// Value Value that interactions carry.
 	Value string `json:"value"`
 }
 
 // Separator A space or line between components.
 type Separator struct {
-	// Divider Whether there is a line; yes if null.
+	// Divider Whether there is a line; true if null.
 	Divider nullable.Nullable[bool] `json:"divider"`
 
 	// Id Its number in the message; not a snowflake.
@@ -4354,9 +4357,9 @@ type Separator struct {
 	Type int `json:"type"`
 }
 
-// SessionLost A session could not be resumed: what came between two sequence numbers is lost.
+// SessionLost A session could not be resumed. The events between two sequence numbers are lost.
 type SessionLost struct {
-	// AfterSeq The last sequence number of it that was received.
+	// AfterSeq The last sequence number that was received in it.
 	AfterSeq int `json:"after_seq"`
 
 	// NextSeq Its first sequence number.
@@ -4380,14 +4383,14 @@ type SetPresence struct {
 	Activities *[]BotActivity `json:"activities,omitempty"`
 	Afk        *bool          `json:"afk,omitempty"`
 
-	// Since Since when the bot is idle, in milliseconds since 1970; `null` if it is not.
+	// Since When the bot became idle, in milliseconds since 1970; `null` if it is not idle.
 	Since  nullable.Nullable[int64] `json:"since,omitempty"`
 	Status PresenceStatus           `json:"status"`
 }
 
 // SetVoiceState defines model for SetVoiceState.
 type SetVoiceState struct {
-	// ChannelId The channel to be in; `null` to leave.
+	// ChannelId The channel to join or move to; `null` to leave.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 	SelfDeaf  *bool                     `json:"self_deaf,omitempty"`
 	SelfMute  *bool                     `json:"self_mute,omitempty"`
@@ -4400,30 +4403,30 @@ type Shard struct {
 	Id          int                          `json:"id"`
 	Identifies  int64                        `json:"identifies"`
 
-	// Instance The server that has it, as host and number; `null` if none has.
+	// Instance The server that runs the shard, as host and number; `null` if none does.
 	Instance           nullable.Nullable[string]    `json:"instance"`
 	Intents            []string                     `json:"intents"`
 	LastClose          nullable.Nullable[Close]     `json:"last_close"`
 	LastHeartbeatAckAt nullable.Nullable[time.Time] `json:"last_heartbeat_ack_at"`
 	LatencyMs          nullable.Nullable[float32]   `json:"latency_ms"`
 
-	// Problem What is wrong and what to do.
+	// Problem What is wrong and how to fix it.
 	Problem nullable.Nullable[string] `json:"problem"`
 	Resumes int64                     `json:"resumes"`
 
-	// Role What its events are for: they are delivered; or another set of shards still delivers them, and it is getting ready (warming) or keeps what that one may not deliver (holding); or it is read to its end (leaving).
+	// Role `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set may not deliver. `leaving`: the session is read to its end.
 	Role        ShardRole `json:"role"`
 	SeqReceived int64     `json:"seq_received"`
 
-	// SeqStored What a restart resumes from.
+	// SeqStored The sequence number that a restart resumes from.
 	SeqStored int64 `json:"seq_stored"`
 
-	// SessionAgeSeconds Since this process began or first resumed the session.
+	// SessionAgeSeconds Seconds since this process began or first resumed the session.
 	SessionAgeSeconds nullable.Nullable[float32] `json:"session_age_seconds"`
 	State             ShardState                 `json:"state"`
 }
 
-// ShardRole What its events are for: they are delivered; or another set of shards still delivers them, and it is getting ready (warming) or keeps what that one may not deliver (holding); or it is read to its end (leaving).
+// ShardRole `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set may not deliver. `leaving`: the session is read to its end.
 type ShardRole string
 
 // ShardState defines model for Shard.State.
@@ -4447,7 +4450,7 @@ type ShardEvent struct {
 	ShardId int `json:"shard_id"`
 }
 
-// ShardOfCount `[id, count]`: the shard that it went through.
+// ShardOfCount `[id, count]`: the shard that received the command.
 type ShardOfCount = []int
 
 // Shards defines model for Shards.
@@ -4455,12 +4458,12 @@ type Shards struct {
 	Data []Shard `json:"data"`
 }
 
-// SharedClientTheme A theme that somebody shares.
+// SharedClientTheme A theme that a user shares.
 type SharedClientTheme struct {
 	// BaseMix Strength of the colors.
 	BaseMix int `json:"base_mix"`
 
-	// BaseTheme Theme beneath.
+	// BaseTheme The underlying theme.
 	BaseTheme nullable.Nullable[int] `json:"base_theme"`
 
 	// Colors Up to five colors, in hexadecimal.
@@ -4474,10 +4477,10 @@ type SharedClientTheme struct {
 type SigningKey struct {
 	CreatedAt time.Time `json:"created_at"`
 
-	// PublicKey The Ed25519 public key, 64 hexadecimal digits, as verifiers of Discord's own signatures take it.
+	// PublicKey The Ed25519 public key: 64 hexadecimal digits, as verifiers of Discord's own signatures expect it.
 	PublicKey string `json:"public_key"`
 
-	// Signs Whether it signs what is sent now.
+	// Signs Whether this key signs the deliveries that are sent now.
 	Signs bool `json:"signs"`
 }
 
@@ -4486,7 +4489,7 @@ type SigningKeys struct {
 	Data []SigningKey `json:"data"`
 }
 
-// SnapshotMessage What is kept of a forwarded message.
+// SnapshotMessage The part of a forwarded message that is kept.
 type SnapshotMessage struct {
 	// Attachments Files.
 	Attachments []Attachment `json:"attachments"`
@@ -4548,10 +4551,10 @@ type SoundboardSound struct {
 	// SoundId The sound; those of Discord are small numbers.
 	SoundId string `json:"sound_id"`
 
-	// User Who made it.
+	// User The user who created it.
 	User nullable.Nullable[User] `json:"user"`
 
-	// UserId Who made it; undocumented.
+	// UserId The user who created it; undocumented.
 	UserId nullable.Nullable[string] `json:"user_id"`
 
 	// Volume Volume from 0 to 1.
@@ -4563,7 +4566,7 @@ type SoundboardSounds struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// SoundboardSounds All that there are now.
+	// SoundboardSounds The complete new list.
 	SoundboardSounds []SoundboardSound `json:"soundboard_sounds"`
 }
 
@@ -4629,11 +4632,11 @@ type Sticker struct {
 	// Type 1 standard, 2 of a guild.
 	Type int `json:"type"`
 
-	// User Who made it.
+	// User The user who created it.
 	User nullable.Nullable[User] `json:"user"`
 }
 
-// StickerItem What is needed to show a sticker.
+// StickerItem The data needed to show a sticker.
 type StickerItem struct {
 	// FormatType 1 PNG, 2 APNG, 3 Lottie, 4 GIF.
 	FormatType int `json:"format_type"`
@@ -4651,7 +4654,7 @@ type StoredEvent struct {
 	Data interface{}        `json:"data"`
 	Id   openapi_types.UUID `json:"id"`
 
-	// ListenerIds The listeners that wanted it when it was received.
+	// ListenerIds The listeners that wanted the event when it was received.
 	ListenerIds []string  `json:"listener_ids"`
 	Name        string    `json:"name"`
 	ReceivedAt  time.Time `json:"received_at"`
@@ -4663,13 +4666,13 @@ type StoredEvent struct {
 
 // SubmittedComponent A component of a modal, filled in.
 type SubmittedComponent struct {
-	// Component What a label holds.
+	// Component The component of a label.
 	Component nullable.Nullable[SubmittedComponent] `json:"component"`
 
-	// Components What a row holds.
+	// Components The components of a row.
 	Components []SubmittedComponent `json:"components"`
 
-	// CustomId What the application calls it.
+	// CustomId ID that the application gave it.
 	CustomId nullable.Nullable[string] `json:"custom_id"`
 
 	// Id Its number in the modal.
@@ -4678,14 +4681,14 @@ type SubmittedComponent struct {
 	// Type Its type.
 	Type int `json:"type"`
 
-	// Value What was written or chosen.
+	// Value Value that was written or chosen.
 	Value interface{} `json:"value"`
 
-	// Values What was chosen.
+	// Values Values that were chosen.
 	Values []string `json:"values"`
 }
 
-// Subscription A repeated payment for something that is sold.
+// Subscription A recurring payment for a product.
 type Subscription struct {
 	// CanceledAt When it was canceled.
 	CanceledAt nullable.Nullable[time.Time] `json:"canceled_at"`
@@ -4693,13 +4696,13 @@ type Subscription struct {
 	// Country Country of the payment.
 	Country nullable.Nullable[string] `json:"country"`
 
-	// CurrentPeriodEnd When it ends.
+	// CurrentPeriodEnd When the current period ends.
 	CurrentPeriodEnd time.Time `json:"current_period_end"`
 
-	// CurrentPeriodStart When the present period began.
+	// CurrentPeriodStart When the current period began.
 	CurrentPeriodStart time.Time `json:"current_period_start"`
 
-	// EntitlementIds What it entitles to.
+	// EntitlementIds The entitlements that it grants.
 	EntitlementIds []string `json:"entitlement_ids"`
 
 	// Id The subscription.
@@ -4714,7 +4717,7 @@ type Subscription struct {
 	// Status 0 active, 1 ending, 2 inactive.
 	Status int `json:"status"`
 
-	// UserId Who pays.
+	// UserId The user who pays.
 	UserId string `json:"user_id"`
 }
 
@@ -4733,17 +4736,17 @@ type TestAttempt struct {
 	Event   string             `json:"event"`
 	EventId openapi_types.UUID `json:"event_id"`
 
-	// Response The beginning of the response's body; not kept for a success. A token of the event in it reads `[redacted]`.
+	// Response The beginning of the response body; not kept for a success. The event's tokens are replaced with `[redacted]`.
 	Response  nullable.Nullable[string] `json:"response"`
 	StartedAt time.Time                 `json:"started_at"`
 
-	// Status The HTTP status; `null` without a response.
+	// Status The HTTP status; `null` if there was no response.
 	Status nullable.Nullable[int] `json:"status"`
 }
 
 // TextChannel A text (0) or announcement (5) channel.
 type TextChannel struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// DefaultAutoArchiveDuration Minutes until a new thread is archived.
@@ -4761,7 +4764,7 @@ type TextChannel struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -4779,7 +4782,7 @@ type TextChannel struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -4809,7 +4812,7 @@ type TextDisplay struct {
 
 // Thread A thread: in an announcement channel (10), public (11) or private (12).
 type Thread struct {
-	// AppPermissions What the application may do here; in interactions only.
+	// AppPermissions Permissions of the application here; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
 	// AppliedTags Tags of the forum that it has.
@@ -4824,7 +4827,7 @@ type Thread struct {
 	// Id The thread.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -4833,41 +4836,41 @@ type Thread struct {
 	// Member The bot's membership, if it joined.
 	Member nullable.Nullable[ThreadMember] `json:"member"`
 
-	// MemberCount Members; counting stops at 50.
+	// MemberCount Number of members, counted up to 50.
 	MemberCount nullable.Nullable[int] `json:"member_count"`
 
-	// MessageCount Messages, without the first and deleted ones.
+	// MessageCount Number of messages, except the first one and deleted ones.
 	MessageCount nullable.Nullable[int] `json:"message_count"`
 
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// NewlyCreated Whether it was just made, and not only became visible.
+	// NewlyCreated Whether it was just created (otherwise it only became visible).
 	NewlyCreated bool `json:"newly_created"`
 
-	// OwnerId Who started it.
+	// OwnerId The user who started it.
 	OwnerId nullable.Nullable[string] `json:"owner_id"`
 
 	// ParentId The channel that it is in.
 	ParentId nullable.Nullable[string] `json:"parent_id"`
 
-	// Permissions What the invoking user may do here; in interactions only.
+	// Permissions Permissions of the invoking user here; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// RateLimitPerUser Slow mode, in seconds.
 	RateLimitPerUser nullable.Nullable[int] `json:"rate_limit_per_user"`
 
-	// ThreadMetadata Whether it is archived or locked, and since when.
+	// ThreadMetadata Whether it is archived or locked, and related settings.
 	ThreadMetadata nullable.Nullable[ThreadMetadata] `json:"thread_metadata"`
 
-	// TotalMessageSent Messages ever sent in it.
+	// TotalMessageSent Number of messages ever sent in it.
 	TotalMessageSent nullable.Nullable[int] `json:"total_message_sent"`
 
 	// Type 10, 11 or 12.
 	Type int `json:"type"`
 }
 
-// ThreadDelete A thread was deleted. This is all that Discord tells of it.
+// ThreadDelete A thread was deleted. Discord sends only these fields.
 type ThreadDelete struct {
 	// GuildId The guild.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
@@ -4882,7 +4885,7 @@ type ThreadDelete struct {
 	Type int `json:"type"`
 }
 
-// ThreadListSync The bot gained access to channels: their active threads.
+// ThreadListSync The bot gained access to channels. The event has their active threads.
 type ThreadListSync struct {
 	// ChannelIds Channels whose threads are synced; null for the whole guild.
 	ChannelIds nullable.Nullable[[]string] `json:"channel_ids"`
@@ -4893,7 +4896,7 @@ type ThreadListSync struct {
 	// Members The bot's memberships in those threads.
 	Members []ThreadMember `json:"members"`
 
-	// Threads All active threads of them.
+	// Threads All active threads of these channels.
 	Threads []Thread `json:"threads"`
 }
 
@@ -4941,7 +4944,7 @@ type ThreadMemberUpdate struct {
 
 // ThreadMembersUpdate Users were added to a thread or removed from it.
 type ThreadMembersUpdate struct {
-	// AddedMembers Who was added.
+	// AddedMembers The members who were added.
 	AddedMembers []ThreadMember `json:"added_members"`
 
 	// GuildId The guild.
@@ -4950,25 +4953,25 @@ type ThreadMembersUpdate struct {
 	// Id The thread.
 	Id string `json:"id"`
 
-	// MemberCount Members now; counting stops at 50.
+	// MemberCount Number of members now, counted up to 50.
 	MemberCount int `json:"member_count"`
 
-	// RemovedMemberIds Who was removed.
+	// RemovedMemberIds The users who were removed.
 	RemovedMemberIds []string `json:"removed_member_ids"`
 }
 
 // ThreadMetadata The state of a thread.
 type ThreadMetadata struct {
-	// ArchiveTimestamp When that last changed.
+	// ArchiveTimestamp When the archived state last changed.
 	ArchiveTimestamp nullable.Nullable[time.Time] `json:"archive_timestamp"`
 
 	// Archived Whether it is archived.
 	Archived bool `json:"archived"`
 
-	// AutoArchiveDuration Minutes without activity until it is.
+	// AutoArchiveDuration Minutes without activity until the thread is archived.
 	AutoArchiveDuration int `json:"auto_archive_duration"`
 
-	// CreateTimestamp When it was made; null before 2022.
+	// CreateTimestamp When it was created; null for threads from before 2022.
 	CreateTimestamp nullable.Nullable[time.Time] `json:"create_timestamp"`
 
 	// Invitable Whether members may invite others; private threads only.
@@ -4980,7 +4983,7 @@ type ThreadMetadata struct {
 
 // Thumbnail A small image.
 type Thumbnail struct {
-	// Description Description, for those who can't see it.
+	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
 	// Id Its number in the message; not a snowflake.
@@ -4996,7 +4999,7 @@ type Thumbnail struct {
 	Type int `json:"type"`
 }
 
-// TypingStart A user began to type.
+// TypingStart A user started to type.
 type TypingStart struct {
 	// ChannelId The channel.
 	ChannelId string `json:"channel_id"`
@@ -5004,22 +5007,22 @@ type TypingStart struct {
 	// GuildId The guild; null in direct messages.
 	GuildId nullable.Nullable[string] `json:"guild_id"`
 
-	// Member Who types, as a member of the guild.
+	// Member The user as a member of the guild.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
 	// Timestamp When, in Unix seconds.
 	Timestamp int `json:"timestamp"`
 
-	// UserId Who types.
+	// UserId The user who types.
 	UserId string `json:"user_id"`
 }
 
-// UnavailableGuild A guild that is not available, or that the bot is not in any more (see origin).
+// UnavailableGuild A guild that is unavailable, or that the bot was removed from (see origin).
 type UnavailableGuild struct {
 	// Id The guild.
 	Id string `json:"id"`
 
-	// Unavailable Whether an outage is the reason; false if the bot was removed.
+	// Unavailable True during an outage; false if the bot was removed.
 	Unavailable bool `json:"unavailable"`
 }
 
@@ -5031,7 +5034,7 @@ type User struct {
 	// Avatar Hash of the avatar.
 	Avatar nullable.Nullable[string] `json:"avatar"`
 
-	// AvatarDecorationData What decorates the avatar.
+	// AvatarDecorationData Decoration of the avatar.
 	AvatarDecorationData nullable.Nullable[AvatarDecoration] `json:"avatar_decoration_data"`
 
 	// Banner Hash of the banner.
@@ -5040,13 +5043,13 @@ type User struct {
 	// Bot Whether it belongs to an application.
 	Bot bool `json:"bot"`
 
-	// Collectibles Collected items on show.
+	// Collectibles Collected items that the user shows.
 	Collectibles nullable.Nullable[Collectibles] `json:"collectibles"`
 
 	// Discriminator Tag of four digits, or 0 for a unique username.
 	Discriminator string `json:"discriminator"`
 
-	// Email E-mail address; not told to bots.
+	// Email E-mail address; not sent to bots.
 	Email nullable.Nullable[string] `json:"email"`
 
 	// Flags Flags, private ones included.
@@ -5061,13 +5064,13 @@ type User struct {
 	// Locale Chosen language.
 	Locale nullable.Nullable[string] `json:"locale"`
 
-	// MfaEnabled Whether two factors are needed to log in; told of the bot only.
+	// MfaEnabled Whether login needs two factors; sent for the bot only.
 	MfaEnabled nullable.Nullable[bool] `json:"mfa_enabled"`
 
 	// PremiumType Kind of Nitro subscription.
 	PremiumType nullable.Nullable[int] `json:"premium_type"`
 
-	// PrimaryGuild Guild whose tag is worn.
+	// PrimaryGuild Guild whose tag the user shows.
 	PrimaryGuild nullable.Nullable[PrimaryGuild] `json:"primary_guild"`
 
 	// PublicFlags Public flags.
@@ -5079,16 +5082,16 @@ type User struct {
 	// Username Name, unique unless the discriminator is not 0.
 	Username string `json:"username"`
 
-	// Verified Whether the e-mail address was verified; told of the bot only.
+	// Verified Whether the e-mail address is verified; sent for the bot only.
 	Verified nullable.Nullable[bool] `json:"verified"`
 }
 
 // VoiceChannel A voice (2) or stage (13) channel.
 type VoiceChannel struct {
-	// AppPermissions What the application may do here, as a decimal bit set; in interactions only.
+	// AppPermissions Permissions of the application here, as a decimal bit set; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
-	// Bitrate Bits a second.
+	// Bitrate Bits per second.
 	Bitrate nullable.Nullable[int] `json:"bitrate"`
 
 	// Flags Flags.
@@ -5100,7 +5103,7 @@ type VoiceChannel struct {
 	// Id The channel.
 	Id string `json:"id"`
 
-	// LastMessageId Last message; it may be gone.
+	// LastMessageId Last message; it may be deleted.
 	LastMessageId nullable.Nullable[string] `json:"last_message_id"`
 
 	// LastPinTimestamp When a message was last pinned.
@@ -5118,7 +5121,7 @@ type VoiceChannel struct {
 	// PermissionOverwrites Permissions of members and roles in it.
 	PermissionOverwrites []Overwrite `json:"permission_overwrites"`
 
-	// Permissions What the invoking user may do here, as a decimal bit set; in interactions only.
+	// Permissions Permissions of the invoking user here, as a decimal bit set; in interactions only.
 	Permissions nullable.Nullable[string] `json:"permissions"`
 
 	// Position Place in the list.
@@ -5139,19 +5142,19 @@ type VoiceChannel struct {
 	// Type Its type.
 	Type int `json:"type"`
 
-	// UserLimit How many may be in it; 0 for no limit.
+	// UserLimit Maximum number of users; 0 for no limit.
 	UserLimit nullable.Nullable[int] `json:"user_limit"`
 
 	// VideoQualityMode 1 automatic, 2 720p.
 	VideoQualityMode nullable.Nullable[int] `json:"video_quality_mode"`
 
-	// VoiceStartTime Since when it is in use, in Unix seconds; not in every event.
+	// VoiceStartTime Start of its use, in Unix seconds; not in every event.
 	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
 }
 
-// VoiceChannelEffect Somebody in a voice channel sent an effect.
+// VoiceChannelEffect A user in a voice channel sent an effect.
 type VoiceChannelEffect struct {
-	// AnimationId Which animation.
+	// AnimationId The animation's number.
 	AnimationId nullable.Nullable[int] `json:"animation_id"`
 
 	// AnimationType 0 for subscribers, 1 for everybody.
@@ -5172,11 +5175,11 @@ type VoiceChannelEffect struct {
 	// SoundVolume Volume from 0 to 1.
 	SoundVolume nullable.Nullable[float32] `json:"sound_volume"`
 
-	// UserId Who sent it.
+	// UserId The user who sent it.
 	UserId string `json:"user_id"`
 }
 
-// VoiceChannelInfo What is going on in a voice channel.
+// VoiceChannelInfo Information on a voice channel.
 type VoiceChannelInfo struct {
 	// Id The channel.
 	Id string `json:"id"`
@@ -5184,11 +5187,11 @@ type VoiceChannelInfo struct {
 	// Status Status text.
 	Status nullable.Nullable[string] `json:"status"`
 
-	// VoiceStartTime Since when it is in use, in Unix seconds.
+	// VoiceStartTime Start of its use, in Unix seconds.
 	VoiceStartTime nullable.Nullable[int] `json:"voice_start_time"`
 }
 
-// VoiceChannelStartTimeUpdate The time since when a voice channel is in use changed.
+// VoiceChannelStartTimeUpdate The start time of a voice channel's use changed.
 type VoiceChannelStartTimeUpdate struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
@@ -5224,7 +5227,7 @@ type VoiceServerUpdate struct {
 	Token string `json:"token"`
 }
 
-// VoiceStateUpdate A user joined, left or moved between voice channels, or changed how.
+// VoiceStateUpdate A user joined, left or switched a voice channel, or changed a voice setting.
 type VoiceStateUpdate struct {
 	// ChannelId The voice channel; null after leaving.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
@@ -5262,7 +5265,7 @@ type VoiceStateUpdate struct {
 	// Suppress Whether the user may not speak.
 	Suppress bool `json:"suppress"`
 
-	// UserId Whose state it is.
+	// UserId The user.
 	UserId string `json:"user_id"`
 }
 
@@ -5290,7 +5293,7 @@ type WelcomeChannel struct {
 	EmojiName nullable.Nullable[string] `json:"emoji_name"`
 }
 
-// WelcomeScreen What new members of a guild see.
+// WelcomeScreen The screen that new members of a guild see.
 type WelcomeScreen struct {
 	// Description Text.
 	Description nullable.Nullable[string] `json:"description"`
@@ -5316,34 +5319,34 @@ type DeleteListenerByPairParams struct {
 
 // ListListenersParams defines parameters for ListListeners.
 type ListListenersParams struct {
-	// Event Only those registered for this very name or pattern.
+	// Event Only listeners registered for exactly this name or pattern.
 	Event *string `form:"event,omitempty" json:"event,omitempty"`
 
-	// Url Only those with this very URL.
+	// Url Only listeners with exactly this URL.
 	Url *string `form:"url,omitempty" json:"url,omitempty"`
 
-	// Limit How many to return at most.
+	// Limit The maximum number to return.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor The next_cursor of the page before.
+	// Cursor The `next_cursor` of the previous page.
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
 type ListDeliveriesParams struct {
-	// Status Only those of this status.
+	// Status Only deliveries with this status.
 	Status *DeliveryStatus `form:"status,omitempty" json:"status,omitempty"`
 
-	// Limit How many to return at most.
+	// Limit The maximum number to return.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Cursor The next_cursor of the page before.
+	// Cursor The `next_cursor` of the previous page.
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // RestartShardParams defines parameters for RestartShard.
 type RestartShardParams struct {
-	// Count Of how many. Needed only while their number changes, for a shard of the set that does not deliver.
+	// Count The number of shards in the shard's set. Needed only while the number of shards changes, for a shard of the set that does not deliver.
 	Count *int `form:"count,omitempty" json:"count,omitempty"`
 }
 
@@ -5920,31 +5923,31 @@ func (t *GuildCreate) UnmarshalJSON(b []byte) error {
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
-	// GetDelivery One delivery with its attempts
+	// GetDelivery Get a delivery with its attempts
 	// (GET /deliveries/{id})
 	GetDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID)
-	// RetryDelivery Make a delivery again, now
+	// RetryDelivery Retry a delivery now
 	// (POST /deliveries/{id}/retry)
 	RetryDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID)
-	// ListEventTypes Every event name known
+	// ListEventTypes List every known event name
 	// (GET /events/types)
 	ListEventTypes(w http.ResponseWriter, r *http.Request)
-	// GetEvent A stored event, with its payload as received
+	// GetEvent Get a stored event, with its payload as received
 	// (GET /events/{id})
 	GetEvent(w http.ResponseWriter, r *http.Request, id string)
-	// RequestGuildMembers Ask for members of a guild
+	// RequestGuildMembers Request members of a guild
 	// (POST /guilds/{id}/members/request)
 	RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath)
 	// UpdateVoiceState Join, move to or leave a voice channel
 	// (PUT /guilds/{id}/voice-state)
 	UpdateVoiceState(w http.ResponseWriter, r *http.Request, id GuildInPath)
-	// GetHealth Whether the process lives
+	// GetHealth Check that the process is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
-	// DeleteListenerByPair Remove the listener of an event and URL
+	// DeleteListenerByPair Remove the listener for an event and a URL
 	// (DELETE /listeners)
 	DeleteListenerByPair(w http.ResponseWriter, r *http.Request, params DeleteListenerByPairParams)
-	// ListListeners List listeners, the newest first
+	// ListListeners List listeners, newest first
 	// (GET /listeners)
 	ListListeners(w http.ResponseWriter, r *http.Request, params ListListenersParams)
 	// CreateListener Register a callback for an event
@@ -5953,19 +5956,19 @@ type ServerInterface interface {
 	// DeleteListener Remove a listener
 	// (DELETE /listeners/{id})
 	DeleteListener(w http.ResponseWriter, r *http.Request, id string)
-	// GetListener One listener
+	// GetListener Get a listener
 	// (GET /listeners/{id})
 	GetListener(w http.ResponseWriter, r *http.Request, id string)
 	// UpdateListener Change a listener
 	// (PATCH /listeners/{id})
 	UpdateListener(w http.ResponseWriter, r *http.Request, id string)
-	// ListDeliveries A listener's deliveries, the newest first
+	// ListDeliveries List a listener's deliveries, newest first
 	// (GET /listeners/{id}/deliveries)
 	ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams)
-	// ReplayListener Deliver stored events of a span of time again
+	// ReplayListener Deliver the stored events of a time span again
 	// (POST /listeners/{id}/replay)
 	ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID)
-	// RetryListener Make deliveries again that have failed
+	// RetryListener Retry a listener's failed deliveries
 	// (POST /listeners/{id}/retry)
 	RetryListener(w http.ResponseWriter, r *http.Request, id ListenerID)
 	// RotateListenerSecret Make a new secret for a listener
@@ -5974,28 +5977,28 @@ type ServerInterface interface {
 	// TestListener Deliver a sample of a listener's event now
 	// (POST /listeners/{id}/test)
 	TestListener(w http.ResponseWriter, r *http.Request, id ListenerID)
-	// GetMetrics Metrics in Prometheus' text format
+	// GetMetrics Get the metrics in Prometheus text format
 	// (GET /metrics)
 	GetMetrics(w http.ResponseWriter, r *http.Request)
-	// GetContract This document
+	// GetContract Get this document
 	// (GET /openapi.json)
 	GetContract(w http.ResponseWriter, r *http.Request)
-	// GetPresence The presence that was set last
+	// GetPresence Get the presence that was set last
 	// (GET /presence)
 	GetPresence(w http.ResponseWriter, r *http.Request)
 	// SetPresence Change the bot's presence
 	// (PUT /presence)
 	SetPresence(w http.ResponseWriter, r *http.Request)
-	// GetReadiness Whether events are being received and stored
+	// GetReadiness Check that events are received and stored
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
-	// ListShards How every shard is doing
+	// ListShards List the shards and their state
 	// (GET /shards)
 	ListShards(w http.ResponseWriter, r *http.Request)
-	// RestartShard Connect a shard again
+	// RestartShard Reconnect a shard
 	// (POST /shards/{id}/restart)
 	RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams)
-	// ListSigningKeys The public keys of the format discord, newest first
+	// ListSigningKeys List the public keys of the format discord, newest first
 	// (GET /signing-keys)
 	ListSigningKeys(w http.ResponseWriter, r *http.Request)
 	// RotateSigningKey Make a new signing key
@@ -6007,31 +6010,31 @@ type ServerInterface interface {
 
 type Unimplemented struct{}
 
-// GetDelivery One delivery with its attempts
+// GetDelivery Get a delivery with its attempts
 // (GET /deliveries/{id})
 func (_ Unimplemented) GetDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// RetryDelivery Make a delivery again, now
+// RetryDelivery Retry a delivery now
 // (POST /deliveries/{id}/retry)
 func (_ Unimplemented) RetryDelivery(w http.ResponseWriter, r *http.Request, id DeliveryID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ListEventTypes Every event name known
+// ListEventTypes List every known event name
 // (GET /events/types)
 func (_ Unimplemented) ListEventTypes(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetEvent A stored event, with its payload as received
+// GetEvent Get a stored event, with its payload as received
 // (GET /events/{id})
 func (_ Unimplemented) GetEvent(w http.ResponseWriter, r *http.Request, id string) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// RequestGuildMembers Ask for members of a guild
+// RequestGuildMembers Request members of a guild
 // (POST /guilds/{id}/members/request)
 func (_ Unimplemented) RequestGuildMembers(w http.ResponseWriter, r *http.Request, id GuildInPath) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -6043,19 +6046,19 @@ func (_ Unimplemented) UpdateVoiceState(w http.ResponseWriter, r *http.Request, 
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetHealth Whether the process lives
+// GetHealth Check that the process is alive
 // (GET /healthz)
 func (_ Unimplemented) GetHealth(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// DeleteListenerByPair Remove the listener of an event and URL
+// DeleteListenerByPair Remove the listener for an event and a URL
 // (DELETE /listeners)
 func (_ Unimplemented) DeleteListenerByPair(w http.ResponseWriter, r *http.Request, params DeleteListenerByPairParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ListListeners List listeners, the newest first
+// ListListeners List listeners, newest first
 // (GET /listeners)
 func (_ Unimplemented) ListListeners(w http.ResponseWriter, r *http.Request, params ListListenersParams) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -6073,7 +6076,7 @@ func (_ Unimplemented) DeleteListener(w http.ResponseWriter, r *http.Request, id
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetListener One listener
+// GetListener Get a listener
 // (GET /listeners/{id})
 func (_ Unimplemented) GetListener(w http.ResponseWriter, r *http.Request, id string) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -6085,19 +6088,19 @@ func (_ Unimplemented) UpdateListener(w http.ResponseWriter, r *http.Request, id
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ListDeliveries A listener's deliveries, the newest first
+// ListDeliveries List a listener's deliveries, newest first
 // (GET /listeners/{id}/deliveries)
 func (_ Unimplemented) ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ReplayListener Deliver stored events of a span of time again
+// ReplayListener Deliver the stored events of a time span again
 // (POST /listeners/{id}/replay)
 func (_ Unimplemented) ReplayListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// RetryListener Make deliveries again that have failed
+// RetryListener Retry a listener's failed deliveries
 // (POST /listeners/{id}/retry)
 func (_ Unimplemented) RetryListener(w http.ResponseWriter, r *http.Request, id ListenerID) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -6115,19 +6118,19 @@ func (_ Unimplemented) TestListener(w http.ResponseWriter, r *http.Request, id L
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetMetrics Metrics in Prometheus' text format
+// GetMetrics Get the metrics in Prometheus text format
 // (GET /metrics)
 func (_ Unimplemented) GetMetrics(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetContract This document
+// GetContract Get this document
 // (GET /openapi.json)
 func (_ Unimplemented) GetContract(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetPresence The presence that was set last
+// GetPresence Get the presence that was set last
 // (GET /presence)
 func (_ Unimplemented) GetPresence(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -6139,25 +6142,25 @@ func (_ Unimplemented) SetPresence(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetReadiness Whether events are being received and stored
+// GetReadiness Check that events are received and stored
 // (GET /readyz)
 func (_ Unimplemented) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ListShards How every shard is doing
+// ListShards List the shards and their state
 // (GET /shards)
 func (_ Unimplemented) ListShards(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// RestartShard Connect a shard again
+// RestartShard Reconnect a shard
 // (POST /shards/{id}/restart)
 func (_ Unimplemented) RestartShard(w http.ResponseWriter, r *http.Request, id int, params RestartShardParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ListSigningKeys The public keys of the format discord, newest first
+// ListSigningKeys List the public keys of the format discord, newest first
 // (GET /signing-keys)
 func (_ Unimplemented) ListSigningKeys(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -8066,31 +8069,31 @@ func (response RotateSigningKeydefaultApplicationProblemPlusJSONResponse) VisitR
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
-	// GetDelivery One delivery with its attempts
+	// GetDelivery Get a delivery with its attempts
 	// (GET /deliveries/{id})
 	GetDelivery(ctx context.Context, request GetDeliveryRequestObject) (GetDeliveryResponseObject, error)
-	// RetryDelivery Make a delivery again, now
+	// RetryDelivery Retry a delivery now
 	// (POST /deliveries/{id}/retry)
 	RetryDelivery(ctx context.Context, request RetryDeliveryRequestObject) (RetryDeliveryResponseObject, error)
-	// ListEventTypes Every event name known
+	// ListEventTypes List every known event name
 	// (GET /events/types)
 	ListEventTypes(ctx context.Context, request ListEventTypesRequestObject) (ListEventTypesResponseObject, error)
-	// GetEvent A stored event, with its payload as received
+	// GetEvent Get a stored event, with its payload as received
 	// (GET /events/{id})
 	GetEvent(ctx context.Context, request GetEventRequestObject) (GetEventResponseObject, error)
-	// RequestGuildMembers Ask for members of a guild
+	// RequestGuildMembers Request members of a guild
 	// (POST /guilds/{id}/members/request)
 	RequestGuildMembers(ctx context.Context, request RequestGuildMembersRequestObject) (RequestGuildMembersResponseObject, error)
 	// UpdateVoiceState Join, move to or leave a voice channel
 	// (PUT /guilds/{id}/voice-state)
 	UpdateVoiceState(ctx context.Context, request UpdateVoiceStateRequestObject) (UpdateVoiceStateResponseObject, error)
-	// GetHealth Whether the process lives
+	// GetHealth Check that the process is alive
 	// (GET /healthz)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
-	// DeleteListenerByPair Remove the listener of an event and URL
+	// DeleteListenerByPair Remove the listener for an event and a URL
 	// (DELETE /listeners)
 	DeleteListenerByPair(ctx context.Context, request DeleteListenerByPairRequestObject) (DeleteListenerByPairResponseObject, error)
-	// ListListeners List listeners, the newest first
+	// ListListeners List listeners, newest first
 	// (GET /listeners)
 	ListListeners(ctx context.Context, request ListListenersRequestObject) (ListListenersResponseObject, error)
 	// CreateListener Register a callback for an event
@@ -8099,19 +8102,19 @@ type StrictServerInterface interface {
 	// DeleteListener Remove a listener
 	// (DELETE /listeners/{id})
 	DeleteListener(ctx context.Context, request DeleteListenerRequestObject) (DeleteListenerResponseObject, error)
-	// GetListener One listener
+	// GetListener Get a listener
 	// (GET /listeners/{id})
 	GetListener(ctx context.Context, request GetListenerRequestObject) (GetListenerResponseObject, error)
 	// UpdateListener Change a listener
 	// (PATCH /listeners/{id})
 	UpdateListener(ctx context.Context, request UpdateListenerRequestObject) (UpdateListenerResponseObject, error)
-	// ListDeliveries A listener's deliveries, the newest first
+	// ListDeliveries List a listener's deliveries, newest first
 	// (GET /listeners/{id}/deliveries)
 	ListDeliveries(ctx context.Context, request ListDeliveriesRequestObject) (ListDeliveriesResponseObject, error)
-	// ReplayListener Deliver stored events of a span of time again
+	// ReplayListener Deliver the stored events of a time span again
 	// (POST /listeners/{id}/replay)
 	ReplayListener(ctx context.Context, request ReplayListenerRequestObject) (ReplayListenerResponseObject, error)
-	// RetryListener Make deliveries again that have failed
+	// RetryListener Retry a listener's failed deliveries
 	// (POST /listeners/{id}/retry)
 	RetryListener(ctx context.Context, request RetryListenerRequestObject) (RetryListenerResponseObject, error)
 	// RotateListenerSecret Make a new secret for a listener
@@ -8120,28 +8123,28 @@ type StrictServerInterface interface {
 	// TestListener Deliver a sample of a listener's event now
 	// (POST /listeners/{id}/test)
 	TestListener(ctx context.Context, request TestListenerRequestObject) (TestListenerResponseObject, error)
-	// GetMetrics Metrics in Prometheus' text format
+	// GetMetrics Get the metrics in Prometheus text format
 	// (GET /metrics)
 	GetMetrics(ctx context.Context, request GetMetricsRequestObject) (GetMetricsResponseObject, error)
-	// GetContract This document
+	// GetContract Get this document
 	// (GET /openapi.json)
 	GetContract(ctx context.Context, request GetContractRequestObject) (GetContractResponseObject, error)
-	// GetPresence The presence that was set last
+	// GetPresence Get the presence that was set last
 	// (GET /presence)
 	GetPresence(ctx context.Context, request GetPresenceRequestObject) (GetPresenceResponseObject, error)
 	// SetPresence Change the bot's presence
 	// (PUT /presence)
 	SetPresence(ctx context.Context, request SetPresenceRequestObject) (SetPresenceResponseObject, error)
-	// GetReadiness Whether events are being received and stored
+	// GetReadiness Check that events are received and stored
 	// (GET /readyz)
 	GetReadiness(ctx context.Context, request GetReadinessRequestObject) (GetReadinessResponseObject, error)
-	// ListShards How every shard is doing
+	// ListShards List the shards and their state
 	// (GET /shards)
 	ListShards(ctx context.Context, request ListShardsRequestObject) (ListShardsResponseObject, error)
-	// RestartShard Connect a shard again
+	// RestartShard Reconnect a shard
 	// (POST /shards/{id}/restart)
 	RestartShard(ctx context.Context, request RestartShardRequestObject) (RestartShardResponseObject, error)
-	// ListSigningKeys The public keys of the format discord, newest first
+	// ListSigningKeys List the public keys of the format discord, newest first
 	// (GET /signing-keys)
 	ListSigningKeys(ctx context.Context, request ListSigningKeysRequestObject) (ListSigningKeysResponseObject, error)
 	// RotateSigningKey Make a new signing key
