@@ -302,7 +302,7 @@ type Activity struct {
 	// Type 0 playing, 1 streaming, 2 listening, 3 watching, 4 custom, 5 competing.
 	Type int `json:"type"`
 
-	// Url Address of the stream.
+	// Url URL of the stream.
 	Url nullable.Nullable[string] `json:"url"`
 }
 
@@ -626,7 +626,7 @@ type AutoModerationTrigger struct {
 	// MentionTotalLimit Maximum number of mentions in a message.
 	MentionTotalLimit nullable.Nullable[int] `json:"mention_total_limit"`
 
-	// Presets Discord's lists.
+	// Presets Word lists by Discord.
 	Presets []int `json:"presets"`
 
 	// RegexPatterns Patterns in Rust's syntax.
@@ -1132,7 +1132,7 @@ type ClientStatus struct {
 	// Vr On a headset.
 	Vr nullable.Nullable[string] `json:"vr"`
 
-	// Web In a browser; bots too.
+	// Web In a browser; also for bots.
 	Web nullable.Nullable[string] `json:"web"`
 }
 
@@ -1658,7 +1658,7 @@ type EmbedProvider struct {
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// Url Address.
+	// Url URL.
 	Url nullable.Nullable[string] `json:"url"`
 }
 
@@ -1755,7 +1755,7 @@ type EventType struct {
 	// Privileged Whether all of its intents must be switched on in the developer portal.
 	Privileged bool `json:"privileged"`
 
-	// RawName The name that delivers the payload as Discord sent it.
+	// RawName The name to register for the payload as Discord sent it.
 	RawName string `json:"raw_name"`
 }
 
@@ -1939,7 +1939,7 @@ type Guild struct {
 	// Description Description.
 	Description nullable.Nullable[string] `json:"description"`
 
-	// DiscoverySplash Hash of the picture in the discovery.
+	// DiscoverySplash Hash of the picture in guild discovery.
 	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
 
 	// Emojis Emojis.
@@ -2068,7 +2068,7 @@ type Guild struct {
 	// Unavailable False: it is available.
 	Unavailable bool `json:"unavailable"`
 
-	// VanityUrlCode Invitation code of its own.
+	// VanityUrlCode Custom invitation code.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
 	// VerificationLevel Requirements for members before they may write, 0 to 4.
@@ -2132,7 +2132,7 @@ type GuildBanRemove struct {
 	User User `json:"user"`
 }
 
-// GuildCreate A guild that was loaded at the start, became available again, or was joined (see origin).
+// GuildCreate A guild that was loaded at the start of the session, became available again, or was joined (see origin).
 type GuildCreate struct {
 	union json.RawMessage
 }
@@ -2173,7 +2173,7 @@ type GuildCreate1 struct {
 	// Description Description.
 	Description nullable.Nullable[string] `json:"description"`
 
-	// DiscoverySplash Hash of the picture in the discovery.
+	// DiscoverySplash Hash of the picture in guild discovery.
 	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
 
 	// Emojis Emojis.
@@ -2300,7 +2300,7 @@ type GuildCreate1 struct {
 	Threads     []Thread    `json:"threads"`
 	Unavailable interface{} `json:"unavailable"`
 
-	// VanityUrlCode Invitation code of its own.
+	// VanityUrlCode Custom invitation code.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
 	// VerificationLevel Requirements for members before they may write, 0 to 4.
@@ -2603,7 +2603,7 @@ type GuildUpdate struct {
 	// Description Description.
 	Description nullable.Nullable[string] `json:"description"`
 
-	// DiscoverySplash Hash of the picture in the discovery.
+	// DiscoverySplash Hash of the picture in guild discovery.
 	DiscoverySplash nullable.Nullable[string] `json:"discovery_splash"`
 
 	// Emojis Emojis.
@@ -2702,7 +2702,7 @@ type GuildUpdate struct {
 	// SystemChannelId The channel for notices of joins and boosts.
 	SystemChannelId nullable.Nullable[string] `json:"system_channel_id"`
 
-	// VanityUrlCode Invitation code of its own.
+	// VanityUrlCode Custom invitation code.
 	VanityUrlCode nullable.Nullable[string] `json:"vanity_url_code"`
 
 	// VerificationLevel Requirements for members before they may write, 0 to 4.
@@ -2974,7 +2974,7 @@ type Invite struct {
 	// Inviter The user who created it.
 	Inviter nullable.Nullable[User] `json:"inviter"`
 
-	// MaxAge Seconds until it expires; 0 for never.
+	// MaxAge Seconds for which it is valid; 0 for no limit.
 	MaxAge int `json:"max_age"`
 
 	// MaxUses Maximum number of uses; 0 for no limit.
@@ -3872,7 +3872,7 @@ type PollResults struct {
 // PresenceStatus defines model for PresenceStatus.
 type PresenceStatus string
 
-// PresenceUpdate A user's status or activities changed. Discord checks only the ID among the user's fields.
+// PresenceUpdate A user's status or activities changed. Discord checks only the ID in the user object.
 type PresenceUpdate struct {
 	// Activities The user's activities.
 	Activities []Activity `json:"activities"`
@@ -3933,7 +3933,7 @@ type RateLimited struct {
 	// Opcode The opcode of the request.
 	Opcode int `json:"opcode"`
 
-	// RetryAfter Seconds until it may be sent again.
+	// RetryAfter Seconds until the request may be sent again.
 	RetryAfter float32 `json:"retry_after"`
 }
 
@@ -4089,7 +4089,7 @@ type RecurrenceRule struct {
 	// Count Number of events.
 	Count nullable.Nullable[int] `json:"count"`
 
-	// End End of the last one.
+	// End End of the last event.
 	End nullable.Nullable[time.Time] `json:"end"`
 
 	// Frequency 0 yearly, 1 monthly, 2 weekly, 3 daily.
@@ -4098,7 +4098,7 @@ type RecurrenceRule struct {
 	// Interval Number of years, months, weeks or days between two events.
 	Interval int `json:"interval"`
 
-	// Start Start of the first one.
+	// Start Start of the first event.
 	Start time.Time `json:"start"`
 }
 
@@ -4215,10 +4215,10 @@ type RoleColors struct {
 	// PrimaryColor The color.
 	PrimaryColor int `json:"primary_color"`
 
-	// SecondaryColor Second one of a gradient.
+	// SecondaryColor Second color of a gradient.
 	SecondaryColor nullable.Nullable[int] `json:"secondary_color"`
 
-	// TertiaryColor Third one, of a holographic role.
+	// TertiaryColor Third color of a holographic role.
 	TertiaryColor nullable.Nullable[int] `json:"tertiary_color"`
 }
 
@@ -4414,7 +4414,7 @@ type Shard struct {
 	Problem nullable.Nullable[string] `json:"problem"`
 	Resumes int64                     `json:"resumes"`
 
-	// Role `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set may not deliver. `leaving`: the session is read to its end.
+	// Role `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set might not deliver. `leaving`: the session is read to its end.
 	Role        ShardRole `json:"role"`
 	SeqReceived int64     `json:"seq_received"`
 
@@ -4426,7 +4426,7 @@ type Shard struct {
 	State             ShardState                 `json:"state"`
 }
 
-// ShardRole `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set may not deliver. `leaving`: the session is read to its end.
+// ShardRole `delivering`: the shard's events are delivered. `warming`: another set of shards still delivers, and this shard gets ready. `holding`: another set still delivers, and this shard keeps the events that the other set might not deliver. `leaving`: the session is read to its end.
 type ShardRole string
 
 // ShardState defines model for Shard.State.
@@ -4437,7 +4437,7 @@ type ShardDisconnect struct {
 	// Code The WebSocket's close code; 1006 if there was none.
 	Code int `json:"code"`
 
-	// Reason Why.
+	// Reason Why the connection ended.
 	Reason string `json:"reason"`
 
 	// ShardId The shard.
@@ -4548,7 +4548,7 @@ type SoundboardSound struct {
 	// Name Name.
 	Name string `json:"name"`
 
-	// SoundId The sound; those of Discord are small numbers.
+	// SoundId The sound; Discord's own sounds have small numbers.
 	SoundId string `json:"sound_id"`
 
 	// User The user who created it.
@@ -5169,7 +5169,7 @@ type VoiceChannelEffect struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// SoundId The soundboard sound; those of Discord are small numbers.
+	// SoundId The soundboard sound; Discord's own sounds have small numbers.
 	SoundId nullable.Nullable[string] `json:"sound_id"`
 
 	// SoundVolume Volume from 0 to 1.
@@ -5289,7 +5289,7 @@ type WelcomeChannel struct {
 	// EmojiId Emoji of the guild.
 	EmojiId nullable.Nullable[string] `json:"emoji_id"`
 
-	// EmojiName Standard emoji, or the name of the guild's.
+	// EmojiName Standard emoji, or the name of the guild's emoji.
 	EmojiName nullable.Nullable[string] `json:"emoji_name"`
 }
 
