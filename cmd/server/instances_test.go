@@ -157,12 +157,11 @@ func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration,
 	if n.instance, err = journal.Join(ctx, pool, uuid.New(), ttl, log); err != nil {
 		t.Fatal(err)
 	}
-	n.delivery, err = delivery.Open(ctx, pool, (*only)(l), delivery.Store{
-		Events: func(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
-			return journal.Events(ctx, pool, keys)
-		},
-		Settle: journal.Settle, Own: journal.Own,
-	}, n.instance, delivery.Config{
+	store, err := journal.OpenStore(ctx, pool, n.instance, 0, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.delivery, err = delivery.Open(ctx, pool, (*only)(l), store, n.instance, delivery.Config{
 		Schedule:     delivery.Schedule{10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond},
 		AllowTargets: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Version: name, LaneQueue: laneQueue,
 		AttemptTimeout: time.Minute,
@@ -170,9 +169,7 @@ func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration,
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n.journal, err = journal.Open(ctx, pool, n.instance, (*only)(l), n.delivery, journal.Config{}, log, prometheus.NewRegistry()); err != nil {
-		t.Fatal(err)
-	}
+	n.journal = journal.New(store, (*only)(l), n.delivery, journal.Config{}, log, prometheus.NewRegistry())
 	n.run(ctx, t)
 	return n
 }

@@ -80,7 +80,7 @@ func (r *soakRound) readDeliveries(c *customer, b *soakBooks) (wrong []string) {
 				}
 				a.ids, a.states = append(a.ids, d.ID), append(a.states, d.Status)
 				if c.habit == takesAll {
-					b.committed[e] = journal.Committed(id.Key.Batch)
+					b.committed[e] = new(journal.Store).Committed(id.Key.Batch)
 				}
 			case known || c.habit != takesAll:
 				wrong = append(wrong, fmt.Sprintf("delivery %s of a %s that it does not want", d.ID, d.Event))

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,36 +77,17 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	}, part("listeners")); err != nil {
 		return nil, err
 	}
-	if s.delivery, err = delivery.Open(ctx, pool, s.listeners, delivery.Store{
-		Events: func(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
-			return journal.Events(ctx, pool, keys)
-		},
-		Settle: journal.Settle, Own: journal.Own, Committed: journal.Committed,
-		Unsettled: func(ctx context.Context, ids []int64) ([]int64, error) { return journal.Unsettled(ctx, pool, ids) },
-		Within: func(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
-			return journal.Within(ctx, pool, keys, since, until)
-		},
-		Find: func(ctx context.Context, id uuid.UUID) ([]event.Stored, error) { return journal.Find(ctx, pool, id) },
-		At:   journal.At,
-		Add: func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
-			return s.journal.Add(ctx, e, listeners) // made next; nobody calls before that
-		},
-		Key:    func() event.Key { return s.journal.Key() },
-		Put:    journal.Put,
-		Ensure: func(ctx context.Context) error { return s.journal.Ensure(ctx) },
-		Span: func(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
-			return journal.Span(ctx, pool, since, until, name, take)
-		},
-	}, s.instance, delivery.Config{
+	store, err := journal.OpenStore(ctx, pool, s.instance, cfg.retention, part("journal"))
+	if err != nil {
+		return nil, err
+	}
+	if s.delivery, err = delivery.Open(ctx, pool, s.listeners, store, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy, Keys: cfg.encryption,
 		Version: version(), Retention: cfg.retention, Application: s.application, Traces: traces,
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err
 	}
-	if s.journal, err = journal.Open(ctx, pool, s.instance, s.listeners, s.delivery, journal.Config{Retention: cfg.retention},
-		part("journal"), s.registry); err != nil {
-		return nil, err
-	}
+	s.journal = journal.New(store, s.listeners, s.delivery, journal.Config{}, part("journal"), s.registry)
 	gw := gateway.Config{
 		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
@@ -116,7 +96,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
 	}
-	s.gateway = gateway.New(gw, store{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	s.gateway = gateway.New(gw, gatewayStore{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	return s, s.makeHTTP(key)
 }
@@ -137,11 +117,12 @@ func (s *server) leave(ctx context.Context) error {
 	return s.instance.Leave(ctx)
 }
 
-// store lets the gateway use the journal without either knowing the other.
-type store struct{ *journal.Journal }
+// gatewayStore lets the gateway use the journal without either knowing the
+// other: a slice of the journal's claims is none of the gateway's.
+type gatewayStore struct{ *journal.Journal }
 
 // Claim implements gateway.Store.
-func (s store) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]gateway.Claim, error) {
+func (s gatewayStore) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]gateway.Claim, error) {
 	claimed, err := s.Journal.Claim(ctx, applicationID, shards)
 	claims := make([]gateway.Claim, len(claimed))
 	for i, c := range claimed {

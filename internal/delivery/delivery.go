@@ -46,42 +46,45 @@ type Listeners interface {
 	Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error
 }
 
-// Store is the journal's side of the deliveries' records.
-type Store struct {
+// Store is the journal as delivery uses it: stored events, and the batches that
+// are not settled.
+type Store interface {
 	// Events reads stored events by their keys; those past retention are
 	// missing from the answer.
-	Events func(ctx context.Context, keys []event.Key) ([]event.Stored, error)
-	// Settle queues the statement that forgets settled batches of an owner.
-	Settle func(b *pgx.Batch, owner int64, ids []int64)
-	// Own returns which batches are an owner's, and lets nobody else have them
-	// until the transaction ends.
-	Own func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
-	// Unsettled returns which of some batches have deliveries that are not
-	// settled.
-	Unsettled func(ctx context.Context, ids []int64) ([]int64, error)
-	// Committed is when a batch was committed, by its number.
-	Committed func(batch int64) time.Time
-	// Within returns those of some keys whose events were received from one time
-	// to before another, and are stored still.
-	Within func(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error)
+	Events(ctx context.Context, keys []event.Key) ([]event.Stored, error)
 	// Find reads the event of a public id, as often as it is stored.
-	Find func(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
-	// At is the number that a batch of some time has at least: what is stored
-	// under lower ones was received before.
-	At func(time.Time) int64
-	// Add stores an event that no batch is for.
-	Add func(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
-	// Key returns a key for an event of now that no batch is for, and Put queues
-	// the statements that store such events, unless they are stored already.
-	Key func() event.Key
-	Put func(b *pgx.Batch, events []event.Stored)
-	// Ensure makes sure that events of now can be stored. It is called before
-	// the transaction.
-	Ensure func(context.Context) error
+	Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
 	// Span reads, in order and some at a time, the events that were received
 	// from one time to before another, without their payloads; name leaves
 	// out those of other names, unless it is "".
-	Span func(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error
+	Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error
+	// Within returns those of some keys whose events were received from one time
+	// to before another, and are still stored.
+	Within(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error)
+
+	// Add stores an event that no batch is for.
+	Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
+	// Key returns a key for an event of now that no batch is for, and Put queues
+	// the statements that store such events, unless they are stored already.
+	Key() event.Key
+	Put(b *pgx.Batch, events []event.Stored)
+	// Ensure makes sure that events of now can be stored. It is called before
+	// the transaction.
+	Ensure(ctx context.Context) error
+
+	// Settle queues the statement that forgets settled batches of an owner.
+	Settle(b *pgx.Batch, owner int64, ids []int64)
+	// Unsettled returns those of some batches that have deliveries which are
+	// not settled.
+	Unsettled(ctx context.Context, ids []int64) ([]int64, error)
+	// LockOwned returns those of some batches that an owner has, and keeps
+	// others from taking them until the transaction ends.
+	LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
+	// Committed is when a batch was committed, by its number.
+	Committed(batch int64) time.Time
+	// At is the lowest number of a batch that was committed at a time: what is
+	// stored under lower ones was received before.
+	At(time.Time) int64
 }
 
 // Instance is this process among those that share the database. Its number is

@@ -186,12 +186,92 @@ type bundle struct {
 	*Delivery
 	pool     *pgxpool.Pool
 	registry *registry
+	journal  *journal
 	stop     func()
 	batch    int64
 	// readEvents, if set, may fail a reading of events.
 	readEvents func() error
 	settled    chan int64 // the batches whose deliveries all are settled
 	metrics    *prometheus.Registry
+}
+
+// journal stands for the journal's store. A test that reads or adds events sets
+// the functions.
+type journal struct {
+	Store     // nil: what is neither here nor set is not called
+	b         *bundle
+	add       func() event.Key
+	span      func(take func([]event.Stored) error) error
+	unsettled []int64
+	at        func(time.Time) int64
+}
+
+func (j *journal) Events(ctx context.Context, keys []event.Key) (out []event.Stored, err error) {
+	if j.b.readEvents != nil {
+		if err := j.b.readEvents(); err != nil {
+			return nil, err
+		}
+	}
+	for _, k := range keys {
+		e := event.Stored{Key: k}
+		err := j.b.pool.QueryRow(ctx, `SELECT id, name, seq, received_at, data FROM events WHERE batch_id = $1 AND ordinal = $2`,
+			k.Batch, k.Ordinal).Scan(&e.ID, &e.Name, &e.Seq, &e.ReceivedAt, &e.Data)
+		if err == nil {
+			event.FindIDs(&e.Event)
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+func (j *journal) Span(_ context.Context, _, _ time.Time, _ string, take func([]event.Stored) error) error {
+	return j.span(take)
+}
+
+func (j *journal) Add(context.Context, *event.Event, []int64) (event.Key, error) { return j.add(), nil }
+
+func (*journal) Key() event.Key {
+	return event.Key{Batch: time.Now().UnixMicro() << 10, Ordinal: rand.Int32()}
+}
+
+func (*journal) Put(batch *pgx.Batch, events []event.Stored) {
+	for _, e := range events {
+		batch.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, listeners, data)
+			VALUES ($1, $2, $3, $4, 0, 1, 0, $5, 0, 0, 0, $6, $7) ON CONFLICT DO NOTHING`,
+			e.Key.Batch, e.Key.Ordinal, e.ID, e.Name, e.ReceivedAt, e.Listeners, e.Data)
+	}
+}
+
+func (*journal) Ensure(context.Context) error { return nil }
+
+func (j *journal) Settle(batch *pgx.Batch, owner int64, ids []int64) {
+	batch.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
+	for _, id := range ids {
+		j.b.settled <- id
+	}
+}
+
+func (j *journal) Unsettled(context.Context, []int64) ([]int64, error) { return j.unsettled, nil }
+
+func (*journal) LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
+	rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 FOR SHARE`, ids, owner)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+func (*journal) Committed(batch int64) time.Time { return time.UnixMicro(batch) }
+
+func (j *journal) At(at time.Time) int64 {
+	switch {
+	case j.at != nil:
+		return j.at(at)
+	case time.Since(at) < time.Minute: // what tests store is as old as it is
+		return math.MaxInt64
+	default:
+		return 0
+	}
 }
 
 // setup makes a Delivery on a fresh database with one listener for each URL,
@@ -231,42 +311,9 @@ func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
 	if cfg.Schedule == nil {
 		cfg.Schedule = Schedule{10 * time.Millisecond, 10 * time.Millisecond}
 	}
-	store := Store{
-		Events: b.events,
-		Settle: func(batch *pgx.Batch, owner int64, ids []int64) {
-			batch.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
-			for _, id := range ids {
-				b.settled <- id
-			}
-		},
-		Key: func() event.Key {
-			return event.Key{Batch: time.Now().UnixMicro() << 10, Ordinal: rand.Int32()}
-		},
-		Put: func(batch *pgx.Batch, events []event.Stored) {
-			for _, e := range events {
-				batch.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, listeners, data)
-					VALUES ($1, $2, $3, $4, 0, 1, 0, $5, 0, 0, 0, $6, $7) ON CONFLICT DO NOTHING`,
-					e.Key.Batch, e.Key.Ordinal, e.ID, e.Name, e.ReceivedAt, e.Listeners, e.Data)
-			}
-		},
-		Ensure: func(context.Context) error { return nil },
-		At: func(at time.Time) int64 {
-			if time.Since(at) < time.Minute { // what tests store is as old as it is
-				return math.MaxInt64
-			}
-			return 0
-		},
-		Own: func(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
-			rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 FOR SHARE`, ids, owner)
-			if err != nil {
-				return nil, err
-			}
-			return pgx.CollectRows(rows, pgx.RowTo[int64])
-		},
-		Committed: func(batch int64) time.Time { return time.UnixMicro(batch) },
-	}
+	b.journal = &journal{b: b}
 	b.metrics = prometheus.NewRegistry()
-	d, err := Open(t.Context(), b.pool, b.registry, store, instance, cfg, slog.New(slog.DiscardHandler), b.metrics)
+	d, err := Open(t.Context(), b.pool, b.registry, b.journal, instance, cfg, slog.New(slog.DiscardHandler), b.metrics)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,24 +327,6 @@ func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
 		}
 	})
 	t.Cleanup(b.stop)
-}
-
-func (b *bundle) events(ctx context.Context, keys []event.Key) (out []event.Stored, err error) {
-	if b.readEvents != nil {
-		if err := b.readEvents(); err != nil {
-			return nil, err
-		}
-	}
-	for _, k := range keys {
-		e := event.Stored{Key: k}
-		err := b.pool.QueryRow(ctx, `SELECT id, name, seq, received_at, data FROM events WHERE batch_id = $1 AND ordinal = $2`,
-			k.Batch, k.Ordinal).Scan(&e.ID, &e.Name, &e.Seq, &e.ReceivedAt, &e.Data)
-		if err == nil {
-			event.FindIDs(&e.Event)
-			out = append(out, e)
-		}
-	}
-	return out, nil
 }
 
 // commit stores a batch of n events for the listeners, as the journal would,

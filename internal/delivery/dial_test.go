@@ -426,7 +426,7 @@ func TestRefusedWhereverItIsDialed(t *testing.T) {
 	b := setup(t, Config{})
 	b.stop()
 	b.open(t, Config{}, 2) // which allows nothing
-	b.store.Add = func(context.Context, *event.Event, []int64) (event.Key, error) { return event.Key{Batch: 1 << 40}, nil }
+	b.journal.add = func() event.Key { return event.Key{Batch: 1 << 40} }
 	l := &event.Listener{
 		ID: 1, Event: "RAW_GUILD_BAN_ADD", URL: "https://" + target.String(), Format: event.FormatDiscord,
 		Secrets: []secret.Value{secret.New(testSecret)},

@@ -292,15 +292,15 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 	var b pgx.Batch
 	if len(s.insert.batches) == 0 {
 		// What is sent together is one transaction, in one round trip.
-		s.queue(&b, s.insert, &r.d.store)
+		s.queue(&b, s.insert, r.d.store)
 		return r.d.pool.SendBatch(ctx, &b).Close()
 	}
 	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
-		own, err := r.d.store.Own(ctx, tx, s.owner, s.insert.batches)
+		own, err := r.d.store.LockOwned(ctx, tx, s.owner, s.insert.batches)
 		if err != nil {
 			return err
 		}
-		s.queue(&b, s.insert.of(own), &r.d.store)
+		s.queue(&b, s.insert.of(own), r.d.store)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }
@@ -489,7 +489,7 @@ const (
 
 // queue adds the statements of the transaction. The order matters only in that
 // the batches go last.
-func (s *statements) queue(b *pgx.Batch, insert retryRows, store *Store) {
+func (s *statements) queue(b *pgx.Batch, insert retryRows, store Store) {
 	queueAttempts(b, &s.attempts)
 	if r := &insert; len(r.batches) > 0 {
 		// A try whose answer was lost may have stored them.

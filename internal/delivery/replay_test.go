@@ -44,7 +44,7 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 	read, ended := make(chan struct{}), make(chan struct{})
 	end := sync.OnceFunc(func() { close(ended) })
 	t.Cleanup(end)
-	b.store.Span = func(_ context.Context, _, _ time.Time, _ string, take func([]event.Stored) error) error {
+	b.journal.span = func(take func([]event.Stored) error) error {
 		page := slices.Concat(inMemory.Events, takenUp.Events, missed.Events)
 		for i := range page {
 			page[i].ID = uuid.Must(uuid.NewV7()) // a random one is a sample's
@@ -54,7 +54,7 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 		<-ended
 		return err
 	}
-	b.store.Unsettled = func(context.Context, []int64) ([]int64, error) { return []int64{inMemory.ID}, nil }
+	b.journal.unsettled = []int64{inMemory.ID}
 	type result struct {
 		queued int64
 		err    error
@@ -93,7 +93,7 @@ func TestExpiringWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "http://127.0.0.1:1")
 	b.stop()
-	b.store.At = func(at time.Time) int64 { return at.Unix() }
+	b.journal.at = func(at time.Time) int64 { return at.Unix() }
 	const maxAge = time.Hour
 	now := time.Now()
 	old := now.Add(-maxAge).Unix()

@@ -12,12 +12,10 @@ package journal
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -63,8 +61,6 @@ type Config struct {
 	// CursorDelay is how long a cursor that moved over unwanted events only
 	// may wait for its commit. Default 1 s.
 	CursorDelay time.Duration
-	// Retention is how long events are kept. Default 168 h.
-	Retention time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -72,14 +68,14 @@ func (c Config) withDefaults() Config {
 	c.QueueBytes = cmp.Or(c.QueueBytes, 64<<20)
 	c.BatchEvents = cmp.Or(c.BatchEvents, 1024)
 	c.CursorDelay = cmp.Or(c.CursorDelay, time.Second)
-	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	return c
 }
 
-// Journal is one instance's view of the journal. Make it with Open, then Run
+// Journal is one instance's view of the journal. Make it with New, then Run
 // it; it is safe for concurrent use.
 type Journal struct {
 	cfg       Config
+	store     *Store
 	pool      *pgxpool.Pool
 	matcher   Matcher
 	deliverer Deliverer
@@ -87,7 +83,6 @@ type Journal struct {
 	metrics   *metrics
 	instance  *Instance
 	queue     *queue
-	parts     postgres.Partitions
 	health    postgres.Health
 	lastBatch int64 // the writer's alone
 
@@ -101,62 +96,17 @@ type Journal struct {
 	adoptedBy int64
 }
 
-// Open prepares the journal of an instance: the partitions that the next
-// commits need exist when it returns. It starts nothing.
-func Open(ctx context.Context, pool *pgxpool.Pool, instance *Instance, m Matcher, d Deliverer, cfg Config,
-	log *slog.Logger, reg prometheus.Registerer,
-) (*Journal, error) {
+// New makes the journal of the store's instance. It starts nothing.
+func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg prometheus.Registerer) *Journal {
 	cfg = cfg.withDefaults()
 	j := &Journal{
-		cfg: cfg, pool: pool, matcher: m, deliverer: d, log: log, instance: instance,
+		cfg: cfg, store: s, pool: s.pool, instance: s.instance, matcher: m, deliverer: d, log: log,
 		queue:   newQueue(cfg.QueueEvents, cfg.QueueBytes),
 		claimed: make(map[*Shard]struct{}), recovering: make(chan struct{}, 1),
-		parts: postgres.Partitions{
-			Pool: pool, Logger: log, Table: "events", Retention: cfg.Retention,
-			Bound: func(t time.Time) string { return batchLiteral(t) },
-		},
 	}
 	j.metrics = newMetrics(reg, j.queue)
-	if err := j.parts.Maintain(ctx, time.Now()); err != nil {
-		return nil, err
-	}
-	return j, nil
+	return j
 }
 
 // Err says why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
-
-// Settle queues the statement that forgets batches of an owner whose deliveries
-// all are settled. It belongs into the transaction that records the last of
-// them. Batches that an heir has are the heir's to settle.
-func Settle(b *pgx.Batch, owner int64, ids []int64) {
-	b.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
-}
-
-// Unsettled returns which of some batches have deliveries that are not settled.
-func Unsettled(ctx context.Context, pool *pgxpool.Pool, ids []int64) ([]int64, error) {
-	rows, err := pool.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1)`, ids)
-	if err != nil {
-		return nil, fmt.Errorf("look for unsettled batches: %w", err)
-	}
-	unsettled, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return nil, fmt.Errorf("look for unsettled batches: %w", err)
-	}
-	return unsettled, nil
-}
-
-// Own returns which batches are an owner's, and lets no heir have them until
-// the transaction ends.
-func Own(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
-	// In one order, or two transactions could wait for each other.
-	rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 ORDER BY id FOR SHARE`, ids, owner)
-	if err != nil {
-		return nil, fmt.Errorf("lock batches: %w", err)
-	}
-	own, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return nil, fmt.Errorf("lock batches: %w", err)
-	}
-	return own, nil
-}

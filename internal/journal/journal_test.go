@@ -105,11 +105,12 @@ func join(t *testing.T, pool *pgxpool.Pool, name uuid.UUID) *Instance {
 func open(t *testing.T, pool *pgxpool.Pool, i *Instance, cfg Config) *bundle {
 	t.Helper()
 	b := &bundle{sink: newSink()}
-	j, err := Open(t.Context(), pool, i, wantsOnly("WANTED"), b.sink, cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	log := slog.New(slog.DiscardHandler)
+	s, err := OpenStore(t.Context(), pool, i, 24*time.Hour, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.Journal = j
+	b.Journal = New(s, wantsOnly("WANTED"), b.sink, cfg, log, prometheus.NewRegistry())
 	return b
 }
 
@@ -192,7 +193,7 @@ func TestEventsAreStoredBeforeTheyAreDelivered(t *testing.T) {
 		t.Errorf("Stored() = %d, want 300", got)
 	}
 	first := b.sink.delivered[0]
-	read, err := Events(t.Context(), pool, []event.Key{first.Key, {Batch: 1, Ordinal: 1}})
+	read, err := b.store.Events(t.Context(), []event.Key{first.Key, {Batch: 1, Ordinal: 1}})
 	if err != nil || len(read) != 1 {
 		t.Fatalf("Events: %d events, %v", len(read), err)
 	}
@@ -224,7 +225,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	unsettled := b.sink.delivered[2].Key
 	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
 		var batch pgx.Batch
-		Settle(&batch, b.instance.ID(), []int64{settled})
+		b.store.Settle(&batch, b.instance.ID(), []int64{settled})
 		return tx.SendBatch(t.Context(), &batch).Close()
 	}); err != nil {
 		t.Fatal(err)
@@ -356,7 +357,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 			t.Errorf("%d events: %d batches", n, got)
 		}
 		var read []event.Stored
-		if err := Span(t.Context(), pool, time.Time{}, time.Now().Add(time.Hour), "", func(page []event.Stored) error {
+		if err := b.store.Span(t.Context(), time.Time{}, time.Now().Add(time.Hour), "", func(page []event.Stored) error {
 			read = append(read, page...)
 			return nil
 		}); err != nil {
@@ -390,17 +391,17 @@ func TestMissingPartitionIsMade(t *testing.T) {
 func TestRetentionDropsPartitions(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
-	b := open(t, pool, join(t, pool, uuid.New()), Config{Retention: 24 * time.Hour})
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
 	b.start(t)
 	b.claim(t, shard0).appendAll(t, wanted(shard0, 1))
 	b.sink.await(t, 1)
-	if err := b.parts.Maintain(t.Context(), time.Now().Add(12*time.Hour)); err != nil {
+	if err := b.store.parts.Maintain(t.Context(), time.Now().Add(12*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM events`); n != 1 {
 		t.Errorf("%d events after 12 h, want 1", n)
 	}
-	if err := b.parts.Maintain(t.Context(), time.Now().Add(36*time.Hour)); err != nil {
+	if err := b.store.parts.Maintain(t.Context(), time.Now().Add(36*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM events`); n != 0 {
@@ -422,7 +423,7 @@ func TestBytesThatPostgreSQLRefusesDontStopTheJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.sink.await(t, 1)
-	read, err := Events(t.Context(), pool, []event.Key{b.sink.delivered[0].Key})
+	read, err := b.store.Events(t.Context(), []event.Key{b.sink.delivered[0].Key})
 	if err != nil || string(read[0].Data) != string(odd.Data) {
 		t.Errorf("read %+v, %v", read, err)
 	}
@@ -488,7 +489,7 @@ func TestNextBatchGrows(t *testing.T) {
 		}
 		last = id
 	}
-	if got := Committed(last); got.Sub(now.Add(time.Second)).Abs() > time.Millisecond {
+	if got := new(Store).Committed(last); got.Sub(now.Add(time.Second)).Abs() > time.Millisecond {
 		t.Errorf("Committed is off by %v", got.Sub(now.Add(time.Second)))
 	}
 }
@@ -511,10 +512,11 @@ func BenchmarkJournal(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			j, err := Open(b.Context(), pool, i, wantsOnly("WANTED"), discard{}, Config{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			s, err := OpenStore(b.Context(), pool, i, 0, slog.New(slog.DiscardHandler))
 			if err != nil {
 				b.Fatal(err)
 			}
+			j := New(s, wantsOnly("WANTED"), discard{}, Config{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 			claimed, err := j.Claim(b.Context(), app, []event.Shard{shard0})
 			if err != nil {
 				b.Fatal(err)

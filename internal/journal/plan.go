@@ -163,7 +163,7 @@ func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event
 	// The batch's number is its commit's clock: a bound for the index.
 	rows, err := j.pool.Query(ctx, `SELECT name, decode(md5(data), 'hex') FROM events
 		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
-		since.Add(-time.Minute).UnixMicro()<<batchShift, count, since)
+		j.store.At(since.Add(-time.Minute)), count, since)
 	if err != nil {
 		return nil, fmt.Errorf("read what the shards of %d told: %w", count, err)
 	}

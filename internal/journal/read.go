@@ -3,8 +3,6 @@ package journal
 import (
 	"context"
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,12 +14,12 @@ import (
 
 // Events returns stored events by their keys. Those that retention dropped are
 // not among them.
-func Events(ctx context.Context, pool *pgxpool.Pool, keys []event.Key) ([]event.Stored, error) {
+func (s *Store) Events(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
 	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
 	for i, k := range keys {
 		batches[i], ordinals[i] = k.Batch, k.Ordinal
 	}
-	stored, err := read(ctx, pool, `(batch_id, ordinal) IN (SELECT * FROM unnest($1::bigint[], $2::int[]))`, batches, ordinals)
+	stored, err := read(ctx, s.pool, `(batch_id, ordinal) IN (SELECT * FROM unnest($1::bigint[], $2::int[]))`, batches, ordinals)
 	if err != nil {
 		return nil, fmt.Errorf("read %d stored events: %w", len(keys), err)
 	}
@@ -46,12 +44,12 @@ func scan(row pgx.CollectableRow) (e event.Stored, err error) {
 
 // Within returns those of some keys whose events were received from one time to
 // before another, and are stored still.
-func Within(ctx context.Context, pool *pgxpool.Pool, keys []event.Key, since, until time.Time) ([]event.Key, error) {
+func (s *Store) Within(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
 	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
 	for i, k := range keys {
 		batches[i], ordinals[i] = k.Batch, k.Ordinal
 	}
-	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal FROM events JOIN unnest($1::bigint[], $2::int[]) AS u (batch_id, ordinal)
+	rows, err := s.pool.Query(ctx, `SELECT batch_id, ordinal FROM events JOIN unnest($1::bigint[], $2::int[]) AS u (batch_id, ordinal)
 		USING (batch_id, ordinal) WHERE received_at >= $3 AND received_at < $4`, batches, ordinals, since, until)
 	if err != nil {
 		return nil, fmt.Errorf("read when events were received: %w", err)
@@ -65,8 +63,8 @@ func Within(ctx context.Context, pool *pgxpool.Pool, keys []event.Key, since, un
 
 // Find returns the stored event of a public id, as often as it is stored: what
 // was wanted by a listener that is new at a replay is stored again.
-func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]event.Stored, error) {
-	stored, err := read(ctx, pool, `id = $1`, id)
+func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) {
+	stored, err := read(ctx, s.pool, `id = $1`, id)
 	if err != nil {
 		return nil, fmt.Errorf("read the event %v: %w", id, err)
 	}
@@ -79,12 +77,12 @@ const spanAtOnce = 5000
 // Span reads, in order and some at a time, the stored events that were received
 // from one time to before another, without their payloads; name leaves out
 // those of other names, unless it is "". An error of take ends it.
-func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name string, take func([]event.Stored) error) error {
+func (s *Store) Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
 	// A batch's number is its commit's clock. It is later than the receipt, by
 	// no more than an outage of the database.
-	after := event.Key{Batch: At(since) - 1, Ordinal: 1<<31 - 1}
+	after := event.Key{Batch: s.At(since) - 1, Ordinal: 1<<31 - 1}
 	for {
-		rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
+		rows, err := s.pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 				guild_id, channel_id, user_id, origin, listeners, ''::bytea
 			FROM events WHERE (batch_id, ordinal) > ($1, $2) AND received_at >= $3 AND received_at < $4 AND ($5 = '' OR name = $5)
 			ORDER BY batch_id, ordinal LIMIT $6`, after.Batch, after.Ordinal, since, until, name, spanAtOnce)
@@ -101,45 +99,3 @@ func Span(ctx context.Context, pool *pgxpool.Pool, since, until time.Time, name 
 		after = page[len(page)-1].Key
 	}
 }
-
-// At is the lowest number of a batch that was committed at a time. What is stored
-// under lower ones was received before.
-func At(t time.Time) int64 {
-	return min(max(0, t.UnixMicro()), math.MaxInt64>>batchShift) << batchShift // people ask for the year 1, and 9999
-}
-
-// Key returns a key for an event that no batch is for. Its ordinal is beyond those
-// of batches, whose numbers it may meet.
-func (j *Journal) Key() event.Key {
-	return event.Key{
-		Batch:   At(time.Now()) | j.instance.ID()&(1<<batchShift-1),
-		Ordinal: 1<<30 + rand.Int32N(1<<30),
-	}
-}
-
-// Put queues the statements that store events under keys of Key, unless they are
-// stored already. It belongs into the transaction that sees to their deliveries:
-// no batch does.
-func Put(b *pgx.Batch, events []event.Stored) {
-	for i := range events {
-		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})
-	}
-}
-
-// Add stores an event for listeners without a batch: whoever adds it sees to
-// its deliveries.
-func (j *Journal) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
-	stored := event.Stored{Event: *e, Key: j.Key(), Listeners: listeners}
-	var b pgx.Batch
-	Put(&b, []event.Stored{stored})
-	if err := j.Ensure(ctx); err != nil {
-		return stored.Key, err
-	}
-	if err := j.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return stored.Key, fmt.Errorf("store an event: %w", err)
-	}
-	return stored.Key, nil
-}
-
-// Ensure makes sure that events of now can be stored.
-func (j *Journal) Ensure(ctx context.Context) error { return j.parts.Ensure(ctx, time.Now()) }

@@ -232,7 +232,7 @@ func (j *Journal) upkeep(ctx context.Context) {
 			j.loseStale(ctx)
 			err = j.Recover(ctx)
 		case <-parts.C:
-			err = j.parts.Maintain(ctx, time.Now())
+			err = j.store.parts.Maintain(ctx, time.Now())
 		}
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 			j.log.LogAttrs(ctx, slog.LevelWarn, "journal upkeep failed", slog.Any("error", err))

@@ -368,7 +368,7 @@ func TestOnlyTheOwnerSettles(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b pgx.Batch
-		Settle(&b, c.owner, []int64{5})
+		new(Store).Settle(&b, c.owner, []int64{5})
 		if err := pool.SendBatch(t.Context(), &b).Close(); err != nil {
 			t.Fatal(err)
 		}

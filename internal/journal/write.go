@@ -17,17 +17,7 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// Batch numbers are the commit's clock in microseconds with the instance in
-// their low bits: they grow with time, two instances don't meet, and a range
-// of them is a range of time, by which events are partitioned.
-const batchShift = 10
-
-func batchLiteral(t time.Time) string { return strconv.FormatInt(t.UnixMicro()<<batchShift, 10) }
-
-// Committed is when a batch was committed, by the clock of the instance that did
-// it and to the microsecond.
-func Committed(id int64) time.Time { return time.UnixMicro(id >> batchShift) }
-
+// nextBatch numbers the next batch.
 func (j *Journal) nextBatch(now time.Time) int64 {
 	// The clock may have stood still or gone back.
 	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
@@ -173,7 +163,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 		case errors.As(err, &fenced):
 			j.drop(ctx, c, fenced.shards)
 		case isNoPartition(err):
-			err = errors.Join(err, j.parts.Ensure(ctx, Committed(c.batch.ID)))
+			err = errors.Join(err, j.store.parts.Ensure(ctx, j.store.Committed(c.batch.ID)))
 		}
 		if ctx.Err() == nil {
 			j.metrics.retried.Inc()

@@ -1,0 +1,48 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Events without a batch are those that no shard received: the samples that test a
+// listener, and delivery's own events.
+
+// Key returns a key for an event that is stored without a batch. Its ordinal is
+// above those of all batches, because its number may be that of a batch.
+func (s *Store) Key() event.Key {
+	return event.Key{Batch: s.At(time.Now()) | s.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
+}
+
+// Put queues the statements that store events under keys of Key, unless they are
+// stored already. Run them in the transaction that also stores their deliveries:
+// no batch row does that.
+func (*Store) Put(b *pgx.Batch, events []event.Stored) {
+	for i := range events {
+		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})
+	}
+}
+
+// Add stores an event for listeners without a batch. The caller makes its
+// deliveries.
+func (s *Store) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
+	stored := event.Stored{Event: *e, Key: s.Key(), Listeners: listeners}
+	var b pgx.Batch
+	s.Put(&b, []event.Stored{stored})
+	if err := s.Ensure(ctx); err != nil {
+		return stored.Key, err
+	}
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return stored.Key, fmt.Errorf("store an event: %w", err)
+	}
+	return stored.Key, nil
+}
+
+// Ensure makes the partition for events of now, if it is missing.
+func (s *Store) Ensure(ctx context.Context) error { return s.parts.Ensure(ctx, time.Now()) }
