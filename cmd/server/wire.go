@@ -34,6 +34,7 @@ type server struct {
 	pool      *pgxpool.Pool
 	instance  *journal.Instance
 	listeners *listeners.Listeners
+	calls     *listeners.Calls
 	delivery  *delivery.Delivery
 	journal   *journal.Journal
 	gateway   *gateway.Gateway
@@ -62,18 +63,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		return nil, err
 	}
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
-		Keys:        cfg.encryption,
-		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
-		Locate: func(ctx context.Context, u *url.URL) error {
-			return delivery.Locate(ctx, cfg.allowTargets, nil, u)
-		},
-		Forget: delivery.Forget,
-		Renew:  delivery.Renew,
-		// The others are made next; nobody calls before that.
-		Advise: func(ctx context.Context, p event.Pattern, before event.Intents) (string, []string) {
-			return s.gateway.Advise(ctx, p, before)
-		},
-		Ping: func(ctx context.Context, l *event.Listener) error { return s.delivery.Ping(ctx, l) },
+		Keys: cfg.encryption, Forget: delivery.Forget, Renew: delivery.Renew,
 	}, part("listeners")); err != nil {
 		return nil, err
 	}
@@ -98,6 +88,11 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	}
 	s.gateway = gateway.New(gw, gatewayStore{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
+	s.calls = listeners.NewCalls(s.listeners, listeners.CallsConfig{
+		CheckTarget: func(u *url.URL) error { return delivery.CheckTarget(cfg.allowTargets, u) },
+		Locate:      func(ctx context.Context, u *url.URL) error { return delivery.Locate(ctx, cfg.allowTargets, nil, u) },
+		Gateway:     s.gateway, Callbacks: s.delivery,
+	})
 	return s, s.makeHTTP(key)
 }
 
@@ -133,7 +128,7 @@ func (s gatewayStore) Claim(ctx context.Context, applicationID event.Snowflake, 
 
 // calls is the REST API: every package implements its own operations.
 type calls struct {
-	*listeners.Listeners
+	*listeners.Calls
 	*delivery.Delivery
 	*gateway.Handler
 	*gateway.Commands
@@ -141,7 +136,7 @@ type calls struct {
 }
 
 func (s *server) makeHTTP(key secret.Value) error {
-	parts := calls{s.listeners, s.delivery, s.gateway.Handler(), s.commands, s}
+	parts := calls{s.calls, s.delivery, s.gateway.Handler(), s.commands, s}
 	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("make the API: %w", err)

@@ -36,7 +36,7 @@ const apiKey = "gk_test"
 
 // calls is the contract with the listeners' part of it; the rest is not called.
 type calls struct {
-	*Listeners
+	*Calls
 	rest
 }
 
@@ -63,9 +63,11 @@ func checkTarget(u *url.URL) error {
 	return nil
 }
 
-// advise stands for the gateway's: presences can't come, what needs more
-// intents has a note.
-func advise(_ context.Context, p event.Pattern, before event.Intents) (string, []string) {
+// others stands for the gateway and the delivery package.
+type others struct{}
+
+// Advise: presences can't come, what needs more intents has a note.
+func (others) Advise(_ context.Context, p event.Pattern, before event.Intents) (string, []string) {
 	if p.Name == "PRESENCE_UPDATE" {
 		return "PRESENCE_UPDATE can't come: switch it on", nil
 	}
@@ -75,8 +77,7 @@ func advise(_ context.Context, p event.Pattern, before event.Intents) (string, [
 	return "", nil
 }
 
-// ping stands for the one of the delivery package as well.
-func ping(_ context.Context, l *event.Listener) error {
+func (others) Ping(_ context.Context, l *event.Listener) error {
 	u, err := url.Parse(l.URL)
 	if err != nil || len(l.Secrets) == 0 || l.Format != event.FormatDiscord {
 		return errors.New("it can't be asked")
@@ -99,16 +100,7 @@ func open(t testing.TB, pool *pgxpool.Pool) *Listeners {
 func openWith(t testing.TB, pool *pgxpool.Pool, keys secret.Keys) (*Listeners, error) {
 	t.Helper()
 	return Open(t.Context(), pool, Config{
-		Keys:        keys,
-		CheckTarget: checkTarget,
-		Locate: func(_ context.Context, u *url.URL) error {
-			if strings.HasPrefix(u.Hostname(), "nowhere") {
-				return errors.New("it does not resolve")
-			}
-			return nil
-		},
-		Ping:   ping,
-		Advise: advise,
+		Keys:   keys,
 		Forget: func(context.Context, pgx.Tx, int64) error { return nil },
 		Renew:  func(context.Context, pgx.Tx, int64) error { return nil },
 	}, slog.New(slog.DiscardHandler))
@@ -200,7 +192,17 @@ func TestPingOfDiscordListeners(t *testing.T) {
 
 func handlerOf(t testing.TB, s *Listeners) http.Handler {
 	t.Helper()
-	h, err := openapi.NewHandler(calls{Listeners: s}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
+	c := NewCalls(s, CallsConfig{
+		CheckTarget: checkTarget,
+		Locate: func(_ context.Context, u *url.URL) error {
+			if strings.HasPrefix(u.Hostname(), "nowhere") {
+				return errors.New("it does not resolve")
+			}
+			return nil
+		},
+		Gateway: others{}, Callbacks: others{},
+	})
+	h, err := openapi.NewHandler(calls{Calls: c}, openapi.Options{APIKey: secret.New(apiKey), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,21 +22,10 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// Config of Listeners. All functions are required.
+// Config of Listeners. Both functions are required.
 type Config struct {
 	// Keys seal the secrets and headers that are stored.
 	Keys secret.Keys
-	// CheckTarget says why a callback at a URL could never be dialed, or nil.
-	CheckTarget func(*url.URL) error
-	// Locate says why a callback can't be dialed now, or nil. It looks names up.
-	Locate func(context.Context, *url.URL) error
-	// Advise says what registering for some events means: in refusal, why they
-	// can never come, or ""; in notes, what will happen. before are the intents
-	// that were needed so far.
-	Advise func(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string)
-	// Ping says why a callback in the format discord does not verify
-	// signatures, or nil if it does.
-	Ping func(context.Context, *event.Listener) error
 	// Forget drops what waits for a listener, in the transaction that deletes
 	// it.
 	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error

@@ -1,7 +1,6 @@
 package listeners
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
-	"github.com/gatehook/gatehook/internal/secret"
 )
 
 const (
@@ -55,7 +53,7 @@ func (p problems) err() error {
 }
 
 // fromCreate makes a registration of a request.
-func (s *Listeners) fromCreate(in *openapi.ListenerCreate) (registration, error) {
+func (c *Calls) fromCreate(in *openapi.ListenerCreate) (registration, error) {
 	var p problems
 	r := registration{
 		Listener: event.Listener{
@@ -67,7 +65,7 @@ func (s *Listeners) fromCreate(in *openapi.ListenerCreate) (registration, error)
 	if bare, _ := strings.CutPrefix(r.Event, event.RawPrefix); bare == "INTERACTION_CREATE" {
 		r.MaxAge = interactionAge
 	}
-	s.apply(&p, &r, change{
+	c.apply(&p, &r, change{
 		url: &in.Url, description: in.Description, enabled: in.Enabled, format: in.Format, headers: in.Headers,
 		filter: in.Filter, ordering: in.Ordering, maxInFlight: in.MaxInFlight,
 	})
@@ -79,12 +77,12 @@ func (s *Listeners) fromCreate(in *openapi.ListenerCreate) (registration, error)
 }
 
 // withUpdate changes a registration as a request says.
-func (s *Listeners) withUpdate(r registration, in *openapi.ListenerUpdate) (registration, error) {
+func (c *Calls) withUpdate(r registration, in *openapi.ListenerUpdate) (registration, error) {
 	var p problems
 	if in.Event != nil {
 		r.Event = p.event(*in.Event, deref(in.AllowUnknown))
 	}
-	s.apply(&p, &r, change{
+	c.apply(&p, &r, change{
 		url: in.Url, description: in.Description, enabled: in.Enabled, format: in.Format, headers: in.Headers,
 		filter: in.Filter, ordering: in.Ordering, maxInFlight: in.MaxInFlight,
 	})
@@ -106,88 +104,36 @@ type change struct {
 	maxInFlight      *int
 }
 
-func (s *Listeners) apply(p *problems, r *registration, c change) {
-	if c.url != nil {
-		r.URL = s.checkURL(p, *c.url)
+func (c *Calls) apply(p *problems, r *registration, in change) {
+	if in.url != nil {
+		r.URL = c.checkURL(p, *in.url)
 	}
-	if c.description != nil {
-		r.description = *c.description
+	if in.description != nil {
+		r.description = *in.description
 		p.storable("description", r.description)
 	}
-	if c.enabled != nil {
-		r.Enabled = *c.enabled
+	if in.enabled != nil {
+		r.Enabled = *in.enabled
 	}
-	if c.format != nil {
-		r.Format = event.Format(*c.format)
+	if in.format != nil {
+		r.Format = event.Format(*in.format)
 	}
-	if c.headers != nil {
-		r.Headers = p.headers(*c.headers)
+	if in.headers != nil {
+		r.Headers = p.headers(*in.headers)
 	}
-	if c.filter != nil {
+	if in.filter != nil {
 		r.Filter = event.Filter{
-			GuildIDs:   p.snowflakes("filter.guild_ids", c.filter.GuildIds),
-			ChannelIDs: p.snowflakes("filter.channel_ids", c.filter.ChannelIds),
-			UserIDs:    p.snowflakes("filter.user_ids", c.filter.UserIds),
+			GuildIDs:   p.snowflakes("filter.guild_ids", in.filter.GuildIds),
+			ChannelIDs: p.snowflakes("filter.channel_ids", in.filter.ChannelIds),
+			UserIDs:    p.snowflakes("filter.user_ids", in.filter.UserIds),
 		}
 	}
-	if c.ordering != nil {
-		r.Ordering = event.Ordering(*c.ordering)
+	if in.ordering != nil {
+		r.Ordering = event.Ordering(*in.ordering)
 	}
-	if c.maxInFlight != nil {
-		r.MaxInFlight = *c.maxInFlight
+	if in.maxInFlight != nil {
+		r.MaxInFlight = *in.maxInFlight
 	}
-}
-
-// locate refuses a URL that leads nowhere now. before is what was registered
-// already, nil for nothing.
-func (s *Listeners) locate(ctx context.Context, before, after *registration) error {
-	if before != nil && before.URL == after.URL {
-		return nil
-	}
-	u, err := url.Parse(after.URL)
-	if err == nil {
-		err = s.cfg.Locate(ctx, u)
-	}
-	if err != nil {
-		return openapi.FieldError("url", err.Error())
-	}
-	return nil
-}
-
-// ping refuses a callback in the format discord that does not verify
-// signatures. before is what was registered already, nil for nothing.
-func (s *Listeners) ping(ctx context.Context, before, after *registration, verify *bool) error {
-	if after.Format != event.FormatDiscord || verify != nil && !*verify ||
-		before != nil && before.Format == after.Format && before.URL == after.URL {
-		return nil
-	}
-	l := after.Listener
-	if len(l.Secrets) == 0 {
-		l.Secrets = []secret.Value{secret.New(after.newSecret)}
-	}
-	if err := s.cfg.Ping(ctx, &l); err != nil {
-		return openapi.FieldError("url", err.Error())
-	}
-	return nil
-}
-
-// advise refuses a listener whose events can never come, and returns what is to
-// be said of the others. before is what was registered already, nil for
-// nothing.
-func (s *Listeners) advise(ctx context.Context, before, after *registration) (notes []string, err error) {
-	notes = []string{}
-	if !after.Enabled || before != nil && before.Enabled && before.Event == after.Event {
-		return notes, nil
-	}
-	p, err := event.ParsePattern(after.Event)
-	if err != nil {
-		return nil, openapi.FieldError("event", err.Error())
-	}
-	refusal, more := s.cfg.Advise(ctx, p, s.Needs())
-	if refusal != "" {
-		return nil, openapi.FieldError("event", refusal)
-	}
-	return append(notes, more...), nil
 }
 
 // storable refuses what PostgreSQL can't keep as text.
@@ -215,7 +161,7 @@ func (p *problems) event(s string, allowUnknown bool) string {
 
 // checkURL refuses what can never be delivered to. Which addresses a name
 // resolves to is looked at when it is dialed.
-func (s *Listeners) checkURL(p *problems, raw string) string {
+func (c *Calls) checkURL(p *problems, raw string) string {
 	u, err := url.Parse(raw)
 	switch {
 	case len(raw) > mostURL:
@@ -229,7 +175,7 @@ func (s *Listeners) checkURL(p *problems, raw string) string {
 	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
 		p.add("url", "it has a fragment (#…), which is never sent")
 	default:
-		if err := s.cfg.CheckTarget(u); err != nil {
+		if err := c.cfg.CheckTarget(u); err != nil {
 			p.add("url", "%v", err)
 		}
 	}

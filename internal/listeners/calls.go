@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres"
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 const (
@@ -23,25 +25,60 @@ const (
 	defaultLimit = 50
 )
 
+// Calls serves the REST calls that register, change and show listeners.
+type Calls struct {
+	listeners *Listeners
+	cfg       CallsConfig
+}
+
+// CallsConfig is whom the calls ask whether a registration can work. All fields
+// are required.
+type CallsConfig struct {
+	// CheckTarget returns why a callback at a URL could never be dialed, or nil.
+	CheckTarget func(*url.URL) error
+	// Locate returns why a callback can't be dialed now, or nil. It looks names up.
+	Locate    func(context.Context, *url.URL) error
+	Gateway   Gateway
+	Callbacks Callbacks
+}
+
+// Gateway knows which events Discord sends to this bot.
+type Gateway interface {
+	// Advise returns what registering for some events means: in refusal, why they
+	// can never come, or ""; in notes, what will happen. before are the intents
+	// that were needed so far.
+	Advise(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string)
+}
+
+// Callbacks reaches the callbacks of listeners.
+type Callbacks interface {
+	// Ping returns why a callback in the format discord does not verify
+	// signatures, or nil if it does.
+	Ping(context.Context, *event.Listener) error
+}
+
+// NewCalls makes the calls of these listeners.
+func NewCalls(l *Listeners, cfg CallsConfig) *Calls { return &Calls{listeners: l, cfg: cfg} }
+
 // CreateListener implements POST /listeners.
-func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListenerRequestObject) (openapi.CreateListenerResponseObject, error) {
-	r, err := s.fromCreate(req.Body)
+func (c *Calls) CreateListener(ctx context.Context, req openapi.CreateListenerRequestObject) (openapi.CreateListenerResponseObject, error) {
+	r, err := c.fromCreate(req.Body)
 	if err != nil {
 		return nil, err
 	}
-	notes, err := s.advise(ctx, nil, &r)
+	notes, err := c.advise(ctx, nil, &r)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.locate(ctx, nil, &r); err != nil {
+	if err := c.locate(ctx, nil, &r); err != nil {
 		return nil, err
 	}
-	if err := s.ping(ctx, nil, &r, req.Body.Verify); err != nil {
+	if err := c.ping(ctx, nil, &r, req.Body.Verify); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	after, err := s.insert(ctx, r)
+	after, err := c.listeners.insert(ctx, r)
 	if err != nil {
 		return nil, answer(err)
 	}
@@ -52,7 +89,7 @@ func (s *Listeners) CreateListener(ctx context.Context, req openapi.CreateListen
 }
 
 // RotateListenerSecret implements POST /listeners/{id}/rotate-secret.
-func (s *Listeners) RotateListenerSecret(ctx context.Context, req openapi.RotateListenerSecretRequestObject) (openapi.RotateListenerSecretResponseObject, error) {
+func (c *Calls) RotateListenerSecret(ctx context.Context, req openapi.RotateListenerSecretRequestObject) (openapi.RotateListenerSecretResponseObject, error) {
 	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
@@ -61,7 +98,7 @@ func (s *Listeners) RotateListenerSecret(ctx context.Context, req openapi.Rotate
 	defer cancel()
 	var none problems
 	made := none.secret(nil)
-	after, err := s.rotate(ctx, id, made)
+	after, err := c.listeners.rotate(ctx, id, made)
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -87,7 +124,7 @@ func showSecret(r *registration, made string, notes []string) openapi.ListenerCr
 }
 
 // ListListeners implements GET /listeners.
-func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListenersRequestObject) (openapi.ListListenersResponseObject, error) {
+func (c *Calls) ListListeners(ctx context.Context, req openapi.ListListenersRequestObject) (openapi.ListListenersResponseObject, error) {
 	limit, before := defaultLimit, int64(math.MaxInt64)
 	if req.Params.Limit != nil {
 		limit = *req.Params.Limit
@@ -105,7 +142,7 @@ func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListeners
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	// One more than asked for tells whether there is another page.
-	list, err := s.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
+	list, err := c.listeners.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
 	}
@@ -120,14 +157,14 @@ func (s *Listeners) ListListeners(ctx context.Context, req openapi.ListListeners
 }
 
 // GetListener implements GET /listeners/{id}.
-func (s *Listeners) GetListener(ctx context.Context, req openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
+func (c *Calls) GetListener(ctx context.Context, req openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
 	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	r, err := s.find(ctx, s.pool, `l.id = $1`, id)
+	r, err := c.listeners.find(ctx, c.listeners.pool, `l.id = $1`, id)
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -138,18 +175,18 @@ func (s *Listeners) GetListener(ctx context.Context, req openapi.GetListenerRequ
 }
 
 // UpdateListener implements PATCH /listeners/{id}.
-func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListenerRequestObject) (openapi.UpdateListenerResponseObject, error) {
+func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRequestObject) (openapi.UpdateListenerResponseObject, error) {
 	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
-	notes, err := s.foresee(ctx, id, req.Body)
+	notes, err := c.foresee(ctx, id, req.Body)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	after, err := s.update(ctx, id, func(r registration) (registration, error) { return s.withUpdate(r, req.Body) })
+	after, err := c.listeners.update(ctx, id, func(r registration) (registration, error) { return c.withUpdate(r, req.Body) })
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -164,36 +201,88 @@ func (s *Listeners) UpdateListener(ctx context.Context, req openapi.UpdateListen
 // foresee is advise, locate and ping for a change: before its transaction, which
 // must wait neither for a callback nor for Discord. What can't be looked up is left
 // to that.
-func (s *Listeners) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
+func (c *Calls) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
 	read, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	before, err := s.find(read, s.pool, `l.id = $1`, id)
+	before, err := c.listeners.find(read, c.listeners.pool, `l.id = $1`, id)
 	if err != nil {
 		return []string{}, nil //nolint:nilerr // as said
 	}
-	after, err := s.withUpdate(before, in)
+	after, err := c.withUpdate(before, in)
 	if err != nil {
 		return nil, err
 	}
-	notes, err := s.advise(ctx, &before, &after)
+	notes, err := c.advise(ctx, &before, &after)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.locate(ctx, &before, &after); err != nil {
+	if err := c.locate(ctx, &before, &after); err != nil {
 		return nil, err
 	}
-	return notes, s.ping(ctx, &before, &after, in.Verify)
+	return notes, c.ping(ctx, &before, &after, in.Verify)
+}
+
+// locate refuses a URL that leads nowhere now. before is what was registered
+// already, nil for nothing.
+func (c *Calls) locate(ctx context.Context, before, after *registration) error {
+	if before != nil && before.URL == after.URL {
+		return nil
+	}
+	u, err := url.Parse(after.URL)
+	if err == nil {
+		err = c.cfg.Locate(ctx, u)
+	}
+	if err != nil {
+		return openapi.FieldError("url", err.Error())
+	}
+	return nil
+}
+
+// ping refuses a callback in the format discord that does not verify
+// signatures. before is what was registered already, nil for nothing.
+func (c *Calls) ping(ctx context.Context, before, after *registration, verify *bool) error {
+	if after.Format != event.FormatDiscord || verify != nil && !*verify ||
+		before != nil && before.Format == after.Format && before.URL == after.URL {
+		return nil
+	}
+	l := after.Listener
+	if len(l.Secrets) == 0 {
+		l.Secrets = []secret.Value{secret.New(after.newSecret)}
+	}
+	if err := c.cfg.Callbacks.Ping(ctx, &l); err != nil {
+		return openapi.FieldError("url", err.Error())
+	}
+	return nil
+}
+
+// advise refuses a listener whose events can never come, and returns what is to
+// be said of the others. before is what was registered already, nil for
+// nothing.
+func (c *Calls) advise(ctx context.Context, before, after *registration) (notes []string, err error) {
+	notes = []string{}
+	if !after.Enabled || before != nil && before.Enabled && before.Event == after.Event {
+		return notes, nil
+	}
+	p, err := event.ParsePattern(after.Event)
+	if err != nil {
+		return nil, openapi.FieldError("event", err.Error())
+	}
+	refusal, more := c.cfg.Gateway.Advise(ctx, p, c.listeners.Needs())
+	if refusal != "" {
+		return nil, openapi.FieldError("event", refusal)
+	}
+	return append(notes, more...), nil
 }
 
 // DeleteListener implements DELETE /listeners/{id}.
-func (s *Listeners) DeleteListener(ctx context.Context, req openapi.DeleteListenerRequestObject) (openapi.DeleteListenerResponseObject, error) {
+func (c *Calls) DeleteListener(ctx context.Context, req openapi.DeleteListenerRequestObject) (openapi.DeleteListenerResponseObject, error) {
 	id, ok := event.ParseListenerID(req.Id)
 	if !ok {
 		return nil, noListener(req.Id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := s.remove(ctx, `l.id = $1`, id)
+	err := c.listeners.remove(ctx, `l.id = $1`, id)
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -204,13 +293,13 @@ func (s *Listeners) DeleteListener(ctx context.Context, req openapi.DeleteListen
 }
 
 // DeleteListenerByPair implements DELETE /listeners?event=&url=.
-func (s *Listeners) DeleteListenerByPair(ctx context.Context, req openapi.DeleteListenerByPairRequestObject) (openapi.DeleteListenerByPairResponseObject, error) {
+func (c *Calls) DeleteListenerByPair(ctx context.Context, req openapi.DeleteListenerByPairRequestObject) (openapi.DeleteListenerByPairResponseObject, error) {
 	if err := checkPair(&req.Params.Event, &req.Params.Url); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := s.remove(ctx, `l.event = $1 AND l.url = $2`, req.Params.Event, req.Params.Url)
+	err := c.listeners.remove(ctx, `l.event = $1 AND l.url = $2`, req.Params.Event, req.Params.Url)
 	if errors.Is(err, errNone) {
 		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", req.Params.Event))
 	}
@@ -221,7 +310,7 @@ func (s *Listeners) DeleteListenerByPair(ctx context.Context, req openapi.Delete
 }
 
 // ListEventTypes implements GET /events/types.
-func (s *Listeners) ListEventTypes(context.Context, openapi.ListEventTypesRequestObject) (openapi.ListEventTypesResponseObject, error) {
+func (c *Calls) ListEventTypes(context.Context, openapi.ListEventTypesRequestObject) (openapi.ListEventTypesResponseObject, error) {
 	out := openapi.EventTypes{Data: []openapi.EventType{}}
 	for _, t := range event.Types() {
 		model := nullable.NewNullNullable[string]()
