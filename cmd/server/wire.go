@@ -43,8 +43,9 @@ type server struct {
 	http      *http.Server
 	httpDone  chan struct{}
 	draining  atomic.Bool
-	// known is the application of an earlier run; 0 for none.
-	known event.Snowflake
+	// application is the bot's: that of an earlier run, or 0, until Discord says
+	// which it is.
+	application atomic.Uint64
 }
 
 // wire makes the parts and joins them. Only here do they learn of each other.
@@ -59,9 +60,11 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	if s.instance, err = journal.Join(ctx, pool, dir.name, 0, part("instance")); err != nil {
 		return nil, err
 	}
-	if s.known, err = journal.KnownApplication(ctx, pool); err != nil {
+	known, err := journal.KnownApplication(ctx, pool)
+	if err != nil {
 		return nil, err
 	}
+	s.application.Store(uint64(known))
 	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
 		Keys: cfg.encryption, Forget: delivery.Forget, Renew: delivery.Renew,
 	}, part("listeners")); err != nil {
@@ -73,7 +76,8 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	}
 	if s.delivery, err = delivery.Open(ctx, pool, s.listeners, store, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy, Keys: cfg.encryption,
-		Version: version(), Retention: cfg.retention, Application: s.application, Traces: traces,
+		Version: version(), Retention: cfg.retention, Traces: traces,
+		Application: func() event.Snowflake { return event.Snowflake(s.application.Load()) },
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err
 	}
@@ -81,7 +85,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	gw := gateway.Config{
 		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
-		Relay: gateway.NewRelay(pool),
+		Relay: gateway.NewRelay(pool), Discovered: func(id event.Snowflake) { s.application.Store(uint64(id)) },
 	}
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
@@ -94,15 +98,6 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 		Gateway:     s.gateway, Callbacks: s.delivery,
 	})
 	return s, s.makeHTTP(key)
-}
-
-// application is the bot's: as Discord said, or before that, as an earlier run
-// left it in the database.
-func (s *server) application() event.Snowflake {
-	if id := s.gateway.ApplicationID(); id != 0 {
-		return id
-	}
-	return s.known
 }
 
 // leave gives up what names this instance, when all parts have stopped.

@@ -110,6 +110,9 @@ type Config struct {
 	// IntentsChanged tells that Intents returns something else; nil if it
 	// never does.
 	IntentsChanged <-chan struct{}
+	// Discovered is called when Discord has said which application the token
+	// belongs to; nil for nobody.
+	Discovered func(event.Snowflake)
 	// Relay keeps the presence and passes commands on to other instances; nil
 	// for a Gateway without Commands.
 	Relay *Relay
@@ -207,6 +210,9 @@ func (g *Gateway) discover(ctx context.Context) (turns *identify.Turns, recommen
 		return nil, 0, err
 	}
 	g.application.Store(uint64(app.ID))
+	if g.cfg.Discovered != nil {
+		g.cfg.Discovered(app.ID)
+	}
 	left := func(remaining int) { g.metrics.startsLeft.Set(float64(remaining)) }
 	left(info.Limit.Remaining)
 	turns = identify.NewTurns(identify.Config{Application: app, Info: info, REST: g.rest, Slots: g.slots, Log: g.log, Left: left})
@@ -254,9 +260,6 @@ func (g *Gateway) Status() []ShardStatus {
 	})
 	return list
 }
-
-// ApplicationID is that of the bot; 0 until Discord told it.
-func (g *Gateway) ApplicationID() event.Snowflake { return event.Snowflake(g.application.Load()) }
 
 // Unready tells why the gateway is not ready: one line for every shard of this
 // instance that is neither connected nor resuming. Shards that another
