@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -168,24 +166,4 @@ func (s *server) runJournal(ctx context.Context) error {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "what an earlier run left is taken over later", slog.Any("error", err))
 	}
 	return s.journal.Run(ctx)
-}
-
-func (s *server) serveHTTP(listener net.Listener) error {
-	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve the API: %w", err)
-	}
-	<-s.httpDone
-	return nil
-}
-
-// stopHTTP lets requests under way finish, for some seconds.
-func (s *server) stopHTTP(ctx context.Context) {
-	go func() {
-		defer close(s.httpDone)
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		if err := s.http.Shutdown(ctx); err != nil {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "requests were cut off", slog.Any("error", errors.Join(err, s.http.Close())))
-		}
-	}()
 }

@@ -2,20 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/event"
@@ -23,7 +18,6 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/journal"
 	"github.com/gatehook/gatehook/internal/listeners"
-	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -120,105 +114,3 @@ func (s gatewayStore) Claim(ctx context.Context, applicationID event.Snowflake, 
 	}
 	return claims, err
 }
-
-// calls is the REST API: every package implements its own operations.
-type calls struct {
-	*listeners.Calls
-	*delivery.Delivery
-	*gateway.Handler
-	*gateway.Commands
-	*server
-}
-
-func (s *server) makeHTTP(key secret.Value) error {
-	parts := calls{s.calls, s.delivery, s.gateway.Handler(), s.commands, s}
-	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
-	if err != nil {
-		return fmt.Errorf("make the API: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/", h)
-	// Prometheus' own handler negotiates the format and compresses.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
-	s.http = &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      60 * time.Second,
-		IdleTimeout:       120 * time.Second,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
-	return nil
-}
-
-// GetHealth implements GET /healthz.
-func (s *server) GetHealth(context.Context, openapi.GetHealthRequestObject) (openapi.GetHealthResponseObject, error) {
-	return openapi.GetHealth200JSONResponse{Status: openapi.Ok}, nil
-}
-
-// GetReadiness implements GET /readyz.
-func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequestObject) (openapi.GetReadinessResponseObject, error) {
-	reasons := s.unready(ctx)
-	if len(reasons) == 0 {
-		return openapi.GetReadiness200JSONResponse{Status: openapi.Ok}, nil
-	}
-	e := openapi.Error{Status: http.StatusServiceUnavailable, Detail: reasons[0], Reasons: reasons}
-	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
-}
-
-// unready lists what keeps events from being received and stored. Everybody may
-// ask: the address and the user that the database's errors name are not told.
-func (s *server) unready(ctx context.Context) (reasons []string) {
-	if s.draining.Load() {
-		reasons = append(reasons, "the server is draining: it was told to stop")
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	if err := s.pool.Ping(ctx); err != nil {
-		reasons = append(reasons, "the database does not answer: "+cause(err))
-	}
-	if err := s.journal.Err(); err != nil {
-		reasons = append(reasons, "events can't be stored at the moment: "+cause(err))
-	}
-	if err := s.delivery.Err(); err != nil {
-		reasons = append(reasons, "attempts can't be recorded at the moment: "+cause(err))
-	}
-	return append(reasons, s.gateway.Unready()...)
-}
-
-// cause is what everybody may know of an error of the database; the log has all.
-func cause(err error) string {
-	refused := (*pgconn.PgError)(nil)
-	switch {
-	case errors.As(err, &refused):
-		return "SQLSTATE " + refused.Code
-	case postgres.Unavailable(err):
-		return "no connection, or no answer in time"
-	default:
-		return "the log says why"
-	}
-}
-
-// GetMetrics implements GET /metrics, which the router takes before it comes
-// here.
-func (s *server) GetMetrics(context.Context, openapi.GetMetricsRequestObject) (openapi.GetMetricsResponseObject, error) {
-	return nil, errors.New("the metrics are served by their own handler")
-}
-
-// GetContract implements GET /openapi.json.
-func (s *server) GetContract(context.Context, openapi.GetContractRequestObject) (openapi.GetContractResponseObject, error) {
-	return contract(openapi.Contract()), nil
-}
-
-// contract writes the document as it is.
-type contract json.RawMessage
-
-// VisitGetContractResponse implements openapi.GetContractResponseObject.
-func (c contract) VisitGetContractResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "application/json")
-	_, err := w.Write(c)
-	return err
-}
-
-var _ openapi.StrictServerInterface = calls{}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres"
+)
+
+// GetHealth implements GET /healthz.
+func (s *server) GetHealth(context.Context, openapi.GetHealthRequestObject) (openapi.GetHealthResponseObject, error) {
+	return openapi.GetHealth200JSONResponse{Status: openapi.Ok}, nil
+}
+
+// GetReadiness implements GET /readyz.
+func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequestObject) (openapi.GetReadinessResponseObject, error) {
+	reasons := s.unready(ctx)
+	if len(reasons) == 0 {
+		return openapi.GetReadiness200JSONResponse{Status: openapi.Ok}, nil
+	}
+	e := openapi.Error{Status: http.StatusServiceUnavailable, Detail: reasons[0], Reasons: reasons}
+	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
+}
+
+// unready lists what keeps events from being received and stored. Everybody may
+// ask: the address and the user that the database's errors name are not told.
+func (s *server) unready(ctx context.Context) (reasons []string) {
+	if s.draining.Load() {
+		reasons = append(reasons, "the server is draining: it was told to stop")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := s.pool.Ping(ctx); err != nil {
+		reasons = append(reasons, "the database does not answer: "+cause(err))
+	}
+	if err := s.journal.Err(); err != nil {
+		reasons = append(reasons, "events can't be stored at the moment: "+cause(err))
+	}
+	if err := s.delivery.Err(); err != nil {
+		reasons = append(reasons, "attempts can't be recorded at the moment: "+cause(err))
+	}
+	return append(reasons, s.gateway.Unready()...)
+}
+
+// cause is what everybody may know of an error of the database; the log has all.
+func cause(err error) string {
+	refused := (*pgconn.PgError)(nil)
+	switch {
+	case errors.As(err, &refused):
+		return "SQLSTATE " + refused.Code
+	case postgres.Unavailable(err):
+		return "no connection, or no answer in time"
+	default:
+		return "the log says why"
+	}
+}
