@@ -12,6 +12,7 @@ package journal
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -108,5 +109,84 @@ func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg pro
 	return j
 }
 
+// Run commits what is appended, and takes over what dead instances left
+// unsettled, until Stop was called and all is committed. Canceling ctx ends it
+// at once: Discord replays what was not committed. Before Run, call Recover.
+func (j *Journal) Run(ctx context.Context) error {
+	upkeep, cancel := context.WithCancelCause(ctx)
+	upkept := make(chan struct{})
+	go func() {
+		defer close(upkept)
+		j.upkeep(upkeep)
+	}()
+	defer func() {
+		cancel(errQueueClosed)
+		<-upkept
+	}()
+
+	c := newCommit()
+	delay := time.NewTimer(j.cfg.CursorDelay)
+	defer delay.Stop()
+	for {
+		due := false
+		select {
+		case <-j.queue.wake:
+		case <-delay.C:
+			due = true
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		// Asked before taking: nothing comes in after the close, so that what
+		// is taken then is all there is.
+		last := j.queue.isClosed()
+		for _, e := range j.queue.take() {
+			j.add(c, e)
+			if len(c.batch.Events) >= j.cfg.BatchEvents {
+				if err := j.flush(ctx, c); err != nil {
+					return err
+				}
+				c = newCommit()
+			}
+		}
+		if c.urgent || due || last {
+			if err := j.flush(ctx, c); err != nil {
+				return err
+			}
+			c = newCommit()
+			delay.Reset(j.cfg.CursorDelay)
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+// Stop lets nothing more in; Run then commits what it holds and returns.
+func (j *Journal) Stop() { j.queue.close() }
+
 // Err says why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
+
+// upkeep takes over from instances that died while this one runs, lets go of
+// shards that an heir of this one has, and keeps the partitions.
+func (j *Journal) upkeep(ctx context.Context) {
+	recovery := time.NewTicker(recoverEvery)
+	defer recovery.Stop()
+	parts := time.NewTicker(time.Hour)
+	defer parts.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-recovery.C:
+			j.loseStale(ctx)
+			err = j.Recover(ctx)
+		case <-parts.C:
+			err = j.store.parts.Maintain(ctx, time.Now())
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+			j.log.LogAttrs(ctx, slog.LevelWarn, "journal upkeep failed", slog.Any("error", err))
+		}
+	}
+}

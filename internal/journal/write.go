@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,15 +15,6 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// nextBatch numbers the next batch.
-func (j *Journal) nextBatch(now time.Time) int64 {
-	// The clock may have stood still or gone back.
-	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
-	id := micros<<batchShift | j.instance.ID()&(1<<batchShift-1)
-	j.lastBatch = id
-	return id
-}
-
 // commit is one transaction in the making.
 type commit struct {
 	batch   event.Batch
@@ -35,61 +24,6 @@ type commit struct {
 	urgent bool
 	marks  []chan error
 }
-
-// Run commits what is appended, and takes over what dead instances left
-// unsettled, until Stop was called and all is committed. Canceling ctx ends it
-// at once: Discord replays what was not committed. Before Run, call Recover.
-func (j *Journal) Run(ctx context.Context) error {
-	upkeep, cancel := context.WithCancelCause(ctx)
-	upkept := make(chan struct{})
-	go func() {
-		defer close(upkept)
-		j.upkeep(upkeep)
-	}()
-	defer func() {
-		cancel(errQueueClosed)
-		<-upkept
-	}()
-
-	c := newCommit()
-	delay := time.NewTimer(j.cfg.CursorDelay)
-	defer delay.Stop()
-	for {
-		due := false
-		select {
-		case <-j.queue.wake:
-		case <-delay.C:
-			due = true
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		// Asked before taking: nothing comes in after the close, so that what
-		// is taken then is all there is.
-		last := j.queue.isClosed()
-		for _, e := range j.queue.take() {
-			j.add(c, e)
-			if len(c.batch.Events) >= j.cfg.BatchEvents {
-				if err := j.flush(ctx, c); err != nil {
-					return err
-				}
-				c = newCommit()
-			}
-		}
-		if c.urgent || due || last {
-			if err := j.flush(ctx, c); err != nil {
-				return err
-			}
-			c = newCommit()
-			delay.Reset(j.cfg.CursorDelay)
-		}
-		if last {
-			return nil
-		}
-	}
-}
-
-// Stop lets nothing more in; Run then commits what it holds and returns.
-func (j *Journal) Stop() { j.queue.close() }
 
 func newCommit() *commit { return &commit{cursors: make(map[*Shard]event.Session)} }
 
@@ -253,6 +187,15 @@ func (j *Journal) begin(ctx context.Context, c *commit) error {
 	return nil
 }
 
+// nextBatch numbers the next batch.
+func (j *Journal) nextBatch(now time.Time) int64 {
+	// The clock may have stood still or gone back.
+	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
+	id := micros<<batchShift | j.instance.ID()&(1<<batchShift-1)
+	j.lastBatch = id
+	return id
+}
+
 // fencedError names the shards whose epoch was raised by another instance.
 type fencedError struct{ shards []*Shard }
 
@@ -373,82 +316,6 @@ func readCursors(results pgx.BatchResults) (map[event.Shard]bool, error) {
 		return nil
 	})
 	return moved, err
-}
-
-// queueEvents inserts the events of a batch, unless an earlier try whose
-// answer was lost did so already.
-func queueEvents(b *pgx.Batch, batch *event.Batch) {
-	n := len(batch.Events)
-	var (
-		ordinals, shardIDs, shardCounts = make([]int32, n), make([]int32, n), make([]int32, n)
-		ids                             = make([][16]byte, n)
-		names, origins, listeners       = make([]string, n), make([]string, n), make([]string, n)
-		seqs, guilds, channels, users   = make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
-		received                        = make([]time.Time, n)
-		data                            = make([][]byte, n)
-	)
-	for i := range batch.Events {
-		e := &batch.Events[i]
-		ordinals[i] = e.Key.Ordinal
-		ids[i] = e.ID
-		names[i] = text(e.Name)
-		shardIDs[i], shardCounts[i] = int32(e.Shard.ID), int32(e.Shard.Count)
-		seqs[i] = e.Seq
-		received[i] = e.ReceivedAt
-		guilds[i], channels[i], users[i] = int64(e.GuildID), int64(e.ChannelID), int64(e.UserID)
-		origins[i] = string(e.Origin)
-		listeners[i] = arrayLiteral(e.Listeners)
-		data[i] = e.Data
-	}
-	b.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
-			guild_id, channel_id, user_id, origin, listeners, data)
-		SELECT $1, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id,
-			origin, listeners::bigint[], data
-		FROM unnest($2::int[], $3::uuid[], $4::text[], $5::int[], $6::int[], $7::bigint[], $8::timestamptz[],
-			$9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::bytea[])
-			AS u (ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id, origin, listeners, data)
-		ON CONFLICT (batch_id, ordinal) DO NOTHING`,
-		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, origins, listeners, data)
-}
-
-// copyFrom is from how many events on COPY is cheaper than an INSERT that goes
-// along with the other statements: it takes two more round trips, and a third
-// less of PostgreSQL's time and half of ours an event.
-const copyFrom = 32
-
-// copyEvents is queueEvents by COPY. The caller makes sure that no earlier try
-// has stored them: COPY has no ON CONFLICT.
-func copyEvents(ctx context.Context, tx pgx.Tx, batch *event.Batch) error {
-	columns := []string{
-		"batch_id", "ordinal", "id", "name", "shard_id", "shard_count", "seq", "received_at",
-		"guild_id", "channel_id", "user_id", "origin", "listeners", "data",
-	}
-	values := make([]any, len(columns)) // each row is encoded before the next is asked for
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"events"}, columns, pgx.CopyFromSlice(len(batch.Events), func(i int) ([]any, error) {
-		e := &batch.Events[i]
-		return append(values[:0], batch.ID, e.Key.Ordinal, [16]byte(e.ID), text(e.Name), int32(e.Shard.ID), int32(e.Shard.Count), e.Seq,
-			e.ReceivedAt, int64(e.GuildID), int64(e.ChannelID), int64(e.UserID), string(e.Origin), e.Listeners, e.Data), nil
-	}))
-	return err
-}
-
-// arrayLiteral writes a bigint[]: unnest would flatten an array of arrays.
-func arrayLiteral(ids []int64) string {
-	b := make([]byte, 0, 2+8*len(ids))
-	b = append(b, '{')
-	for i, id := range ids {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(b, id, 10)
-	}
-	return string(append(b, '}'))
-}
-
-// text makes a string that PostgreSQL takes: a byte that it refuses would stop
-// the journal for good.
-func text(s string) string {
-	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
 }
 
 func isNoPartition(err error) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -76,6 +77,16 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 		j.track(s)
 	}
 	return claimed, nil
+}
+
+// beginClaim returns the number to claim shards under, when what dead instances
+// left is dealt with.
+func (j *Journal) beginClaim(ctx context.Context) (int64, error) {
+	if err := j.Recover(ctx); err != nil {
+		// What is not dealt with stays claimed by the dead.
+		j.log.LogAttrs(ctx, slog.LevelWarn, "taking over from dead instances failed", slog.Any("error", err))
+	}
+	return j.instance.Hold(ctx)
 }
 
 // Shard says which one it is.
@@ -222,4 +233,36 @@ func (s *Shard) isLost() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gone
+}
+
+// track remembers a shard until it is released or lost.
+func (j *Journal) track(s *Shard) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.claimed[s] = struct{}{}
+}
+
+func (j *Journal) untrack(s *Shard) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.claimed, s)
+}
+
+// loseStale lets go of the shards that were claimed under a number of this
+// instance that is dead: also those on which nothing happens, whose commit
+// would tell.
+func (j *Journal) loseStale(ctx context.Context) {
+	me := j.instance.ID()
+	j.mu.Lock()
+	var stale []*Shard
+	for s := range j.claimed {
+		if s.owner != me {
+			stale = append(stale, s)
+		}
+	}
+	j.mu.Unlock()
+	for _, s := range stale {
+		s.lose()
+		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", s.shard.String()))
+	}
 }
