@@ -233,7 +233,7 @@ func until(t *testing.T, what string, done func() bool) {
 }
 
 // claim claims the shard once it is free.
-func (n *node) claim(t *testing.T) (s *journal.Shard) {
+func (n *node) claim(t *testing.T) (s *journal.Claim) {
 	t.Helper()
 	until(t, n.name+" has the shard", func() bool {
 		claimed, err := n.journal.Claim(t.Context(), nodeApp, []event.Shard{nodeShard})
@@ -250,7 +250,7 @@ func (n *node) claim(t *testing.T) (s *journal.Shard) {
 }
 
 // send appends the events from to to, in turn over the channels.
-func send(t *testing.T, s *journal.Shard, from, to int64, channels int64) {
+func send(t *testing.T, s *journal.Claim, from, to int64, channels int64) {
 	t.Helper()
 	for seq := from; seq <= to; seq++ {
 		e := &event.Event{
@@ -429,7 +429,7 @@ func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
 	a := startNode(t, pool, "a", time.Second, l, 12)
 	b := startNode(t, pool, "b", 0, l, 12)
 	seq := int64(0)
-	var s *journal.Shard
+	var s *journal.Claim
 	for i := range 6 {
 		owner := []*node{a, b}[i%2]
 		s = owner.claim(t)

@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// queueEvents inserts the events of a batch, unless an earlier try whose
-// answer was lost did so already.
+// queueEvents queues the statement that inserts the events of a batch, unless an
+// earlier try, whose answer was lost, already did so.
 func queueEvents(b *pgx.Batch, batch *event.Batch) {
 	n := len(batch.Events)
 	var (
@@ -47,19 +47,19 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, origins, listeners, data)
 }
 
-// copyFrom is from how many events on COPY is cheaper than an INSERT that goes
-// along with the other statements: it takes two more round trips, and a third
-// less of PostgreSQL's time and half of ours an event.
-const copyFrom = 32
+// minCopyEvents is how many events make COPY cheaper than an INSERT that is sent
+// with the other statements. COPY takes two more round trips, but per event a
+// third less of PostgreSQL's time and half of ours.
+const minCopyEvents = 32
 
-// copyEvents is queueEvents by COPY. The caller makes sure that no earlier try
-// has stored them: COPY has no ON CONFLICT.
+// copyEvents inserts the events of a batch by COPY. The caller makes sure that no
+// earlier try has stored them: COPY has no ON CONFLICT.
 func copyEvents(ctx context.Context, tx pgx.Tx, batch *event.Batch) error {
 	columns := []string{
 		"batch_id", "ordinal", "id", "name", "shard_id", "shard_count", "seq", "received_at",
 		"guild_id", "channel_id", "user_id", "origin", "listeners", "data",
 	}
-	values := make([]any, len(columns)) // each row is encoded before the next is asked for
+	values := make([]any, len(columns)) // reused: each row is encoded before the next one
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{"events"}, columns, pgx.CopyFromSlice(len(batch.Events), func(i int) ([]any, error) {
 		e := &batch.Events[i]
 		return append(values[:0], batch.ID, e.Key.Ordinal, [16]byte(e.ID), text(e.Name), int32(e.Shard.ID), int32(e.Shard.Count), e.Seq,
@@ -81,8 +81,8 @@ func arrayLiteral(ids []int64) string {
 	return string(append(b, '}'))
 }
 
-// text makes a string that PostgreSQL takes: a byte that it refuses would stop
-// the journal for good.
+// text replaces the bytes that PostgreSQL refuses in a string: one of them would
+// stop the journal for good.
 func text(s string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
 }

@@ -14,23 +14,23 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// defaultLease is how long an instance that says nothing is believed alive: a
-// dead one's events go on well within 15 s, and a pause of some seconds (a
-// full disk, a slow failover of the database) is no death.
+// defaultLease is how long an instance counts as alive without a heartbeat. The
+// events of a dead instance go on well within 15 s, and a pause of some seconds
+// (a full disk, a slow failover of the database) is not taken for a death.
 const defaultLease = 8 * time.Second
 
-// renewAgain is how long after a renewal that failed the next one is tried, so
-// that a database that comes back is noticed soon.
+// renewAgain is the wait after a renewal that failed. It is short, so that the
+// instance soon notices a database that is back.
 const renewAgain = 500 * time.Millisecond
 
-// Instance is this process among those that share the database. Its number
-// stands as owner at its shards, batches and retries; its lease tells others
-// that it lives.
+// Instance is this process among those that share the database. Its number is
+// the owner in the rows of its shards, batches and retries; its lease shows the
+// others that it lives.
 //
-// A lease that ran out changes nothing by itself: it lets another instance
-// become the heir (see Recover), which is one update of one row. Until then the
-// instance can renew it and go on as if nothing had been. After that its number
-// is dead for good; it goes on under a new one, and owns nothing.
+// A lease that ran out changes nothing by itself: it permits another instance
+// to become the heir (see Recover), by one update of one row. Until then the
+// instance can renew its lease and go on as if nothing had happened. After that
+// its number is dead for good: it goes on under a new number and owns nothing.
 type Instance struct {
 	register register
 	ttl      time.Duration
@@ -40,19 +40,19 @@ type Instance struct {
 
 // register is the table of instances.
 type register interface {
-	// join adds an instance with a fresh lease and returns its number.
+	// join adds an instance with a new lease and returns its number.
 	join(ctx context.Context) (int64, error)
-	// renew makes an instance's lease fresh. It returns false if the instance
-	// has an heir.
+	// renew renews an instance's lease. It returns false if the instance has
+	// an heir.
 	renew(ctx context.Context, id int64) (bool, error)
 	// leave ends an instance's lease.
 	leave(ctx context.Context, id int64) error
 }
 
-// Join registers this process. The name is what tells a restart from a second
-// instance: the caller guarantees that no other live process has it, so that
-// what an earlier bearer owned is free at once, without waiting for its lease
-// to run out. A name made for this process alone (uuid.New) is always right.
+// Join registers this process. The name tells a restart from a second instance:
+// the caller guarantees that no other live process has it, so whatever an earlier
+// process of that name owned is free at once, without waiting for a lease to run
+// out. A name made for this process alone (uuid.New) is always right.
 // ttl is how long the lease lasts without a renewal; 0 means 8 s.
 func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	if ttl == 0 {
@@ -76,18 +76,18 @@ func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.
 	return i, nil
 }
 
-// ID is the number that rows name as their owner. It changes, upwards, when
-// another instance has become the heir of this one.
+// ID is the number that rows name as their owner. It changes, to a higher one,
+// after another instance has become the heir of this one.
 func (i *Instance) ID() int64 { return i.lease.Load().id }
 
-// Hold returns the instance's number while its lease is held, at once; it
-// waits while the lease has run out. What is done under the number needs no
-// further look at the lease: should an heir have it, the rows tell. The error
-// is the context's cause.
+// Hold returns the instance's number, at once if the lease is valid; otherwise
+// it waits until it is. Work under the number need not check the lease again: if
+// there is an heir by then, the rows no longer name this number. The error is
+// the context's cause.
 func (i *Instance) Hold(ctx context.Context) (int64, error) {
 	for {
 		l := i.lease.Load()
-		if l.held(time.Now()) {
+		if l.valid(time.Now()) {
 			return l.id, nil
 		}
 		select {
@@ -111,14 +111,14 @@ func (i *Instance) Run(ctx context.Context) error {
 		wait := i.ttl / 4
 		if err := i.beat(ctx); err != nil && ctx.Err() == nil {
 			i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
-				slog.Bool("lease_held", i.lease.Load().held(time.Now())))
+				slog.Bool("lease_held", i.lease.Load().valid(time.Now())))
 			wait = renewAgain
 		}
 		timer.Reset(wait)
 	}
 }
 
-// beat renews the lease, or joins again if an heir has taken everything.
+// beat renews the lease, or joins again if an heir has taken over.
 func (i *Instance) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl/4, errors.New("the heartbeat took too long"))
 	defer cancel()
@@ -141,10 +141,10 @@ func (i *Instance) beat(ctx context.Context) error {
 	return nil
 }
 
-// Leave gives up the lease, so that others need not wait for it to run out.
+// Leave ends the lease, so that others need not wait for it to run out.
 func (i *Instance) Leave(ctx context.Context) error { return i.register.leave(ctx, i.ID()) }
 
-// instances is the table, as the instance of a name sees it.
+// instances is the table, for an instance of one name.
 type instances struct {
 	pool     *pgxpool.Pool
 	name     uuid.UUID
@@ -154,8 +154,8 @@ type instances struct {
 
 func (r *instances) join(ctx context.Context) (id int64, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		// The earlier bearer of the name is dead. Its row stays until an heir
-		// has dealt with all that names it.
+		// The earlier process of this name is dead. Its row stays until an heir
+		// has dealt with everything that names it.
 		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
 			return err
 		}

@@ -73,8 +73,8 @@ func (l *ledger) set(down error, delay time.Duration) {
 	l.down, l.delay, l.tries = down, delay, 0
 }
 
-// isHeld tells whether Hold returns at once.
-func isHeld(ctx context.Context, i *Instance) bool {
+// isValid tells whether Hold returns at once.
+func isValid(ctx context.Context, i *Instance) bool {
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
 	_, err := i.Hold(ctx)
@@ -111,7 +111,7 @@ func TestLeaseIsHeldWhileItIsRenewed(t *testing.T) {
 		t.Helper()
 		for range 600 {
 			time.Sleep(100 * time.Millisecond)
-			if !isHeld(t.Context(), i) || len(l.bury()) > 0 {
+			if !isValid(t.Context(), i) || len(l.bury()) > 0 {
 				t.Fatal("the lease ran out")
 			}
 		}
@@ -121,7 +121,7 @@ func TestLeaseIsHeldWhileItIsRenewed(t *testing.T) {
 	})
 }
 
-// What is held here is held in the database, however slow its answers are.
+// A lease that is valid here is valid in the database, however slow its answers are.
 func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
@@ -132,13 +132,13 @@ func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 		lapsed := 0
 		for range 200 {
 			time.Sleep(50 * time.Millisecond)
-			held := isHeld(t.Context(), i)
-			if !held {
+			valid := isValid(t.Context(), i)
+			if !valid {
 				lapsed++
 			}
 			if dead := l.bury(); len(dead) > 0 {
-				if held {
-					t.Error("the database had the lease run out while it was held here")
+				if valid {
+					t.Error("the lease ran out in the database while it was valid here")
 				}
 				break
 			}
@@ -156,8 +156,8 @@ func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 		t.Helper()
 		l.set(errDown, 0)
 		time.Sleep(time.Minute)
-		if isHeld(t.Context(), i) {
-			t.Fatal("the lease is held without a database")
+		if isValid(t.Context(), i) {
+			t.Fatal("the lease is valid without a database")
 		}
 		waited := make(chan int64, 1)
 		go func() {
@@ -238,8 +238,8 @@ func TestLeaseHeedsBothClocks(t *testing.T) {
 	now := time.Now()
 	l := newLease(1, now, testTTL)
 	for name, c := range map[string]struct {
-		at   time.Time
-		held bool
+		at    time.Time
+		valid bool
 	}{
 		"just before":                       {now.Add(testTTL - 1), true},
 		"at the end":                        {now.Add(testTTL), false},
@@ -249,21 +249,21 @@ func TestLeaseHeedsBothClocks(t *testing.T) {
 		"before it was sent, by both":       {now.Add(-time.Hour), true},
 		"the wall clock before it was sent": {now.Round(0).Add(-time.Hour), true},
 	} {
-		if l.held(c.at) != c.held {
-			t.Errorf("%s: held is %v", name, !c.held)
+		if l.valid(c.at) != c.valid {
+			t.Errorf("%s: valid is %v", name, !c.valid)
 		}
 	}
 	// The wall clock was set back: the other one still counts.
 	set := *l
 	set.wall = l.wall.Add(time.Hour)
-	if set.held(now.Add(testTTL)) {
-		t.Error("held, since the wall clock was set back")
+	if set.valid(now.Add(testTTL)) {
+		t.Error("valid, since the wall clock was set back")
 	}
 	// The machine was suspended: the monotonic clock stood still.
 	slept := *l
 	slept.wall = now.Round(0).Add(-time.Hour)
-	if slept.held(now.Add(time.Second)) {
-		t.Error("held, since the machine was suspended")
+	if slept.valid(now.Add(time.Second)) {
+		t.Error("valid, since the machine was suspended")
 	}
 }
 

@@ -1,12 +1,3 @@
-// Package journal keeps what was received and is not settled, and where every
-// shard's session stands.
-//
-// It promises that an event is handed to delivery only after the transaction
-// that stores it, and that a session's cursor moves only in the transaction
-// that stores the events before it: whatever kills the process, Discord
-// replays what was not stored, and what was stored is dispatched again until
-// it is settled. It never waits for a callback, and never decides what a
-// delivery's outcome means.
 package journal
 
 import (
@@ -24,43 +15,43 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// Matcher tells which listeners want an event. It must not block.
+// Matcher knows which listeners want an event. It must not block.
 type Matcher interface {
-	// missed: somebody wants it who gets nothing at the moment, and may ask for
-	// it later.
+	// Match returns the listeners that an event is for. missed: a disabled
+	// listener wants it as well, and may ask for it later.
 	Match(e *event.Event) (listeners []int64, missed bool)
 }
 
-// Deliverer takes over what was committed.
+// Deliverer delivers what was committed.
 type Deliverer interface {
 	// Deliver takes a batch that was just committed. It may block while the
-	// deliverer can neither hold nor store more; an error means that the
-	// deliverer has stopped, and the batch waits in the database.
+	// deliverer can neither hold nor store more. An error means that the
+	// deliverer has stopped; the batch then waits in the database.
 	Deliver(ctx context.Context, b *event.Batch) error
-	// Recover takes batches that a dead instance left unsettled, of which some
-	// deliveries may already have been made. When it returns, those that are
-	// ordered are where other instances see them.
+	// Recover takes batches that a dead instance left unsettled; some of their
+	// deliveries may already have been made. When it returns, the ordered
+	// deliveries are where other instances see them.
 	Recover(ctx context.Context, batches []*event.Batch) error
-	// Free gives back what a dead instance had in hand.
+	// Free frees the deliveries that a dead instance had in hand.
 	Free(ctx context.Context, dead int64) error
 	// Yield puts the ordered deliveries of a shard where other instances see
 	// them: the shard is about to have another owner.
 	Yield(ctx context.Context, s event.Shard) error
-	// Prepare looks at what others left that comes before anything newer. It
-	// is called before the first event of a shard that was claimed.
+	// Prepare reads which ordered deliveries other instances left: they come
+	// before anything newer. It is called before the first event of a claim.
 	Prepare(ctx context.Context) error
 }
 
 // Config of a Journal. The zero value of a field means its default.
 type Config struct {
-	// QueueEvents and QueueBytes bound what waits for a commit; a shard that
-	// meets the bound stops reading. Defaults 8192 and 64 MiB.
+	// QueueEvents and QueueBytes bound what waits for a commit. A shard that
+	// reaches the bound stops reading. Defaults 8192 and 64 MiB.
 	QueueEvents int
 	QueueBytes  int
 	// BatchEvents bounds one transaction. Default 1024.
 	BatchEvents int
-	// CursorDelay is how long a cursor that moved over unwanted events only
-	// may wait for its commit. Default 1 s.
+	// CursorDelay is how long a cursor may wait for its commit if it moved over
+	// unwanted events only. Default 1 s.
 	CursorDelay time.Duration
 }
 
@@ -85,14 +76,14 @@ type Journal struct {
 	instance  *Instance
 	queue     *queue
 	health    postgres.Health
-	lastBatch int64 // the writer's alone
+	lastBatch int64 // used by the writer only
 
-	mu      sync.Mutex
-	claimed map[*Shard]struct{} // neither released nor lost
+	mu     sync.Mutex          // guards claims
+	claims map[*Claim]struct{} // neither released nor lost
 
-	recovering chan struct{} // holds a token while Recover is at work; guards what follows
-	// adopting is what was adopted of each estate and not dispatched yet, under
-	// the number adoptedBy.
+	recovering chan struct{} // holds a token while Recover works; guards the fields below
+	// adopting has, for each dead instance, the batches that were taken over from
+	// it under the number adoptedBy and are not dispatched yet.
 	adopting  map[int64][]int64
 	adoptedBy int64
 }
@@ -102,16 +93,16 @@ func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg pro
 	cfg = cfg.withDefaults()
 	j := &Journal{
 		cfg: cfg, store: s, pool: s.pool, instance: s.instance, matcher: m, deliverer: d, log: log,
-		queue:   newQueue(cfg.QueueEvents, cfg.QueueBytes),
-		claimed: make(map[*Shard]struct{}), recovering: make(chan struct{}, 1),
+		queue:  newQueue(cfg.QueueEvents, cfg.QueueBytes),
+		claims: make(map[*Claim]struct{}), recovering: make(chan struct{}, 1),
 	}
 	j.metrics = newMetrics(reg, j.queue)
 	return j
 }
 
-// Run commits what is appended, and takes over what dead instances left
-// unsettled, until Stop was called and all is committed. Canceling ctx ends it
-// at once: Discord replays what was not committed. Before Run, call Recover.
+// Run commits what is appended, and takes over from dead instances, until Stop
+// was called and everything is committed. Canceling ctx ends it at once: Discord
+// replays what was not committed. Call Recover before Run.
 func (j *Journal) Run(ctx context.Context) error {
 	upkeep, cancel := context.WithCancelCause(ctx)
 	upkept := make(chan struct{})
@@ -136,11 +127,11 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		// Asked before taking: nothing comes in after the close, so that what
-		// is taken then is all there is.
+		// Asked before taking: nothing comes in after the close, so what is
+		// taken then is everything.
 		last := j.queue.isClosed()
 		for _, e := range j.queue.take() {
-			j.add(c, e)
+			j.collect(c, e)
 			if len(c.batch.Events) >= j.cfg.BatchEvents {
 				if err := j.flush(ctx, c); err != nil {
 					return err
@@ -161,14 +152,14 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 }
 
-// Stop lets nothing more in; Run then commits what it holds and returns.
+// Stop closes the queue. Run then commits what is in it and returns.
 func (j *Journal) Stop() { j.queue.close() }
 
-// Err says why the journal can't commit at the moment, or nil.
+// Err returns why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
 
-// upkeep takes over from instances that died while this one runs, lets go of
-// shards that an heir of this one has, and keeps the partitions.
+// upkeep takes over from instances that die while this one runs, gives up claims
+// that an heir of this one has, and keeps the partitions.
 func (j *Journal) upkeep(ctx context.Context) {
 	recovery := time.NewTicker(recoverEvery)
 	defer recovery.Stop()

@@ -128,7 +128,7 @@ func (b *bundle) start(t *testing.T) *bundle {
 	return b
 }
 
-func (b *bundle) claim(t *testing.T, s event.Shard) *Shard {
+func (b *bundle) claim(t *testing.T, s event.Shard) *Claim {
 	t.Helper()
 	claimed, err := b.Claim(t.Context(), app, []event.Shard{s})
 	if err != nil || len(claimed) != 1 {
@@ -149,7 +149,7 @@ func session(seq int64) event.Session {
 	return event.Session{ID: "sess", ResumeURL: "wss://resume", Seq: seq, Intents: 513}
 }
 
-func (s *Shard) appendAll(t *testing.T, events ...*event.Event) {
+func (s *Claim) appendAll(t *testing.T, events ...*event.Event) {
 	t.Helper()
 	for _, e := range events {
 		if err := s.Append(t.Context(), session(e.Seq), e); err != nil {
@@ -334,7 +334,7 @@ func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
 
 func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int64{1, copyFrom - 1, copyFrom, 3 * copyFrom} {
+	for _, n := range []int64{1, minCopyEvents - 1, minCopyEvents, 3 * minCopyEvents} {
 		pool := postgrestest.New(t)
 		b := open(t, pool, join(t, pool, uuid.New()), Config{})
 		s := b.claim(t, shard0)
@@ -344,12 +344,12 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 			e := wanted(shard0, seq+1)
 			// Whichever way they are stored, what is read back is the same.
 			e.Name, e.Data, e.GuildID = "WANTED", []byte("{\"a\":\"\xff\x00\"}"), 1<<63-1
-			b.add(c, entry{shard: s, session: session(seq + 1), event: e})
+			b.collect(c, entry{claim: s, session: session(seq + 1), event: e})
 			c.batch.Events[seq].Key.Batch = c.batch.ID
 			c.batch.Events[seq].Name = "ODD\xff"
 		}
 		for range 2 {
-			if err := b.try(t.Context(), c); err != nil {
+			if err := b.transact(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -2,42 +2,42 @@ package journal
 
 import "time"
 
-// lease is what an instance knows of its own lease. It is never changed once
-// made: every renewal makes a new one.
+// lease is what an instance knows of its own lease. It is immutable: every
+// renewal makes a new one.
 type lease struct {
 	// id is the instance's number.
 	id int64
-	// until is when it runs out: counted from before the renewal was sent, and
-	// so never later than in the database. What is held here is held there.
+	// until is when it runs out, counted from before the renewal was sent, and
+	// so never later than in the database: valid here means valid there.
 	until time.Time
-	// wall is until on the wall clock: a machine that is suspended stops the
-	// other clock, but not the database's.
+	// wall is until on the wall clock: the monotonic clock stops while a machine
+	// is suspended, the database's does not.
 	wall time.Time
-	// regained is when it was last renewed after it had run out; zero if it
+	// regained is when it was last renewed after having run out; zero if it
 	// never ran out.
 	regained time.Time
-	// replaced is closed when there is a newer one.
+	// replaced is closed when there is a newer lease.
 	replaced chan struct{}
 }
 
-func (l *lease) held(now time.Time) bool {
+func (l *lease) valid(now time.Time) bool {
 	return now.Before(l.until) && now.Round(0).Before(l.wall)
 }
 
-// renewed is the lease after a renewal that was sent and answered then.
+// renewed is the lease after a renewal that was sent and answered at these times.
 func (l *lease) renewed(id int64, sent, answered time.Time, ttl time.Duration) *lease {
 	next := newLease(id, sent, ttl)
-	if next.regained = l.regained; !l.held(answered) {
+	if next.regained = l.regained; !l.valid(answered) {
 		next.regained = answered
 	}
 	return next
 }
 
-// steady tells whether the lease has been held for long enough to judge
+// steady reports whether the lease has been valid for long enough to judge
 // others: when the database comes back after an outage, every lease has run
-// out, and the first instance to notice must not bury all the others.
+// out, and the first instance to recover must not declare the others dead.
 func (l *lease) steady(now time.Time, ttl time.Duration) bool {
-	return l.held(now) && (l.regained.IsZero() || now.Sub(l.regained) >= ttl)
+	return l.valid(now) && (l.regained.IsZero() || now.Sub(l.regained) >= ttl)
 }
 
 func newLease(id int64, sent time.Time, ttl time.Duration) *lease {

@@ -29,7 +29,7 @@ func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_events", "Events received that wait for their commit.")),
 			func() float64 { n, _, _ := q.load(); return float64(n) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_bytes", "What these events hold in memory.")),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_bytes", "Memory that these events take.")),
 			func() float64 { _, n, _ := q.load(); return float64(n) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("queue_full_total", "How often a shard waited because the queue was full.")),
 			func() float64 { _, _, n := q.load(); return float64(n) }))

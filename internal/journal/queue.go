@@ -12,27 +12,27 @@ var errQueueClosed = errors.New("the journal has stopped")
 
 // entry is what a shard appended: where its session stands, and the event
 // that moved it there, if one did. An entry with done is a mark instead: done
-// gets an error, or nil, when everything before it was committed and handed
-// over to delivery.
+// gets an error, or nil, once everything before it is committed and dispatched.
 type entry struct {
-	shard   *Shard
+	claim   *Claim
 	session event.Session
 	event   *event.Event
 	done    chan error // has room for one
 }
 
-// queue is what waits for the next commit. It is bounded by count and by
-// bytes; one event larger than all is let in alone.
+// queue holds what waits for the next commit. It is bounded by count and by
+// bytes; one event larger than the bound is let in alone.
 type queue struct {
 	maxEntries, maxBytes int
 
-	mu      sync.Mutex
+	wake chan struct{} // holds one token while there is something to take
+
+	mu      sync.Mutex // guards the fields below
 	entries []entry
 	bytes   int
 	closed  bool
-	waits   int           // how often somebody had to wait for room
+	waits   int           // how often a push had to wait for room
 	space   chan struct{} // closed and replaced when entries were taken
-	wake    chan struct{} // holds one token while there is something to take
 }
 
 func newQueue(maxEntries, maxBytes int) *queue {
@@ -42,7 +42,8 @@ func newQueue(maxEntries, maxBytes int) *queue {
 	}
 }
 
-// push waits for room, ctx or the queue's end.
+// push adds an entry. It waits until there is room, ctx ends or the queue is
+// closed.
 func (q *queue) push(ctx context.Context, e entry) error {
 	size, waited := e.size(), false
 	for {
@@ -72,7 +73,7 @@ func (q *queue) push(ctx context.Context, e entry) error {
 	}
 }
 
-// take returns all that waits, in order.
+// take returns everything that waits, in order.
 func (q *queue) take() []entry {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -86,7 +87,7 @@ func (q *queue) take() []entry {
 	return taken
 }
 
-// close lets nothing more in. What is in can still be taken.
+// close lets nothing more in. Entries that are in can still be taken.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -104,7 +105,7 @@ func (q *queue) isClosed() bool {
 	return q.closed
 }
 
-// load is what waits, and how often somebody had to wait for room.
+// load returns how much waits, and how often a push had to wait for room.
 func (q *queue) load() (entries, bytes, waits int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

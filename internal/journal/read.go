@@ -12,8 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Events returns stored events by their keys. Those that retention dropped are
-// not among them.
+// Events returns stored events by their keys, without those that retention has
+// dropped.
 func (s *Store) Events(ctx context.Context, keys []event.Key) ([]event.Stored, error) {
 	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
 	for i, k := range keys {
@@ -43,7 +43,7 @@ func scan(row pgx.CollectableRow) (e event.Stored, err error) {
 }
 
 // Within returns those of some keys whose events were received from one time to
-// before another, and are stored still.
+// before another, and are still stored.
 func (s *Store) Within(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
 	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
 	for i, k := range keys {
@@ -61,8 +61,8 @@ func (s *Store) Within(ctx context.Context, keys []event.Key, since, until time.
 	return within, nil
 }
 
-// Find returns the stored event of a public id, as often as it is stored: what
-// was wanted by a listener that is new at a replay is stored again.
+// Find returns the event of a public id, as often as it is stored: an event that
+// Discord replays can be stored a second time, for a listener that is new by then.
 func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) {
 	stored, err := read(ctx, s.pool, `id = $1`, id)
 	if err != nil {
@@ -71,21 +71,21 @@ func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) 
 	return stored, nil
 }
 
-// spanAtOnce is how many events Span reads at a time.
-const spanAtOnce = 5000
+// spanPage is how many events Span reads at once.
+const spanPage = 5000
 
-// Span reads, in order and some at a time, the stored events that were received
-// from one time to before another, without their payloads; name leaves out
-// those of other names, unless it is "". An error of take ends it.
+// Span reads the stored events that were received from one time to before
+// another, in order, page by page and without their payloads. It reads only
+// events of the given name, unless that is "". An error of take ends it.
 func (s *Store) Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
-	// A batch's number is its commit's clock. It is later than the receipt, by
-	// no more than an outage of the database.
+	// A batch's number is the time of its commit, which is later than the
+	// receipt: no event of this span is in an earlier batch.
 	after := event.Key{Batch: s.At(since) - 1, Ordinal: 1<<31 - 1}
 	for {
 		rows, err := s.pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 				guild_id, channel_id, user_id, origin, listeners, ''::bytea
 			FROM events WHERE (batch_id, ordinal) > ($1, $2) AND received_at >= $3 AND received_at < $4 AND ($5 = '' OR name = $5)
-			ORDER BY batch_id, ordinal LIMIT $6`, after.Batch, after.Ordinal, since, until, name, spanAtOnce)
+			ORDER BY batch_id, ordinal LIMIT $6`, after.Batch, after.Ordinal, since, until, name, spanPage)
 		if err != nil {
 			return fmt.Errorf("read stored events: %w", err)
 		}
@@ -93,7 +93,7 @@ func (s *Store) Span(ctx context.Context, since, until time.Time, name string, t
 		if err != nil {
 			return fmt.Errorf("read stored events: %w", err)
 		}
-		if err := take(page); err != nil || len(page) < spanAtOnce {
+		if err := take(page); err != nil || len(page) < spanPage {
 			return err
 		}
 		after = page[len(page)-1].Key

@@ -13,36 +13,35 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// What a dead instance leaves is settled by one heir, and is nobody else's
-// until then:
+// One heir settles the estate of a dead instance, and nobody else touches it:
 //
-//  1. An instance whose lease has run out gets an heir, in one update of its
-//     row. That is its death: from then on it can't renew its lease, and the
-//     epochs of its shards are raised in the same transaction, so that a commit
-//     of it fails, however late it wakes up.
-//  2. The heir makes the batches its own, some at a time, and gives them to the
-//     deliverer, which either has the deliveries in its lanes or in retries
-//     when it returns. Then it frees the retries that the dead one had in hand.
-//  3. At last the shards are free, and the dead one's row is gone. Whoever
-//     claims a shard so finds everything older than what it will receive
-//     delivered, in a row of retries, or in no need of order.
+//  1. An instance whose lease has run out gets an heir, by one update of its
+//     row. That is its death: from then on it can't renew its lease. The same
+//     transaction raises the epochs of its shards, so that its commits fail,
+//     however late it wakes up.
+//  2. The heir takes over the batches, some at a time, and gives them to the
+//     deliverer. When that returns, each delivery is in a lane or in retries.
+//     Then the heir frees the retries that the dead instance had in hand.
+//  3. In the end the shards are free, and the dead instance's row is gone. So an
+//     instance that claims one of these shards finds every older delivery made,
+//     in a row of retries, or without a need for order.
 //
-// An heir that dies is inherited from as well, together with what it was about
-// to settle. Ownership of a row changes only from a dead instance to its one
-// heir, and every change names the owner before: a statement that began with an
-// older view of the tables finds nothing.
+// An heir that dies has an heir too, which also gets the estates that it was
+// settling. A row's ownership changes only from a dead instance to its one heir,
+// and every such statement names the owner before: one that began with an older
+// view of the tables finds nothing.
 
-// recoverBatches bounds how many batches are taken over in one step, and so
-// the memory that it takes.
+// recoverBatches is how many batches are taken over in one step. It bounds the
+// memory that a step takes.
 const recoverBatches = 32
 
-// recoverEvery is how often is looked for dead instances.
+// recoverEvery is how often to look for dead instances.
 const recoverEvery = time.Second
 
-// errDisinherited ends the work of an heir that was taken for dead itself.
+// errDisinherited ends the work of an heir that was itself declared dead.
 var errDisinherited = errors.New("another instance has become the heir of this one")
 
-// Recover settles what dead instances left: it takes over their batches and
+// Recover settles the estates of dead instances: it takes over their batches,
 // gives them to the deliverer, and frees their shards. Run repeats it, and
 // Claim begins with it, so that older events come before newer ones.
 func (j *Journal) Recover(ctx context.Context) error {
@@ -64,7 +63,7 @@ func (j *Journal) Recover(ctx context.Context) error {
 		return fmt.Errorf("look for dead instances: %w", err)
 	}
 	for _, dead := range estates {
-		if err := j.settle(ctx, me, dead); err != nil {
+		if err := j.settleEstate(ctx, me, dead); err != nil {
 			return fmt.Errorf("take over from instance %d: %w", dead, err)
 		}
 	}
@@ -72,10 +71,10 @@ func (j *Journal) Recover(ctx context.Context) error {
 }
 
 // inherit makes this instance the heir of the dead ones that have none, and
-// returns all that it is the heir of.
+// returns every instance that it is the heir of.
 func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err error) {
-	// An instance that was cut off itself judges only those that said that
-	// they are gone; the others may just have been cut off with it.
+	// An instance that was itself cut off judges only those that have left; the
+	// others may just have been cut off with it.
 	const lapsed = `heir IS NULL AND id <> $1 AND lease_until <= CASE WHEN $2 THEN now() ELSE 'epoch'::timestamptz END`
 	steady := j.instance.lease.Load().steady(time.Now(), j.instance.ttl)
 	found := false
@@ -83,8 +82,8 @@ func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err e
 		return nil, err
 	}
 	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		// The dead inherit nothing. Whoever makes itself the heir of this one
-		// waits for this transaction, and inherits what it does.
+		// The dead inherit nothing. An instance that is about to become the heir
+		// of this one waits for this transaction, and inherits its outcome.
 		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR SHARE`, me); err != nil {
 			return err
 		}
@@ -108,8 +107,8 @@ func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err e
 	return estates, err
 }
 
-// settle deals with all that a dead instance left.
-func (j *Journal) settle(ctx context.Context, me, dead int64) error {
+// settleEstate deals with everything that a dead instance left.
+func (j *Journal) settleEstate(ctx context.Context, me, dead int64) error {
 	total := 0
 	for {
 		batches, err := j.adopt(ctx, me, dead)
@@ -142,9 +141,9 @@ func (j *Journal) settle(ctx context.Context, me, dead int64) error {
 	return nil
 }
 
-// adopt makes some batches of a dead instance this one's, oldest first. What it
-// adopted remains its next answer until the caller has dispatched it: neither a
-// lost answer nor a failed read may leave a batch that nobody looks at.
+// adopt takes over some batches of a dead instance, oldest first. It returns the
+// same batches again until the caller has dispatched them: neither a lost answer
+// nor a failed read may leave a batch that nobody dispatches.
 func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, error) {
 	var ids []int64
 	for len(ids) == 0 {
@@ -156,19 +155,19 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, er
 			j.adopting[dead] = next
 		}
 		var err error
-		if ids, err = j.own(ctx, me, dead, j.adopting[dead]); err != nil {
+		if ids, err = j.inheritBatches(ctx, me, dead, j.adopting[dead]); err != nil {
 			return nil, err
 		}
 		if len(ids) == 0 {
-			delete(j.adopting, dead) // settled, all of them
+			delete(j.adopting, dead) // all of them are settled
 		}
 	}
 	stored, err := read(ctx, j.pool, `batch_id = ANY($1)`, ids)
 	if err != nil {
 		return nil, err
 	}
-	// One whose events are past their retention stays empty: nothing is left
-	// to deliver.
+	// A batch whose events are past their retention stays empty: there is
+	// nothing left to deliver.
 	batches := make([]*event.Batch, len(ids))
 	for i, id := range ids {
 		batches[i] = &event.Batch{ID: id, Owner: me}
@@ -180,9 +179,9 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, er
 	return batches, nil
 }
 
-// own makes those batches this instance's that are the dead one's, and returns
-// them with those that it made its own before.
-func (j *Journal) own(ctx context.Context, me, dead int64, batches []int64) (ids []int64, err error) {
+// inheritBatches makes this instance the owner of those batches that the dead one
+// owns, and returns them together with those that it owns already.
+func (j *Journal) inheritBatches(ctx context.Context, me, dead int64, batches []int64) (ids []int64, err error) {
 	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir = $2 FOR SHARE`, dead, me); err != nil {
 			return err
@@ -206,8 +205,8 @@ func (j *Journal) ids(ctx context.Context, query string, args ...any) ([]int64, 
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-// lock runs a statement that must meet a row, or else somebody else has become
-// the heir.
+// lock runs a statement that must find a row: if it finds none, another instance
+// has become the heir.
 func lock(ctx context.Context, tx pgx.Tx, query string, args ...any) error {
 	tag, err := tx.Exec(ctx, query, args...)
 	if err == nil && tag.RowsAffected() == 0 {

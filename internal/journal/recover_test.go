@@ -64,11 +64,11 @@ func (s *sink) inherited() (ids []int64) {
 }
 
 // unsettled stores batches of one event each as an instance that lives.
-func unsettled(t *testing.T, b *bundle, s *Shard, n int) (ids []int64) {
+func unsettled(t *testing.T, b *bundle, s *Claim, n int) (ids []int64) {
 	t.Helper()
 	for seq := range int64(n) {
 		c := newCommit()
-		b.add(c, entry{shard: s, session: session(seq + 1), event: wanted(shard0, seq+1)})
+		b.collect(c, entry{claim: s, session: session(seq + 1), event: wanted(shard0, seq+1)})
 		if err := b.commit(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +214,7 @@ func TestHeirOfAnHeir(t *testing.T) {
 	// second of its own.
 	h.fail = nil
 	delete(b.adopting, a.instance.ID())
-	if err := b.settle(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
+	if err := b.settleEstate(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
 		t.Errorf("the first heir went on: %v, %v", h.inherited(), err)
 	}
 	last.fail = nil

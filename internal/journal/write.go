@@ -18,28 +18,29 @@ import (
 // commit is one transaction in the making.
 type commit struct {
 	batch   event.Batch
-	cursors map[*Shard]event.Session
-	// urgent: a cursor may wait, but neither a wanted event nor a session's
-	// beginning or end may.
+	cursors map[*Claim]event.Session
+	// urgent: it has a wanted event, or the beginning or end of a session. Only
+	// other cursors may wait.
 	urgent bool
 	marks  []chan error
 }
 
-func newCommit() *commit { return &commit{cursors: make(map[*Shard]event.Session)} }
+func newCommit() *commit { return &commit{cursors: make(map[*Claim]event.Session)} }
 
-func (j *Journal) add(c *commit, e entry) {
+// collect adds an entry to a commit.
+func (j *Journal) collect(c *commit, e entry) {
 	if e.done != nil {
 		c.marks = append(c.marks, e.done)
 		c.urgent = true
 		return
 	}
-	if e.shard.isLost() {
+	if e.claim.isLost() {
 		return
 	}
-	if before, ok := c.cursors[e.shard]; (ok && before.ID != e.session.ID) || !e.shard.begun(e.session.ID) {
+	if before, ok := c.cursors[e.claim]; (ok && before.ID != e.session.ID) || !e.claim.hasBegun(e.session.ID) {
 		c.urgent = true
 	}
-	c.cursors[e.shard] = e.session
+	c.cursors[e.claim] = e.session
 	if e.event == nil {
 		return
 	}
@@ -55,22 +56,23 @@ func (j *Journal) add(c *commit, e entry) {
 	})
 }
 
-// flush commits and hands over to delivery. It tries until it succeeds or ctx
-// ends; a shard that was lost to another instance leaves the transaction.
+// flush commits and dispatches. It tries until it succeeds or ctx ends; a shard
+// that was lost to another instance leaves the transaction.
 func (j *Journal) flush(ctx context.Context, c *commit) error {
 	if len(c.cursors) > 0 {
 		if err := j.commit(ctx, c); err != nil {
 			return err
 		}
 	}
-	err := j.handOver(ctx, c)
+	err := j.dispatch(ctx, c)
 	for _, done := range c.marks {
 		done <- err
 	}
 	return nil
 }
 
-func (j *Journal) handOver(ctx context.Context, c *commit) error {
+// dispatch hands the committed batch over to delivery.
+func (j *Journal) dispatch(ctx context.Context, c *commit) error {
 	if len(c.batch.Events) == 0 {
 		return nil
 	}
@@ -78,16 +80,17 @@ func (j *Journal) handOver(ctx context.Context, c *commit) error {
 	j.metrics.batchEvents.Observe(float64(len(c.batch.Events)))
 	err := j.deliverer.Deliver(ctx, &c.batch)
 	if err != nil {
-		// It is stored and will be dispatched by the next start.
+		// It is stored, and the next start dispatches it.
 		j.log.LogAttrs(ctx, slog.LevelInfo, "batch left for the next start", slog.Int64("batch", c.batch.ID), slog.Any("reason", err))
 	}
 	return err
 }
 
+// commit repeats the transaction until it succeeds or ctx ends.
 func (j *Journal) commit(ctx context.Context, c *commit) error {
 	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		start := time.Now()
-		err := j.commitOwned(ctx, c)
+		err := j.tryCommit(ctx, c)
 		var fenced *fencedError
 		switch {
 		case err == nil:
@@ -95,7 +98,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 			j.health.Set(nil)
 			return nil
 		case errors.As(err, &fenced):
-			j.drop(ctx, c, fenced.shards)
+			j.drop(ctx, c, fenced.claims)
 		case isNoPartition(err):
 			err = errors.Join(err, j.store.parts.Ensure(ctx, j.store.Committed(c.batch.ID)))
 		}
@@ -113,64 +116,64 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	for i := range c.batch.Events {
 		j.metrics.lag.Observe(now.Sub(c.batch.Events[i].ReceivedAt).Seconds())
 	}
-	for s, session := range c.cursors {
-		s.committed(session)
+	for claim, session := range c.cursors {
+		claim.committed(session)
 	}
 	return nil
 }
 
-// commitOwned tries to commit once this instance's lease is held: one that was
-// cut off for long owns nothing until it knows better.
-func (j *Journal) commitOwned(ctx context.Context, c *commit) error {
+// tryCommit tries once, when this instance's lease is valid: an instance that was
+// cut off for long may own nothing any more.
+func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	owner, err := j.instance.Hold(ctx)
 	if err != nil {
 		return err
 	}
 	stale := &fencedError{}
-	for s := range c.cursors {
-		if s.owner != owner {
-			stale.shards = append(stale.shards, s)
+	for claim := range c.cursors {
+		if claim.owner != owner {
+			stale.claims = append(stale.claims, claim)
 		}
 	}
-	if len(stale.shards) > 0 {
+	if len(stale.claims) > 0 {
 		return stale
 	}
-	if err := j.begin(ctx, c); err != nil {
+	if err := j.openClaims(ctx, c); err != nil {
 		return err
 	}
 	c.batch.Owner = owner
 	if c.batch.ID == 0 {
-		// One number for all tries: should a commit that seemed to fail have
-		// gone through, the next try finds it.
+		// One number for all tries: if a commit that seemed to fail went through,
+		// the next try finds its batch.
 		c.batch.ID = j.nextBatch(time.Now())
 		for i := range c.batch.Events {
 			c.batch.Events[i].Key.Batch = c.batch.ID
 		}
 	}
-	return j.try(ctx, c)
+	return j.transact(ctx, c)
 }
 
-// begin prepares for the first events of shards that were claimed. Their
-// earlier owner may have a clock that is ahead of this one's, but what it
-// stored is older all the same; and what it left undelivered comes first.
-func (j *Journal) begin(ctx context.Context, c *commit) error {
-	fresh := make(map[event.Shard]*Shard)
-	for s := range c.cursors {
-		if !s.opened {
-			fresh[s.shard] = s
+// openClaims prepares for the first events of claims. The shard's previous owner
+// may have had a clock ahead of this one's, but its events are older all the same:
+// batch numbers go on above them. Its undelivered events come first.
+func (j *Journal) openClaims(ctx context.Context, c *commit) error {
+	unopened := make(map[event.Shard]*Claim)
+	for claim := range c.cursors {
+		if !claim.opened {
+			unopened[claim.shard] = claim
 		}
 	}
-	var begun []*Shard
+	var opening []*Claim
 	for i := range c.batch.Events {
-		if len(fresh) == 0 {
+		if len(unopened) == 0 {
 			break
 		}
-		if s := fresh[c.batch.Events[i].Shard]; s != nil {
-			begun = append(begun, s)
-			delete(fresh, s.shard)
+		if claim := unopened[c.batch.Events[i].Shard]; claim != nil {
+			opening = append(opening, claim)
+			delete(unopened, claim.shard)
 		}
 	}
-	if len(begun) == 0 {
+	if len(opening) == 0 {
 		return nil
 	}
 	last := int64(0)
@@ -181,13 +184,13 @@ func (j *Journal) begin(ctx context.Context, c *commit) error {
 	if err := j.deliverer.Prepare(ctx); err != nil {
 		return err
 	}
-	for _, s := range begun {
-		s.opened = true
+	for _, claim := range opening {
+		claim.opened = true
 	}
 	return nil
 }
 
-// nextBatch numbers the next batch.
+// nextBatch returns the number of the next batch.
 func (j *Journal) nextBatch(now time.Time) int64 {
 	// The clock may have stood still or gone back.
 	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
@@ -196,22 +199,22 @@ func (j *Journal) nextBatch(now time.Time) int64 {
 	return id
 }
 
-// fencedError names the shards whose epoch was raised by another instance.
-type fencedError struct{ shards []*Shard }
+// fencedError names the claims whose epoch another instance has raised.
+type fencedError struct{ claims []*Claim }
 
 func (e *fencedError) Error() string {
-	return fmt.Sprintf("%d shards were taken over by another instance", len(e.shards))
+	return fmt.Sprintf("%d shards were taken over by another instance", len(e.claims))
 }
 
-// drop takes shards that were lost out of the transaction. Their new owner
-// resumes from the cursor in the database and receives those events again.
-func (j *Journal) drop(ctx context.Context, c *commit, lost []*Shard) {
+// drop takes lost shards out of the transaction. Their new owner resumes from
+// the cursor in the database, and receives those events again.
+func (j *Journal) drop(ctx context.Context, c *commit, lost []*Claim) {
 	gone := make(map[event.Shard]bool, len(lost))
-	for _, s := range lost {
-		s.lose()
-		delete(c.cursors, s)
-		gone[s.shard] = true
-		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", s.shard.String()))
+	for _, claim := range lost {
+		claim.lose()
+		delete(c.cursors, claim)
+		gone[claim.shard] = true
+		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", claim.shard.String()))
 	}
 	kept := c.batch.Events[:0]
 	for i := range c.batch.Events {
@@ -223,7 +226,8 @@ func (j *Journal) drop(ctx context.Context, c *commit, lost []*Shard) {
 	c.batch.Events = kept
 }
 
-func (j *Journal) try(ctx context.Context, c *commit) error {
+// transact is the transaction.
+func (j *Journal) transact(ctx context.Context, c *commit) error {
 	// A connection that died without a word must not hold up the journal for
 	// as long as TCP takes to notice.
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the commit took longer than 30 s"))
@@ -235,7 +239,7 @@ func (j *Journal) try(ctx context.Context, c *commit) error {
 		if n > 0 {
 			b.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, c.batch.ID, c.batch.Owner)
 		}
-		if n > 0 && n < copyFrom {
+		if n > 0 && n < minCopyEvents {
 			queueEvents(&b, &c.batch)
 		}
 		results := tx.SendBatch(ctx, &b)
@@ -255,39 +259,41 @@ func (j *Journal) try(ctx context.Context, c *commit) error {
 		if fenced := unmoved(order, moved); fenced != nil {
 			return fenced
 		}
-		if n >= copyFrom && fresh { // else an earlier try has stored them
+		if n >= minCopyEvents && fresh { // otherwise an earlier try has stored them
 			return copyEvents(ctx, tx, &c.batch)
 		}
 		return nil
 	})
 }
 
-// unmoved is the error of a transaction in which not every cursor moved, or
+// unmoved returns the error of a transaction in which not every cursor moved, or
 // nil.
-func unmoved(order []*Shard, moved map[event.Shard]bool) error {
+func unmoved(order []*Claim, moved map[event.Shard]bool) error {
 	if len(moved) == len(order) {
 		return nil
 	}
 	fenced := &fencedError{}
-	for _, s := range order {
-		if !moved[s.shard] {
-			fenced.shards = append(fenced.shards, s)
+	for _, claim := range order {
+		if !moved[claim.shard] {
+			fenced.claims = append(fenced.claims, claim)
 		}
 	}
 	return fenced
 }
 
-func queueCursors(b *pgx.Batch, cursors map[*Shard]event.Session) []*Shard {
-	order := make([]*Shard, 0, len(cursors))
+// queueCursors queues the statement that moves cursors, each only if its claim's
+// epoch is current, and returns the claims.
+func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) []*Claim {
+	order := make([]*Claim, 0, len(cursors))
 	var apps, epochs, seqs, intents []int64
 	var ids, counts []int32
 	var sessions, urls []string
-	for s, session := range cursors {
-		order = append(order, s)
-		apps = append(apps, int64(s.applicationID))
-		counts = append(counts, int32(s.shard.Count))
-		ids = append(ids, int32(s.shard.ID))
-		epochs = append(epochs, s.epoch)
+	for claim, session := range cursors {
+		order = append(order, claim)
+		apps = append(apps, int64(claim.applicationID))
+		counts = append(counts, int32(claim.shard.Count))
+		ids = append(ids, int32(claim.shard.ID))
+		epochs = append(epochs, claim.epoch)
 		sessions = append(sessions, text(session.ID))
 		urls = append(urls, text(session.ResumeURL))
 		seqs = append(seqs, session.Seq)
@@ -304,6 +310,7 @@ func queueCursors(b *pgx.Batch, cursors map[*Shard]event.Session) []*Shard {
 	return order
 }
 
+// readCursors returns the shards whose cursors moved.
 func readCursors(results pgx.BatchResults) (map[event.Shard]bool, error) {
 	rows, err := results.Query()
 	if err != nil {
