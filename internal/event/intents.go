@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// Intents is Discord's bit set of what a session wants to receive.
+type Intents int64
+
 // The intents (Discord: Gateway, List of Intents). The bits between are not
 // assigned, and sending one closes the connection with 4013.
 const (

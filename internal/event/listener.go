@@ -29,6 +29,27 @@ const (
 	OrderingChannel Ordering = "channel"
 )
 
+// OrderKey returns what the event is ordered by for a listener that asked for
+// ordering o: "" where deliveries don't wait for each other. An event that
+// lacks the id falls back to the next wider thing it belongs to, so that it
+// still has a place in an order.
+func OrderKey(o Ordering, e *Event) string {
+	switch {
+	case o != OrderingGuild && o != OrderingChannel:
+		return ""
+	case o == OrderingChannel && e.ChannelID != 0:
+		return "c" + e.ChannelID.String()
+	case e.GuildID != 0:
+		return "g" + e.GuildID.String()
+	case e.ChannelID != 0:
+		return "c" + e.ChannelID.String()
+	case e.UserID != 0:
+		return "u" + e.UserID.String()
+	default:
+		return "s" + e.Shard.String()
+	}
+}
+
 // Filter lets an event pass if, for every list that is not empty, the event's
 // id is in it. The zero value lets everything pass.
 type Filter struct {
@@ -74,6 +95,3 @@ func (l *Listener) Wants(e *Event) bool {
 }
 
 func passes(list []Snowflake, id Snowflake) bool { return len(list) == 0 || slices.Contains(list, id) }
-
-// Intents is Discord's bit set of what a session wants to receive.
-type Intents int64
