@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Group says who makes an event.
+// Group is who makes an event.
 type Group string
 
 // The groups of events.
@@ -17,30 +17,30 @@ const (
 	GroupGatehook Group = "gatehook" // the program itself
 )
 
-// Type is what is known of an event's name.
+// Type is what the catalog knows about an event's name.
 type Type struct {
 	// Name without RAW_.
 	Name  string
 	Group Group
-	// Intents: the event comes if the session has any of these; 0 if it comes
+	// Intents: the event comes to sessions that have any of these; 0 if it comes
 	// to every session (Discord: Gateway, List of Intents).
 	Intents Intents
-	// Content: without MESSAGE_CONTENT it comes with empty content.
+	// Content: without MESSAGE_CONTENT the event comes with empty content.
 	Content bool
-	// Model is the schema in api/openapi.yaml of what Parse makes of its
-	// payload; "" if it has none.
+	// Model is the schema in api/openapi.yaml of the model that Parse makes from
+	// the payload; "" if there is none.
 	Model string
-	// Own says whose id the payload's "id" is: such a payload need not name the
-	// guild, channel or user under its usual name.
+	// Own is what the payload's "id" identifies: such a payload need not have the
+	// id of the guild, channel or user under its usual name.
 	Own Own
-	// About says in a sentence when it comes.
+	// About says in a sentence when the event comes.
 	About string
 }
 
-// Own is what a payload's own id is the id of.
+// Own is what a payload's own id identifies.
 type Own string
 
-// What a payload's own id may be of, as far as filters and ordering ask.
+// What a payload's own id may identify, as far as filters and ordering need it.
 const (
 	OwnNone    Own = ""
 	OwnGuild   Own = "guild"
@@ -48,8 +48,8 @@ const (
 	OwnUser    Own = "user"
 )
 
-// Needs are the intents with which all of the event's variants come, content
-// included.
+// Needs returns the intents that make all variants of the event come, with their
+// content.
 func (t Type) Needs() Intents {
 	if t.Content {
 		return t.Intents | IntentMessageContent
@@ -57,15 +57,15 @@ func (t Type) Needs() Intents {
 	return t.Intents
 }
 
-// Privileged tells whether the event comes only with an intent that has to be
+// Privileged reports whether the event comes only with an intent that has to be
 // switched on in the developer portal.
 func (t Type) Privileged() bool { return t.Intents != 0 && t.Intents&^IntentsPrivileged == 0 }
 
-// Types returns the catalog, sorted by name: all that Discord documents for
-// its gateway (Discord: Receive Events), and what is not Discord's.
+// Types returns the catalog, sorted by name: all events that Discord documents for
+// its gateway (Discord: Receive Events), and those that are not Discord's.
 func Types() []Type { return slices.Clone(catalog) }
 
-// Lookup finds a name, without RAW_.
+// Lookup finds the type of a name (without RAW_).
 func Lookup(name string) (Type, bool) {
 	i, ok := slices.BinarySearchFunc(catalog, name, func(t Type, name string) int { return cmp.Compare(t.Name, name) })
 	if !ok {
@@ -74,8 +74,8 @@ func Lookup(name string) (Type, bool) {
 	return catalog[i], true
 }
 
-// Nearest returns up to n known names that look most like one that is not
-// known, in the same form (raw or not), the best first.
+// Nearest returns up to n known names that look most like an unknown one, in the
+// same form (raw or not), the best first.
 func Nearest(name string, n int) []string {
 	bare, raw := strings.CutPrefix(name, RawPrefix)
 	type scored struct {

@@ -1,8 +1,9 @@
 // Package event is the vocabulary that the rest of the program shares: what
 // Discord sent (Event), where a session stands (Session), what was stored
-// (Batch), who wants it (Listener), and the catalog of event names with
-// their intents. It imports nothing of the program, does no I/O and keeps no
-// state.
+// (Batch), who wants it (Listener), over how many shards it comes (Plan), and
+// the catalog of event names with their intents. It reads ids and models out of
+// payloads (FindIDs, Parse). It imports package secret and nothing else of the
+// program, does no I/O and keeps no state.
 package event
 
 import (
@@ -17,7 +18,7 @@ import (
 // RawPrefix marks the name of an event whose payload is passed on untouched.
 const RawPrefix = "RAW_"
 
-// Shard says which part of a bot's guilds a connection carries: Discord's
+// Shard is which part of a bot's guilds a connection carries: Discord's
 // [shard_id, num_shards].
 type Shard struct {
 	ID    int
@@ -28,23 +29,23 @@ type Shard struct {
 func (s Shard) String() string { return strconv.Itoa(s.ID) + "/" + strconv.Itoa(s.Count) }
 
 // Event is one thing that happened, as received. Discord's dispatches, shard
-// events and Gatehook's own events all are Events. An Event is not changed
-// once it was handed to the journal.
+// events and Gatehook's own events are all Events. An Event is not changed
+// after it was handed to the journal.
 type Event struct {
-	// ID is the public id: the same for every listener, and for a dispatch
-	// the same when Discord replays it (see DispatchID).
+	// ID is the public id. It is the same for every listener, and stays the
+	// same when Discord replays a dispatch (see DispatchID).
 	ID uuid.UUID
 	// Name is the name without RAW_, as Discord's `t` spells it.
 	Name string
 	// Shard is where it came from.
 	Shard Shard
-	// Seq is the sequence number within the session; 0 for what Discord did
-	// not number (shard events, Gatehook's own).
+	// Seq is the sequence number within the session; 0 for events that Discord
+	// did not number (shard events, Gatehook's own).
 	Seq int64
-	// ReceivedAt is when the frame had been read.
+	// ReceivedAt is when the frame was read.
 	ReceivedAt time.Time
-	// GuildID, ChannelID and UserID are what filters and ordering look at; 0
-	// where the payload has none. Set by FindIDs.
+	// GuildID, ChannelID and UserID are the ids that filters and ordering use;
+	// 0 where the payload has none. FindIDs sets them.
 	GuildID, ChannelID, UserID Snowflake
 	// Origin is why a guild came or went; OriginNone for every other event.
 	Origin Origin
@@ -52,8 +53,8 @@ type Event struct {
 	Data []byte
 }
 
-// Origin tells apart what Discord sends under one name: a GUILD_CREATE is no
-// join if the session just begins, a GUILD_DELETE no removal in an outage
+// Origin tells apart events that Discord sends under one name: a GUILD_CREATE at
+// the start of a session is no join, and a GUILD_DELETE in an outage is no removal
 // (Discord: Guild Create, Guild Delete).
 type Origin string
 
@@ -62,20 +63,20 @@ const (
 	OriginNone Origin = ""
 	// OriginStartup: the session began, and READY listed the guild.
 	OriginStartup Origin = "startup"
-	// OriginAvailable: it was there before, and unavailable.
+	// OriginAvailable: the guild was unavailable, and is available again.
 	OriginAvailable Origin = "available"
-	// OriginJoin: the bot was added to it.
+	// OriginJoin: the bot was added to the guild.
 	OriginJoin Origin = "join"
-	// OriginOutage: it is unavailable.
+	// OriginOutage: the guild is unavailable.
 	OriginOutage Origin = "outage"
-	// OriginRemoved: the bot is not in it any more.
+	// OriginRemoved: the bot is not in the guild any more.
 	OriginRemoved Origin = "removed"
 )
 
-// DispatchID derives the public id of a dispatch. It depends only on what
-// Discord says, so that a replay of the same dispatch can't make a second id.
-// Ids of one session share their first half and count up in the second, which
-// keeps an index on them dense.
+// DispatchID derives the public id of a dispatch. The id depends only on Discord's
+// own data, so a replay of the same dispatch has the same id. The ids of a session
+// share their first half and count up in the second, which keeps an index on them
+// dense.
 func DispatchID(applicationID Snowflake, sessionID string, shard Shard, seq int64) uuid.UUID {
 	h := sha256.New()
 	h.Write([]byte(applicationID.String()))
@@ -99,29 +100,29 @@ type Session struct {
 	ResumeURL string
 	// Seq is the sequence number of the last dispatch.
 	Seq int64
-	// Intents are those the session was identified with; a resume keeps them.
+	// Intents are those that the session identified with; a resume keeps them.
 	Intents Intents
 }
 
-// Key is where a stored event lives: the batch that it was committed with, and
-// its place in it. Batch numbers grow with time.
+// Key is where an event is stored: the number of the batch that it was committed
+// with, and its place in the batch. Batch numbers grow with time.
 type Key struct {
 	Batch   int64
 	Ordinal int32
 }
 
-// Stored is an event in the journal, with the listeners that it is for.
+// Stored is an event in the journal, and the listeners that it is for.
 type Stored struct {
 	Event
 	Key       Key
 	Listeners []int64
 }
 
-// Batch is what one transaction of the journal stored. Its events are in the
-// order in which they were received, shard by shard.
+// Batch is the events that one transaction of the journal stored. Those of each
+// shard are in the order in which they were received.
 type Batch struct {
 	ID int64
-	// Owner is the number of the instance that dispatches it.
+	// Owner is the number of the instance that dispatches the batch.
 	Owner  int64
 	Events []Stored
 }

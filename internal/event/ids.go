@@ -2,14 +2,14 @@ package event
 
 import "time"
 
-// FindIDs sets GuildID, ChannelID and UserID from the payload. It reads only
-// what it needs of the outermost object and tolerates everything: an id that
+// FindIDs sets GuildID, ChannelID and UserID from the payload. It reads no more
+// of the outermost object than it needs and tolerates everything: an id that
 // is missing, null or malformed stays 0, and a payload that is not an object
-// has none.
+// has no ids.
 //
-// Where an id is not under its usual name, the catalog says whose the object's
-// own id is (Discord: Receive Events): the guild's in GUILD_CREATE, the
-// channel's in CHANNEL_UPDATE.
+// Where an id is not under its usual name, the catalog says what the object's
+// own id identifies (Discord: Receive Events): the guild in GUILD_CREATE, the
+// channel in CHANNEL_UPDATE.
 func FindIDs(e *Event) {
 	e.GuildID, e.ChannelID, e.UserID = 0, 0, 0
 	s := scanner{b: e.Data}
@@ -57,8 +57,8 @@ func FindIDs(e *Event) {
 	}
 }
 
-// GuildState reads of a guild's payload whether it is unavailable, and when the
-// bot joined it; zero if that is not told.
+// GuildState reads from a guild's payload whether the guild is unavailable, and
+// when the bot joined it; zero if the payload does not say.
 func GuildState(data []byte) (unavailable bool, joinedAt time.Time) {
 	s := scanner{b: data}
 	s.object(func(key []byte) {

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Intents is Discord's bit set of what a session wants to receive.
+// Intents is Discord's bit set of the events that a session wants to receive.
 type Intents int64
 
-// The intents (Discord: Gateway, List of Intents). The bits between are not
-// assigned, and sending one closes the connection with 4013.
+// The intents (Discord: Gateway, List of Intents). The bits in the gaps are not
+// assigned; Discord closes a connection that sends one with 4013.
 const (
 	IntentGuilds Intents = 1 << iota
 	IntentGuildMembers
@@ -40,11 +40,11 @@ const (
 const (
 	// IntentsPrivileged have to be switched on in the developer portal.
 	IntentsPrivileged = IntentGuildMembers | IntentGuildPresences | IntentMessageContent
-	// IntentsAll are all that Discord has assigned.
+	// IntentsAll are all intents that Discord has assigned.
 	IntentsAll Intents = 53608447
 )
 
-// intentNames are Discord's, by bit.
+// intentNames are Discord's names, by bit.
 var intentNames = map[int]string{
 	0: "GUILDS", 1: "GUILD_MEMBERS", 2: "GUILD_MODERATION", 3: "GUILD_EXPRESSIONS", 4: "GUILD_INTEGRATIONS",
 	5: "GUILD_WEBHOOKS", 6: "GUILD_INVITES", 7: "GUILD_VOICE_STATES", 8: "GUILD_PRESENCES", 9: "GUILD_MESSAGES",
@@ -54,7 +54,7 @@ var intentNames = map[int]string{
 	24: "GUILD_MESSAGE_POLLS", 25: "DIRECT_MESSAGE_POLLS",
 }
 
-// Names lists the intents by Discord's names, the lowest bit first.
+// Names returns Discord's names of the intents, the lowest bit first.
 func (i Intents) Names() []string {
 	names := make([]string, 0, bits.OnesCount64(uint64(i)))
 	for rest := uint64(i); rest != 0; rest &= rest - 1 {
@@ -68,11 +68,11 @@ func (i Intents) Names() []string {
 	return names
 }
 
-// String joins the names with commas.
+// String returns the names joined with commas.
 func (i Intents) String() string { return strings.Join(i.Names(), ",") }
 
-// ParseIntents reads a number, or names joined with commas. Bits that Discord
-// has not assigned are refused: it would refuse the connection.
+// ParseIntents reads a number, or names joined with commas. It refuses bits that
+// Discord has not assigned, because Discord would refuse the connection.
 func ParseIntents(s string) (Intents, error) {
 	if n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64); err == nil {
 		if i := Intents(n); i < 0 || i&^IntentsAll != 0 {

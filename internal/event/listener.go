@@ -19,7 +19,7 @@ const (
 	FormatChatSDK  Format = "chat-sdk"
 )
 
-// Ordering says which deliveries of a listener wait for each other.
+// Ordering is which deliveries of a listener wait for each other.
 type Ordering string
 
 // The orderings of a listener.
@@ -29,10 +29,10 @@ const (
 	OrderingChannel Ordering = "channel"
 )
 
-// OrderKey returns what the event is ordered by for a listener that asked for
-// ordering o: "" where deliveries don't wait for each other. An event that
-// lacks the id falls back to the next wider thing it belongs to, so that it
-// still has a place in an order.
+// OrderKey returns the key that an event is ordered by, for a listener with this
+// ordering: "" where deliveries don't wait for each other. An event without the id
+// is ordered by the next wider thing that it belongs to, so that it still has a
+// place in an order.
 func OrderKey(o Ordering, e *Event) string {
 	switch {
 	case o != OrderingGuild && o != OrderingChannel:
@@ -58,24 +58,24 @@ type Filter struct {
 
 const listenerPrefix = "lst_"
 
-// ListenerID is how the API shows a listener's id.
+// ListenerID returns a listener's id as the API shows it.
 func ListenerID(id int64) string { return listenerPrefix + strconv.FormatInt(id, 36) }
 
-// ParseListenerID reads what ListenerID wrote, and nothing else.
+// ParseListenerID reads an id that ListenerID wrote, and nothing else.
 func ParseListenerID(s string) (int64, bool) {
 	id, err := strconv.ParseInt(strings.TrimPrefix(s, listenerPrefix), 36, 64)
 	return id, err == nil && ListenerID(id) == s
 }
 
-// Listener is a registration as the program uses it. It is never changed once
-// made: a change of the registration makes a new one.
+// Listener is a registration as the program uses it. It is immutable: a change of
+// the registration makes a new one.
 type Listener struct {
 	ID int64
 	// Event is a name, its RAW_ form, or a pattern.
 	Event  string
 	URL    string
 	Format Format
-	// Secrets sign every delivery, newest first. More than one only while a
+	// Secrets sign every delivery, newest first. There are several only while a
 	// rotation is under way.
 	Secrets     []secret.Value
 	Headers     map[string]string
@@ -87,7 +87,7 @@ type Listener struct {
 	Enabled bool
 }
 
-// Wants tells whether an event is for the listener, enabled or not.
+// Wants reports whether an event is for the listener, enabled or not.
 func (l *Listener) Wants(e *Event) bool {
 	pattern, err := ParsePattern(l.Event)
 	return err == nil && pattern.Matches(e.Name) &&

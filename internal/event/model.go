@@ -5,37 +5,37 @@ import (
 	"slices"
 )
 
-// model is how an object is read: one of a schema in api/openapi.yaml, or of a
-// union of them. The tables in model.gen.go are made from the same source as
+// model is how an object is read that has a schema of api/openapi.yaml, or one of
+// a union of them. The tables in model.gen.go are made from the same source as
 // the schemas.
 type model struct {
 	name   string
 	fields []field
-	// index has the numbers of the fields by the length of their names; those
-	// of length n begin at starts[n].
+	// index has the numbers of the fields, sorted by the lengths of their names;
+	// names of length n begin at starts[n].
 	index, starts string
 	// by is the number of the field that tells which variant an object is; -1
-	// if there is one only.
+	// if there is only one.
 	by       int
 	variants []variant
 }
 
 type field struct {
 	name string
-	// absent is what stands for the field if Discord left it out.
+	// absent is the text that stands for the field if Discord left it out.
 	absent string
 	kind   kind
 	// of is the number of the model, for kindModel.
 	of int
-	// list, object: an array, an object with values of the kind.
+	// list, object: it is an array, or an object, with values of the kind.
 	list, object bool
-	// null: null is possible.
+	// null: it can be null.
 	null bool
 	// strict: without it the object is useless.
 	strict bool
 }
 
-// kind is what a value needs, besides being copied.
+// kind is what a value needs besides being copied.
 type kind uint8
 
 const (
@@ -46,22 +46,22 @@ const (
 	kindModel             // it is read by a model of its own
 )
 
-// set is one of a model's fields, by their numbers.
+// set is a set of a model's fields, by their numbers.
 type set [2]uint64
 
 func (s *set) add(i int)     { s[i>>6] |= 1 << (i & 63) }
 func (s set) less(t set) set { return set{s[0] &^ t[0], s[1] &^ t[1]} }
 func (s set) empty() bool    { return s[0]|s[1] == 0 }
 
-// variant is what an object has to have.
+// variant is the fields that an object must have.
 type variant struct {
-	// values of the field that tells. The last variant has none: it is for any
-	// other.
+	// values of the field that tells the variant. The last variant has none: it
+	// is for any other value.
 	values         []string
 	fields, strict set
 }
 
-// findModel returns nil for a name that is none.
+// findModel returns the model of a name, or nil.
 func findModel(name string) *model {
 	i, ok := slices.BinarySearchFunc(models, name, func(m model, name string) int { return cmp.Compare(m.name, name) })
 	if !ok {
@@ -84,11 +84,12 @@ func (m *model) find(name []byte) int {
 	return -1
 }
 
-// variant returns what an object is whose telling field has this value.
-func (m *model) variant(told []byte) *variant {
+// variant returns the variant of an object in which the field that tells it has
+// this value.
+func (m *model) variant(value []byte) *variant {
 	last := len(m.variants) - 1
 	for i := range m.variants[:last] {
-		if v := &m.variants[i]; slices.Contains(v.values, string(told)) {
+		if v := &m.variants[i]; slices.Contains(v.values, string(value)) {
 			return v
 		}
 	}

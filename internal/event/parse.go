@@ -10,9 +10,9 @@ import (
 // maxDepth bounds how deep a payload may be nested. Discord's reach about 20.
 const maxDepth = 100
 
-// ParseError says why a payload can't be made the model of its event.
+// ParseError is why a payload can't be converted to the model of its event.
 type ParseError struct {
-	// Path is where, such as members[3].user.id; "" for the payload as a whole.
+	// Path is the place, such as members[3].user.id; "" for the whole payload.
 	Path string
 	// Problem is what is wrong there.
 	Problem string
@@ -26,7 +26,7 @@ func (e *ParseError) Error() string {
 	return e.Path + " " + e.Problem
 }
 
-// within puts a field or an element before the path.
+// within prefixes the path with a field or an element.
 func (e *ParseError) within(name string) *ParseError {
 	switch {
 	case e.Path == "":
@@ -40,15 +40,15 @@ func (e *ParseError) within(name string) *ParseError {
 }
 
 // Parse appends the model of a payload, as api/openapi.yaml describes it for
-// the event's name (without RAW_): fields that Discord left out are there as
-// null, [], {} or false, behind those that came, and ids are strings. All else
-// stays byte for byte and in its order: unknown fields, new values of known
-// ones, white space. The model of a model is the same. The payload of an event
-// without a model is appended as it is.
+// the event's name (without RAW_). Fields that Discord left out are there as
+// null, [], {} or false, after those that came, and ids are strings. Everything
+// else stays byte for byte and in its order: unknown fields, new values of known
+// fields, white space. Parsing a model returns the same model. The payload of an
+// event without a model is appended as it is.
 //
-// The error is a *ParseError, and dst comes back as it was: an id without
-// which the model is useless is missing or malformed, or the payload is no JSON
-// object. A payload that is missing or null counts as {}.
+// The error is a *ParseError: an id without which the model is useless is missing
+// or malformed, or the payload is no JSON object. dst is then returned as it was.
+// A payload that is missing or null counts as {}.
 func Parse(dst []byte, name string, data []byte) ([]byte, error) {
 	t, _ := Lookup(name)
 	m := findModel(t.Model)
@@ -72,8 +72,8 @@ func Parse(dst []byte, name string, data []byte) ([]byte, error) {
 	return p.dst, nil
 }
 
-// parser copies a payload in long pieces, and puts in between what the model
-// has otherwise.
+// parser copies a payload in long pieces, and inserts between them whatever the
+// model has differently.
 type parser struct {
 	walker
 	dst []byte
@@ -81,12 +81,13 @@ type parser struct {
 	from int
 }
 
+// flush copies the piece that ends at to.
 func (p *parser) flush(to int) {
 	p.dst = append(p.dst, p.in[p.from:to]...)
 	p.from = to
 }
 
-// replace puts text in the place of what stands from start to the cursor.
+// replace puts text in the place of the bytes from start to the cursor.
 func (p *parser) replace(start int, text string) {
 	p.flush(start)
 	p.dst = append(p.dst, text...)
@@ -97,7 +98,7 @@ func (p *parser) replace(start int, text string) {
 func (p *parser) model(m *model, depth int) *ParseError {
 	var (
 		seen set
-		told []byte
+		by   []byte // the value that tells the variant
 	)
 	more, err := p.open('}', depth)
 	empty := !more
@@ -119,17 +120,17 @@ func (p *parser) model(m *model, depth int) *ParseError {
 			return err.within(m.fields[i].name)
 		}
 		if i == m.by {
-			told = p.in[start:p.i]
+			by = p.in[start:p.i]
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return p.complete(m, m.variant(told), seen, empty)
+	return p.complete(m, m.variant(by), seen, empty)
 }
 
-// complete adds what the object that ends before the cursor lacks. empty: it
-// has nothing at all.
+// complete adds the fields that are missing in the object that ends before the
+// cursor. empty: the object has no field at all.
 func (p *parser) complete(m *model, v *variant, seen set, empty bool) *ParseError {
 	lacks := v.fields.less(seen)
 	if lacks.empty() {
@@ -151,7 +152,7 @@ func (p *parser) complete(m *model, v *variant, seen set, empty bool) *ParseErro
 	return nil
 }
 
-// first is the lowest number in a set that is not empty.
+// first returns the lowest number in a set that is not empty.
 func (s set) first() int {
 	if s[0] != 0 {
 		return bits.TrailingZeros64(s[0])
@@ -159,8 +160,8 @@ func (s set) first() int {
 	return 64 + bits.TrailingZeros64(s[1])
 }
 
-// field copies the value at the cursor as the field wants it. What has another
-// type than it should is copied as it is.
+// field copies the value at the cursor as the model has the field. A value of the
+// wrong type is copied as it is.
 func (p *parser) field(f *field, depth int) *ParseError {
 	switch c := p.peek(); {
 	case c == 'n':
@@ -231,7 +232,7 @@ func (p *parser) value(f *field, depth int, strict bool) *ParseError {
 }
 
 // id copies a snowflake. Discord sends a number where it was given a malformed
-// id (Discord: ID Serialization), and for the sounds of its own.
+// id (Discord: ID Serialization), and for its own sounds.
 func (p *parser) id(depth int, strict bool) *ParseError {
 	start, quoted := p.i, p.peek() == '"'
 	if err := p.skip(depth); err != nil {

@@ -5,20 +5,20 @@ import (
 	"strings"
 )
 
-// Pattern is what a listener registered for: the name of one event, or all
-// whose names begin with something; the events themselves or their raw form.
+// Pattern is which events a listener registered for: those of one name, or those
+// whose names have a prefix; in their model or in their raw form.
 type Pattern struct {
-	// Raw: the payload is wanted as Discord sent it.
+	// Raw: the listener wants the payload as Discord sent it.
 	Raw bool
-	// Prefix: Name is only the beginning of the names.
+	// Prefix: Name is the prefix of the names.
 	Prefix bool
-	// Name is without RAW_ and without the asterisk.
+	// Name has neither RAW_ nor the asterisk.
 	Name string
 }
 
 // ParsePattern reads a name or pattern in upper case: "GUILD_BAN_ADD",
-// "RAW_GUILD_BAN_ADD", "*", "RAW_*", "GUILD_*", "RAW_GUILD_*". It does not ask
-// whether the name is known.
+// "RAW_GUILD_BAN_ADD", "*", "RAW_*", "GUILD_*", "RAW_GUILD_*". The name need not
+// be known.
 func ParsePattern(s string) (Pattern, error) {
 	var p Pattern
 	p.Name, p.Raw = strings.CutPrefix(s, RawPrefix)
@@ -34,7 +34,7 @@ func ParsePattern(s string) (Pattern, error) {
 	return p, nil
 }
 
-// Matches tells whether events of a name (without RAW_) are wanted.
+// Matches reports whether the pattern matches a name (without RAW_).
 func (p Pattern) Matches(name string) bool {
 	if p.Prefix {
 		return strings.HasPrefix(name, p.Name)
@@ -42,7 +42,7 @@ func (p Pattern) Matches(name string) bool {
 	return name == p.Name
 }
 
-// Known tells whether any event of the catalog is wanted.
+// Known reports whether the pattern matches an event of the catalog.
 func (p Pattern) Known() bool {
 	for _, t := range catalog {
 		if p.Matches(t.Name) {
@@ -52,7 +52,7 @@ func (p Pattern) Known() bool {
 	return false
 }
 
-// Needs are the intents with which all wanted events come.
+// Needs returns the intents that make all matching events come.
 func (p Pattern) Needs() (needs Intents) {
 	for _, t := range catalog {
 		if p.Matches(t.Name) {

@@ -2,66 +2,68 @@ package event
 
 import "time"
 
-// ShardRange is some shards of a set: First to Last, both included, of Count.
+// ShardRange is a range of a set's shards: First to Last, both included, of Count.
 type ShardRange struct{ First, Last, Count int }
 
-// Plan says over how many shards an application's guilds are spread, and how
-// far a change of that number is. All instances of an application follow one
-// plan. A change brings a new set of shards up beside the old one (Discord:
+// Plan is over how many shards an application's guilds are spread, and how far a
+// change of that number has come. All instances of an application follow one
+// plan. A change brings up a new set of shards beside the old one (Discord:
 // Sharding).
 type Plan struct {
 	// Version grows with every change of the plan.
 	Version int64
-	// Current is the number of shards of the set that delivers.
+	// Current is the number of shards in the set that delivers.
 	Current int
-	// Next is that of the set that is being brought up; 0 for none.
+	// Next is the number in the set that is being brought up; 0 for none.
 	Next int
-	// Previous is that of the set which delivered before Current; 0 for none.
+	// Previous is the number in the set that delivered before; 0 for none.
 	Previous int
 	Phase    Phase
 	// Age is how long ago the phase began.
 	Age time.Duration
-	// OverlapAt is when the last change came to Holding; zero for never.
+	// OverlapAt is when the last change reached Holding; zero for never.
 	OverlapAt time.Time
 }
 
 // Phase is a step on the way from one set of shards to the next.
 type Phase string
 
-// The phases, in their order. From Switching it is back to Steady, and Next is
-// Current.
+// The phases, in their order. After Switching the plan is Steady again, and the
+// next set is the current one.
 const (
 	// Steady: there is one set.
 	Steady Phase = "steady"
-	// Warming: the next set connects. What it receives is dropped: the
-	// current one delivers it.
+	// Warming: the next set connects. It drops the events that it receives:
+	// the current set delivers them.
 	Warming Phase = "warming"
-	// Holding: the next set begins to keep what it receives.
+	// Holding: the next set begins to keep the events that it receives.
 	Holding Phase = "holding"
-	// Overlapping: it does, all of it, while the current one still delivers.
+	// Overlapping: all of the next set keeps its events, while the current set
+	// still delivers.
 	Overlapping Phase = "overlapping"
-	// Switching: the current set is read to its end and let go.
+	// Switching: the current set is read to its end and closed.
 	Switching Phase = "switching"
 )
 
-// Stage is how far one shard of a set is on that way.
+// Stage is how far one shard is on the way from one set to the next.
 type Stage string
 
 // The stages.
 const (
-	// StageNone: it delivers, or it is not ready for anything else yet.
+	// StageNone: the shard delivers, or is not ready for anything else yet.
 	StageNone Stage = ""
-	// StageReady: of the next set, and in service.
+	// StageReady: the shard is in the next set, and in service.
 	StageReady Stage = "ready"
-	// StageHolding: it keeps what it receives, and its cursor stays.
+	// StageHolding: the shard keeps the events that it receives, and its cursor
+	// does not move.
 	StageHolding Stage = "holding"
-	// StageEnded: it was read to its end. Nobody takes it up again.
+	// StageEnded: the shard was read to its end. Nobody claims it again.
 	StageEnded Stage = "ended"
 )
 
-// Survey tells how the shards of a set are held.
+// Survey is who owns the shards of a set.
 type Survey struct {
-	// Self is the instance that asks.
+	// Self is the number of the instance that asks.
 	Self int64
 	// Peers are the live instances that share the same range of the set, Self
 	// among them, in ascending order.
@@ -69,8 +71,8 @@ type Survey struct {
 	// Owned are the shards of the set that Self owns. Free are those of its
 	// range that no live instance owns and that have not ended.
 	Owned, Free []int
-	// Shards counts those of the set that any live instance runs; the others
-	// tell how many of them have reached a stage.
+	// Shards is how many shards of the set the live instances run; Ready,
+	// Holding and Ended are how many of these have reached a stage.
 	Shards, Ready, Holding, Ended int
 }
 
@@ -84,7 +86,7 @@ type Holder struct {
 // Told is an event that a set delivered, reduced to what tells it from others.
 type Told struct {
 	Name string
-	// Digest is the MD5 of the payload. It need not resist anybody: both
+	// Digest is the MD5 of the payload. It need not resist an attacker: both
 	// copies come from Discord.
 	Digest [16]byte
 }

@@ -1,7 +1,7 @@
 package event
 
-// scanner walks JSON without decoding it. On anything malformed it stops at
-// the end of the input: a caller sees missing members, never a panic.
+// scanner walks JSON without decoding it. On malformed input it moves to the end:
+// a caller sees missing members, never a panic.
 type scanner struct {
 	b []byte
 	i int
@@ -49,8 +49,8 @@ func (s *scanner) idOf() (id Snowflake) {
 	return id
 }
 
-// snowflake reads the id at the cursor: a string, or a bare number as Discord
-// sends where it was given a malformed id (Discord: ID Serialization).
+// snowflake reads the id at the cursor: a string, or a number, which Discord sends
+// where it was given a malformed id (Discord: ID Serialization).
 func (s *scanner) snowflake() Snowflake {
 	if s.space() == '"' {
 		return snowflakeOf(s.str())
@@ -88,8 +88,8 @@ func (s *scanner) space() byte {
 	return 0
 }
 
-// str returns the inside of the string at the cursor, escapes as they are, and
-// moves behind it.
+// str returns the inside of the string at the cursor, with its escapes, and moves
+// behind the string.
 func (s *scanner) str() []byte {
 	s.i++
 	start := s.i

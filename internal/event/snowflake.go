@@ -9,8 +9,8 @@ import (
 // because JavaScript's numbers can't hold it. 0 means none.
 type Snowflake uint64
 
-// ParseSnowflake reads the decimal form. "0" and anything over 63 bits are
-// refused: no such id exists, and PostgreSQL's bigint could not keep it.
+// ParseSnowflake reads the decimal form. It refuses "0" and anything over 63 bits:
+// no such id exists, and PostgreSQL's bigint could not hold it.
 func ParseSnowflake(s string) (Snowflake, error) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil || n == 0 {

@@ -9,16 +9,16 @@ import (
 // redacted stands where a token was.
 const redacted = "[redacted]"
 
-// cutToken is from how many bytes on the beginning of a token is one: what is
-// shorter may be any word, and opens nothing.
-const cutToken = 8
+// minCutToken is how many bytes of a token's beginning count as the token: fewer
+// may be any word, and open nothing.
+const minCutToken = 8
 
-// RedactTokens returns a text that people will read with [redacted] in place of
-// the payload's own tokens, by which anybody could answer an interaction or
-// join a voice connection (Discord: Interactions, Voice Server Update). The
-// text is what a callback made of the payload: it may have a token as the
-// payload spells it or decoded, and may end in the middle of one. A token in
-// any other encoding stays. The text comes back itself if it has none.
+// RedactTokens returns a text with [redacted] in place of the payload's own tokens,
+// with which anybody could answer an interaction or join a voice connection
+// (Discord: Interactions, Voice Server Update). The text is a callback's answer to
+// the payload, and people will read it: it may have a token as the payload spells
+// it or decoded, and may end in the middle of one. A token in any other encoding
+// stays. A text without tokens is returned itself.
 func RedactTokens(text, data []byte) []byte {
 	if len(text) == 0 {
 		return text
@@ -47,7 +47,7 @@ func redact(text, token []byte) []byte {
 	if bytes.Contains(text, token) {
 		text = bytes.ReplaceAll(text, token, []byte(redacted))
 	}
-	for n := min(len(token)-1, len(text)); n >= cutToken; n-- {
+	for n := min(len(token)-1, len(text)); n >= minCutToken; n-- {
 		if bytes.HasSuffix(text, token[:n]) {
 			return append(slices.Clone(text[:len(text)-n]), redacted...)
 		}

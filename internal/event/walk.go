@@ -7,8 +7,8 @@ import (
 	"math/bits"
 )
 
-// walker walks JSON and refuses what is not (RFC 8259), as encoding/json does:
-// what it has walked over may be copied into other JSON.
+// walker walks JSON and refuses anything that is not JSON (RFC 8259), as
+// encoding/json does: what it has walked over may be copied into other JSON.
 type walker struct {
 	in []byte
 	i  int
@@ -39,8 +39,8 @@ func (s *walker) peek() byte {
 }
 
 // open moves into the object or array at the cursor, to its first key or
-// element, and tells whether there is one. Without one the cursor is behind
-// the end.
+// element, and reports whether there is one. If there is none, the cursor is
+// behind the end.
 func (s *walker) open(end byte, depth int) (bool, *ParseError) {
 	if depth > maxDepth {
 		return false, &ParseError{Problem: fmt.Sprintf("is nested deeper than %d", maxDepth)}
@@ -54,8 +54,8 @@ func (s *walker) open(end byte, depth int) (bool, *ParseError) {
 	return true, nil
 }
 
-// more moves from behind a value to the next key or element, or behind the end
-// of the object or array.
+// more moves from behind a value to the next key or element, and reports whether
+// there is one. If there is none, the cursor is behind the end.
 func (s *walker) more(end byte) (bool, *ParseError) {
 	s.space()
 	switch s.peek() {
@@ -166,9 +166,9 @@ func (s *walker) str() (plain bool, err *ParseError) {
 	}
 }
 
-// unplain is where, from i on, a byte of a string is not just itself: a quote, a
-// backslash or a control character; len(b) if nowhere. It looks at eight bytes
-// at a time, since texts are most of what payloads consist of.
+// unplain returns where, from i on, the first byte is that can't stand for itself
+// in a string: a quote, a backslash or a control character; len(b) for none. It
+// checks eight bytes at a time, because most of a payload is text.
 func unplain(b []byte, i int) int {
 	const (
 		ones = 0x0101010101010101
@@ -177,8 +177,8 @@ func unplain(b []byte, i int) int {
 	for ; i+8 <= len(b); i += 8 {
 		x := binary.LittleEndian.Uint64(b[i:])
 		quote, backslash := x^'"'*ones, x^'\\'*ones
-		// The top bit of each byte that borrowed, which only those do that are
-		// zero (or, of x, less than a space), and maybe others after them.
+		// The top bit of each byte that borrowed: bytes that are zero (in x: less
+		// than a space) do, and maybe bytes after them.
 		found := ((x-' '*ones)&^x | (quote-ones)&^quote | (backslash-ones)&^backslash) & tops
 		if found != 0 {
 			return i + bits.TrailingZeros64(found)/8
@@ -192,7 +192,7 @@ func unplain(b []byte, i int) int {
 	return len(b)
 }
 
-// escape is the length of the escape that b begins with; 0 if it is none.
+// escape returns the length of the escape that b begins with; 0 if it is none.
 func escape(b []byte) int {
 	if len(b) < 2 {
 		return 0
@@ -243,7 +243,7 @@ func (s *walker) number() *ParseError {
 	return nil
 }
 
-// digits moves over digits and tells whether there are any.
+// digits moves over digits and reports whether there are any.
 func (s *walker) digits() bool {
 	start := s.i
 	for c := s.peek(); c >= '0' && c <= '9'; c = s.peek() {
