@@ -717,7 +717,7 @@ func TestAgain(t *testing.T) {
 		{"refused", []error{&takenError{id: 1}}, 1, &takenError{id: 1}},
 		{"perhaps stored", []error{&pgconn.PgError{Code: "40003"}}, 1, &pgconn.PgError{Code: "40003"}},
 		{"a broken connection", []error{io.ErrUnexpectedEOF}, 1, io.ErrUnexpectedEOF}, // it may have been stored
-		{"without end", slices.Repeat([]error{deadlock}, 10), mostTries, deadlock},
+		{"without end", slices.Repeat([]error{deadlock}, 10), maxTries, deadlock},
 	} {
 		tries := 0
 		_, err := again(func() (*registration, error) {

@@ -31,8 +31,8 @@ type Calls struct {
 	cfg       CallsConfig
 }
 
-// CallsConfig is whom the calls ask whether a registration can work. All fields
-// are required.
+// CallsConfig is what Calls asks before it registers a listener. All fields are
+// required.
 type CallsConfig struct {
 	// CheckTarget returns why a callback at a URL could never be dialed, or nil.
 	CheckTarget func(*url.URL) error
@@ -108,8 +108,8 @@ func (c *Calls) RotateListenerSecret(ctx context.Context, req openapi.RotateList
 	return openapi.RotateListenerSecret200JSONResponse(showSecret(after, made, nil)), nil
 }
 
-// showSecret is a registration with its secret, which is shown only when it is
-// made.
+// showSecret shows a registration with its secret, which is shown only once: when
+// it is made.
 func showSecret(r *registration, made string, notes []string) openapi.ListenerCreated {
 	l := show(r)
 	out := openapi.ListenerCreated{
@@ -141,7 +141,7 @@ func (c *Calls) ListListeners(ctx context.Context, req openapi.ListListenersRequ
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	// One more than asked for tells whether there is another page.
+	// One more than asked for shows whether there is another page.
 	list, err := c.listeners.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
@@ -198,15 +198,15 @@ func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRe
 	return openapi.UpdateListener200JSONResponse(shown), nil
 }
 
-// foresee is advise, locate and ping for a change: before its transaction, which
-// must wait neither for a callback nor for Discord. What can't be looked up is left
-// to that.
+// foresee runs advise, locate and ping for a change. It runs before the transaction,
+// which must wait neither for a callback nor for Discord. If the listener can't be
+// read, the transaction answers.
 func (c *Calls) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
 	read, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	before, err := c.listeners.find(read, c.listeners.pool, `l.id = $1`, id)
 	if err != nil {
-		return []string{}, nil //nolint:nilerr // as said
+		return []string{}, nil //nolint:nilerr // the transaction meets it again
 	}
 	after, err := c.withUpdate(before, in)
 	if err != nil {
@@ -222,8 +222,8 @@ func (c *Calls) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdat
 	return notes, c.ping(ctx, &before, &after, in.Verify)
 }
 
-// locate refuses a URL that leads nowhere now. before is what was registered
-// already, nil for nothing.
+// locate refuses a URL that can't be dialed now. before is the registration before
+// a change, nil for a new one.
 func (c *Calls) locate(ctx context.Context, before, after *registration) error {
 	if before != nil && before.URL == after.URL {
 		return nil
@@ -239,7 +239,7 @@ func (c *Calls) locate(ctx context.Context, before, after *registration) error {
 }
 
 // ping refuses a callback in the format discord that does not verify
-// signatures. before is what was registered already, nil for nothing.
+// signatures. before is the registration before a change, nil for a new one.
 func (c *Calls) ping(ctx context.Context, before, after *registration, verify *bool) error {
 	if after.Format != event.FormatDiscord || verify != nil && !*verify ||
 		before != nil && before.Format == after.Format && before.URL == after.URL {
@@ -255,9 +255,8 @@ func (c *Calls) ping(ctx context.Context, before, after *registration, verify *b
 	return nil
 }
 
-// advise refuses a listener whose events can never come, and returns what is to
-// be said of the others. before is what was registered already, nil for
-// nothing.
+// advise refuses a listener whose events can never come, and returns notes about
+// any other. before is the registration before a change, nil for a new one.
 func (c *Calls) advise(ctx context.Context, before, after *registration) (notes []string, err error) {
 	notes = []string{}
 	if !after.Enabled || before != nil && before.Enabled && before.Event == after.Event {
@@ -325,8 +324,8 @@ func (c *Calls) ListEventTypes(context.Context, openapi.ListEventTypesRequestObj
 	return openapi.ListEventTypes200JSONResponse(out), nil
 }
 
-// checkPair normalizes the event that a query asks for, and refuses what
-// nothing can be registered for. nil is not asked for.
+// checkPair normalizes the event of a query, and refuses an event or URL that
+// can't be registered. nil means that the query does not have it.
 func checkPair(name, url *string) error {
 	var p problems
 	if name != nil {
@@ -343,7 +342,7 @@ func noListener(id string) error {
 	return openapi.NotFound(fmt.Sprintf("there is no listener %q: GET /listeners lists them", id))
 }
 
-// answer turns an error of the store into the call's answer.
+// answer turns an error of the database into the call's answer.
 func answer(err error) error {
 	var (
 		taken   *takenError
@@ -365,7 +364,7 @@ func answer(err error) error {
 	}
 }
 
-// show is a registration as the API shows it.
+// show returns a registration as the API shows it.
 func show(r *registration) openapi.Listener {
 	l := openapi.Listener{
 		Id: event.ListenerID(r.ID), Event: r.Event, Url: r.URL, Description: r.description, Enabled: r.Enabled,
@@ -396,7 +395,7 @@ func shownIDs(ids []event.Snowflake) *openapi.Snowflakes {
 	return &list
 }
 
-// shortDuration is "10m" where Go says "10m0s".
+// shortDuration returns "10m" where Go says "10m0s".
 func shortDuration(d time.Duration) string {
 	for _, unit := range []struct {
 		name string

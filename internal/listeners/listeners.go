@@ -1,10 +1,11 @@
-// Package listeners keeps the registrations: which event goes to which
-// callback, and how. It checks them, stores them, serves their REST calls and
-// answers, from memory, who wants an event.
+// Package listeners keeps the registrations: which events go to which callback,
+// and how. Listeners stores them, and knows from memory who wants an event; Calls
+// checks them and serves their REST calls. The package alone names the tables
+// listeners, listener_secrets and listeners_version.
 //
-// It promises that a listener which was created, changed or removed through
-// this instance is so for the very next event, and through another one within
-// moments. While the database does not answer it goes on with what it knows.
+// It promises that a change made through this instance holds for the very next
+// event, and one made through another instance within moments. While the database
+// does not answer, it goes on with the registrations that it knows.
 package listeners
 
 import (
@@ -24,13 +25,13 @@ import (
 
 // Config of Listeners. Both functions are required.
 type Config struct {
-	// Keys seal the secrets and headers that are stored.
+	// Keys seal the secrets and headers in the database.
 	Keys secret.Keys
-	// Forget drops what waits for a listener, in the transaction that deletes
-	// it.
+	// Forget deletes the deliveries that wait for a listener, in the transaction
+	// that deletes the listener.
 	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error
-	// Renew forgets how a listener's callback did so far, in the transaction
-	// that enables the listener or gives it another URL.
+	// Renew forgets how a listener's callback has done so far, in the
+	// transaction that enables the listener or gives it another URL.
 	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
 }
 
@@ -41,12 +42,12 @@ type Listeners struct {
 	pool  *pgxpool.Pool
 	log   *slog.Logger
 	table *table
-	look  chan struct{} // holds a token when the database should be looked at
-	poll  time.Duration // how often it is looked at anyway
+	look  chan struct{} // holds a token when the database should be read
+	poll  time.Duration // how often it is read anyway
 }
 
-// Open reads the registrations, and seals with the first key what is stored
-// otherwise. It starts nothing.
+// Open reads the registrations, and seals with the first key every secret that is
+// not sealed with it yet. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
 	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1), poll: pollEvery}
 	if err := s.sealStored(ctx); err != nil {
@@ -59,23 +60,24 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger)
 }
 
 // Match returns the ids of the enabled listeners that want an event, the raw
-// ones first. missed: disabled ones want it as well, and may ask for it once they
-// are enabled again.
+// ones first. missed: a disabled listener wants it as well, and may ask for it
+// once it is enabled again.
 func (s *Listeners) Match(e *event.Event) (ids []int64, missed bool) { return s.table.match(e) }
 
 // Listener returns a registration as it is now, or nil.
 func (s *Listeners) Listener(id int64) *event.Listener { return s.table.listener(id) }
 
-// Needs are the intents with which everything comes that the listeners want: the
-// disabled ones too, so that they can get later what they miss.
+// Needs returns the intents that make every event come that a listener wants.
+// Disabled listeners count too: they can get later the events that they miss.
 func (s *Listeners) Needs() event.Intents { return s.table.intents() }
 
 // NeedsChanged has a token whenever Needs has changed. It is for one reader.
 func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
 
-// Disable stops deliveries to a listener; the reason is shown with it. also runs
-// in the same transaction, and its error undoes all. One that is gone or
-// disabled already stays so, without it: of several at once one disables it.
+// Disable stops deliveries to a listener, and stores the reason. also runs in the
+// same transaction, and its error undoes everything. It does not run if the
+// listener is gone or disabled already: of several calls at once only one disables
+// the listener.
 func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
 	_, err := again(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
@@ -101,12 +103,12 @@ func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also f
 }
 
 const (
-	// pollEvery is how often the database is asked although it announced
-	// nothing: LISTEN does not work through every pooler.
+	// pollEvery is how often to ask the database without an announcement:
+	// LISTEN does not work through every pooler.
 	pollEvery = 5 * time.Second
-	// settle is how long changes may gather before they are read: a script
-	// that registers hundreds should not cost hundreds of reads.
-	settle = 100 * time.Millisecond
+	// gather is how long to wait for more changes before they are read: a
+	// script that registers hundreds should not cost hundreds of reads.
+	gather = 100 * time.Millisecond
 )
 
 // Run keeps the table fresh until ctx ends.
@@ -153,23 +155,23 @@ func (s *Listeners) wake() {
 	}
 }
 
-// longestWait is between two tries to hear of changes.
-const longestWait = 10 * time.Second
+// maxWait bounds the wait between two tries to listen for announcements. It is
+// longer than other waits for the database, because polling stands in meanwhile.
+const maxWait = 10 * time.Second
 
 func newBackoff() retry.Backoff {
-	return retry.WithCappedDuration(longestWait, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
+	return retry.WithCappedDuration(maxWait, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
 }
 
-// hear waits for announcements of changes on a connection of its own.
+// hear listens for announcements of changes on a connection of its own.
 func (s *Listeners) hear(ctx context.Context) {
 	backoff := newBackoff()
 	next := retry.BackoffFunc(func() (time.Duration, bool) { return backoff.Next() })
-	// It ends with ctx only: every failure is tried again, and polling stands
-	// in meanwhile.
+	// It ends only with ctx: it tries again after every failure.
 	_ = retry.Do(ctx, next, func(ctx context.Context) error {
 		began := time.Now()
 		err := s.hearOn(ctx)
-		if time.Since(began) > longestWait { // it worked: what broke it now is something new
+		if time.Since(began) > maxWait { // it worked, so this is a new failure
 			backoff = newBackoff()
 		}
 		if ctx.Err() == nil {
@@ -188,12 +190,12 @@ func (s *Listeners) hearOn(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, `LISTEN `+channel); err != nil {
 		return err
 	}
-	s.wake() // for what happened before
+	s.wake() // for changes before LISTEN
 	for {
 		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return err
 		}
-		timer := time.NewTimer(settle)
+		timer := time.NewTimer(gather)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// What of a listener is secret is stored sealed: its secrets, and its headers,
-// which hold tokens. Sealed headers are a JSON string instead of an object.
+// A listener's secrets are stored sealed, and so are its headers, which may hold
+// tokens. Sealed headers are a JSON string instead of an object.
 
 func secretRow(id, listener int64) string {
 	return fmt.Sprintf("secret %d of listener %s", id, event.ListenerID(listener))
@@ -22,7 +22,7 @@ func headersRow(listener int64) string {
 	return "the headers of listener " + event.ListenerID(listener)
 }
 
-// sealHeaders makes what is stored of headers, as JSON.
+// sealHeaders returns headers as they are stored, as JSON.
 func sealHeaders(keys secret.Keys, listener int64, headers map[string]string) ([]byte, error) {
 	plain, err := json.Marshal(headers)
 	if err != nil || keys.Empty() {
@@ -46,11 +46,11 @@ func openHeaders(keys secret.Keys, listener int64, stored []byte) (headers map[s
 	return headers, json.Unmarshal(plain, &headers)
 }
 
-// sealing is how one kind of secret is found and replaced.
+// sealing is how to find and replace one kind of secret.
 type sealing struct {
-	// find selects the id, the listener and what is stored, of some that the
-	// first key has not sealed. In order, so that instances that do this at
-	// once don't wait for each other in a circle.
+	// find selects the id, the listener and the stored value of some secrets
+	// that the first key has not sealed. It locks in order, so that instances
+	// that do this at once can't deadlock.
 	find, replace string
 	row           func(id, listener int64) string
 }
@@ -69,17 +69,17 @@ func sealings() []sealing {
 	}
 }
 
-// sealBatch is how many are sealed in one transaction: each is done or not,
-// and what a crash leaves is done at the next start.
+// sealBatch is how many secrets are sealed in one transaction. After a crash the
+// next start does the rest.
 const sealBatch = 500
 
-// sealStored seals with the first key what is stored in plain text or under
+// sealStored seals with the first key whatever is stored in plain text or under
 // another key. Without a key it does nothing.
 func (s *Listeners) sealStored(ctx context.Context) error {
 	if s.cfg.Keys.Empty() {
 		return nil
 	}
-	// They sign no more: no key has to be kept for them.
+	// They no longer sign, and no old key should have to be kept for them.
 	if _, err := s.pool.Exec(ctx, `DELETE FROM listener_secrets WHERE expires_at <= now()`); err != nil {
 		return fmt.Errorf("remove secrets that have expired: %w", err)
 	}
@@ -97,7 +97,7 @@ func (s *Listeners) sealStored(ctx context.Context) error {
 	return nil
 }
 
-// some seals a batch, and returns how many it were.
+// some seals one batch, and returns its size.
 func (k sealing) some(ctx context.Context, tx pgx.Tx, keys secret.Keys) (int, error) {
 	rows, err := tx.Query(ctx, k.find, keys.Newest(), sealBatch)
 	if err != nil {

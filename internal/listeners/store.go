@@ -14,10 +14,10 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// channel is what changes are announced on.
+// channel is the channel on which changes are announced.
 const channel = "gatehook_listeners"
 
-// registration is a listener with what only its registration shows.
+// registration is a listener with the fields that only the API shows.
 type registration struct {
 	event.Listener
 	description          string
@@ -106,7 +106,7 @@ func (s *Listeners) scan(row pgx.CollectableRow) (r registration, err error) {
 	return r, nil
 }
 
-// errNone is what a look-up returns that finds nothing.
+// errNone is the error of a look-up that finds nothing.
 var errNone = pgx.ErrNoRows
 
 // takenError says that another listener has the same event and URL.
@@ -128,9 +128,9 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// change runs one change of a listener: f does it and returns what it is
-// afterwards, nil if it is gone. The table of this instance has it when change
-// returns, those of the others are told.
+// change runs one change of a listener: f makes it and returns the registration
+// afterwards, nil if it is gone. When change returns, the table of this instance
+// has it, and the other instances are notified.
 func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after *registration, err error)) (*registration, error) {
 	var (
 		id, version int64
@@ -140,7 +140,7 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 		if id, after, err = f(tx); err != nil {
 			return err
 		}
-		// Last, because the row is the same for all changes.
+		// Last, because all changes lock this one row.
 		return tx.QueryRow(ctx, `WITH v AS (UPDATE listeners_version SET version = version + 1 RETURNING version)
 			SELECT version FROM v, pg_notify($1, '')`, channel).Scan(&version)
 	})
@@ -152,8 +152,8 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 		l = &after.Listener
 	}
 	if !s.table.apply(version, id, l) {
-		// Another instance changed something meanwhile. The change is
-		// committed: if it can't be read now, Run reads it later.
+		// Another instance made a change meanwhile. Ours is committed: if the
+		// table can't be read now, Run reads it later.
 		if err := s.load(ctx); err != nil {
 			s.wake()
 		}
@@ -161,15 +161,15 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 	return after, nil
 }
 
-// errVanished says that what was in the way was gone when it was looked at.
+// errVanished means that the listener in the way was gone when it was read.
 var errVanished = errors.New("the listener in the way is gone")
 
-// again repeats a change that lost against another one, and stored nothing:
-// what was in its way was removed between the refusal and the look at it, or
-// each waited for the other (PostgreSQL, Error Codes: 40001 and 40P01). It gives
-// up where that can't be chance.
+// again repeats a change that lost against another one and stored nothing: the
+// listener in its way was removed before it was read, or each change waited for
+// the other (PostgreSQL, Error Codes: 40001 and 40P01). It gives up after maxTries,
+// when that can't be chance any more.
 func again(change func() (*registration, error)) (after *registration, err error) {
-	for range mostTries {
+	for range maxTries {
 		after, err = change()
 		pgErr := (*pgconn.PgError)(nil)
 		lost := errors.Is(err, errVanished) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
@@ -180,7 +180,7 @@ func again(change func() (*registration, error)) (after *registration, err error
 	return after, err
 }
 
-const mostTries = 5
+const maxTries = 5
 
 // insert stores a new listener, or returns a takenError.
 func (s *Listeners) insert(ctx context.Context, r registration) (*registration, error) {
@@ -189,7 +189,7 @@ func (s *Listeners) insert(ctx context.Context, r registration) (*registration, 
 
 func (s *Listeners) tryInsert(ctx context.Context, r registration) (*registration, error) {
 	return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
-		// Before the rows, because what they hold is sealed for them.
+		// Before the rows, because their contents are sealed for these ids.
 		var id int64
 		if err := tx.QueryRow(ctx, `SELECT nextval(pg_get_serial_sequence('listeners', 'id'))`).Scan(&id); err != nil {
 			return 0, nil, fmt.Errorf("number a listener: %w", err)
@@ -242,8 +242,8 @@ func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error
 	return &takenError{other.ID}
 }
 
-// update changes a listener as f says, with its row locked, so that two
-// updates at once can't undo each other. It may call f several times.
+// update changes a listener by f, with its row locked, so that two updates at
+// once can't undo each other. It may call f several times.
 func (s *Listeners) update(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
 	return again(func() (*registration, error) { return s.tryUpdate(ctx, id, f) })
 }
@@ -287,11 +287,11 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 	return after, err
 }
 
-// rotationOverlap is for how long a secret signs after another took its place.
+// rotationOverlap is how long a replaced secret goes on signing.
 const rotationOverlap = 24 * time.Hour
 
-// rotate gives a listener a new secret. The one before signs for some time
-// still; those before that one no more.
+// rotate gives a listener a new secret. The secret before it still signs for some
+// time; older ones no longer do.
 func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*registration, error) {
 	return again(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
@@ -314,7 +314,7 @@ func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*regis
 	})
 }
 
-// remove deletes a listener and what waits for it.
+// remove deletes a listener and the deliveries that wait for it.
 func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
 	_, err := again(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
@@ -328,7 +328,7 @@ func (s *Listeners) remove(ctx context.Context, where string, args ...any) error
 	return err
 }
 
-// page returns listeners, the newest first, older than a given one.
+// page returns listeners that are older than a given one, the newest first.
 func (s *Listeners) page(ctx context.Context, eventName, url *string, before int64, limit int) ([]registration, error) {
 	rows, err := s.pool.Query(ctx, `SELECT `+columns+` FROM listeners l
 		WHERE ($1::text IS NULL OR l.event = $1) AND ($2::text IS NULL OR l.url = $2) AND l.id < $3

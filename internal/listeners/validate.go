@@ -21,20 +21,20 @@ import (
 const (
 	defaultInFlight = 16
 	// interactionAge is how long Discord waits for the answer to an
-	// interaction: after it a delivery is worth nothing.
+	// interaction: after it a delivery is worthless.
 	interactionAge = 3 * time.Second
-	// longestAge is the largest max_age.
-	longestAge = 30 * 24 * time.Hour
-	// secretBytes of a secret that is made here; Standard Webhooks allow 24
-	// to 64.
+	// maxMaxAge is the largest max_age.
+	maxMaxAge = 30 * 24 * time.Hour
+	// secretBytes is the length of a secret that is made here; Standard Webhooks
+	// allow 24 to 64.
 	secretBytes    = 32
-	fewestSecret   = 24
-	mostSecret     = 64
+	minSecretBytes = 24
+	maxSecretBytes = 64
 	secretPrefix   = "whsec_"
-	mostHeaderSize = 16 << 10
-	// mostURL is in bytes, where the contract counts characters: PostgreSQL
+	maxHeaderBytes = 16 << 10
+	// maxURLBytes is in bytes, where the contract counts characters: PostgreSQL
 	// refuses an index entry of more than 2704.
-	mostURL = 2048
+	maxURLBytes = 2048
 )
 
 // problems collects what is wrong with a request, field by field.
@@ -44,7 +44,7 @@ func (p *problems) add(field, format string, args ...any) {
 	*p = append(*p, openapi.FieldProblem{Field: field, Detail: fmt.Sprintf(format, args...)})
 }
 
-// err is the answer that names them, or nil.
+// err returns the answer that lists the problems, or nil.
 func (p problems) err() error {
 	if len(p) == 0 {
 		return nil
@@ -52,7 +52,7 @@ func (p problems) err() error {
 	return openapi.FieldErrors(p)
 }
 
-// fromCreate makes a registration of a request.
+// fromCreate makes a registration from a request.
 func (c *Calls) fromCreate(in *openapi.ListenerCreate) (registration, error) {
 	var p problems
 	r := registration{
@@ -76,7 +76,7 @@ func (c *Calls) fromCreate(in *openapi.ListenerCreate) (registration, error) {
 	return r, p.err()
 }
 
-// withUpdate changes a registration as a request says.
+// withUpdate changes a registration by a request.
 func (c *Calls) withUpdate(r registration, in *openapi.ListenerUpdate) (registration, error) {
 	var p problems
 	if in.Event != nil {
@@ -92,8 +92,8 @@ func (c *Calls) withUpdate(r registration, in *openapi.ListenerUpdate) (registra
 	return r, p.err()
 }
 
-// change is what creating and updating have in common; nil leaves a field as
-// it is.
+// change is the fields that creating and updating have in common; nil leaves a
+// field as it is.
 type change struct {
 	url, description *string
 	enabled          *bool
@@ -136,14 +136,14 @@ func (c *Calls) apply(p *problems, r *registration, in change) {
 	}
 }
 
-// storable refuses what PostgreSQL can't keep as text.
+// storable refuses text that PostgreSQL can't store.
 func (p *problems) storable(field, s string) {
 	if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
 		p.add(field, "it holds a NUL byte or is not UTF-8")
 	}
 }
 
-// event normalizes a name or pattern, and refuses one that no event has.
+// event normalizes a name or pattern, and refuses one that matches no event.
 func (p *problems) event(s string, allowUnknown bool) string {
 	s = strings.ToUpper(strings.TrimSpace(s))
 	pattern, err := event.ParsePattern(s)
@@ -159,13 +159,13 @@ func (p *problems) event(s string, allowUnknown bool) string {
 	return s
 }
 
-// checkURL refuses what can never be delivered to. Which addresses a name
-// resolves to is looked at when it is dialed.
+// checkURL refuses a URL to which nothing can ever be delivered. The addresses
+// that a name resolves to are checked when it is dialed.
 func (c *Calls) checkURL(p *problems, raw string) string {
 	u, err := url.Parse(raw)
 	switch {
-	case len(raw) > mostURL:
-		p.add("url", "it is longer than %d bytes", mostURL)
+	case len(raw) > maxURLBytes:
+		p.add("url", "it is longer than %d bytes", maxURLBytes)
 	case err != nil || strings.ContainsAny(raw, " \t\r\n\x00"):
 		p.add("url", "it is not a URL such as https://example.com/discord")
 	case u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
@@ -182,14 +182,14 @@ func (c *Calls) checkURL(p *problems, raw string) string {
 	return raw
 }
 
-// reserved are the headers that a delivery sets itself, or that steer the
+// reserved are the headers that a delivery sets itself, or that control the
 // connection.
 var reserved = []string{
 	"accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
 	"proxy-connection", "te", "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade", "user-agent",
 }
 
-// reservedPrefixes are of headers that a delivery sets itself.
+// reservedPrefixes are the prefixes of headers that a delivery sets itself.
 var reservedPrefixes = []string{"webhook-", "gatehook-", "x-signature-"}
 
 func (p *problems) headers(in map[string]string) map[string]string {
@@ -212,8 +212,8 @@ func (p *problems) headers(in map[string]string) map[string]string {
 		}
 		out[lower] = value
 	}
-	if size > mostHeaderSize {
-		p.add("headers", "together they are larger than %d bytes", mostHeaderSize)
+	if size > maxHeaderBytes {
+		p.add("headers", "together they are larger than %d bytes", maxHeaderBytes)
 	}
 	return out
 }
@@ -251,8 +251,8 @@ func (p *problems) maxAge(given nullable.Nullable[string]) time.Duration {
 		return 0 // null: no limit
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Millisecond || d > longestAge || d%time.Millisecond != 0 {
-		p.add("max_age", "%q is not a duration in whole milliseconds from 1ms to %s such as 3s, or null", s, shortDuration(longestAge))
+	if err != nil || d < time.Millisecond || d > maxMaxAge || d%time.Millisecond != 0 {
+		p.add("max_age", "%q is not a duration in whole milliseconds from 1ms to %s such as 3s, or null", s, shortDuration(maxMaxAge))
 	}
 	return d
 }
@@ -267,8 +267,8 @@ func (p *problems) secret(given *string) string {
 	encoded, ok := strings.CutPrefix(*given, secretPrefix)
 	key, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	// The value is not shown: it may be somebody's real secret.
-	if !ok || err != nil || len(key) < fewestSecret || len(key) > mostSecret || strings.ContainsAny(encoded, "\r\n") {
-		p.add("secret", "it is not %s followed by the base64 of %d to %d bytes; leave it out to have one made", secretPrefix, fewestSecret, mostSecret)
+	if !ok || err != nil || len(key) < minSecretBytes || len(key) > maxSecretBytes || strings.ContainsAny(encoded, "\r\n") {
+		p.add("secret", "it is not %s followed by the base64 of %d to %d bytes; leave it out to have one made", secretPrefix, minSecretBytes, maxSecretBytes)
 	}
 	return *given
 }
