@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
+	"github.com/gatehook/gatehook/internal/filelock"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -27,7 +27,7 @@ type dataDir struct {
 	path string
 	// name of this instance, kept across restarts.
 	name uuid.UUID
-	lock *os.File // nil if the name was made for this process alone
+	lock *filelock.File // nil if the name was made for this process alone
 }
 
 // openDataDir makes the directory and takes its lock, which the kernel gives
@@ -39,12 +39,12 @@ func openDataDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return d, fmt.Errorf("the data directory %s can't be made: %w", path, err)
 	}
-	f, err := os.OpenFile(filepath.Join(path, instanceFile), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := filelock.Open(filepath.Join(path, instanceFile))
+	if errors.Is(err, filelock.ErrInUse) {
+		return d, fmt.Errorf("another server uses the data directory %s", path)
+	}
 	if err != nil {
 		return d, fmt.Errorf("the data directory %s can't be written: %w", path, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return d, errors.Join(fmt.Errorf("another server uses the data directory %s", path), f.Close())
 	}
 	d.lock = f
 	var text [36]byte
@@ -64,9 +64,7 @@ func (d *dataDir) close() error {
 	if d.lock == nil {
 		return nil
 	}
-	// Closing alone would not do: a process that is being forked at this
-	// moment has the file too, until it executes its program.
-	return errors.Join(unix.Flock(int(d.lock.Fd()), unix.LOCK_UN), d.lock.Close())
+	return d.lock.Close()
 }
 
 // apiKey returns the key that was generated at the first start, made now if

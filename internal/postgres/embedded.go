@@ -19,6 +19,7 @@ import (
 	"github.com/sethvargo/go-retry"
 	"golang.org/x/sys/unix"
 
+	"github.com/gatehook/gatehook/internal/filelock"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -33,7 +34,7 @@ func (e *InUseError) Error() string {
 // a Unix socket only. Make it with StartEmbedded; Close stops it.
 type Embedded struct {
 	log      *slog.Logger
-	lock     *os.File // held for life: one server a data directory
+	lock     *filelock.File // kept for life: one server per data directory
 	owner    owner
 	bin      binaries
 	cluster  string // PostgreSQL's data directory
@@ -96,16 +97,16 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(dir, "postgres.lock"))
+	lock, err := filelock.Open(filepath.Join(dir, "postgres.lock"))
+	if errors.Is(err, filelock.ErrInUse) {
+		return nil, &InUseError{Dir: dir}
+	}
 	if err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = &InUseError{Dir: dir}
-		}
-		return nil, err
+		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
 	e := &Embedded{log: cfg.Logger, lock: lock, ended: make(chan struct{})}
 	if err := e.start(ctx, dir, cfg.Settings); err != nil {
-		return nil, errors.Join(err, unlockFile(lock))
+		return nil, errors.Join(err, lock.Close())
 	}
 	return e, nil
 }
@@ -150,7 +151,7 @@ func (e *Embedded) URL() secret.Value {
 
 // Close stops the server and waits for it. Close every pool before.
 func (e *Embedded) Close() error {
-	return errors.Join(e.halt(), os.RemoveAll(e.sockets), unlockFile(e.lock))
+	return errors.Join(e.halt(), os.RemoveAll(e.sockets), e.lock.Close())
 }
 
 func (e *Embedded) halt() error {
@@ -300,26 +301,6 @@ func (e *Embedded) await(ctx context.Context) error {
 		}
 		return conn.Close(ctx)
 	})
-}
-
-// lockFile opens a file and locks it for as long as it is open. The kernel
-// releases the lock when the process ends, however it does; the child does not
-// inherit it, because Go opens files close-on-exec.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", errors.Join(err, f.Close()))
-	}
-	return f, nil
-}
-
-// unlockFile gives the lock up. Closing alone would not do: a process that is
-// being forked at this moment has the file too, until it executes its program.
-func unlockFile(f *os.File) error {
-	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // shortHash names a directory in a few characters.

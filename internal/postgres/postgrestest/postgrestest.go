@@ -20,8 +20,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
+	"github.com/gatehook/gatehook/internal/filelock"
 	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
@@ -156,14 +156,16 @@ func sweep() {
 		return
 	}
 	for _, dir := range left {
-		f, err := os.Open(filepath.Join(dir, "postgres.lock"))
+		path := filepath.Join(dir, "postgres.lock")
+		if _, err := os.Stat(path); err != nil {
+			continue // the cluster is being made
+		}
+		lock, err := filelock.Open(path)
 		if err != nil {
-			continue // it is being made, or belongs to another user
+			continue // it is in use, or belongs to another user
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			os.RemoveAll(dir) //nolint:errcheck // the next run tries again
-		}
-		f.Close() //nolint:errcheck // opened for reading
+		os.RemoveAll(dir) //nolint:errcheck // the next run tries again
+		lock.Close()      //nolint:errcheck // nothing was written
 	}
 }
 
