@@ -21,19 +21,19 @@ const (
 	apiKeyFile   = "api-key"
 )
 
-// dataDir is the directory that makes a restart recognizable: it keeps the
-// instance's name and the generated API key.
+// dataDir is the data directory. It keeps the generated API key, and the instance's
+// name, by which the other instances recognize a restart.
 type dataDir struct {
 	path string
-	// name of this instance, kept across restarts.
+	// name of this instance; the same after a restart.
 	name uuid.UUID
 	lock *filelock.File // nil if the name was made for this process alone
 }
 
-// openDataDir makes the directory and takes its lock, which the kernel gives
-// back however the process ends. While another live server has the lock, or
-// the directory can't be written, this one gets a name of its own: what an
-// earlier server of that name owned is then free only when its lease runs out.
+// openDataDir makes the directory and locks it. If another live server has the
+// lock, or the directory can't be written, it returns an error together with a
+// dataDir that has a new name: whatever an earlier server owned is then free only
+// when its lease has run out.
 func openDataDir(path string) (*dataDir, error) {
 	d := &dataDir{path: path, name: uuid.New()}
 	if err := os.MkdirAll(path, 0o700); err != nil {
@@ -67,8 +67,7 @@ func (d *dataDir) close() error {
 	return d.lock.Close()
 }
 
-// apiKey returns the key that was generated at the first start, made now if
-// this is it.
+// apiKey returns the generated API key. The first start generates it.
 func (d *dataDir) apiKey() (key secret.Value, fresh bool, err error) {
 	path := filepath.Join(d.path, apiKeyFile)
 	b, err := os.ReadFile(path)
@@ -79,8 +78,8 @@ func (d *dataDir) apiKey() (key secret.Value, fresh bool, err error) {
 		return secret.Value{}, false, fmt.Errorf("read the API key: %w (or set GATEHOOK_API_KEY)", err)
 	}
 	s := "gk_" + base64.RawURLEncoding.EncodeToString(random(24))
-	// Written whole under another name first: a start that is cut off must not
-	// leave half a key.
+	// Written under another name first: a start that is cut off must not leave
+	// half a key.
 	if err := os.WriteFile(path+".new", []byte(s+"\n"), 0o600); err != nil {
 		return secret.Value{}, false, fmt.Errorf("store the API key: %w (or set GATEHOOK_API_KEY)", err)
 	}

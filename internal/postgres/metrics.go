@@ -5,8 +5,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// RegisterMetrics registers what a pool tells of itself: a server whose
-// statements wait for a connection is slow, and nothing else would say why.
+// RegisterMetrics registers a pool's statistics: if statements wait for a
+// connection the server is slow, and nothing else would show why.
 func RegisterMetrics(reg prometheus.Registerer, pool *pgxpool.Pool) {
 	opts := func(name, help string) prometheus.Opts {
 		return prometheus.Opts{Namespace: "gatehook", Subsystem: "postgres", Name: name, Help: help}
@@ -16,10 +16,10 @@ func RegisterMetrics(reg prometheus.Registerer, pool *pgxpool.Pool) {
 	}
 	gauge("connections_in_use", "Connections to PostgreSQL that are in use.", (*pgxpool.Stat).AcquiredConns)
 	gauge("connections_idle", "Connections to PostgreSQL that are not in use.", (*pgxpool.Stat).IdleConns)
-	gauge("connections_max", "How many connections to PostgreSQL there may be.", (*pgxpool.Stat).MaxConns)
+	gauge("connections_max", "How many connections to PostgreSQL the pool may open.", (*pgxpool.Stat).MaxConns)
 	reg.MustRegister(
-		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("waits_total", "How often a connection to PostgreSQL had to be waited for.")),
+		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("waits_total", "How often a statement had to wait for a connection to PostgreSQL.")),
 			func() float64 { return float64(pool.Stat().EmptyAcquireCount()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("wait_seconds_total", "Time that was waited for connections to PostgreSQL.")),
+		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("wait_seconds_total", "Time spent waiting for connections to PostgreSQL.")),
 			func() float64 { return pool.Stat().EmptyAcquireWaitTime().Seconds() }))
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/gatehook/gatehook/migrations"
 )
 
-// Migrate applies the migrations that the database lacks. Several instances
-// may call it at once: a row in a table is the lock, with a lease, so that it
-// works through poolers and a killed holder blocks nobody for long.
+// Migrate applies the migrations that the database lacks. Several instances may
+// call it at once: the lock is a row with a lease, so it works through poolers, and
+// a holder that was killed does not block the others for long.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	locker, err := lock.NewPostgresTableLocker(
 		lock.WithTableLockTimeout(200*time.Millisecond, 600), // two minutes
@@ -30,14 +30,14 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	db := stdlib.OpenDBFromPool(pool)
-	defer db.Close() //nolint:errcheck // closes nothing of the pool's
+	defer db.Close() //nolint:errcheck // it does not close the pool
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.FS, goose.WithLocker(locker), goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	ours := provider.ListSources()
 	newest := ours[len(ours)-1].Version
-	// Asked first: the usual start has nothing to do and needs no lock.
+	// Asked first: most starts have nothing to do and need no lock.
 	switch at, err := schemaVersion(ctx, pool); {
 	case err != nil:
 		return fmt.Errorf("migrate: %w", err)
@@ -56,7 +56,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	return nil
 }
 
-// schemaVersion is the version that the database was migrated to; 0 for none.
+// schemaVersion returns the version that the database was migrated to; 0 for none.
 func schemaVersion(ctx context.Context, pool *pgxpool.Pool) (version int64, err error) {
 	err = pool.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "42P01" {

@@ -1,6 +1,6 @@
-// Package postgres opens and migrates the database, runs one of its own where
-// none is given, and keeps the partitions of tables that are partitioned by
-// time. It knows no table of the program.
+// Package postgres opens and migrates the database, runs an embedded one where
+// none is configured, and makes and drops the partitions of tables that are
+// partitioned by time. It names no table of the program.
 package postgres
 
 import (
@@ -26,9 +26,9 @@ const connectTimeout = 60 * time.Second
 const minConns = 10
 
 // idleInTransaction is how long a transaction may wait for its client, in
-// milliseconds: a process that is stopped, or a machine that died without a
-// word, must not hold its locks for longer, since other instances wait for them
-// to renew their leases. It is well below how long a lease is valid.
+// milliseconds. A process that is stopped, or a machine that died without a word,
+// must not hold its locks for longer, because other instances wait for these locks
+// to renew their leases. It is well below the duration of a lease.
 const idleInTransaction = "3000"
 
 // Open connects to the database, waiting up to a minute for one that is
@@ -46,14 +46,14 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
-	// Not a parameter of the connection: poolers refuse those that they don't
-	// know.
+	// Not a parameter of the connection: poolers refuse parameters that they
+	// don't know.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = `+idleInTransaction); err != nil {
 			return err
 		}
 		// PostgreSQL's own compression takes ten times as long for payloads of
-		// many kilobytes. Not every server is built with another one.
+		// many kilobytes. Not every server is built with lz4.
 		_, err := conn.Exec(ctx, `SET default_toast_compression = 'lz4'`)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 			return nil
@@ -65,11 +65,11 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
 	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
-	told := false
+	logged := false
 	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := pool.Ping(ctx)
-		if err != nil && !told {
-			told = true
+		if err != nil && !logged {
+			logged = true
 			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))
 		}
 		return retry.RetryableError(err)

@@ -14,15 +14,15 @@ import (
 	"syscall"
 )
 
-// owner is the user that PostgreSQL runs as: we ourselves, or, since it refuses
-// to run as root, an unprivileged user.
+// owner is the user that PostgreSQL runs as: our own, or, if that is root, as which
+// PostgreSQL refuses to run, an unprivileged one.
 type owner struct {
 	uid, gid uint32
-	other    bool // not we ourselves
+	other    bool // not our own user
 }
 
-// unprivileged are the users that root may run PostgreSQL as, the first that
-// exists.
+// unprivileged are the users as which root may run PostgreSQL. The first one that
+// exists does.
 var unprivileged = []string{"postgres", "nobody"}
 
 func findOwner() (owner, error) {
@@ -47,14 +47,14 @@ func findOwner() (owner, error) {
 // command runs a program as the owner.
 func (o owner) command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Dir = "/" // ours may be one that the owner can't enter
+	cmd.Dir = "/" // the owner may not be able to enter ours
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if o.other {
 		cmd.Env = append(cmd.Env, "HOME=/")
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.uid, Gid: o.gid}
 	}
-	// A terminal's Ctrl-C is for us: we end the child when we have drained.
+	// A terminal's Ctrl-C must not reach the child: we end it after the drain.
 	cmd.SysProcAttr.Setpgid = true
 	return cmd
 }
@@ -70,13 +70,13 @@ func (o owner) mkdir(path string) error {
 	return nil
 }
 
-// elsewhere is where root's clusters are whose data directory the owner can't
-// reach.
+// elsewhere is where root's clusters are if the owner can't reach their data
+// directories.
 const elsewhere = "/var/lib/gatehook"
 
-// clusterDir is where the cluster of a data directory is: in it, or, where the
-// owner can't reach that (a checkout in root's home), elsewhere, with a note
-// in the data directory that says where.
+// clusterDir returns where the cluster of a data directory is: in it, or, if the
+// owner can't reach that (a checkout in root's home), elsewhere, with a note in the
+// data directory that says where.
 func (o owner) clusterDir(dataDir string) (string, error) {
 	here := filepath.Join(dataDir, "postgres")
 	note := here + ".location"
@@ -89,8 +89,8 @@ func (o owner) clusterDir(dataDir string) (string, error) {
 		return here, nil
 	}
 	if _, err := os.Stat(here); err == nil || o.canReach(filepath.Dir(dataDir)) {
-		// The data directory itself is ours to open: the owner may pass
-		// through it, but not list it.
+		// We may change the data directory itself: the owner gets to pass
+		// through it, but not to list it.
 		if err := os.Chmod(dataDir, 0o711); err != nil {
 			return "", fmt.Errorf("open the data directory to the user that runs PostgreSQL: %w", err)
 		}
@@ -106,8 +106,8 @@ func (o owner) clusterDir(dataDir string) (string, error) {
 	return there, nil
 }
 
-// canReach tells whether the owner may pass through a directory and all above
-// it.
+// canReach reports whether the owner may pass through a directory and all of its
+// parents.
 func (o owner) canReach(dir string) bool {
 	for {
 		info, err := os.Stat(dir)
@@ -129,20 +129,20 @@ func (o owner) canReach(dir string) bool {
 	}
 }
 
-// longestSocketDir leaves room for "/.s.PGSQL.5432.lock" within the 103 bytes
-// that macOS allows for a socket's path; Linux allows 107.
-const longestSocketDir = 84
+// maxSocketDir leaves room for "/.s.PGSQL.5432.lock" within the 103 bytes that
+// macOS allows for a socket's path; Linux allows 107.
+const maxSocketDir = 84
 
-// socketDir makes the directory for the socket. It is short however deep the
-// data directory is, and nobody else can enter it: that is what keeps others
-// off the database.
+// socketDir makes the directory for the socket. Its path is short, however deep the
+// data directory is, and nobody else can enter it: that keeps others away from the
+// database.
 func (o owner) socketDir(dataDir string) (string, error) {
 	base := os.TempDir()
-	if len(base) > longestSocketDir-len("/gatehook-0123456789ab") || o.other && !o.canReach(base) {
+	if len(base) > maxSocketDir-len("/gatehook-0123456789ab") || o.other && !o.canReach(base) {
 		base = "/tmp"
 	}
 	dir := filepath.Join(base, "gatehook-"+shortHash(dataDir))
-	// One of that name is of an earlier run, or somebody else's trap.
+	// A directory of that name is an earlier run's, or somebody else's trap.
 	if info, err := os.Lstat(dir); err == nil {
 		sys, ok := info.Sys().(*syscall.Stat_t)
 		if !info.IsDir() || !ok || sys.Uid != o.uid {
@@ -158,7 +158,7 @@ func (o owner) socketDir(dataDir string) (string, error) {
 	return dir, nil
 }
 
-// cacheDir is where fetched binaries are kept, where the owner can run them.
+// cacheDir returns where fetched binaries are kept: where the owner can run them.
 func (o owner) cacheDir() string {
 	if dir, err := os.UserCacheDir(); err == nil && !o.other {
 		return dir

@@ -12,30 +12,30 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// partitionWidth is how much time one partition holds, and so the steps in
-// which retention frees space.
+// partitionWidth is how much time one partition covers, and so the step in which
+// retention frees space.
 const partitionWidth = 6 * time.Hour
 
-// partitionsAhead is how far into the future partitions are made: a server
-// that can't reach the database for that long could not insert anyway.
+// partitionsAhead is how far ahead partitions are made: a server that can't reach
+// the database for that long could not insert anyway.
 const partitionsAhead = 24 * time.Hour
 
-// Partitions keeps a table that is partitioned by time supplied with
-// partitions, and drops the old ones. Several instances may do so at once.
+// Partitions makes the partitions of a table that is partitioned by time, and drops
+// the old ones. Several instances may do so at once.
 type Partitions struct {
 	Pool   *pgxpool.Pool
 	Logger *slog.Logger
 	// Table is the partitioned table.
 	Table string
-	// Bound is the literal of the partition key for a moment.
+	// Bound returns the literal of the partition key for a time.
 	Bound func(time.Time) string
-	// Retention is how long rows are kept at least. A partition is dropped
-	// when all of it is older.
+	// Retention is how long rows are kept at least. A partition is dropped when
+	// all of it is older.
 	Retention time.Duration
 }
 
-// Maintain makes the partitions around now and drops those that ended before
-// the retention.
+// Maintain makes the partitions around now and drops those whose end is past the
+// retention.
 func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 	first := now.Add(-partitionWidth).Truncate(partitionWidth)
 	for at := first; at.Before(now.Add(partitionsAhead)); at = at.Add(partitionWidth) {
@@ -51,8 +51,8 @@ func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 
 const partitionStamp = "20060102t15"
 
-// Ensure makes the partition that holds at, for a row that found none: the
-// clock may have jumped.
+// Ensure makes the partition for a time, for a row that found none: the clock may
+// have jumped.
 func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
 	if err := p.create(ctx, at.Truncate(partitionWidth)); err != nil {
 		return fmt.Errorf("make a partition of %s: %w", p.Table, err)
@@ -60,8 +60,8 @@ func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
 	return nil
 }
 
-// create makes one partition. It is attached rather than created in place:
-// ATTACH does not lock out the writers of the other partitions.
+// create makes one partition. It attaches a table instead of creating the partition
+// in place, because ATTACH does not block writers of the other partitions.
 func (p Partitions) create(ctx context.Context, from time.Time) error {
 	from = from.UTC()
 	name := p.Table + "_" + from.Format(partitionStamp)
@@ -101,8 +101,8 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
 		if err != nil || from.Add(partitionWidth).After(cutoff) {
 			continue
 		}
-		// A lock that is not to be had at once is had the next time: waiting
-		// for it would stall every insert behind this statement.
+		// If the lock is not free within a second, the next time drops it: while
+		// this statement waits, every insert queues behind it.
 		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET lock_timeout = '1s'; DROP TABLE IF EXISTS %s; RESET lock_timeout`,
 			pgx.Identifier{name}.Sanitize()))
 		if err != nil {

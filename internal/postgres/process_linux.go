@@ -7,12 +7,11 @@ import (
 	"syscall"
 )
 
-// dieWithParent has the kernel shut PostgreSQL down when we are killed.
+// dieWithParent makes the kernel shut PostgreSQL down when we are killed.
 func dieWithParent(cmd *exec.Cmd) { cmd.SysProcAttr.Pdeathsig = syscall.SIGINT }
 
-// runsIn tells whether a process has its working directory in dir, as a
-// PostgreSQL has in its cluster. A pid file may name a process that has only
-// inherited the number.
+// runsIn reports whether dir is the working directory of a process: PostgreSQL's is
+// its cluster. A pid file may name a process that only got the same number.
 func runsIn(pid int, dir string) bool {
 	cwd, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
 	if err != nil {

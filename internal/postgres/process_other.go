@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// dieWithParent: only Linux can; elsewhere the next start takes over.
+// dieWithParent does nothing: only Linux can do it. The next start takes over.
 func dieWithParent(*exec.Cmd) {}
 
-// runsIn tells whether a process is a PostgreSQL on this cluster. A pid file
-// may name a process that has only inherited the number.
+// runsIn reports whether a process is a PostgreSQL on this cluster. A pid file may
+// name a process that only got the same number.
 func runsIn(pid int, dir string) bool {
 	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	return err == nil && strings.Contains(string(out), dir)

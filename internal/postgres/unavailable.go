@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Unavailable tells whether an error is the database's state and not the
-// statement's fault, so that the same may succeed later.
+// Unavailable reports whether an error comes from the state of the database and not
+// from the statement, so that the same statement may succeed later.
 func Unavailable(err error) bool {
 	var (
 		connect *pgconn.ConnectError
@@ -19,14 +19,14 @@ func Unavailable(err error) bool {
 		netErr  net.Error
 	)
 	switch {
-	case errors.As(err, &connect): // whatever the server said to it
+	case errors.As(err, &connect): // whatever the server answered
 		return true
 	case errors.As(err, &pgErr):
 		// Connection, read-only, deadlock, resources, operator and system
 		// (PostgreSQL, Error Codes: classes).
 		return len(pgErr.Code) == 5 && slices.Contains([]string{"08", "25", "40", "53", "57", "58"}, pgErr.Code[:2])
 	default:
-		// A server that dies in the middle of an answer is a bare io error.
+		// A server that dies in the middle of an answer causes a bare io error.
 		return errors.As(err, &netErr) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 			pgconn.Timeout(err) || pgconn.SafeToRetry(err) || errors.Is(err, context.DeadlineExceeded)
 	}

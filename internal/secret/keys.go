@@ -16,21 +16,21 @@ import (
 // keySize is that of AES-256, in bytes.
 const keySize = 32
 
-// sealed begins everything that was sealed. Nothing that is stored in plain
-// text begins so.
+// sealed is the prefix of every sealed value. No value that is stored in plain
+// text begins with it.
 const sealed = "aes256gcm:"
 
-// Keys seal what is stored: AES-256-GCM (NIST SP 800-38D) with a random nonce.
-// The first key seals, all open. The zero value has no key: it seals nothing,
-// and opens only what is in plain text. It is safe for concurrent use.
+// Keys seal values for storage: AES-256-GCM (NIST SP 800-38D) with a random nonce.
+// The first key seals, all keys open. The zero value has no key: it seals nothing,
+// and opens only plain text. It is safe for concurrent use.
 type Keys struct{ keys []key }
 
 type key struct {
-	id   string // tells keys apart and nothing about them
+	id   string // tells keys apart and reveals nothing about them
 	aead cipher.AEAD
 }
 
-// UnknownKeyError says that something is sealed under a key that is not there.
+// UnknownKeyError means that a value is sealed under a key that Keys does not have.
 type UnknownKeyError struct{ Row, Key string }
 
 func (e *UnknownKeyError) Error() string {
@@ -39,7 +39,7 @@ func (e *UnknownKeyError) Error() string {
 }
 
 // ParseKeys reads keys joined with commas, each 32 bytes in base64 or hex. The
-// empty string has none. The error shows nothing of them.
+// empty string has none. The error reveals nothing about them.
 func ParseKeys(s string) (Keys, error) {
 	var out Keys
 	if strings.TrimSpace(s) == "" {
@@ -90,11 +90,11 @@ func newKey(raw []byte) (key, error) {
 	return key{id: hex.EncodeToString(mac.Sum(nil)[:4]), aead: aead}, nil
 }
 
-// Empty tells whether there is no key.
+// Empty reports whether there is no key.
 func (k Keys) Empty() bool { return len(k.keys) == 0 }
 
-// Newest begins everything that is as it should be stored now: what the first
-// key sealed, or "" without a key.
+// Newest returns the prefix of every value that the first key has sealed, or ""
+// without a key.
 func (k Keys) Newest() string {
 	if k.Empty() {
 		return ""
@@ -102,8 +102,8 @@ func (k Keys) Newest() string {
 	return sealed + k.keys[0].id + ":"
 }
 
-// Seal returns what is to be stored of a value. row names its place: only
-// there it can be opened, so that moving it to another row makes nothing of it.
+// Seal returns a value as it is to be stored. row names the row that it is stored
+// in: a value copied to another row cannot be decrypted.
 func (k Keys) Seal(plain, row string) string {
 	if k.Empty() {
 		return plain
@@ -111,9 +111,8 @@ func (k Keys) Seal(plain, row string) string {
 	return k.Newest() + base64.RawStdEncoding.EncodeToString(k.keys[0].aead.Seal(nil, nil, []byte(plain), []byte(row)))
 }
 
-// Open returns the value of what is stored in a row. What was stored in plain
-// text is returned as it is. The error is an UnknownKeyError if the key is
-// missing.
+// Open returns the value that is stored in a row. Plain text is returned as it is.
+// The error is an *UnknownKeyError if the key is missing.
 func (k Keys) Open(stored, row string) (string, error) {
 	rest, ok := strings.CutPrefix(stored, sealed)
 	if !ok {

@@ -1,7 +1,7 @@
 // Package secret holds values that must never be read by a person: tokens,
-// API keys, signing secrets. A Value prints, logs and marshals as [redacted];
-// only Reveal gives it up, so that every place which uses a secret can be
-// found by searching for that word.
+// API keys, signing secrets. A Value prints, logs and marshals as [redacted].
+// Only Reveal returns it, so a search for that word finds every place that uses a
+// secret. Keys encrypts values for storage.
 package secret
 
 import "log/slog"
@@ -14,10 +14,10 @@ type Value struct{ s string }
 // New wraps s.
 func New(s string) Value { return Value{s} }
 
-// Reveal returns the secret itself. Do not log what it returns.
+// Reveal returns the secret itself. Do not log it.
 func (v Value) Reveal() string { return v.s }
 
-// Empty tells whether there is no secret.
+// Empty reports whether there is no secret.
 func (v Value) Empty() bool { return v.s == "" }
 
 // String implements fmt.Stringer.
@@ -32,7 +32,7 @@ func (Value) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText keeps encoders from printing the field.
 func (Value) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// UnmarshalText lets configuration be read straight into a Value.
+// UnmarshalText reads configuration straight into a Value.
 func (v *Value) UnmarshalText(b []byte) error {
 	v.s = string(b)
 	return nil

@@ -1,6 +1,6 @@
-// Package postgrestest gives tests a real PostgreSQL: one cluster a test
-// binary, run by the same code as the server's own, and a migrated database a
-// test. With DATABASE_URL set the databases are made on that server instead.
+// Package postgrestest gives tests a real PostgreSQL: one cluster per test binary,
+// run by the same code as the server's own, and one migrated database per test.
+// With DATABASE_URL set the databases are made on that server instead.
 package postgrestest
 
 import (
@@ -46,7 +46,7 @@ func Main(m *testing.M, cleanups ...func()) {
 	os.Exit(code)
 }
 
-// New returns a migrated database of its own, dropped when the test ends.
+// New returns a migrated database of the test's own, dropped when the test ends.
 func New(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	pool, err := postgres.Open(t.Context(), secret.New(URL(t)), quiet)
@@ -57,8 +57,8 @@ func New(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// URL returns how to connect to a migrated database of its own, dropped when
-// the test ends.
+// URL returns how to connect to a migrated database of the test's own, dropped
+// when the test ends.
 func URL(t testing.TB) string {
 	t.Helper()
 	admin, err := shared.get(t.Context())
@@ -140,16 +140,16 @@ func (c *cluster) close() error {
 	}
 }
 
-// fast: a test's cluster does not outlive a crash of the machine.
+// fast gives up durability: no test needs its cluster after a crash of the machine.
 var fast = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400", "checkpoint_timeout=1h"}
 
-// dirPattern names the directories of shared clusters only: sweep takes one
-// that is not locked for one that was left behind, and a test's own cluster is
-// not locked while it is stopped.
+// dirPattern is for the directories of shared clusters only: sweep removes every
+// one that is not locked, and a cluster from Start is not locked while it is
+// stopped.
 const dirPattern = "gatehook-test-cluster-"
 
-// sweep removes what test binaries left behind that were killed. A live one
-// holds its lock.
+// sweep removes the clusters of test binaries that were killed. The cluster of a
+// live one is locked.
 func sweep() {
 	left, err := filepath.Glob(filepath.Join(os.TempDir(), dirPattern+"*"))
 	if err != nil {
@@ -169,7 +169,7 @@ func sweep() {
 	}
 }
 
-// Server is a cluster of a test's own, to be stopped and started again.
+// Server is a cluster that only one test uses, and may stop and start again.
 type Server struct {
 	t   testing.TB
 	dir string
@@ -194,7 +194,7 @@ func Start(t testing.TB) *Server {
 	return s
 }
 
-// URL is how to connect; the same after a restart.
+// URL returns how to connect. It is the same after a restart.
 func (s *Server) URL() string { return s.pg.URL().Reveal() }
 
 // Pool connects to the cluster, which it migrates. The caller closes it.
@@ -244,11 +244,11 @@ func execute(ctx context.Context, url, sql string) error {
 	return errors.Join(err, conn.Close(ctx))
 }
 
-// withDatabase is a URL with its database replaced.
+// withDatabase returns a URL with another database.
 func withDatabase(raw, name string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return raw // the next connection tells
+		return raw // the next connection fails and says why
 	}
 	q := u.Query()
 	if q.Has("dbname") {
