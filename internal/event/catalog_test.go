@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestCatalogue(t *testing.T) {
+func TestCatalog(t *testing.T) {
 	t.Parallel()
 	groups := map[Group]int{}
 	var union Intents
@@ -24,7 +24,7 @@ func TestCatalogue(t *testing.T) {
 	}
 	want := map[Group]int{GroupDispatch: 79, GroupShard: 5, GroupGatehook: 3}
 	if diff := cmp.Diff(want, groups); diff != "" {
-		t.Errorf("events a group (-want +got):\n%s", diff)
+		t.Errorf("events per group (-want +got):\n%s", diff)
 	}
 	if union != IntentsAll {
 		t.Errorf("the events need %v, Discord has %v", union, IntentsAll)
@@ -37,8 +37,8 @@ func TestCatalogue(t *testing.T) {
 	}
 }
 
-// The table of Discord's documentation (Gateway, List of Intents), turned
-// around: for every intent the events that come with it.
+// The table of Discord's documentation (Gateway, List of Intents): for every intent
+// the events that come with it.
 func TestIntentsOfEvents(t *testing.T) {
 	t.Parallel()
 	byIntent := map[string]string{

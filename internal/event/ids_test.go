@@ -73,7 +73,7 @@ func TestDispatchID(t *testing.T) {
 	}
 }
 
-// FuzzFindIDs compares with a real decoder on whatever that one accepts.
+// FuzzFindIDs compares with a real decoder on all input that the decoder accepts.
 func FuzzFindIDs(f *testing.F) {
 	f.Add([]byte(`{"guild_id":"1","user":{"id":"3"},"x":[1,{"y":"\\\""}]}`))
 	f.Add([]byte(`{"member":{"user":{"id":"1"}},"channel_id":2}`))
@@ -96,8 +96,8 @@ func FuzzFindIDs(f *testing.F) {
 	})
 }
 
-// countKeys counts how often the text of a key occurs: a decoder keeps the
-// last duplicate and folds case and escapes, which the scanner does not.
+// countKeys counts how often the text of a key occurs: a decoder keeps the last
+// duplicate and folds case and escapes; the scanner does not.
 func countKeys(data []byte, key string) (n int) {
 	for i := 0; i+len(key) <= len(data); i++ {
 		if string(data[i:i+len(key)]) == key {

@@ -13,13 +13,13 @@ import (
 func TestParse(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, data, want string }{
-		// Behind what came, in the order of the document.
+		// Missing fields come after the present ones, in the document's order.
 		{"MESSAGE_DELETE", `{"id":"1","channel_id":"2"}`, `{"id":"1","channel_id":"2","guild_id":null}`},
 		{"MESSAGE_DELETE", ` { "channel_id" : 2 , "id" : "1" } `, ` { "channel_id" : "2" , "id" : "1" ,"guild_id":null} `},
 		{"MESSAGE_DELETE", `{"new":{"id":1},"id":"1","channel_id":"2","guild_id":"3"}`, `{"new":{"id":1},"id":"1","channel_id":"2","guild_id":"3"}`},
 		// The name of a field may be escaped.
 		{"MESSAGE_DELETE", `{"\u0069d":1,"channel_id":"2","guild_id":null}`, `{"\u0069d":"1","channel_id":"2","guild_id":null}`},
-		// What can't be null isn't; what has another type is left alone.
+		// A field that can't be null isn't; a value of another type stays.
 		{"MESSAGE_DELETE_BULK", `{"ids":null,"channel_id":"2","guild_id":"x"}`, `{"ids":[],"channel_id":"2","guild_id":"x"}`},
 		{"MESSAGE_DELETE_BULK", `{"ids":[1,"2",null,-3],"channel_id":"2","guild_id":[]}`, `{"ids":["1","2",null,-3],"channel_id":"2","guild_id":[]}`},
 		{"GUILD_DELETE", `{"id":"1"}`, `{"id":"1","unavailable":false}`},
@@ -48,7 +48,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// A role's tags tell by being there (Discord: Role Tags Structure).
+// A role's tags are true if they are there (Discord: Role Tags Structure).
 func TestParseFlags(t *testing.T) {
 	t.Parallel()
 	got, err := Parse(nil, "GUILD_ROLE_UPDATE", []byte(`{"guild_id":"1","role":{"id":"2","tags":{"premium_subscriber":null,"bot_id":3}}}`))
@@ -58,7 +58,7 @@ func TestParseFlags(t *testing.T) {
 	}
 }
 
-// The type decides which fields a channel has, wherever it stands.
+// The type decides which fields a channel has, wherever in the object it is.
 func TestParseChannels(t *testing.T) {
 	t.Parallel()
 	for data, want := range map[string]struct{ has, hasNot string }{
@@ -136,7 +136,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// The samples are JSON, and of each all that it has is in its model.
+// The samples are JSON, and everything in a sample is in its model.
 func TestSamples(t *testing.T) {
 	t.Parallel()
 	for _, e := range Types() {
@@ -165,7 +165,7 @@ func unmarshal(t *testing.T, b []byte) (v any) {
 	return v
 }
 
-// keeps tells whether all of before is in after: the same, or made explicit.
+// keeps reports whether all of before is in after: the same, or made explicit.
 func keeps(before, after any) bool {
 	switch b := before.(type) {
 	case map[string]any:
@@ -201,7 +201,7 @@ func keeps(before, after any) bool {
 	}
 }
 
-// Whatever comes, the model is JSON, keeps all that came, and is its own model.
+// The model of any payload is JSON, keeps everything in it, and is its own model.
 func FuzzParse(f *testing.F) {
 	names := make([]string, 0, len(catalog))
 	for i, e := range catalog {
@@ -233,7 +233,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestUnplain compares with the definition, for every byte at every place.
+// TestUnplain compares with the definition, for every byte in every place.
 func TestUnplain(t *testing.T) {
 	t.Parallel()
 	for length := range 20 {
@@ -258,7 +258,7 @@ func TestUnplain(t *testing.T) {
 	}
 }
 
-// typical is a MESSAGE_CREATE of 2 KB, as a guild with some life in it sends.
+// typical is a MESSAGE_CREATE of 2 KB, as an active guild sends.
 func typical(b *testing.B) []byte {
 	b.Helper()
 	sample, _ := Sample("MESSAGE_CREATE")
@@ -289,7 +289,7 @@ func typical(b *testing.B) []byte {
 	return data
 }
 
-// Parse is to cost less than twice what Valid needs for the same bytes.
+// Parse should take less than twice the time of Valid for the same bytes.
 func BenchmarkParse(b *testing.B) {
 	guild, _ := Sample("GUILD_CREATE")
 	text := fmt.Appendf(nil, `{"id":"1","channel_id":"2","author":{"id":"3","username":"a"},"content":%q}`, strings.Repeat("text ", 3200))

@@ -12,9 +12,8 @@ import (
 
 const testTTL = 8 * time.Second
 
-// ledger stands for the table of instances, with a clock of its own kind: an
-// instance that does not renew for longer than its lease gets an heir when
-// bury is called, as Recover does.
+// ledger stands for the table of instances. bury does what Recover does: it gives
+// an heir to every instance whose lease has run out.
 type ledger struct {
 	mu    sync.Mutex
 	last  int64
@@ -54,7 +53,7 @@ func (l *ledger) renew(ctx context.Context, id int64) (bool, error) {
 
 func (l *ledger) leave(context.Context, int64) error { return nil }
 
-// bury gives an heir to everyone whose lease ran out, and tells who.
+// bury gives an heir to every instance whose lease ran out, and returns them.
 func (l *ledger) bury() (dead []int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -73,7 +72,7 @@ func (l *ledger) set(down error, delay time.Duration) {
 	l.down, l.delay, l.tries = down, delay, 0
 }
 
-// isValid tells whether Hold returns at once.
+// isValid reports whether Hold returns at once.
 func isValid(ctx context.Context, i *Instance) bool {
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
@@ -83,7 +82,7 @@ func isValid(ctx context.Context, i *Instance) bool {
 
 var errDown = errors.New("the database is away")
 
-// bubble runs f with an instance whose heartbeats run.
+// bubble runs f with an instance that sends heartbeats.
 func bubble(t *testing.T, f func(t *testing.T, i *Instance, l *ledger)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -149,7 +148,7 @@ func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 	})
 }
 
-// An outage that nobody made use of is no reason to let go of anything.
+// After an outage in which nobody became the heir, an instance keeps what it has.
 func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
@@ -181,7 +180,7 @@ func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 		}
 		time.Sleep(testTTL)
 		if !i.lease.Load().steady(time.Now(), testTTL) {
-			t.Error("it does not judge others for good")
+			t.Error("it never judges others again")
 		}
 	})
 }
@@ -253,7 +252,7 @@ func TestLeaseHeedsBothClocks(t *testing.T) {
 			t.Errorf("%s: valid is %v", name, !c.valid)
 		}
 	}
-	// The wall clock was set back: the other one still counts.
+	// The wall clock was set back: the monotonic one still counts.
 	set := *l
 	set.wall = l.wall.Add(time.Hour)
 	if set.valid(now.Add(testTTL)) {

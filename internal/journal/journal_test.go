@@ -25,7 +25,7 @@ const app = event.Snowflake(42)
 
 var shard0 = event.Shard{ID: 0, Count: 2}
 
-// wantsOnly lets the listeners 7 and 8 want the events of one name.
+// wantsOnly is a matcher: listeners 7 and 8 want the events of one name.
 type wantsOnly string
 
 func (w wantsOnly) Match(e *event.Event) (ids []int64, missed bool) {
@@ -35,7 +35,7 @@ func (w wantsOnly) Match(e *event.Event) (ids []int64, missed bool) {
 	return nil, e.Name == "MISSED"
 }
 
-// sink is a deliverer that keeps what it is given.
+// sink is a deliverer that keeps everything it is given.
 type sink struct {
 	mu        sync.Mutex
 	delivered []event.Stored
@@ -231,7 +231,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The same name again: the first is dead, whatever its lease says.
+	// The same name again: the first instance is dead, even if its lease is valid.
 	after := open(t, pool, join(t, pool, name), Config{})
 	if got := after.claim(t, shard0).Session(); got != session(3) {
 		t.Errorf("session after the restart: %+v, want %+v", got, session(3))
@@ -258,7 +258,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 		t.Errorf("a second Recover took %d more batches (%v)", len(after.sink.recovered)-n, err)
 	}
 
-	// The first one wakes up: what it appends must not be stored.
+	// The first instance wakes up: nothing that it appends may be stored.
 	stored := count(t, pool, `SELECT count(*) FROM events`)
 	if err := s.Append(t.Context(), session(4), wanted(shard0, 4)); err != nil {
 		t.Fatal(err)
@@ -266,7 +266,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	select {
 	case <-s.Lost():
 	case <-time.After(30 * time.Second):
-		t.Fatal("the stale owner was not told")
+		t.Fatal("the stale owner does not know that it lost the shard")
 	}
 	if err := s.Append(t.Context(), session(5), wanted(shard0, 5)); !errors.Is(err, ErrLost) {
 		t.Errorf("Append of a stale owner: %v, want ErrLost", err)
@@ -303,7 +303,7 @@ func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	select {
 	case <-s0.Lost():
 	default:
-		t.Error("shard 0 was not told that it is lost")
+		t.Error("shard 0 does not know that it is lost")
 	}
 	select {
 	case <-s1.Lost():
@@ -320,7 +320,7 @@ func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
 	unwanted := wanted(shard0, 9)
 	unwanted.Name = "UNWANTED"
 	s.appendAll(t, unwanted)
-	// A mark is committed behind it.
+	// The mark comes after it in the queue.
 	if err := s.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 		c.batch.ID = b.nextBatch(time.Now())
 		for seq := range n {
 			e := wanted(shard0, seq+1)
-			// Whichever way they are stored, what is read back is the same.
+			// Both ways of storing them read back the same.
 			e.Name, e.Data, e.GuildID = "WANTED", []byte("{\"a\":\"\xff\x00\"}"), 1<<63-1
 			b.collect(c, entry{claim: s, session: session(seq + 1), event: e})
 			c.batch.Events[seq].Key.Batch = c.batch.ID
@@ -372,7 +372,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 			t.Errorf("%d events (-stored +read):\n%s", n, diff)
 		}
 		if got := count(t, pool, `SELECT count(*) FROM events WHERE data = '\x7b2261223a22ff00227d'`); got != int(n) {
-			t.Errorf("%d of %d payloads are as they were", got, n)
+			t.Errorf("%d of %d payloads are unchanged", got, n)
 		}
 	}
 }
@@ -503,7 +503,7 @@ func (discard) Free(context.Context, int64) error             { return nil }
 func (discard) Yield(context.Context, event.Shard) error      { return nil }
 func (discard) Prepare(context.Context) error                 { return nil }
 
-// BenchmarkJournal is what one event costs from Append to its commit.
+// BenchmarkJournal measures one event from Append to its commit.
 func BenchmarkJournal(b *testing.B) {
 	for _, size := range []int{300, 1000, 16000} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {

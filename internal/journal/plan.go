@@ -165,7 +165,7 @@ func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event
 		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
 		j.store.At(since.Add(-time.Minute)), count, since)
 	if err != nil {
-		return nil, fmt.Errorf("read what the shards of %d told: %w", count, err)
+		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
 	}
 	told, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t event.Told, err error) {
 		var digest []byte
@@ -174,7 +174,7 @@ func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event
 		return t, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read what the shards of %d told: %w", count, err)
+		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
 	}
 	return told, nil
 }

@@ -27,9 +27,9 @@ func TestPlan(t *testing.T) {
 		t.Fatal(diff, err)
 	}
 	if again, err := b.Plan(t.Context(), app, 16); err != nil || again.Current != 4 || again.Version != steady.Version {
-		t.Errorf("whoever comes later makes it %+v, %v", again, err)
+		t.Errorf("a later call makes it %+v, %v", again, err)
 	}
-	// Of all that change a plan at once only one does.
+	// Of several changes of a plan at once only one succeeds.
 	warming := event.Plan{Current: 4, Next: 2, Phase: event.Warming}
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -66,7 +66,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// survey asks for a whole set.
+// survey surveys a whole set.
 func (b *bundle) survey(t *testing.T, r, willing event.ShardRange) event.Survey {
 	t.Helper()
 	s, err := b.Survey(t.Context(), app, r, willing)
@@ -129,14 +129,14 @@ func TestSurvey(t *testing.T) {
 	if slices.Contains(got.Free, ended) || !slices.Contains(got.Free, freed) || slices.Contains(got.Owned, freed) || got.Ended != 1 {
 		t.Errorf("after shard %d ended and %d was released: %+v", ended, freed, got)
 	}
-	// A shard that was released is not this claim's any more once another has it.
+	// A released shard is no longer this claim's once another instance has it.
 	if _, err := b.Claim(t.Context(), app, []event.Shard{{ID: freed, Count: 4}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := claimed[1].Mark(t.Context(), event.StageNone); !errors.Is(err, ErrLost) {
 		t.Errorf("marking another's shard: %v", err)
 	}
-	// One that drains leaves its share to the others.
+	// An instance that drains leaves its share to the others.
 	if err := b.Withdraw(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -145,8 +145,8 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
-// Those of a fixed range share with those of the same range, and the set is
-// what all of them cover.
+// Instances share with those of the same range, and the set is the union of all
+// ranges.
 func TestSurveyOfRanges(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -162,7 +162,7 @@ func TestSurveyOfRanges(t *testing.T) {
 	if got := b.survey(t, high, high); got.Shards != 6 || !slices.Equal(got.Free, []int{8, 9}) || len(got.Peers) != 1 {
 		t.Errorf("beside a range of 4, one of 2: %+v", got)
 	}
-	// Of another set both run all.
+	// Both are willing to run all shards of another set.
 	if _, err := a.Replan(t.Context(), app, event.Plan{Version: 1}, event.Plan{Current: 16, Next: 2, Phase: event.Warming}); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 
 var errNotNow = errors.New("not now")
 
-// heir is a deliverer that fails for as long as it is told to.
+// heir is a deliverer that can be made to fail.
 type heir struct {
 	*sink
 	fail  error
@@ -53,7 +53,7 @@ func openHeir(t *testing.T, pool *pgxpool.Pool) (*bundle, *heir) {
 	return b, h
 }
 
-// inherited is the ids of the batches that were given to a deliverer.
+// inherited returns the ids of the batches that the deliverer got.
 func (s *sink) inherited() (ids []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,7 +63,7 @@ func (s *sink) inherited() (ids []int64) {
 	return ids
 }
 
-// unsettled stores batches of one event each as an instance that lives.
+// unsettled stores batches of one event each, as a live instance.
 func unsettled(t *testing.T, b *bundle, s *Claim, n int) (ids []int64) {
 	t.Helper()
 	for seq := range int64(n) {
@@ -77,8 +77,8 @@ func unsettled(t *testing.T, b *bundle, s *Claim, n int) (ids []int64) {
 	return ids
 }
 
-// lapse lets the lease of an instance run out in the database, as if it had
-// been paused just now: it does not know.
+// lapse ends the lease of an instance in the database, without its knowledge, as
+// if it had been paused.
 func lapse(t *testing.T, pool *pgxpool.Pool, i *Instance) {
 	t.Helper()
 	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 ms' WHERE id = $1`, i.ID()); err != nil {
@@ -116,14 +116,14 @@ func TestHeirTakesEverythingOver(t *testing.T) {
 		t.Errorf("%d rows name the dead instance", n)
 	}
 
-	// It wakes up between its look at the lease and its commit. Nobody has
-	// claimed its shard yet.
+	// It wakes up between checking the lease and committing. Nobody has claimed
+	// its shard yet.
 	a.start(t)
 	s.appendAll(t, wanted(shard0, 1000))
 	select {
 	case <-s.Lost():
 	case <-time.After(30 * time.Second):
-		t.Fatal("the dead instance was not told")
+		t.Fatal("the dead instance does not know that it lost the shard")
 	}
 	a.stop()
 	if n := count(t, pool, `SELECT count(*) FROM events WHERE seq = 1000`) + len(a.sink.seqs()); n != 0 {
@@ -138,7 +138,7 @@ func TestHeirTakesEverythingOver(t *testing.T) {
 	}
 }
 
-// A lease that ran out and was renewed before anybody became the heir.
+// An instance whose lease ran out goes on if it renews it before it has an heir.
 func TestRenewedLeaseIsNotInherited(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -159,8 +159,8 @@ func TestRenewedLeaseIsNotInherited(t *testing.T) {
 	a.sink.await(t, 1)
 }
 
-// Until all that a dead instance left is dispatched nobody gets its shards, and
-// what an heir failed with is its next work.
+// Nobody gets a dead instance's shards until all of its batches are dispatched, and
+// an heir that failed to dispatch some tries them again.
 func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -180,7 +180,7 @@ func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
 			}
 		}
 	}
-	// Its heir is not done, but it has one.
+	// It has an heir, even though that is not done yet.
 	was := a.instance.ID()
 	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() == was {
 		t.Errorf("the dead instance goes on as %d (%v)", a.instance.ID(), err)
@@ -210,8 +210,8 @@ func TestHeirOfAnHeir(t *testing.T) {
 		}
 		lapse(t, pool, b.instance)
 	}
-	// The first heir wakes up in the middle of its work, and so does the
-	// second of its own.
+	// The first heir wakes up in the middle of its work, and then the second in
+	// the middle of its own.
 	h.fail = nil
 	delete(b.adopting, a.instance.ID())
 	if err := b.settleEstate(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
@@ -232,8 +232,8 @@ func TestHeirOfAnHeir(t *testing.T) {
 	}
 }
 
-// When the database was away for all, the first to come back must not take
-// everything from the others, who come back a moment later.
+// After an outage of the database, the first instance to recover must not take
+// everything from the others, which recover a moment later.
 func TestFirstBackDoesNotInherit(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -263,8 +263,8 @@ func TestFirstBackDoesNotInherit(t *testing.T) {
 	}
 }
 
-// The clock of the earlier owner was ahead: what comes after has higher numbers
-// all the same, and is stored only when what comes before is known.
+// The clock of the earlier owner was ahead: later batches have higher numbers all
+// the same, and are stored only after the earlier deliveries are known.
 func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -280,7 +280,7 @@ func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 	prepared := 0
 	h.prepared = func() {
 		if prepared++; len(h.seqs()) > 0 {
-			t.Error("an event was delivered before")
+			t.Error("an event was delivered before that")
 		}
 	}
 	b.start(t)
@@ -300,7 +300,7 @@ func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 	}
 }
 
-// A shard is not given back while an event of it is on its way to delivery.
+// A shard is not released while one of its events is on its way to delivery.
 func TestReleaseWaitsForDeliveryAndYields(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -311,7 +311,7 @@ func TestReleaseWaitsForDeliveryAndYields(t *testing.T) {
 	s := a.claim(t, shard0)
 	s.appendAll(t, wanted(shard0, 1))
 	if err := s.Release(t.Context()); !errors.Is(err, errNotNow) {
-		t.Errorf("Release: %v, want what Yield said", err)
+		t.Errorf("Release: %v, want the error of Yield", err)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM shards WHERE owner IS NULL`); n != 0 {
 		t.Error("the shard is free before its deliveries are yielded")
@@ -336,7 +336,7 @@ func (y *yielder) Yield(context.Context, event.Shard) error {
 	return y.err
 }
 
-// A shard on which nothing happens is let go of as well.
+// A shard on which nothing happens is given up as well.
 func TestShardsOfADeadNumberAreLost(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -373,7 +373,7 @@ func TestOnlyTheOwnerSettles(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := count(t, pool, `SELECT count(*) FROM batches`); int64(n) != c.left {
-			t.Errorf("%d batches are left when %d has settled that of 1", n, c.owner)
+			t.Errorf("%d batches are left after %d settled the one of instance 1", n, c.owner)
 		}
 	}
 }

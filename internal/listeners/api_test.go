@@ -34,7 +34,7 @@ import (
 
 const apiKey = "gk_test"
 
-// calls is the contract with the listeners' part of it; the rest is not called.
+// calls is the contract with the listeners' calls; the tests make no others.
 type calls struct {
 	*Calls
 	rest
@@ -48,8 +48,8 @@ type api struct {
 	handler http.Handler
 }
 
-// checkTarget stands for the one of the delivery package, which has its own
-// test: what matters here is that it is asked and its answer shown.
+// checkTarget stands for the real one, which has its own test: here it matters that
+// it is asked and that its answer is shown.
 func checkTarget(u *url.URL) error {
 	addr, err := netip.ParseAddr(u.Hostname())
 	switch {
@@ -66,7 +66,7 @@ func checkTarget(u *url.URL) error {
 // others stands for the gateway and the delivery package.
 type others struct{}
 
-// Advise: presences can't come, what needs more intents has a note.
+// Advise refuses presences, and has a note for events that need more intents.
 func (others) Advise(_ context.Context, p event.Pattern, before event.Intents) (string, []string) {
 	if p.Name == "PRESENCE_UPDATE" {
 		return "PRESENCE_UPDATE can't come: switch it on", nil
@@ -114,8 +114,8 @@ func setup(t testing.TB) *api {
 	return a
 }
 
-// TestAdvice: an event that can't come is refused, when a listener is created,
-// changed or enabled, and what will happen is in the answers to those only.
+// TestAdvice: an event that can't come is refused when a listener is created,
+// changed or enabled, and only the answers to these calls have notes.
 func TestAdvice(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -143,14 +143,14 @@ func TestAdvice(t *testing.T) {
 	notes(a.call(t, "PATCH", path, `{"event":"TYPING_START"}`), http.StatusOK, "identify with GUILD_MESSAGE_TYPING,DIRECT_MESSAGE_TYPING")
 	notes(a.call(t, "PATCH", path, `{"description":"x"}`), http.StatusOK)
 	if got := a.call(t, "GET", path, ""); got.body["notes"] != nil {
-		t.Errorf("notes where nothing happens: %v", got.body)
+		t.Errorf("notes although nothing changes: %v", got.body)
 	}
 	disabled := notes(create("PRESENCE_UPDATE", `,"enabled":false`), http.StatusCreated)
 	refused(a.call(t, "PATCH", disabled, `{"enabled":true}`))
 }
 
 // TestPingOfDiscordListeners: a callback in the format discord is registered
-// only if it verifies signatures, unless one says that it need not.
+// only if it verifies signatures, unless the caller says that it need not.
 func TestPingOfDiscordListeners(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -230,7 +230,7 @@ func (a *api) call(t testing.TB, method, path, body string) answered {
 	return got
 }
 
-// do makes a call, and checks what holds for every error.
+// do makes a call, and checks that an error is a problem document.
 func (a *api) do(t testing.TB, req *http.Request) answered {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -322,7 +322,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 		t.Errorf("patched onto another: %d %v", taken.status, taken.body)
 	}
 	if moved := a.call(t, "PATCH", "/listeners/"+id, `{"url":"https://nowhere.example/"}`); moved.status != 400 || deref(moved.problem.Field) != "url" {
-		t.Errorf("to where nothing is: %d %v", moved.status, moved.body)
+		t.Errorf("patched to a free pair: %d %v", moved.status, moved.body)
 	}
 	if gone := a.call(t, "DELETE", "/listeners/"+id, ""); gone.status != 204 {
 		t.Errorf("DELETE: %d %v", gone.status, gone.body)
@@ -446,7 +446,7 @@ func TestWhatIsAccepted(t *testing.T) {
 			t.Errorf("the given secret became %v", got.body["secret"])
 		}
 	}
-	// As long as the pair may be, and nothing in it that an index could compress.
+	// The pair is as long as allowed, and an index can't compress it.
 	random := make([]byte, 2048)
 	for i := range random {
 		random[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"[rand.IntN(27)]
@@ -499,7 +499,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// The catalog is served whole, with the model of each event.
+// The whole catalog is served, with the model of each event.
 func TestEventTypes(t *testing.T) {
 	t.Parallel()
 	got := setup(t).call(t, "GET", "/events/types", "")
@@ -574,7 +574,7 @@ func run(t *testing.T, s *Listeners) {
 	})
 }
 
-// awaitNeeds waits until an instance knows of a change.
+// awaitNeeds waits until an instance knows about a change.
 func awaitNeeds(t *testing.T, s *Listeners, want event.Intents) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -582,13 +582,12 @@ func awaitNeeds(t *testing.T, s *Listeners, want event.Intents) {
 		select {
 		case <-s.NeedsChanged():
 		case <-deadline:
-			t.Fatalf("it needs %v, want %v: nothing was heard", s.Needs(), want)
+			t.Fatalf("it needs %v, want %v: it does not know about the change", s.Needs(), want)
 		}
 	}
 }
 
-// Another instance hears of a change without asking, also after its connection
-// broke.
+// Another instance is notified of a change, also after its connection broke.
 func TestChangeIsAnnounced(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -613,13 +612,13 @@ func TestChangeIsAnnounced(t *testing.T) {
 	awaitNeeds(t, other, event.IntentGuildInvites)
 }
 
-// Where nothing is announced, as through some poolers, it asks.
+// Without announcements, as through some poolers, it polls.
 func TestChangeIsPolled(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
 	a.poll = 10 * time.Millisecond
 	run(t, a.Listeners)
-	// Twice, because it also looks once when it begins to listen.
+	// Twice, because it also reads once when it begins to listen.
 	needs := event.Intents(0)
 	for name, intent := range map[string]event.Intents{"GUILD_BAN_ADD": event.IntentGuildModeration, "INVITE_CREATE": event.IntentGuildInvites} {
 		if _, err := a.pool.Exec(t.Context(), `WITH v AS (UPDATE listeners_version SET version = version + 1)
@@ -631,8 +630,8 @@ func TestChangeIsPolled(t *testing.T) {
 	}
 }
 
-// An instance that makes a change after one that it has not heard of knows
-// both when it answers.
+// An instance that makes a change after one that it did not know about knows both
+// when it answers.
 func TestChangeAfterAnUnheardOne(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -648,8 +647,8 @@ func TestChangeAfterAnUnheardOne(t *testing.T) {
 	}
 }
 
-// Whatever many callers do at once, the table ends as the database is, and no
-// pair is there twice.
+// Whatever many callers do at once, in the end the table is like the database, and
+// no pair is there twice.
 func TestChangesAtOnce(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -754,7 +753,7 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 		}
 	}
 	if ids, _ := a.Match(&event.Event{Name: "READY"}); len(ids) != 1 {
-		t.Error("the table forgot what it knew")
+		t.Error("the table forgot its listeners")
 	}
 	pg.Restart()
 	a.create(t, `{"event":"RESUMED","url":"https://example.com/a"}`)
@@ -816,8 +815,8 @@ func FuzzBodies(f *testing.F) {
 	})
 }
 
-// Of several that disable a listener at once one does, with what belongs to it
-// in the same transaction; and if that fails nothing is done.
+// Of several calls that disable a listener at once only one does, with its own
+// statements in the same transaction. If those fail, nothing is changed.
 func TestDisabledOnce(t *testing.T) {
 	t.Parallel()
 	a := setup(t)

@@ -90,7 +90,7 @@ func (s *Listeners) sealStored(ctx context.Context) error {
 				return err
 			})
 			if err != nil {
-				return fmt.Errorf("encrypt what is stored: %w", err)
+				return fmt.Errorf("encrypt the stored secrets: %w", err)
 			}
 		}
 	}

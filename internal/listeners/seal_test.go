@@ -28,7 +28,7 @@ func keysOf(t *testing.T, letters ...string) secret.Keys {
 	return keys
 }
 
-// dump is all that the listeners' tables hold.
+// dump returns everything in the listeners' tables.
 func (a *api) dump(t *testing.T) string {
 	t.Helper()
 	rows, err := a.pool.Query(t.Context(), `SELECT l::text FROM listeners l UNION ALL SELECT s::text FROM listener_secrets s`)
@@ -42,9 +42,9 @@ func (a *api) dump(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-// TestSecretsAreSealed: what was stored in plain text is sealed at the first
-// start with a key, under another key at the start with that, by several
-// instances at once; and always read as it was.
+// TestSecretsAreSealed: secrets in plain text are sealed at the first start with a
+// key, and sealed again at the first start with another key, by several instances
+// at once. They always read as before.
 func TestSecretsAreSealed(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -71,7 +71,7 @@ func TestSecretsAreSealed(t *testing.T) {
 		for id, want := range plain {
 			l := s.Listener(id)
 			if l == nil || len(l.Secrets) != 2 || l.Secrets[0].Reveal()+" "+l.Secrets[1].Reveal() != want || l.Headers["x-token"] != header {
-				t.Fatalf("listener %d is not as it was", id)
+				t.Fatalf("listener %d has changed", id)
 			}
 		}
 	}
@@ -80,9 +80,9 @@ func TestSecretsAreSealed(t *testing.T) {
 	}
 	check(a.Listeners)
 	if !strings.Contains(a.dump(t), header) {
-		t.Error("the test would not see what is in plain text")
+		t.Error("the test would not see plain text")
 	}
-	// Enough for several batches, those expired among them.
+	// Enough for several batches, with expired ones among them.
 	if _, err := a.pool.Exec(t.Context(), `
 		INSERT INTO listeners (event, url, headers) SELECT 'TYPING_START', 'https://y.example/' || n, '{"x-token":"`+header+`"}' FROM generate_series(1, 1200) n;
 		INSERT INTO listener_secrets (listener_id, secret) SELECT id, 'whsec_'||id FROM listeners WHERE event = 'TYPING_START';
@@ -122,8 +122,8 @@ func TestSecretsAreSealed(t *testing.T) {
 	}
 }
 
-// TestWithoutTheKey: a server that lacks the key does not start, changes
-// nothing, and says what it lacks; nor can a row be moved.
+// TestWithoutTheKey: a server without the key does not start, changes nothing, and
+// says which key is missing. A value copied to another row can't be decrypted.
 func TestWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	a := &api{pool: postgrestest.New(t)}

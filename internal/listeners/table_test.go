@@ -56,8 +56,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// However it came to what it holds, a table answers like one that was loaded
-// with it, and like every listener asked for itself.
+// A table that got its listeners by changes answers like one that was loaded with
+// them, and like each listener's own Wants.
 func TestChangesEqualLoading(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -133,7 +133,7 @@ func TestVersions(t *testing.T) {
 		t.Error("the next change was not taken")
 	}
 	if !tb.apply(6, 3, l(3, "READY")) || tb.listener(3) != nil {
-		t.Error("a change that it has already was taken again, or called missing")
+		t.Error("a change that it already has was taken again, or called missing")
 	}
 	if tb.apply(8, 4, l(4, "READY")) || tb.at() != 6 || tb.listener(4) != nil {
 		t.Error("a change after one that was missed was taken")
@@ -145,14 +145,14 @@ func TestVersions(t *testing.T) {
 		t.Errorf("it needs %v", tb.intents())
 	}
 	if tb.replace(9, []*event.Listener{l(2, "GUILD_BAN_ADD")}); len(tb.changed) != 0 {
-		t.Error("the needs are called changed and are the same")
+		t.Error("the needs count as changed and are the same")
 	}
 	if tb.apply(10, 2, nil); len(tb.changed) != 1 || tb.intents() != 0 {
 		t.Errorf("with no listener it needs %v", tb.intents())
 	}
 }
 
-// What match returns is kept in batches: it must not change with the next one.
+// Batches keep the slices that match returns: the next match must not change them.
 func TestMatchedIsTheCallers(t *testing.T) {
 	t.Parallel()
 	tb := newTable()
@@ -169,7 +169,7 @@ func TestMatchedIsTheCallers(t *testing.T) {
 	}
 }
 
-// Ten thousand listeners, as different servers have them.
+// Ten thousand listeners, in the ways in which different bots have them.
 func BenchmarkMatch(b *testing.B) {
 	own := func(i int) event.Filter { return event.Filter{GuildIDs: []event.Snowflake{event.Snowflake(i + 1)}} }
 	for _, bb := range []struct {
@@ -200,7 +200,7 @@ func BenchmarkMatch(b *testing.B) {
 	}
 }
 
-// Registering one more where there are ten thousand.
+// Registering one more listener beside ten thousand.
 func BenchmarkApply(b *testing.B) {
 	for _, name := range []string{"MESSAGE_CREATE", "*"} {
 		b.Run(name, func(b *testing.B) {

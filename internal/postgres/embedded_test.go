@@ -26,8 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// dataDir is a directory that a user who runs PostgreSQL for root can reach,
-// which t.TempDir is not.
+// dataDir makes a directory that the user who runs PostgreSQL for root can reach,
+// unlike t.TempDir.
 func dataDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gatehook-test-") //nolint:usetesting // as said
@@ -73,8 +73,7 @@ func open(t *testing.T, e *Embedded) *pgxpool.Pool {
 	return pool
 }
 
-// Deep directories don't fit into a socket's path, and data outlives a
-// restart.
+// A deep directory does not fit into a socket's path, and data survives a restart.
 func TestEmbeddedKeepsItsDataInADeepDirectory(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(dataDir(t), strings.Repeat("deep/", 40))
@@ -112,7 +111,7 @@ func TestSecondServerOnOneDirectoryIsRefused(t *testing.T) {
 	start(t, dir)
 }
 
-// postmaster is the pid of a running server.
+// postmaster returns the pid of a running server.
 func postmaster(t *testing.T, e *Embedded) int {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(e.cluster, "postmaster.pid"))
@@ -148,8 +147,8 @@ func TestChildThatDiesIsStartedAgain(t *testing.T) {
 	}
 }
 
-// A server that was killed leaves a pid file that may name anybody, and where
-// the kernel does not end it with us, a PostgreSQL that still runs.
+// A server that was killed leaves a pid file, which may name any process by now,
+// and, where the kernel does not end it with us, a PostgreSQL that still runs.
 func TestTakesOverFromAKilledServer(t *testing.T) {
 	t.Parallel()
 	dir := dataDir(t)
@@ -180,10 +179,10 @@ func TestTakesOverFromAKilledServer(t *testing.T) {
 	select {
 	case err := <-ended:
 		if err != nil {
-			t.Errorf("the PostgreSQL of before: %v", err)
+			t.Errorf("the earlier PostgreSQL: %v", err)
 		}
 	case <-time.After(30 * time.Second):
-		t.Error("the PostgreSQL of before still runs")
+		t.Error("the earlier PostgreSQL still runs")
 	}
 	open(t, e)
 }
@@ -201,9 +200,9 @@ func TestInitThatWasCutOffIsDoneAgain(t *testing.T) {
 	open(t, start(t, dir))
 }
 
-// Root's PostgreSQL runs as a user who can't enter a private home directory;
-// the cluster is elsewhere then, and found again. An ordinary user's is where
-// the data is.
+// Root's PostgreSQL runs as a user who can't enter a private home directory: then
+// the cluster is elsewhere, and found again. An ordinary user's cluster is in the
+// data directory.
 func TestDirectoryThatTheOwnerCannotReach(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()

@@ -11,8 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A process that stops in the middle of a transaction, with its connection
-// open, does not hold its locks for ever: others go on.
+// A process that stops in the middle of a transaction, with its connection open,
+// does not hold its locks forever: others go on.
 func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	t.Parallel()
 	e := start(t, dataDir(t))
@@ -38,7 +38,7 @@ func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	if _, err := tx.Exec(ctx, `UPDATE leases SET n = 1`); err != nil {
 		t.Fatal(err)
 	}
-	// It says nothing more.
+	// It sends nothing more.
 	if _, err := other.Exec(ctx, `UPDATE leases SET n = n + 2`); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	}
 }
 
-// TestPoolMetrics: a server whose statements wait for connections shows it.
+// TestPoolMetrics: the metrics show that statements wait for connections.
 func TestPoolMetrics(t *testing.T) {
 	t.Parallel()
 	pool, err := Open(t.Context(), start(t, dataDir(t)).URL(), quiet)

@@ -44,7 +44,7 @@ func TestSealAndOpen(t *testing.T) {
 			t.Errorf("changed it is %q", got)
 		}
 		if _, err := k.Open(k.Newest()+"A", "row 1"); err == nil {
-			t.Error("what is no base64 is opened")
+			t.Error("a value that is not base64 is opened")
 		}
 	}
 	if after.Newest() == before.Newest() || !strings.HasPrefix(after.Seal("x", ""), after.Newest()) {
@@ -57,7 +57,7 @@ func TestSealAndOpen(t *testing.T) {
 		}
 	}
 	if none := (Keys{}); !none.Empty() || none.Seal("x", "") != "x" || none.Newest() != "" {
-		t.Error("without a key something is sealed")
+		t.Error("without a key a value is sealed")
 	}
 }
 
