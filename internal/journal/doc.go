@@ -30,9 +30,10 @@
 //
 // A batch's number is the clock at its commit in microseconds, shifted left by 10
 // bits, with the low 10 bits of the instance's number. So it grows with time, two
-// instances never use the same one, and a range of numbers is a range of time, by
-// which events are partitioned. An event's key is its batch's number and its
-// place in the batch. Events without a batch (Store.Add) have places from 1<<30 on.
+// instances don't use the same one (their numbers would have to differ by a
+// multiple of 1024), and a range of numbers is a range of time, by which events are
+// partitioned. An event's key is its batch's number and its place in the batch.
+// Events without a batch (Store.Add) have places from 1<<30 on.
 //
 // # Leases, claims and epochs
 //
@@ -40,7 +41,7 @@
 // stores nothing. It claims shards, and each claim raises the shard's epoch. A
 // commit moves a shard's cursor only if the row has the claim's epoch, so an
 // instance that was paused and wakes up late can't store anything for a shard that
-// another instance has claimed. An instance whose lease ran out gets exactly one
+// another instance has claimed. An instance whose lease ran out gets at most one
 // heir, which raises the epochs of its shards, takes over its batches and then
 // frees the shards (see Recover).
 //
