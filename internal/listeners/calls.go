@@ -7,7 +7,6 @@ import (
 	"math"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -106,21 +105,6 @@ func (c *Calls) RotateListenerSecret(ctx context.Context, req openapi.RotateList
 		return nil, answer(err)
 	}
 	return openapi.RotateListenerSecret200JSONResponse(showSecret(after, made, nil)), nil
-}
-
-// showSecret shows a registration with its secret, which is shown only once: when
-// it is made.
-func showSecret(r *registration, made string, notes []string) openapi.ListenerCreated {
-	l := show(r)
-	out := openapi.ListenerCreated{
-		CreatedAt: l.CreatedAt, Description: l.Description, DisabledAt: l.DisabledAt, DisabledReason: l.DisabledReason,
-		Enabled: l.Enabled, Event: l.Event, Filter: l.Filter, Format: l.Format, Headers: l.Headers, Id: l.Id, MaxAge: l.MaxAge,
-		MaxInFlight: l.MaxInFlight, Ordering: l.Ordering, UpdatedAt: l.UpdatedAt, Url: l.Url, Secret: made,
-	}
-	if notes != nil {
-		out.Notes = &notes
-	}
-	return out
 }
 
 // ListListeners implements GET /listeners.
@@ -364,46 +348,3 @@ func answer(err error) error {
 	}
 }
 
-// show returns a registration as the API shows it.
-func show(r *registration) openapi.Listener {
-	l := openapi.Listener{
-		Id: event.ListenerID(r.ID), Event: r.Event, Url: r.URL, Description: r.description, Enabled: r.Enabled,
-		Format: openapi.Format(r.Format), Headers: r.Headers, Ordering: openapi.Ordering(r.Ordering), MaxInFlight: r.MaxInFlight,
-		MaxAge: nullable.NewNullNullable[string](), CreatedAt: r.createdAt.UTC(), UpdatedAt: r.updatedAt.UTC(),
-		DisabledAt: nullable.NewNullNullable[time.Time](), DisabledReason: nullable.NewNullNullable[string](),
-		Filter: openapi.Filter{
-			GuildIds: shownIDs(r.Filter.GuildIDs), ChannelIds: shownIDs(r.Filter.ChannelIDs), UserIds: shownIDs(r.Filter.UserIDs),
-		},
-	}
-	if r.MaxAge > 0 {
-		l.MaxAge = nullable.NewNullableWithValue(shortDuration(r.MaxAge))
-	}
-	if r.disabledAt != nil {
-		l.DisabledAt = nullable.NewNullableWithValue(r.disabledAt.UTC())
-	}
-	if r.disabledReason != nil {
-		l.DisabledReason = nullable.NewNullableWithValue(*r.disabledReason)
-	}
-	return l
-}
-
-func shownIDs(ids []event.Snowflake) *openapi.Snowflakes {
-	if len(ids) == 0 {
-		return nil
-	}
-	list := decimals(ids)
-	return &list
-}
-
-// shortDuration returns "10m" where Go says "10m0s".
-func shortDuration(d time.Duration) string {
-	for _, unit := range []struct {
-		name string
-		size time.Duration
-	}{{"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
-		if d%unit.size == 0 {
-			return strconv.FormatInt(int64(d/unit.size), 10) + unit.name
-		}
-	}
-	return d.String()
-}

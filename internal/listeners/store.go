@@ -2,7 +2,6 @@ package listeners
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -11,100 +10,10 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/gatehook/gatehook/internal/event"
-	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // channel is the channel on which changes are announced.
 const channel = "gatehook_listeners"
-
-// registration is a listener with the fields that only the API shows.
-type registration struct {
-	event.Listener
-	description          string
-	createdAt, updatedAt time.Time
-	disabledAt           *time.Time
-	disabledReason       *string
-	// newSecret is the secret to store with a new listener.
-	newSecret string
-}
-
-// filterJSON is how a filter is stored.
-type filterJSON struct {
-	GuildIDs   []string `json:"guild_ids,omitempty"`
-	ChannelIDs []string `json:"channel_ids,omitempty"`
-	UserIDs    []string `json:"user_ids,omitempty"`
-}
-
-func encodeFilter(f event.Filter) filterJSON {
-	return filterJSON{decimals(f.GuildIDs), decimals(f.ChannelIDs), decimals(f.UserIDs)}
-}
-
-func decimals(ids []event.Snowflake) []string {
-	var out []string
-	for _, id := range ids {
-		out = append(out, id.String())
-	}
-	return out
-}
-
-func (f filterJSON) decode() (event.Filter, error) {
-	var out event.Filter
-	for _, list := range []struct {
-		from []string
-		to   *[]event.Snowflake
-	}{{f.GuildIDs, &out.GuildIDs}, {f.ChannelIDs, &out.ChannelIDs}, {f.UserIDs, &out.UserIDs}} {
-		for _, s := range list.from {
-			id, err := event.ParseSnowflake(s)
-			if err != nil {
-				return out, err
-			}
-			*list.to = append(*list.to, id)
-		}
-	}
-	return out, nil
-}
-
-const columns = `l.id, l.event, l.url, l.description, l.enabled, l.format, l.headers, l.filter, l.ordering, l.max_in_flight,
-	l.max_age_ms, l.created_at, l.updated_at, l.disabled_at, l.disabled_reason,
-	ARRAY(SELECT s.id FROM listener_secrets s
-		WHERE s.listener_id = l.id AND (s.expires_at IS NULL OR s.expires_at > now()) ORDER BY s.id DESC),
-	ARRAY(SELECT s.secret FROM listener_secrets s
-		WHERE s.listener_id = l.id AND (s.expires_at IS NULL OR s.expires_at > now()) ORDER BY s.id DESC)`
-
-func (s *Listeners) scan(row pgx.CollectableRow) (r registration, err error) {
-	var (
-		headers, filter []byte
-		maxAge          *int64
-		secretIDs       []int64
-		secrets         []string
-		stored          filterJSON
-	)
-	err = row.Scan(&r.ID, &r.Event, &r.URL, &r.description, &r.Enabled, &r.Format, &headers, &filter, &r.Ordering, &r.MaxInFlight,
-		&maxAge, &r.createdAt, &r.updatedAt, &r.disabledAt, &r.disabledReason, &secretIDs, &secrets)
-	if err != nil {
-		return r, err
-	}
-	if r.Headers, err = openHeaders(s.cfg.Keys, r.ID, headers); err != nil {
-		return r, fmt.Errorf("listener %d: %w", r.ID, err)
-	}
-	if err := json.Unmarshal(filter, &stored); err != nil {
-		return r, fmt.Errorf("listener %d: %w", r.ID, err)
-	}
-	if r.Filter, err = stored.decode(); err != nil {
-		return r, fmt.Errorf("listener %d: %w", r.ID, err)
-	}
-	if maxAge != nil {
-		r.MaxAge = time.Duration(*maxAge) * time.Millisecond
-	}
-	for i, stored := range secrets {
-		plain, err := s.cfg.Keys.Open(stored, secretRow(secretIDs[i], r.ID))
-		if err != nil {
-			return r, err
-		}
-		r.Secrets = append(r.Secrets, secret.New(plain))
-	}
-	return r, nil
-}
 
 // errNone is the error of a look-up that finds nothing.
 var errNone = pgx.ErrNoRows
@@ -198,13 +107,7 @@ func (s *Listeners) tryInsert(ctx context.Context, r registration) (*registratio
 		if err != nil {
 			return 0, nil, fmt.Errorf("store a listener's headers: %w", err)
 		}
-		err = tx.QueryRow(ctx, `INSERT INTO listeners
-				(event, url, description, enabled, format, headers, filter, ordering, max_in_flight, max_age_ms, disabled_at, disabled_reason, id)
-			OVERRIDING SYSTEM VALUE
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $4 THEN NULL ELSE now() END, CASE WHEN $4 THEN NULL ELSE 'manual' END, $11)
-			ON CONFLICT (event, url) DO NOTHING RETURNING id`,
-			r.Event, r.URL, r.description, r.Enabled, r.Format, headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
-			milliseconds(r.MaxAge), id).Scan(&id)
+		err = tx.QueryRow(ctx, insertListener, r.values(id, headers)...).Scan(&id)
 		if errors.Is(err, errNone) {
 			return 0, nil, s.taken(ctx, tx, r)
 		}
@@ -263,14 +166,7 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 		if err != nil {
 			return 0, nil, fmt.Errorf("store a listener's headers: %w", err)
 		}
-		if _, err := tx.Exec(ctx, `UPDATE listeners SET event = $2, url = $3, description = $4, format = $6, headers = $7, filter = $8,
-				ordering = $9, max_in_flight = $10, max_age_ms = $11, updated_at = now(),
-				enabled = $5,
-				disabled_at = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_at, now()) END,
-				disabled_reason = CASE WHEN $5 THEN NULL ELSE coalesce(disabled_reason, $12) END
-			WHERE id = $1`,
-			id, r.Event, r.URL, r.description, r.Enabled, r.Format, headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight,
-			milliseconds(r.MaxAge), coalesce(r.disabledReason, "manual")); err != nil {
+		if _, err := tx.Exec(ctx, updateListener, r.values(id, headers)...); err != nil {
 			return 0, nil, fmt.Errorf("update a listener: %w", err)
 		}
 		if r.Enabled && !before.Enabled || r.URL != before.URL {
@@ -368,19 +264,4 @@ func (s *Listeners) load(ctx context.Context) error {
 	}
 	s.table.replace(version, all)
 	return nil
-}
-
-func milliseconds(d time.Duration) *int64 {
-	if d == 0 {
-		return nil
-	}
-	ms := d.Milliseconds()
-	return &ms
-}
-
-func coalesce(s *string, byDefault string) string {
-	if s != nil {
-		return *s
-	}
-	return byDefault
 }
