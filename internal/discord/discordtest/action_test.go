@@ -14,14 +14,14 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// TestDo does every action to a live connection.
+// TestDo performs every action on a live connection.
 func TestDo(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name   string
 		action discordtest.Action
-		want   string // what is received; "" for the end of the connection
-		code   int    // with which it ends; 0 if it goes on
+		want   string // the payload received; "" for the end of the connection
+		code   int    // the code with which the connection ends; 0 if it stays
 		gone   bool   // the session can't be resumed afterwards
 	}{
 		{"reconnect", discordtest.Reconnect(), "op 7 null", 0, false},
@@ -54,7 +54,7 @@ func TestDo(t *testing.T) {
 			t.Parallel()
 			srv := start(t, discordtest.Config{})
 			c, session := ready(t, srv, 0, 1)
-			// What was dispatched before is sent before.
+			// Earlier dispatches are sent before the action.
 			dispatch(t, srv, 0, "TYPING_START", "{}")
 			do(t, srv, 0, tt.action)
 			c.expect("TYPING_START 2")
@@ -97,7 +97,7 @@ func TestDoWithoutConnection(t *testing.T) {
 	d.expect("op 7 null")
 }
 
-// TestReset does not wait for what is to be sent before.
+// TestReset checks that Reset does not wait for earlier dispatches.
 func TestReset(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
@@ -121,7 +121,7 @@ func TestSilence(t *testing.T) {
 	}
 	dispatch(t, srv, 0, "TYPING_START", "{}")
 	c.send(`{"op":1,"d":1}`)
-	// Several heartbeats later the socket is still there.
+	// After several missed heartbeats the socket is still open.
 	quiet, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	pong := make(chan error, 1)
@@ -145,7 +145,7 @@ func TestSilencedCloseIsNoted(t *testing.T) {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		_ = c.ws.Close(1000, "") // nobody answers: it waits in vain
+		_ = c.ws.Close(1000, "") // waits in vain for an answer
 	}()
 	e, err := srv.WaitCount(within(t), discordtest.ClientClosed, 0, 1)
 	if err != nil || e.Code != 1000 {
@@ -155,7 +155,8 @@ func TestSilencedCloseIsNoted(t *testing.T) {
 	resumed(t, srv, session, 1).expect("RESUMED 2") // Discord did not hear the 1000
 }
 
-// TestWaitReadyIsThePresent: a connection that is sent away does not count.
+// TestWaitReadyIsThePresent checks that a connection that was sent away does not
+// count as ready.
 func TestWaitReadyIsThePresent(t *testing.T) {
 	t.Parallel()
 	for _, a := range []discordtest.Action{
@@ -180,7 +181,7 @@ func TestWaitReadyIsThePresent(t *testing.T) {
 func TestArmHello(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
-	// Faults of one moment take turns.
+	// Faults of one moment happen in the order in which they were armed.
 	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Reconnect())
 	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 2, discordtest.Reconnect(), discordtest.Close(4000))
 	srv.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Silence())
@@ -295,7 +296,7 @@ func TestArmConnect(t *testing.T) {
 	srv := start(t, discordtest.Config{})
 	c, session := ready(t, srv, 0, 1)
 	drop(t, srv, c)
-	// A kept connection that breaks makes net/http send the request again.
+	// net/http repeats a request whose kept-alive connection breaks.
 	once := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	refused := func(base string) int {
 		t.Helper()
@@ -337,9 +338,9 @@ func TestArmPanics(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
 	for name, arm := range map[string]func(){
-		"shard before it is known": func() { srv.Arm(discordtest.AtHello, 0, 1, discordtest.Drop()) },
-		"op 7 over HTTP":           func() { srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Reconnect()) },
-		"status in a WebSocket":    func() { srv.Arm(discordtest.AtIdentify, 0, 1, discordtest.Status(500)) },
+		"a shard before it is known": func() { srv.Arm(discordtest.AtHello, 0, 1, discordtest.Drop()) },
+		"op 7 over HTTP":             func() { srv.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.Reconnect()) },
+		"a status in a WebSocket":    func() { srv.Arm(discordtest.AtIdentify, 0, 1, discordtest.Status(500)) },
 	} {
 		func() {
 			defer func() {

@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// BenchmarkDispatch measures a dispatch of 1 KiB from the call until a client
-// that does nothing with it has read it.
+// BenchmarkDispatch measures a dispatch of 1 KiB, from the call until a client
+// has read and discarded it.
 func BenchmarkDispatch(b *testing.B) {
 	for _, mode := range []string{"", "&compress=zlib-stream", "&compress=zstd-stream"} {
 		b.Run("json"+mode, func(b *testing.B) {
@@ -57,7 +57,7 @@ func BenchmarkDispatch(b *testing.B) {
 	}
 }
 
-// BenchmarkDispatchAway measures the script's side alone.
+// BenchmarkDispatchAway measures Dispatch alone: the client is away.
 func BenchmarkDispatchAway(b *testing.B) {
 	srv, err := discordtest.Start(discordtest.Config{})
 	if err != nil {

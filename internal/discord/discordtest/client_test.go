@@ -1,277 +1,102 @@
 package discordtest_test
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"net/http"
 	"testing"
-	"time"
-
-	"github.com/coder/websocket"
-	"go.uber.org/goleak"
 
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// start starts a server for one test. What a test does not care about is fast
-// or large enough not to matter.
-func start(t *testing.T, cfg discordtest.Config) *discordtest.Server {
-	t.Helper()
-	if cfg.IdentifyWindow == 0 {
-		cfg.IdentifyWindow = time.Nanosecond
-	}
-	srv, err := discordtest.Start(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(srv.Close)
-	return srv
-}
-
-// within bounds everything that a test waits for.
-func within(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// payload is what a client receives.
-type payload struct {
-	Op int             `json:"op"`
-	S  *int64          `json:"s"`
-	T  *string         `json:"t"`
-	D  json.RawMessage `json:"d"`
-}
-
-// String is how tests name a payload: the name and number of a dispatch, or
-// the op and d.
-func (p payload) String() string {
-	if p.Op == 0 && p.T != nil && p.S != nil {
-		return fmt.Sprintf("%s %d", *p.T, *p.S)
-	}
-	return fmt.Sprintf("op %d %s", p.Op, p.D)
-}
-
-// client is a plain WebSocket client that knows no rule.
-type client struct {
-	t      *testing.T
-	srv    *discordtest.Server
-	token  string
-	ctx    context.Context
-	ws     *websocket.Conn
-	decode func(websocket.MessageType, []byte) ([]byte, error)
-}
-
-const plainQuery = "/?v=10&encoding=json"
-
-// errMore is what a decoder returns for a part of a payload.
-var errMore = errors.New("more to come")
-
-func decodePlain(typ websocket.MessageType, message []byte) ([]byte, error) {
-	if typ != websocket.MessageText {
-		return nil, fmt.Errorf("a message of type %v", typ)
-	}
-	return message, nil
-}
-
-// dial opens a WebSocket.
-func dial(t *testing.T, srv *discordtest.Server, url string) *client {
-	t.Helper()
-	ctx := within(t)
-	ws, res, err := websocket.Dial(ctx, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if res.Body != nil {
-		_ = res.Body.Close()
-	}
-	ws.SetReadLimit(-1)
-	t.Cleanup(func() { _ = ws.CloseNow() })
-	return &client{t, srv, srv.Token(), ctx, ws, decodePlain}
-}
-
-// read reads one payload, or the error that ends the connection.
-func (c *client) read() (payload, []byte, error) {
-	for {
-		typ, message, err := c.ws.Read(c.ctx)
-		if err != nil {
-			return payload{}, nil, err
-		}
-		text, err := c.decode(typ, message)
-		if errors.Is(err, errMore) {
-			continue
-		}
-		if err != nil {
-			return payload{}, nil, err
-		}
-		var p payload
-		err = json.Unmarshal(text, &p)
-		return p, text, err
-	}
-}
-
-// next reads one payload.
-func (c *client) next() payload {
-	c.t.Helper()
-	p, text, err := c.read()
-	if err != nil {
-		c.t.Fatalf("read %q: %v", text, err)
-	}
-	return p
-}
-
-// expect reads payloads and compares their names.
-func (c *client) expect(want ...string) {
-	c.t.Helper()
-	for _, w := range want {
-		if got := c.next().String(); got != w {
-			c.t.Fatalf("got %s, want %s", got, w)
-		}
-	}
-}
-
-// expectClose reads the end of the connection: 1006 for one without a close
-// frame.
-func (c *client) expectClose(want int) {
-	c.t.Helper()
-	p, _, err := c.read()
-	if err == nil {
-		c.t.Fatalf("got %s, want the end with %d", p, want)
-	}
-	if got := closeCode(c.t, err); got != want {
-		c.t.Fatalf("the connection ended with %d, want %d: %v", got, want, err)
-	}
-}
-
-func closeCode(t *testing.T, err error) int {
-	t.Helper()
-	if errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("the connection did not end: %v", err)
-	}
-	if code := websocket.CloseStatus(err); code != -1 {
-		return int(code)
-	}
-	return 1006
-}
-
-func (c *client) send(format string, args ...any) {
-	c.t.Helper()
-	if err := c.ws.Write(c.ctx, websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-// hello dials and reads HELLO.
-func hello(t *testing.T, srv *discordtest.Server, base string) *client {
-	t.Helper()
-	c := dial(t, srv, base+plainQuery)
-	if p := c.next(); p.Op != 10 {
-		t.Fatalf("got %s, want HELLO", p)
-	}
+// as makes the connection use the token of the named client.
+func as(c *client, name string) *client {
+	c.token = c.srv.TokenOf(name)
 	return c
 }
 
-func (c *client) identify(shard, count int) {
-	c.t.Helper()
-	c.send(`{"op":2,"d":{"token":%q,"properties":{"os":"linux","browser":"x","device":"x"},"shard":[%d,%d],"intents":513}}`,
-		c.token, shard, count)
-}
-
-func (c *client) resume(session string, seq int64) {
-	c.t.Helper()
-	c.send(`{"op":6,"d":{"token":%q,"session_id":%q,"seq":%d}}`, c.token, session, seq)
-}
-
-// ready dials, identifies and reads READY. It returns the session's id.
-func ready(t *testing.T, srv *discordtest.Server, shard, count int) (*client, string) {
-	t.Helper()
-	c := hello(t, srv, srv.GatewayURL())
-	c.identify(shard, count)
-	return c, c.ready()
-}
-
-func (c *client) ready() string {
-	c.t.Helper()
-	p := c.next()
-	if p.String() != "READY 1" {
-		c.t.Fatalf("got %s, want READY 1", p)
+// TestToldPerClient checks that a client knows only what it was told itself.
+func TestToldPerClient(t *testing.T) {
+	t.Parallel()
+	srv := start(t, discordtest.Config{})
+	c := as(hello(t, srv, srv.GatewayURL()), "a")
+	c.identify(0, 1)
+	session := c.ready()
+	do(t, srv, 0, discordtest.Invalidate(false))
+	c.expect("op 9 false")
+	for _, illegal := range [][]string{nil, {"RESUME of a session that the client knows is gone"}} {
+		other := as(hello(t, srv, srv.ResumeURL()), "b")
+		other.resume(session, 1)
+		other.expect("op 9 false")
+		wantIllegal(t, srv, illegal...)
 	}
-	var d struct {
-		Session string `json:"session_id"`
+	for token, want := range map[string]int{srv.TokenOf("a"): http.StatusOK, srv.Token() + "x": http.StatusUnauthorized} {
+		if a := get(t, srv.APIURL()+"/gateway/bot", "Bot "+token); a.status != want {
+			t.Errorf("GET /gateway/bot: %d, want %d", a.status, want)
+		}
 	}
-	if err := json.Unmarshal(p.D, &d); err != nil || d.Session == "" {
-		c.t.Fatalf("READY without a session: %v: %s", err, p.D)
-	}
-	return d.Session
 }
 
-// resumed dials the resume URL and resumes.
-func resumed(t *testing.T, srv *discordtest.Server, session string, seq int64) *client {
-	t.Helper()
-	c := hello(t, srv, srv.ResumeURL())
-	c.resume(session, seq)
-	return c
+// TestSuspend takes over the session of a suspended client, which may not take
+// it back once it continues.
+func TestSuspend(t *testing.T) {
+	t.Parallel()
+	srv := start(t, discordtest.Config{})
+	a := as(hello(t, srv, srv.GatewayURL()), "a")
+	a.identify(0, 1)
+	session := a.ready()
+	late := as(hello(t, srv, srv.ResumeURL()), "a")
+	srv.Suspend("a")
+	b := as(hello(t, srv, srv.ResumeURL()), "b")
+	b.resume(session, 1)
+	b.expect("RESUMED 2")
+	a.expectClose(4006)
+	wantIllegal(t, srv)
+	if s, ok := srv.Session(0); !ok || s.ID != session || s.Client != "b" {
+		t.Errorf("session: %+v, %t", s, ok)
+	}
+	srv.Continue("a")
+	late.resume(session, 1)
+	late.expect("RESUMED 2", "RESUMED 3")
+	b.expectClose(4006)
+	wantIllegal(t, srv, "two connections on one session")
 }
 
-func dispatch(t *testing.T, srv *discordtest.Server, shard int, name, data string) discordtest.Sent {
-	t.Helper()
-	sent, err := srv.Dispatch(shard, name, []byte(data))
-	if err != nil {
+// TestSessions checks whether and why each session ended, and who ended it.
+func TestSessions(t *testing.T) {
+	t.Parallel()
+	srv := start(t, discordtest.Config{})
+	c, invalidated := ready(t, srv, 0, 4)
+	do(t, srv, 0, discordtest.Invalidate(false))
+	c.expect("op 9 false")
+	c, closed := ready(t, srv, 1, 4)
+	do(t, srv, 1, discordtest.Close(4009))
+	c.expectClose(4009)
+	c, left := ready(t, srv, 2, 4)
+	_ = c.ws.Close(1000, "")
+	if _, err := srv.WaitCount(within(t), discordtest.ClientClosed, 2, 1); err != nil {
 		t.Fatal(err)
 	}
-	return sent
-}
-
-func do(t *testing.T, srv *discordtest.Server, shard int, actions ...discordtest.Action) {
-	t.Helper()
-	if err := srv.Do(shard, actions...); err != nil {
-		t.Fatal(err)
+	c, refused := ready(t, srv, 3, 4)
+	c.send(`{"op":99}`)
+	c.expectClose(4001)
+	_, alive := ready(t, srv, 3, 4)
+	type end struct {
+		id, why  string
+		byClient bool
 	}
-}
-
-// wantIllegal compares the reasons, each by its beginning.
-func wantIllegal(t *testing.T, srv *discordtest.Server, want ...string) {
-	t.Helper()
-	got := srv.Illegal()
-	same := len(got) == len(want)
-	for i := range min(len(got), len(want)) {
-		same = same && len(got[i].Detail) >= len(want[i]) && got[i].Detail[:len(want[i])] == want[i]
+	want := []end{
+		{invalidated, "it was invalidated with op 9", false},
+		{closed, "the connection was closed with 4009", false},
+		{left, "the client closed with 1000", true},
+		{refused, "the connection was closed with 4001", true},
+		{alive, "", false},
 	}
-	if !same {
-		t.Errorf("illegal: %v\nwant: %q", got, want)
+	got := srv.Sessions()
+	if len(got) != len(want) {
+		t.Fatalf("%d sessions: %+v", len(got), got)
 	}
-}
-
-// answer is what a REST call got.
-type answer struct {
-	status int
-	header http.Header
-	body   map[string]any
-}
-
-func get(t *testing.T, url, authorization string) answer {
-	t.Helper()
-	req, err := http.NewRequestWithContext(within(t), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
+	for i, s := range got {
+		if (end{s.ID, s.Ended, s.ByClient}) != want[i] {
+			t.Errorf("session %d: %+v, want %+v", i, s, want[i])
+		}
 	}
-	if authorization != "" {
-		req.Header.Set("Authorization", authorization)
-	}
-	transport := &http.Transport{DisableKeepAlives: true}
-	res, err := transport.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	a := answer{status: res.StatusCode, header: res.Header}
-	if err := json.NewDecoder(res.Body).Decode(&a.body); err != nil {
-		t.Fatalf("%s: %v", res.Status, err)
-	}
-	return a
 }

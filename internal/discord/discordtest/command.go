@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// What Discord's documentation says of the commands of a bot.
+// The limits of a bot's commands, with the page of Discord's documentation.
 const (
-	presenceLimit  = 5                // Update Presence per presenceWindow (Activity Object)
-	presenceWindow = 20 * time.Second // a sliding one here, as with sendWindow
+	maxPresences   = 5                // Update Presence per presenceWindow (Activity Object)
+	presenceWindow = 20 * time.Second // a sliding window here, as sendWindow is
 	membersWindow  = 30 * time.Second // between two requests for all members of a guild (Rate Limited)
-	nonceLimit     = 32               // bytes (Request Guild Members)
-	usersLimit     = 100              // ids (Request Guild Members)
-	matchLimit     = 100              // members that a prefix finds (Request Guild Members)
+	maxNonce       = 32               // bytes (Request Guild Members)
+	maxUserIDs     = 100              // ids (Request Guild Members)
+	maxMatches     = 100              // members that a prefix finds (Request Guild Members)
 )
 
 // The intents that a Request Guild Members may need.
@@ -24,23 +24,23 @@ const (
 	intentPresences = 1 << 8
 )
 
-// command handles what a bot may send besides (Discord: Send Events). s.mu is
-// held.
-func (c *conn) command(op int, d json.RawMessage) {
+// commandLocked handles every op but IDENTIFY, RESUME and heartbeats (Discord:
+// Send Events).
+func (c *conn) commandLocked(op int, d json.RawMessage) {
 	s := c.srv
 	ss := c.session
 	if ss == nil {
-		c.refuse(closeNotAuth, "op %d before IDENTIFY", op)
+		c.refuseLocked(closeNotAuth, "op %d before IDENTIFY", op)
 		return
 	}
-	s.note(Entry{Kind: Command, Conn: c.id, Shard: c.shard, Session: ss.id, Op: op, Data: d})
+	s.noteLocked(Entry{Kind: Command, Conn: c.id, Shard: c.shard, Session: ss.id, Op: op, Data: d})
 	switch op {
 	case opPresence:
-		c.presence(d)
+		c.presenceLocked(d)
 	case opVoiceState:
-		c.voiceState(ss, d)
+		c.voiceStateLocked(ss, d)
 	case opMembers:
-		c.members(ss, d)
+		c.membersLocked(ss, d)
 	}
 }
 
@@ -52,11 +52,12 @@ type presencePayload struct {
 	AFK        *bool             `json:"afk"`
 }
 
-// check tells what is wrong with a presence; fatal if it can't be read.
+// check returns why Discord would not accept a presence, or "". It is fatal if
+// Discord can't read the presence at all.
 func (p *presencePayload) check() (why string, fatal bool) {
 	statuses := []string{"online", "dnd", "idle", "invisible", "offline"}
 	if p.Since == nil || p.Activities == nil || p.AFK == nil || !slices.Contains(statuses, p.Status) {
-		return "a presence needs since, activities, a status that exists, and afk", true
+		return "a presence needs since, activities, a known status, and afk", true
 	}
 	for _, raw := range p.Activities {
 		var a struct {
@@ -66,49 +67,50 @@ func (p *presencePayload) check() (why string, fatal bool) {
 			URL   *string `json:"url"`
 		}
 		if json.Unmarshal(raw, &a) != nil || a.Name == "" || a.Type == nil || *a.Type < 0 || *a.Type > 5 {
-			return "an activity needs a name and a type that exists", true
+			return "an activity needs a name and a known type", true
 		}
 		strict := json.NewDecoder(bytes.NewReader(raw))
 		strict.DisallowUnknownFields()
 		if strict.Decode(&a) != nil {
-			return "an activity with more than name, type, state and url, which is all that a bot may set", false
+			return "an activity has more than name, type, state and url, which are all that a bot may set", false
 		}
 	}
 	return "", false
 }
 
-// presence handles op 3 (Discord: Update Presence). Nobody is told of it: the
-// bot shares no guild with a user. s.mu is held.
-func (c *conn) presence(d json.RawMessage) {
+// presenceLocked handles op 3 (Discord: Update Presence). It sends no
+// PRESENCE_UPDATE, since the bot shares no guild with a user.
+func (c *conn) presenceLocked(d json.RawMessage) {
 	var p presencePayload
 	if json.Unmarshal(d, &p) != nil {
-		c.refuse(closeOpcode, "op 3 can't be decoded")
+		c.refuseLocked(closeOpcode, "op 3 can't be decoded")
 		return
 	}
 	switch why, fatal := p.check(); {
 	case fatal:
-		c.refuse(closeOpcode, "op 3: %s", why)
+		c.refuseLocked(closeOpcode, "op 3: %s", why)
 		return
 	case why != "":
-		c.srv.illegal(c, "op 3: %s", why)
+		c.srv.illegalLocked(c, "op 3: %s", why)
 	}
 	now := time.Now()
 	c.presences = slices.DeleteFunc(c.presences, func(t time.Time) bool { return now.Sub(t) >= presenceWindow })
-	if c.presences = append(c.presences, now); len(c.presences) > presenceLimit {
-		c.srv.illegal(c, "more than %d presences within %v", presenceLimit, presenceWindow)
+	if c.presences = append(c.presences, now); len(c.presences) > maxPresences {
+		c.srv.illegalLocked(c, "more than %d presences within %v", maxPresences, presenceWindow)
 	}
 }
 
-// onShard books a command for a guild that the session is not told of.
-func (c *conn) onShard(op int, guild string, ss *session) {
+// onShardLocked records it as a broken rule if the guild of a command belongs to
+// another shard.
+func (c *conn) onShardLocked(op int, guild string, ss *session) {
 	id, err := strconv.ParseUint(guild, 10, 64)
 	if err != nil || ShardOf(id, ss.count) != ss.shard {
-		c.srv.illegal(c, "op %d for guild %q, which is not on shard %d of %d", op, guild, ss.shard, ss.count)
+		c.srv.illegalLocked(c, "op %d for guild %q, which is not on shard %d of %d", op, guild, ss.shard, ss.count)
 	}
 }
 
-// voiceState answers op 4 (Discord: Update Voice State). s.mu is held.
-func (c *conn) voiceState(ss *session, d json.RawMessage) {
+// voiceStateLocked answers op 4 (Discord: Update Voice State).
+func (c *conn) voiceStateLocked(ss *session, d json.RawMessage) {
 	s := c.srv
 	var p struct {
 		Guild   string          `json:"guild_id"`
@@ -119,17 +121,17 @@ func (c *conn) voiceState(ss *session, d json.RawMessage) {
 	var channel *string
 	if json.Unmarshal(d, &p) != nil || p.Guild == "" || p.Channel == nil || json.Unmarshal(p.Channel, &channel) != nil ||
 		p.Mute == nil || p.Deaf == nil {
-		c.refuse(closeOpcode, "op 4 needs a guild_id, a channel_id that may be null, self_mute and self_deaf")
+		c.refuseLocked(closeOpcode, "op 4 needs a guild_id, a channel_id that may be null, self_mute and self_deaf")
 		return
 	}
-	c.onShard(opVoiceState, p.Guild, ss)
-	s.push(ss, "VOICE_STATE_UPDATE", frame{name: "VOICE_STATE_UPDATE", data: mustJSON(map[string]any{
+	c.onShardLocked(opVoiceState, p.Guild, ss)
+	s.pushLocked(ss, "VOICE_STATE_UPDATE", frame{name: "VOICE_STATE_UPDATE", data: mustJSON(map[string]any{
 		"guild_id": p.Guild, "channel_id": channel, "user_id": strconv.FormatUint(s.cfg.UserID, 10), "session_id": ss.id,
 		"self_mute": *p.Mute, "self_deaf": *p.Deaf, "mute": false, "deaf": false, "self_video": false, "suppress": false,
 		"request_to_speak_timestamp": nil,
 	})}, 0)
 	if channel != nil {
-		s.push(ss, "VOICE_SERVER_UPDATE", frame{name: "VOICE_SERVER_UPDATE", data: mustJSON(map[string]any{
+		s.pushLocked(ss, "VOICE_SERVER_UPDATE", frame{name: "VOICE_SERVER_UPDATE", data: mustJSON(map[string]any{
 			"guild_id": p.Guild, "token": "voice", "endpoint": "voice.example:443",
 		})}, 0)
 	}
@@ -145,21 +147,21 @@ type membersPayload struct {
 	Nonce     string          `json:"nonce"`
 }
 
-// all tells whether all members of the guild are asked for.
+// all reports whether the request is for all members of the guild.
 func (p *membersPayload) all() bool { return p.Query != nil && *p.Query == "" && *p.Limit == 0 }
 
-// check tells what Discord would not do of what is asked for, although it
-// answers.
+// check returns the part of the request that Discord would ignore or cut short,
+// although it answers; "" if there is none.
 func (p *membersPayload) check(intents int64) string {
 	var users []string
-	many := json.Unmarshal(p.Users, &users) == nil // it may be one id as well
+	list := json.Unmarshal(p.Users, &users) == nil // user_ids may also be a single id
 	switch {
-	case len(p.Nonce) > nonceLimit:
+	case len(p.Nonce) > maxNonce:
 		return "a nonce of more than 32 bytes, which is ignored"
-	case many && len(users) > usersLimit:
+	case list && len(users) > maxUserIDs:
 		return "more than 100 user_ids"
-	case p.Query != nil && *p.Query != "" && (*p.Limit < 1 || *p.Limit > matchLimit):
-		return "a limit that a prefix can't have"
+	case p.Query != nil && *p.Query != "" && (*p.Limit < 1 || *p.Limit > maxMatches):
+		return "a limit outside 1 to 100, which a prefix can't have"
 	case p.Presences && intents&intentPresences == 0:
 		return "presences without the intent GUILD_PRESENCES"
 	case p.all() && intents&intentMembers == 0:
@@ -169,48 +171,48 @@ func (p *membersPayload) check(intents int64) string {
 	}
 }
 
-// members answers op 8 (Discord: Request Guild Members). s.mu is held.
-func (c *conn) members(ss *session, d json.RawMessage) {
+// membersLocked answers op 8 (Discord: Request Guild Members).
+func (c *conn) membersLocked(ss *session, d json.RawMessage) {
 	s := c.srv
 	var p membersPayload
 	if json.Unmarshal(d, &p) != nil || p.Guild == "" || (p.Query == nil) == (p.Users == nil) || p.Query != nil && p.Limit == nil {
-		c.refuse(closeOpcode, "op 8 needs a guild_id, and one of query with limit and user_ids")
+		c.refuseLocked(closeOpcode, "op 8 needs a guild_id, and one of query with limit and user_ids")
 		return
 	}
-	c.onShard(opMembers, p.Guild, ss)
+	c.onShardLocked(opMembers, p.Guild, ss)
 	if why := p.check(ss.intents); why != "" {
-		s.illegal(c, "op 8 with %s", why)
+		s.illegalLocked(c, "op 8 with %s", why)
 	}
-	if p.all() && !s.takeMembers(ss, &p) {
+	if p.all() && !s.takeMembersLocked(ss, &p) {
 		return
 	}
 	if s.cfg.Chunks != nil {
 		for _, chunk := range s.cfg.Chunks(d) {
-			s.push(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: chunk}, 0)
+			s.pushLocked(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: chunk}, 0)
 		}
 		return
 	}
 	chunk := map[string]any{"guild_id": p.Guild, "members": []any{}, "chunk_index": 0, "chunk_count": 1}
-	if p.Nonce != "" && len(p.Nonce) <= nonceLimit {
+	if p.Nonce != "" && len(p.Nonce) <= maxNonce {
 		chunk["nonce"] = p.Nonce
 	}
-	s.push(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: mustJSON(chunk)}, 0)
+	s.pushLocked(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: mustJSON(chunk)}, 0)
 }
 
-// takeMembers tells whether all members of a guild may be asked for, and tells
-// the client if not (Discord: Rate Limited). s.mu is held.
-func (s *Server) takeMembers(ss *session, p *membersPayload) bool {
+// takeMembersLocked reports whether all members of a guild may be requested now.
+// If not, it sends the client RATE_LIMITED (Discord: Rate Limited).
+func (s *Server) takeMembersLocked(ss *session, p *membersPayload) bool {
 	now := time.Now()
-	last, ok := s.asked[p.Guild]
+	last, ok := s.membersAsked[p.Guild]
 	if !ok || now.Sub(last) >= membersWindow {
-		s.asked[p.Guild] = now
+		s.membersAsked[p.Guild] = now
 		return true
 	}
 	meta := map[string]any{"guild_id": p.Guild}
 	if p.Nonce != "" {
 		meta["nonce"] = p.Nonce
 	}
-	s.push(ss, "RATE_LIMITED", frame{name: "RATE_LIMITED", data: mustJSON(map[string]any{
+	s.pushLocked(ss, "RATE_LIMITED", frame{name: "RATE_LIMITED", data: mustJSON(map[string]any{
 		"opcode": opMembers, "retry_after": (membersWindow - now.Sub(last)).Seconds(), "meta": meta,
 	})}, 0)
 	return false

@@ -7,7 +7,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// TestCommandRefused sends commands that Discord can't read.
+// TestCommandRefused sends commands that Discord can't read and closes for.
 func TestCommandRefused(t *testing.T) {
 	t.Parallel()
 	presence := func(members string) string { return `{"op":3,"d":{` + members + `}}` }
@@ -36,7 +36,7 @@ func TestCommandRefused(t *testing.T) {
 	}
 }
 
-// TestCommandIllegal sends what Discord answers, but not as it was meant.
+// TestCommandIllegal sends commands that Discord answers, but not in full.
 func TestCommandIllegal(t *testing.T) {
 	t.Parallel()
 	ids := strings.TrimSuffix(strings.Repeat(`"1",`, 101), ",")
@@ -74,7 +74,7 @@ func TestVoiceState(t *testing.T) {
 	c.send(`{"op":4,"d":{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}}`)
 	c.expect("VOICE_STATE_UPDATE 4")
 	c.send(`{"op":8,"d":{"guild_id":"7","user_ids":"1"}}`)
-	c.expect("GUILD_MEMBERS_CHUNK 5") // no VOICE_SERVER_UPDATE between
+	c.expect("GUILD_MEMBERS_CHUNK 5") // no VOICE_SERVER_UPDATE in between
 	wantIllegal(t, srv)
 }
 
@@ -90,13 +90,13 @@ func TestPresence(t *testing.T) {
 	if _, err := srv.WaitCount(within(t), discordtest.Illegal, 0, 3); err != nil {
 		t.Fatal(err)
 	}
-	wantIllegal(t, srv, "more than 5 presences", "op 3: an activity with more", "more than 5 presences")
+	wantIllegal(t, srv, "more than 5 presences", "op 3: an activity has more", "more than 5 presences")
 	c = hello(t, srv, srv.GatewayURL())
 	c.send(`{"op":2,"d":{"token":%q,"properties":{"os":"x"},"intents":1,"presence":{"status":"online"}}}`, srv.Token())
 	c.expectClose(4001)
 }
 
-// TestAllMembersLimit: all members of a guild are told once in 30 s.
+// TestAllMembersLimit requests all members of a guild twice within 30 s.
 func TestAllMembersLimit(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})

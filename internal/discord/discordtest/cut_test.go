@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestCut: whatever stands in a compressed payload, only its last message looks
-// like the end.
+// TestCut checks that only the last message of a payload looks like the end,
+// whatever bytes the payload contains.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{"", "x", "abcdefghijkl", "abc\x00\x00\xff\xff", "\x00\x00\xff\xff\x00\x00\xff\xff\xff\x00\x00\xff\xff", "ab\x00\x00\xff\xff\x00"} {

@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
-// Sent is where a dispatch went. It is zero if the intents of the session
-// don't include the event.
+// Sent identifies a dispatch by session and sequence number. It is zero if the
+// intents of the session don't include the event.
 type Sent struct {
 	Session string
 	Seq     int64
@@ -20,8 +19,8 @@ type Sent struct {
 // Record is a dispatch in the log of Dispatched.
 type Record struct {
 	// Call numbers the calls of Dispatch, DispatchFrame, DispatchGuild and
-	// Broadcast; the copies for several sessions share it. READY, RESUMED and
-	// what answers a command have none: 0.
+	// Broadcast, from 1. The copies for several sessions share it. It is 0 for
+	// READY, RESUMED and the answers to commands.
 	Call  int64
 	Shard int
 	Name  string
@@ -31,12 +30,11 @@ type Record struct {
 // ShardOf returns the shard that carries a guild (Discord: Sharding Formula).
 func ShardOf(guild uint64, count int) int { return int((guild >> 22) % uint64(count)) }
 
-// Dispatch sends an event to the shard: an envelope around data, whose bytes
-// go out as they are and must not be changed afterwards. Every session of the
-// shard gets it, connected or to be replayed, as two clients with the same
-// shard both do; what is returned is of the newest one. It waits while a
-// connected client is ReplayLimit dispatches behind. Without a session it
-// returns ErrNoSession: nobody will ever see the event.
+// Dispatch sends an event to every session of the shard, connected or away, and
+// returns where it went in the newest one. The bytes of data become its `d`
+// unchanged, and must not be modified afterwards. Dispatch waits while a
+// connected client is ReplayLimit dispatches behind. Without a session, when no
+// client could ever receive the event, it returns ErrNoSession.
 func (s *Server) Dispatch(shard int, name string, data []byte) (Sent, error) {
 	f, err := newFrame(name, data)
 	if err != nil {
@@ -53,8 +51,8 @@ type Frame struct {
 	f    frame
 }
 
-// ParseFrame reads a recorded dispatch. Its bytes go out as they are, with
-// another `s`, and must not be changed afterwards.
+// ParseFrame reads a recorded dispatch. Its bytes are sent unchanged but for
+// `s`, and must not be modified afterwards.
 func ParseFrame(recorded []byte) (Frame, error) {
 	members, err := spans(recorded)
 	if err != nil {
@@ -66,7 +64,7 @@ func ParseFrame(recorded []byte) (Frame, error) {
 		return Frame{}, fmt.Errorf("discordtest: parse frame: op is %q: only dispatches, op 0, can be sent again", op)
 	}
 	if err := json.Unmarshal(text("t"), &out.Name); err != nil || out.Name == "" {
-		return Frame{}, fmt.Errorf("discordtest: parse frame: t is %q: a dispatch has a name", text("t"))
+		return Frame{}, fmt.Errorf("discordtest: parse frame: t is %q: a dispatch needs a name", text("t"))
 	}
 	seq, ok := members["s"]
 	if !ok || members["d"] == (span{}) {
@@ -115,7 +113,7 @@ func (s *Server) DispatchFrame(shard int, f Frame) (Sent, error) {
 }
 
 func (s *Server) dispatch(shard int, name string, f frame) (Sent, error) {
-	var one [1]Sent // more only if two clients have this shard
+	var one [1]Sent // room for the usual case: one session on this shard
 	sent, err := s.send(one[:0], name, f, func() []*session { return s.byShard[shard] })
 	if err != nil {
 		return Sent{}, fmt.Errorf("shard %d, %s: %w", shard, name, err)
@@ -150,10 +148,10 @@ func (s *Server) broadcast(name string, data []byte, to func(*session) bool) ([]
 	})
 }
 
-// newFrame checks what must not break the envelope.
+// newFrame checks that the name can't break the JSON around it.
 func newFrame(name string, data []byte) (frame, error) {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) {
-		return frame{}, fmt.Errorf("discordtest: dispatch: %q is no event name", name)
+		return frame{}, fmt.Errorf("discordtest: dispatch: %q is not an event name", name)
 	}
 	if len(data) == 0 {
 		data = []byte("null")
@@ -162,12 +160,12 @@ func newFrame(name string, data []byte) (frame, error) {
 }
 
 // send puts a frame into the sessions that to returns, as soon as all of them
-// have room, and appends where it went. to is called with s.mu held.
+// have room, and appends to sent where it went. It calls to with s.mu held.
 func (s *Server) send(sent []Sent, name string, f frame, to func() []*session) ([]Sent, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := to()
-	if s.expire(sessions...) {
+	if s.expireLocked(sessions...) {
 		sessions = to()
 	}
 	for !s.closed && slices.ContainsFunc(sessions, (*session).blocked) {
@@ -184,13 +182,13 @@ func (s *Server) send(sent []Sent, name string, f frame, to func() []*session) (
 	}
 	s.calls++
 	for _, ss := range sessions {
-		sent = append(sent, s.push(ss, name, f, s.calls))
+		sent = append(sent, s.pushLocked(ss, name, f, s.calls))
 	}
 	return sent, nil
 }
 
-// push numbers a frame and hands it to the session. s.mu is held.
-func (s *Server) push(ss *session, name string, f frame, call int64) Sent {
+// pushLocked puts a frame into the session, unless its intents exclude it.
+func (s *Server) pushLocked(ss *session, name string, f frame, call int64) Sent {
 	if s.cfg.Wants != nil && call != 0 && !s.cfg.Wants(ss.intents, name) {
 		return Sent{}
 	}
@@ -202,23 +200,10 @@ func (s *Server) push(ss *session, name string, f frame, call int64) Sent {
 	return sent
 }
 
-// Dispatched returns every dispatch since Start, READY and RESUMED included,
-// in the order of sending. It is empty without Config.LogDispatches.
+// Dispatched returns every dispatch since Start, READY and RESUMED included, in
+// order. It is empty without Config.LogDispatches.
 func (s *Server) Dispatched() []Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.records)
-}
-
-// expire ends those of the sessions that have been away for too long, and tells
-// whether there were any. Nothing watches the time: it matters only when a
-// session is used. s.mu is held.
-func (s *Server) expire(sessions ...*session) (expired bool) {
-	for _, ss := range sessions {
-		if ss.dead == "" && ss.conn == nil && time.Since(ss.awaySince) > s.cfg.SessionLifetime {
-			s.kill(ss, "it was away for longer than its lifetime", false)
-			expired = true
-		}
-	}
-	return expired
 }

@@ -134,7 +134,7 @@ func TestRouting(t *testing.T) {
 func TestWants(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{Wants: func(intents int64, name string) bool {
-		return intents == 513 && name == "X" // READY and RESUMED come anyway
+		return intents == 513 && name == "X" // it does not exclude READY and RESUMED
 	}})
 	c, session := ready(t, srv, 0, 1)
 	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent != (discordtest.Sent{}) {
@@ -146,14 +146,14 @@ func TestWants(t *testing.T) {
 	resumed(t, srv, session, 2).expect("RESUMED 3")
 }
 
-// TestSlowClient lets a client fall behind by more than is kept: nothing is
-// lost, the script waits.
+// TestSlowClient lets a client fall behind by more than ReplayLimit: the script
+// waits, and nothing is lost.
 func TestSlowClient(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{ReplayLimit: 8})
 	c, _ := ready(t, srv, 0, 1)
 	const n = 200
-	data := []byte(`"` + strings.Repeat("x", 64<<10) + `"`) // soon more than sockets buffer
+	data := []byte(`"` + strings.Repeat("x", 64<<10) + `"`) // large enough to fill the sockets' buffers
 	done := make(chan error, 1)
 	go func() {
 		for range n {
@@ -172,8 +172,8 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestDispatchEndsWithTheServer must not hang behind a client that does not
-// read.
+// TestDispatchEndsWithTheServer checks that Close ends a Dispatch that waits for
+// a client that does not read.
 func TestDispatchEndsWithTheServer(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{ReplayLimit: 8})
@@ -242,14 +242,14 @@ func TestWaitsEndWithTheServer(t *testing.T) {
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
 	_, err := discordtest.Start(discordtest.Config{Shards: -1, ReplayLimit: -1, SplitEvery: -1, HeartbeatInterval: time.Microsecond})
-	for _, want := range []string{"Shards of -1", "ReplayLimit of -1", "SplitEvery of -1", "HeartbeatInterval of 1µs"} {
+	for _, want := range []string{"Shards -1", "ReplayLimit -1", "SplitEvery -1", "HeartbeatInterval 1µs"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }
 
-// signal is a context that tells when somebody waits for its end.
+// signal is a context that closes asked when somebody waits for its end.
 type signal struct {
 	context.Context
 	once  sync.Once

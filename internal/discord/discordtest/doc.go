@@ -2,11 +2,11 @@
 // client makes before it connects, and the gateway itself, over real HTTP and
 // real WebSockets on loopback. Tests, benchmarks and the demo share it.
 //
-// It promises to refuse what Discord refuses, with the same close code, and to
-// tell what a client did that it must not do ([Server.Illegal]). It never
-// checks how a client reacts: tests do, with the log, the counts and the
-// waits, which are signals and never polls. It knows nothing of the rest of
-// the program, so that a mistake there can't hide itself here.
+// It refuses whatever Discord refuses, with the same close code, and records
+// every rule that a client broke ([Server.Illegal]). It never checks how a
+// client reacts: tests do that, with the log, the counts and the waits, which
+// are signals and never polls. It imports nothing of the rest of the program,
+// so that a mistake there cannot cancel itself out here.
 //
 // A script reads like this:
 //
@@ -19,24 +19,24 @@
 //	srv.Arm(discordtest.AtResume, 0, 2, discordtest.Close(1005)) // on the next two RESUMEs
 //	entry, err := srv.WaitResume(ctx, 0, 3)               // the third RESUME of shard 0
 //
-// What there is to script with:
+// The calls of a script:
 //
-//	Dispatch, DispatchFrame, DispatchGuild, Broadcast   events; kept for replay while the client is away
-//	Do(shard, actions...)                               faults now, behind everything dispatched so far
-//	Arm(moment, shard, times, actions...)               faults at a moment to come
-//	SetShards, SetSessionStart, SetFlags                what the REST calls answer from now on
+//	Dispatch, DispatchFrame, DispatchGuild, Broadcast   send events; they are kept for replay while the client is away
+//	Do(shard, actions...)                               cause faults now, after everything dispatched so far
+//	Arm(moment, shard, times, actions...)               cause faults at a later moment
+//	SetShards, SetSessionStart, SetFlags                change the answers of the REST calls
 //	WaitReady, WaitConnected, WaitIdentify, WaitResume, WaitAcked, WaitCount
-//	TokenOf, Suspend, Continue                          several clients of one bot, one of which is stopped
-//	Log, Count, Illegal, Dispatched, Session, Sessions  what happened
+//	TokenOf, Suspend, Continue                          run several clients of one bot and stop one of them
+//	Log, Count, Illegal, Dispatched, Session, Sessions  report what happened
 //
 // Actions: Reconnect (op 7), Invalidate (op 9), RequestHeartbeat (op 1), Close,
 // Drop, Reset, Silence, Corrupt, TextFrame, Send, Delay, Skip, After, Status,
 // RateLimit. Moments: AtGatewayBot, AtApplication, AtConnect, AtResumeConnect,
 // AtHello, AtIdentify, AtResume, AtHeartbeat.
 //
-// Sessions outlive connections as they do at Discord: dispatches are numbered
-// per session from READY on and kept for replay, RESUMED has a number too, and
-// a connection is a cursor into what is kept. What a client is told when it
-// breaks a rule, and what is chosen where Discord's documentation is silent,
-// stands at Config, Close and in receive.go.
+// Sessions outlive connections, as they do at Discord. A session numbers its
+// dispatches, beginning with READY, and keeps them for replay; RESUMED has a
+// number too. A connection is a cursor into the dispatches of its session.
+// Config, Close and receive.go say how broken rules are answered, and what we
+// chose where Discord's documentation is silent.
 package discordtest

@@ -15,18 +15,18 @@ const (
 )
 
 const (
-	// compressFrom is the size from which payload compression compresses a
-	// dispatch. Discord compresses only some payloads and does not say which,
-	// so a client has to tell by the type of the message.
-	compressFrom = 256
+	// minCompressed is the size in bytes from which payload compression
+	// compresses a dispatch. Discord compresses only some payloads and does not
+	// say which, so a client has to go by the type of the message.
+	minCompressed = 256
 	// zstdWindow bounds the memory of a connection's encoder.
 	zstdWindow = 256 << 10
 )
 
-// suffix ends what a Z_SYNC_FLUSH wrote.
+// suffix is the end of every Z_SYNC_FLUSH.
 var suffix = []byte{0x00, 0x00, 0xff, 0xff}
 
-// encoder makes WebSocket messages of payloads, for one connection (Discord:
+// encoder turns payloads into WebSocket messages, for one connection (Discord:
 // Gateway, Encoding and Compression). Only the connection's writer uses it.
 type encoder struct {
 	mode  string // the query's compress
@@ -40,7 +40,7 @@ type encoder struct {
 }
 
 // encode returns the messages that carry the payload. They are valid until the
-// next call.
+// next call of encode.
 func (e *encoder) encode(payload []byte, dispatch bool) (websocket.MessageType, [][]byte, error) {
 	e.messages = e.messages[:0]
 	e.buf.Reset()
@@ -52,7 +52,7 @@ func (e *encoder) encode(payload []byte, dispatch bool) (websocket.MessageType, 
 	case e.mode == zstdStream:
 		err = e.zstandard(payload)
 		e.messages = append(e.messages, e.buf.Bytes())
-	case e.payloads && dispatch && len(payload) >= compressFrom:
+	case e.payloads && dispatch && len(payload) >= minCompressed:
 		err = e.deflateAlone(payload)
 		e.messages = append(e.messages, e.buf.Bytes())
 	default:
@@ -62,7 +62,7 @@ func (e *encoder) encode(payload []byte, dispatch bool) (websocket.MessageType, 
 	return websocket.MessageBinary, e.messages, err
 }
 
-// deflate goes on with the connection's one zlib stream.
+// deflate appends the payload to the connection's one zlib stream.
 func (e *encoder) deflate(payload []byte) error {
 	if err := e.openZlib(); err != nil {
 		return err
@@ -73,7 +73,7 @@ func (e *encoder) deflate(payload []byte) error {
 	return e.zlib.Flush()
 }
 
-// deflateAlone makes a zlib stream of the payload alone.
+// deflateAlone makes a zlib stream of its own from the payload.
 func (e *encoder) deflateAlone(payload []byte) error {
 	if err := e.openZlib(); err != nil {
 		return err
@@ -92,11 +92,12 @@ func (e *encoder) openZlib() (err error) {
 	return err
 }
 
-// zstandard goes on with the connection's one zstd frame, which never ends.
+// zstandard appends the payload to the connection's one zstd frame, which never
+// ends.
 func (e *encoder) zstandard(payload []byte) (err error) {
 	if e.zstd == nil {
-		// With a concurrency of 1 the encoder starts no goroutine, so that it
-		// needs no end.
+		// With a concurrency of 1 the encoder starts no goroutine and need not
+		// be closed.
 		e.zstd, err = zstd.NewWriter(&e.buf, zstd.WithEncoderConcurrency(1),
 			zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow))
 		if err != nil {
@@ -109,14 +110,14 @@ func (e *encoder) zstandard(payload []byte) (err error) {
 	return e.zstd.Flush()
 }
 
-// cut spreads a flushed payload over several messages if that is asked for. The
-// last message holds the suffix whole, and no other ends like it: by that a
-// client tells the end of a payload (Discord: Gateway, zlib-stream).
+// cut splits a flushed payload into several messages if Config.SplitEvery says
+// so. Only the last message ends with the suffix, and contains all of it: that
+// is how a client finds the end of a payload (Discord: Gateway, zlib-stream).
 func (e *encoder) cut(b []byte) {
 	for e.split > 0 && len(b) > max(e.split, len(suffix)) {
 		n := min(e.split, len(b)-len(suffix))
 		if bytes.HasSuffix(b[:n], suffix) {
-			n-- // no payload ends here
+			n-- // this message must not look like the end
 		}
 		e.messages = append(e.messages, b[:n])
 		b = b[n:]
@@ -126,8 +127,8 @@ func (e *encoder) cut(b []byte) {
 	}
 }
 
-// corrupt returns a message that can't be decoded: JSON that ends too early,
-// or a block of the type that zlib and zstd reserve.
+// corrupt returns a message that can't be decoded: JSON that ends too early, or
+// a block of a type that zlib and zstd reserve.
 func (e *encoder) corrupt() (websocket.MessageType, []byte) {
 	if e.mode != "" {
 		return websocket.MessageBinary, append([]byte{0xde, 0xad, 0xbe, 0xef}, suffix...)

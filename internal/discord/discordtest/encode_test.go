@@ -15,9 +15,9 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// feed is what a stream decoder reads from: what was written to it, and then
-// errMore instead of the end. It hides the buffer's methods: klauspost's decoder
-// takes a bytes.Buffer for a whole stream.
+// feed is the input of a stream decoder: the bytes written to buf, and then
+// errMore instead of io.EOF. It hides the buffer's other methods, since
+// klauspost's decoder takes a bytes.Buffer for a whole stream.
 type feed struct{ buf bytes.Buffer }
 
 func (f *feed) Read(p []byte) (int, error) {
@@ -27,9 +27,9 @@ func (f *feed) Read(p []byte) (int, error) {
 	return f.buf.Read(p)
 }
 
-// zlibDecoder inflates a zlib-stream with the standard library's decoder,
-// which did not write it. That one does not survive errMore, so that the whole
-// stream is inflated anew for every payload.
+// zlibDecoder inflates a zlib-stream with the standard library's decoder, which
+// is independent of the encoder. That decoder can't continue after errMore, so
+// the whole stream is inflated anew for every payload.
 func zlibDecoder() func(websocket.MessageType, []byte) ([]byte, error) {
 	var stream []byte
 	var seen int
@@ -47,7 +47,7 @@ func zlibDecoder() func(websocket.MessageType, []byte) ([]byte, error) {
 		}
 		all, err := io.ReadAll(z)
 		if !errors.Is(err, io.ErrUnexpectedEOF) { // the stream never ends
-			return nil, fmt.Errorf("the stream: %w", err)
+			return nil, fmt.Errorf("inflate the stream: %w", err)
 		}
 		text := all[seen:]
 		seen = len(all)
@@ -55,8 +55,8 @@ func zlibDecoder() func(websocket.MessageType, []byte) ([]byte, error) {
 	}
 }
 
-// zstdDecoder is klauspost's decoder, the only one there is in Go. That the
-// reference implementation reads the same bytes was checked by hand.
+// zstdDecoder uses klauspost's decoder, since no other exists in Go. We checked
+// by hand that the reference implementation decodes the same bytes.
 func zstdDecoder(t *testing.T) func(websocket.MessageType, []byte) ([]byte, error) {
 	t.Helper()
 	var stream feed
@@ -90,7 +90,7 @@ func zstdDecoder(t *testing.T) func(websocket.MessageType, []byte) ([]byte, erro
 	}
 }
 
-// payloads are small, repetitive, incompressible and large ones.
+// payloads returns small, repetitive, incompressible and large payloads.
 func payloads() []string {
 	noise := make([]byte, 0, 100_000)
 	for x := uint32(1); len(noise) < cap(noise); {
@@ -147,7 +147,7 @@ func TestCompression(t *testing.T) {
 				dispatch(t, srv, 0, "X", data)
 			}
 			c.expectClose(1006)
-			// The stream is the connection's: a new one begins.
+			// The stream belongs to the connection: a new one begins.
 			c = connect(srv.ResumeURL())
 			c.resume(session, 6)
 			check(7)
@@ -171,7 +171,7 @@ func TestPayloadCompression(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return io.ReadAll(z) // to the end: each message is a whole stream
+		return io.ReadAll(z) // no error: each message is a whole stream
 	}
 	c := hello(t, srv, srv.GatewayURL())
 	c.decode = decode
@@ -183,7 +183,7 @@ func TestPayloadCompression(t *testing.T) {
 			t.Errorf("got %d bytes, want %d", len(p.D), len(data))
 		}
 	}
-	if compressed != 4 || plain != 2 { // READY and three large ones; two small ones
+	if compressed != 4 || plain != 2 { // READY and three large payloads; two small ones
 		t.Errorf("%d compressed and %d plain, want 4 and 2", compressed, plain)
 	}
 	drop(t, srv, c)
@@ -208,8 +208,8 @@ func TestTwoCompressions(t *testing.T) {
 	wantIllegal(t, srv, "payload compression together with transport compression")
 }
 
-// TestBroken sends what can't be decoded, in every encoding, first of all and
-// later.
+// TestBroken sends messages that can't be decoded, in every encoding, instead of
+// HELLO and within a session.
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	for _, query := range []string{"", "&compress=zlib-stream", "&compress=zstd-stream"} {

@@ -10,8 +10,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// A client becomes ready and gets an event, loses its connection, and resumes
-// to get what happened meanwhile.
+// A client becomes ready, receives an event, loses its connection, and resumes
+// to receive the event that it missed.
 func Example() {
 	srv, err := discordtest.Start(discordtest.Config{Token: "secret"})
 	if err != nil {
@@ -22,7 +22,7 @@ func Example() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 
-	// The client: any will do that connects to srv.APIURL() with srv.Token().
+	// The client. Any client works that connects to srv.APIURL() with srv.Token().
 	connect := func(url, first string) *websocket.Conn {
 		ws, _, err := websocket.Dial(ctx, url+"/?v=10&encoding=json", nil) //nolint:bodyclose // Dial takes it over
 		if err != nil {

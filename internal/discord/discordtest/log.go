@@ -1,29 +1,27 @@
 package discordtest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
-// What Start and the methods of Server return.
+// The errors of Server's methods.
 var (
 	ErrClosed       = errors.New("discordtest: the server is closed")
 	ErrNoSession    = errors.New("discordtest: no session to dispatch to")
 	ErrNotConnected = errors.New("discordtest: no connection with a session")
 )
 
-// Kind is what an Entry of the log tells.
+// Kind is the kind of an Entry.
 type Kind int
 
-// The kinds of log entries. Who did it comes first: a client or Discord.
+// The kinds of log entries.
 const (
 	Connected    Kind = iota // a client opened a WebSocket
 	Identify                 // a client sent IDENTIFY
-	Resume                   // a client sent RESUME; Seq is what it said
+	Resume                   // a client sent RESUME; Seq is its `seq`, -1 if there is none
 	Ready                    // Discord began a session
 	Resumed                  // Discord accepted a RESUME; Seq is where the replay begins
 	Refused                  // Discord answered IDENTIFY or RESUME with op 9
@@ -33,7 +31,7 @@ const (
 	ClientClosed             // a client ended its connection; Code is its close code
 	ServerClosed             // Discord ended a connection; Code is the close code
 	Silenced                 // Discord left a connection half-open
-	Illegal                  // a client did what it must not do
+	Illegal                  // a client broke a rule
 	kinds
 )
 
@@ -49,9 +47,9 @@ func (k Kind) String() string { return kindNames[k] }
 type Entry struct {
 	At   time.Time
 	Kind Kind
-	// Conn numbers the connections from 1 on; 0 for a plain HTTP request.
+	// Conn numbers the connections, from 1.
 	Conn int
-	// Shard is AnyShard until the connection has told it.
+	// Shard is AnyShard until the client has named its shard.
 	Shard   int
 	Session string
 	Seq     int64
@@ -60,9 +58,9 @@ type Entry struct {
 	// Code is a close code: 1005 for a close frame without a code, 1006 for
 	// a connection that ended without a close frame.
 	Code int
-	// Data is the payload of Identify and Command: its `d`.
+	// Data is the `d` of an Identify or a Command.
 	Data []byte
-	// Detail says more, in words. Of an Illegal entry it is the reason.
+	// Detail is the reason of a Refused or Illegal entry.
 	Detail string
 }
 
@@ -83,59 +81,51 @@ func (e Entry) String() string {
 	return s
 }
 
-// logLimit is how many entries are kept at most; the older half is forgotten
-// when they are more, and Count goes on counting.
-const logLimit = 1 << 16
+// maxEntries is how many entries are kept. When there are more, the older half
+// is forgotten; Count still counts them.
+const maxEntries = 1 << 16
 
-// journal is the log and its counts. Server.mu guards it.
-type journal struct {
+// entryLog is the log and its counts.
+type entryLog struct {
+	// Server.mu guards all fields.
 	entries []Entry
 	illegal []Entry
-	counts  map[counted]int
-	changed chan struct{} // closed and replaced when something was noted, if anybody waits
-	waiting bool
+	counts  map[countKey]int
+	changed chan struct{} // closed and replaced at a change, if anybody waits
+	waiting bool          // somebody waits for changed
 }
 
-type counted struct {
+type countKey struct {
 	kind  Kind
 	shard int
 }
 
 func keepHalf(entries []Entry) []Entry {
-	if len(entries) < logLimit {
+	if len(entries) < maxEntries {
 		return entries
 	}
-	return slices.Delete(entries, 0, logLimit/2)
+	return slices.Delete(entries, 0, maxEntries/2)
 }
 
-// note adds to the log. s.mu is held.
-func (s *Server) note(e Entry) {
+// noteLocked adds an entry to the log.
+func (s *Server) noteLocked(e Entry) {
 	e.At = time.Now()
 	s.log.entries = append(keepHalf(s.log.entries), e)
-	s.log.counts[counted{e.Kind, e.Shard}]++
+	s.log.counts[countKey{e.Kind, e.Shard}]++
 	if e.Kind == Illegal {
 		s.log.illegal = append(keepHalf(s.log.illegal), e)
 	}
-	s.signal()
+	s.signalLocked()
 }
 
-// signal wakes those who wait for something to happen. s.mu is held.
-func (s *Server) signal() {
-	if s.log.waiting {
-		close(s.log.changed)
-		s.log.changed = make(chan struct{})
-		s.log.waiting = false
-	}
-}
-
-// Log returns what happened so far.
+// Log returns the entries so far, oldest first.
 func (s *Server) Log() []Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.log.entries)
 }
 
-// Illegal returns what clients did that they must not do, whether or not
+// Illegal returns an entry for every rule that a client broke, whether or not
 // Discord would have punished it.
 func (s *Server) Illegal() []Entry {
 	s.mu.Lock()
@@ -143,17 +133,17 @@ func (s *Server) Illegal() []Entry {
 	return slices.Clone(s.log.illegal)
 }
 
-// Count returns how often something happened to a shard, or to AnyShard.
-// Connected has no shard.
+// Count returns the number of entries of a kind for a shard, or for AnyShard.
+// Entries of kind Connected have no shard.
 func (s *Server) Count(k Kind, shard int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.count(k, shard)
+	return s.countLocked(k, shard)
 }
 
-func (s *Server) count(k Kind, shard int) (n int) {
+func (s *Server) countLocked(k Kind, shard int) (n int) {
 	if shard != AnyShard {
-		return s.log.counts[counted{k, shard}]
+		return s.log.counts[countKey{k, shard}]
 	}
 	for c, m := range s.log.counts {
 		if c.kind == k {
@@ -161,125 +151,4 @@ func (s *Server) count(k Kind, shard int) (n int) {
 		}
 	}
 	return n
-}
-
-// Session returns the newest session of the shard that is not gone.
-func (s *Server) Session(shard int) (Session, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ss := s.newest(shard); ss != nil {
-		return ss.snapshot(), true
-	}
-	return Session{}, false
-}
-
-// Sessions returns all sessions, those that are gone too, in the order in which
-// they began. Of very many only the newest are remembered.
-func (s *Server) Sessions() []Session {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.expire(s.order...)
-	list := make([]Session, len(s.order))
-	for i, ss := range s.order {
-		list[i] = ss.snapshot()
-	}
-	return list
-}
-
-// WaitReady waits until the newest session of the shard is in service (see
-// Session.Connected) and returns it. It is not the history that counts, but
-// the present: after Do(shard, Drop()) it waits for the client to come back.
-func (s *Server) WaitReady(ctx context.Context, shard int) (Session, error) {
-	var found Session
-	err := s.await(ctx, fmt.Sprintf("shard %d in service", shard), func() bool {
-		if ss := s.newest(shard); ss != nil {
-			found = ss.snapshot()
-		}
-		return found.Connected
-	})
-	return found, err
-}
-
-// WaitConnected waits until the n-th WebSocket was opened.
-func (s *Server) WaitConnected(ctx context.Context, n int) (Entry, error) {
-	return s.WaitCount(ctx, Connected, AnyShard, n)
-}
-
-// WaitIdentify waits until the shard has sent its n-th IDENTIFY and returns it.
-func (s *Server) WaitIdentify(ctx context.Context, shard, n int) (Entry, error) {
-	return s.WaitCount(ctx, Identify, shard, n)
-}
-
-// WaitResume waits until the shard has sent its n-th RESUME and returns it.
-func (s *Server) WaitResume(ctx context.Context, shard, n int) (Entry, error) {
-	return s.WaitCount(ctx, Resume, shard, n)
-}
-
-// WaitAcked waits until a heartbeat of the shard's newest session has
-// acknowledged seq.
-func (s *Server) WaitAcked(ctx context.Context, shard int, seq int64) error {
-	return s.await(ctx, fmt.Sprintf("shard %d acknowledging %d", shard, seq), func() bool {
-		ss := s.newest(shard)
-		return ss != nil && ss.acked >= seq
-	})
-}
-
-// WaitCount waits until something has happened n times to a shard, or to
-// AnyShard, counted from Start, and returns the entry of the n-th time. The
-// entry is empty if it is so long ago that the log has forgotten it.
-func (s *Server) WaitCount(ctx context.Context, k Kind, shard, n int) (Entry, error) {
-	var found Entry
-	err := s.await(ctx, fmt.Sprintf("%s number %d of shard %d", k, n, shard), func() bool {
-		total := s.count(k, shard)
-		if total < n {
-			return false
-		}
-		for _, e := range slices.Backward(s.log.entries) {
-			if e.Kind != k || shard != AnyShard && e.Shard != shard {
-				continue
-			}
-			if total == n {
-				found = e
-				return true
-			}
-			total--
-		}
-		return true
-	})
-	return found, err
-}
-
-// await returns when cond, which is called with s.mu held, holds.
-func (s *Server) await(ctx context.Context, what string, cond func() bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !cond() {
-		if s.closed {
-			return ErrClosed
-		}
-		s.log.waiting = true
-		changed := s.log.changed
-		s.mu.Unlock()
-		select {
-		case <-changed:
-			s.mu.Lock()
-		case <-ctx.Done():
-			s.mu.Lock()
-			return fmt.Errorf("discordtest: no %s: %w; last: %s", what, context.Cause(ctx), s.tail())
-		}
-	}
-	return nil
-}
-
-// tail describes the last entries for a message to people. s.mu is held.
-func (s *Server) tail() string {
-	last := s.log.entries[max(0, len(s.log.entries)-8):]
-	if len(last) == 0 {
-		return "nothing happened"
-	}
-	lines := make([]string, len(last))
-	for i, e := range last {
-		lines[i] = e.String()
-	}
-	return strings.Join(lines, "; ")
 }

@@ -14,7 +14,7 @@ import (
 
 const properties = `"properties":{"os":"linux","browser":"x","device":"x"}`
 
-// TestRefused sends what Discord refuses, right after HELLO.
+// TestRefused sends payloads that Discord refuses, right after HELLO.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	identify := func(members string) string {
@@ -60,7 +60,7 @@ func TestRefused(t *testing.T) {
 			srv := start(t, discordtest.Config{Token: "T", Flags: 1 << 15})
 			c := hello(t, srv, srv.GatewayURL())
 			c.send("%s", tt.send)
-			c.send(`{"op":1,"d":null}`) // of no interest any more
+			c.send(`{"op":1,"d":null}`) // ignored by now
 			c.expectClose(tt.want)
 			wantIllegal(t, srv, tt.illegal)
 			closed, err := srv.WaitCount(within(t), discordtest.ServerClosed, discordtest.AnyShard, 1)
@@ -106,7 +106,7 @@ func TestQueryRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedInSession sends what is refused only once there is a session.
+// TestRefusedInSession sends payloads that Discord refuses within a session.
 func TestRefusedInSession(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -139,7 +139,7 @@ func TestRefusedInSession(t *testing.T) {
 func TestRateLimit(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
-	c, session := ready(t, srv, 0, 1) // one of the 120
+	c, session := ready(t, srv, 0, 1) // IDENTIFY is one of the 120
 	for range 119 {
 		c.send(`{"op":31,"d":{}}`)
 		c.send(`{"op":1,"d":1}`) // heartbeats don't count
@@ -148,7 +148,7 @@ func TestRateLimit(t *testing.T) {
 		c.expect("op 11 null")
 	}
 	if n := srv.Count(discordtest.Command, 0); n != 119 {
-		t.Fatalf("%d commands noted, want 119", n)
+		t.Fatalf("%d commands logged, want 119", n)
 	}
 	c.send(`{"op":31,"d":{}}`)
 	c.expectClose(4008)
@@ -200,7 +200,7 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// TestIdentifyWithoutShard is what a bot with one shard may do.
+// TestIdentifyWithoutShard identifies as a bot with one shard may.
 func TestIdentifyWithoutShard(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -251,7 +251,7 @@ func TestBuckets(t *testing.T) {
 	c.identify(2, 4)
 	c.expect("op 9 false")
 	if time.Since(began) >= window {
-		t.Fatal("the machine is too slow to tell anything")
+		t.Fatal("the machine is too slow for this test")
 	}
 	wantIllegal(t, srv, "IDENTIFY within 400ms")
 	if n := srv.Count(discordtest.Refused, 2); n != 1 {
@@ -259,7 +259,7 @@ func TestBuckets(t *testing.T) {
 	}
 
 	<-time.After(time.Until(began.Add(window)) + 50*time.Millisecond)
-	c.identify(2, 4) // the connection may be used again
+	c.identify(2, 4) // on the same connection
 	c.ready()
 	if s, err := srv.WaitReady(within(t), 2); err != nil || !s.Connected {
 		t.Errorf("session %+v, %v", s, err)
@@ -281,14 +281,14 @@ func TestBudget(t *testing.T) {
 	b, _ := ready(t, srv, 1, 2)
 	remaining(0)
 	_ = b.ws.CloseNow()
-	resumed(t, srv, session, 1).expect("RESUMED 2") // costs nothing
+	resumed(t, srv, session, 1).expect("RESUMED 2") // a RESUME costs nothing
 	a.expectClose(4006)
 
 	c := hello(t, srv, srv.GatewayURL())
 	c.identify(1, 2)
 	c.expectClose(4004)
 	if got := get(t, srv.APIURL()+"/gateway/bot", "Bot "+srv.Token()); got.status != 401 {
-		t.Errorf("the token is still good: %d", got.status)
+		t.Errorf("the token is still accepted: %d", got.status)
 	}
 	resumed(t, srv, session, 1).expectClose(4006)
 	wantIllegal(t, srv, "two connections on one session", "IDENTIFY after the session start limit", "RESUME with a wrong token")
@@ -328,7 +328,7 @@ func TestHeartbeats(t *testing.T) {
 	wantIllegal(t, srv)
 	c.send(`{"op":1,"d":2}`)
 	c.expect("op 11 null")
-	wantIllegal(t, srv, "a heartbeat acknowledges 2, of 1 sent")
+	wantIllegal(t, srv, "a heartbeat acknowledges 2, but the last dispatch sent is 1")
 	if s, _ := srv.Session(0); s.Acked != 1 {
 		t.Errorf("acked %d, want 1", s.Acked)
 	}
@@ -340,7 +340,7 @@ func TestMissedHeartbeat(t *testing.T) {
 	c, session := ready(t, srv, 0, 1)
 	began := time.Now()
 	last := began
-	for time.Since(began) < 500*time.Millisecond { // longer than one interval with its grace
+	for time.Since(began) < 500*time.Millisecond { // longer than an interval and its grace
 		last = time.Now()
 		c.send(`{"op":1,"d":1}`)
 		c.expect("op 11 null")
@@ -350,7 +350,7 @@ func TestMissedHeartbeat(t *testing.T) {
 		t.Errorf("closed %v after a heartbeat", d)
 	}
 	if srv.Count(discordtest.Missed, 0) != 1 {
-		t.Error("no missed heartbeat was noted")
+		t.Error("no missed heartbeat was logged")
 	}
 	wantIllegal(t, srv)
 	resumed(t, srv, session, 1).expect("RESUMED 2")
@@ -402,5 +402,5 @@ func TestFlood(t *testing.T) {
 			break
 		}
 	}
-	wantIllegal(t, srv, "it sends heartbeats")
+	wantIllegal(t, srv, "the client sends heartbeats")
 }

@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// handleAPI serves the gateway's URL and the REST calls, whatever stands
-// before them in the path.
+// handleAPI serves the gateway's URL, and the REST calls under any path prefix.
 func (s *Server) handleAPI(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.EqualFold(r.Header.Get("Upgrade"), "websocket"):
@@ -20,21 +19,21 @@ func (s *Server) handleAPI(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(r.URL.Path, "/gateway"):
 		writeJSON(w, http.StatusOK, map[string]any{"url": s.GatewayURL()})
 	case strings.HasSuffix(r.URL.Path, "/gateway/bot"):
-		s.answer(w, r, AtGatewayBot, s.gatewayBot)
+		s.answer(w, r, AtGatewayBot, s.gatewayBotLocked)
 	case strings.HasSuffix(r.URL.Path, "/applications/@me"):
-		s.answer(w, r, AtApplication, s.application)
+		s.answer(w, r, AtApplication, s.applicationLocked)
 	default:
 		writeError(w, http.StatusNotFound)
 	}
 }
 
-// answer answers a call that needs the bot's token, unless a fault is armed.
+// answer answers a call that needs the bot's token, unless an armed fault does.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, at Moment, body func() any) {
 	s.mu.Lock()
-	actions := s.fire(at, AnyShard)
+	actions := s.fireLocked(at, AnyShard)
 	token, authorized := strings.CutPrefix(r.Header.Get("Authorization"), "Bot ")
 	if authorized {
-		_, authorized = s.clientOf(token)
+		_, authorized = s.clientOfLocked(token)
 	}
 	s.mu.Unlock()
 	switch {
@@ -49,9 +48,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, at Moment, body 
 	}
 }
 
-// gatewayBot is Discord's answer to Get Gateway Bot. s.mu is held.
-func (s *Server) gatewayBot() any {
-	l := s.sessionStart()
+// gatewayBotLocked returns the answer to Get Gateway Bot.
+func (s *Server) gatewayBotLocked() any {
+	l := s.sessionStartLocked()
 	return map[string]any{
 		"url":    s.GatewayURL(),
 		"shards": s.cfg.Shards,
@@ -64,9 +63,9 @@ func (s *Server) gatewayBot() any {
 	}
 }
 
-// application is Discord's application object, as far as a gateway client
-// reads it. s.mu is held.
-func (s *Server) application() any {
+// applicationLocked returns the fields of Discord's application object that a
+// gateway client reads.
+func (s *Server) applicationLocked() any {
 	return map[string]any{
 		"id":          strconv.FormatUint(s.cfg.ApplicationID, 10),
 		"name":        "discordtest",
@@ -83,8 +82,8 @@ func (s *Server) user() any {
 	}
 }
 
-// readyData is the `d` of READY (Discord: Gateway Events, Ready). s.mu is held.
-func (s *Server) readyData(ss *session) []byte {
+// readyDataLocked returns the `d` of READY (Discord: Gateway Events, Ready).
+func (s *Server) readyDataLocked(ss *session) []byte {
 	guilds := []any{}
 	for _, id := range s.cfg.Guilds {
 		if ShardOf(id, ss.count) == ss.shard {
@@ -102,8 +101,8 @@ func (s *Server) readyData(ss *session) []byte {
 	})
 }
 
-// actHTTP does what was armed for a plain request or a handshake and tells
-// whether the answer shall follow.
+// actHTTP performs the actions armed for a plain request or a handshake, and
+// reports whether the answer follows.
 func (s *Server) actHTTP(w http.ResponseWriter, r *http.Request, actions []Action) (goOn bool) {
 	for _, a := range actions {
 		switch a.verb {
@@ -134,7 +133,7 @@ func (s *Server) actHTTP(w http.ResponseWriter, r *http.Request, actions []Actio
 				if a.verb == verbReset {
 					broken.reset()
 				} else {
-					_ = broken.Close() // there is nobody to tell
+					_ = broken.Close() // nobody needs the error
 				}
 			}
 			return false
@@ -159,11 +158,11 @@ func writeRateLimited(w http.ResponseWriter, after time.Duration) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(mustJSON(body)) // a client that went away needs no answer
+	_, _ = w.Write(mustJSON(body)) // fails only if the client is gone
 }
 
-// mustJSON encodes what this package made up of maps, numbers and strings,
-// which can't fail.
+// mustJSON encodes values that this package built from maps, numbers and
+// strings, which can't fail.
 func mustJSON(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -3,11 +3,11 @@ package discordtest
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"strconv"
+	"slices"
 	"time"
 )
 
-// Session is what a script may know of a gateway session.
+// Session is a snapshot of a gateway session.
 type Session struct {
 	ID      string
 	Shard   int
@@ -16,20 +16,21 @@ type Session struct {
 	// Seq is the sequence number of the last dispatch, Acked the highest one
 	// that a heartbeat acknowledged.
 	Seq, Acked int64
-	// Connected tells whether a client is connected and in service: READY or
-	// RESUMED is on its way and nothing has been done to send it away.
+	// Connected means that a client is connected and in service: READY or
+	// RESUMED is on its way, and no action has sent the client away.
 	Connected bool
-	// Client is who began or resumed it last (see Server.TokenOf).
+	// Client is the client that last began or resumed it (see Server.TokenOf).
 	Client string
-	// Ended is why nobody can resume it any more; empty while it can be
-	// resumed, as far as anybody tried. ByClient: the client ended it, with
-	// 1000 or 1001 or by what it must not do.
+	// Ended is the reason why the session can't be resumed any more; empty
+	// while it can. ByClient means that the client ended it, with 1000 or
+	// 1001 or by breaking a rule.
 	Ended    string
 	ByClient bool
 }
 
-// session is one gateway session. Server.mu guards it.
+// session is one gateway session.
 type session struct {
+	// Server.mu guards all fields.
 	id           string
 	shard, count int
 	intents      int64
@@ -37,11 +38,11 @@ type session struct {
 	query        query
 	seq, acked   int64
 	frames       ring
-	conn         *conn     // nil while away
-	awaySince    time.Time // zero while connected
-	client       string    // of the last connection
+	conn         *conn     // nil while the client is away
+	awaySince    time.Time // zero while a client is connected
+	client       string    // the client of the last connection
 	dead         string    // why it can't be resumed; empty while it can
-	byClient     bool      // it is dead by the client's doing
+	byClient     bool      // the client ended it
 	told         []string  // the clients that know that it is dead
 }
 
@@ -51,9 +52,9 @@ func newSessionID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// push appends a dispatch and wakes the connection's writer. What the client
-// was not sent yet never makes room: RESUMED and the answers to commands, which
-// can't wait as Dispatch does, exceed the limit instead.
+// push appends a dispatch and wakes the connection's writer. It never drops a
+// dispatch that the connected client was not sent yet: RESUMED and the answers
+// to commands, which can't wait as Dispatch does, exceed the limit instead.
 func (ss *session) push(f frame) {
 	for ss.frames.full() && (ss.conn == nil || ss.frames.first <= ss.conn.cursor) {
 		ss.frames.trim(ss.frames.first)
@@ -65,8 +66,8 @@ func (ss *session) push(f frame) {
 	}
 }
 
-// blocked tells whether one more dispatch would push out one that the
-// connected client has yet to be sent.
+// blocked reports whether one more dispatch would exceed the limit, because the
+// connected client was not yet sent the oldest one.
 func (ss *session) blocked() bool {
 	return ss.conn != nil && ss.frames.full() && ss.frames.first > ss.conn.cursor
 }
@@ -78,72 +79,93 @@ func (ss *session) snapshot() Session {
 	}
 }
 
-// frame is a dispatch before it has a number. Either name and data are set,
-// or head and data: what stands in a recorded frame before and behind the
-// value of `s`.
-type frame struct {
-	name string
-	head []byte
-	data []byte
-}
+// maxSessions is how many sessions are remembered; beyond it, all dead ones are
+// forgotten.
+const maxSessions = 4096
 
-// append writes the frame with its sequence number.
-func (f *frame) append(b []byte, seq int64) []byte {
-	if f.head != nil {
-		b = append(b, f.head...)
-		b = strconv.AppendInt(b, seq, 10)
-		return append(b, f.data...)
+// newestLocked returns the newest live session of the shard, or nil.
+func (s *Server) newestLocked(shard int) *session {
+	s.expireLocked(s.byShard[shard]...)
+	if sessions := s.byShard[shard]; len(sessions) > 0 {
+		return sessions[len(sessions)-1]
 	}
-	b = append(b, `{"t":"`...)
-	b = append(b, f.name...)
-	b = append(b, `","s":`...)
-	b = strconv.AppendInt(b, seq, 10)
-	b = append(b, `,"op":0,"d":`...)
-	b = append(b, f.data...)
-	return append(b, '}')
+	return nil
 }
 
-// ring keeps the last dispatches of a session: those with the numbers first to
-// first+n-1.
-type ring struct {
-	limit int // from how many on it is full; it takes more
-	slots []frame
-	head  int
-	n     int
-	first int64
+// beginLocked starts a session on a connection, with READY as its first
+// dispatch.
+func (s *Server) beginLocked(c *conn, ss *session) {
+	ss.id = newSessionID()
+	ss.frames = newRing(s.cfg.ReplayLimit)
+	s.forgetLocked()
+	s.sessions[ss.id] = ss
+	s.order = append(s.order, ss)
+	s.byShard[ss.shard] = append(s.byShard[ss.shard], ss)
+	c.attachLocked(ss)
+	s.pushLocked(ss, "READY", frame{name: "READY", data: s.readyDataLocked(ss)}, 0)
+	s.noteLocked(Entry{Kind: Ready, Conn: c.id, Shard: ss.shard, Session: ss.id})
 }
 
-func newRing(limit int) ring { return ring{limit: limit, first: 1} }
-
-func (r *ring) full() bool { return r.n >= r.limit }
-
-func (r *ring) push(f frame) {
-	if r.n == len(r.slots) {
-		r.grow()
+func (s *Server) forgetLocked() {
+	if len(s.order) < maxSessions {
+		return
 	}
-	r.slots[(r.head+r.n)%len(r.slots)] = f
-	r.n++
+	s.order = slices.DeleteFunc(s.order, func(ss *session) bool {
+		if ss.dead != "" {
+			delete(s.sessions, ss.id)
+		}
+		return ss.dead != ""
+	})
 }
 
-func (r *ring) grow() {
-	slots := make([]frame, max(64, 2*len(r.slots)))
-	for i := range r.n {
-		slots[i] = r.slots[(r.head+i)%len(r.slots)]
+// killLocked ends a session: it can't be resumed any more.
+func (s *Server) killLocked(ss *session, why string, byClient bool) {
+	if ss.dead != "" {
+		return
 	}
-	r.slots, r.head = slots, 0
-}
-
-// at returns the frame with this number, which must be kept.
-func (r *ring) at(seq int64) frame {
-	return r.slots[(r.head+int(seq-r.first))%len(r.slots)]
-}
-
-// trim forgets everything up to seq.
-func (r *ring) trim(seq int64) {
-	for r.n > 0 && r.first <= seq {
-		r.slots[r.head] = frame{}
-		r.head = (r.head + 1) % len(r.slots)
-		r.first++
-		r.n--
+	ss.dead, ss.byClient = why, byClient
+	ss.frames = ring{limit: 1, first: ss.seq + 1}
+	// A new slice, since a caller may be iterating over the old one.
+	s.byShard[ss.shard] = slices.DeleteFunc(slices.Clone(s.byShard[ss.shard]), func(other *session) bool { return other == ss })
+	if c := ss.conn; c != nil {
+		c.detachLocked()
 	}
+	s.room.Broadcast()
+	s.signalLocked()
+}
+
+// expireLocked ends those of the sessions whose client has been away for too
+// long, and reports whether there were any. No timer does this: a session's age
+// matters only when the session is used.
+func (s *Server) expireLocked(sessions ...*session) (expired bool) {
+	for _, ss := range sessions {
+		if ss.dead == "" && ss.conn == nil && time.Since(ss.awaySince) > s.cfg.SessionLifetime {
+			s.killLocked(ss, "it was away for longer than its lifetime", false)
+			expired = true
+		}
+	}
+	return expired
+}
+
+// Session returns the newest live session of the shard, if there is one.
+func (s *Server) Session(shard int) (Session, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ss := s.newestLocked(shard); ss != nil {
+		return ss.snapshot(), true
+	}
+	return Session{}, false
+}
+
+// Sessions returns all sessions, dead ones included, oldest first. When there
+// are thousands, dead ones are forgotten.
+func (s *Server) Sessions() []Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expireLocked(s.order...)
+	list := make([]Session, len(s.order))
+	for i, ss := range s.order {
+		list[i] = ss.snapshot()
+	}
+	return list
 }

@@ -71,12 +71,12 @@ func TestResumeRefused(t *testing.T) {
 			script: func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.CloseNow() },
 		},
 		{
-			name: "future", seq: 2, want: "4007",
+			name: "from the future", seq: 2, want: "4007",
 			script:  func(_ *testing.T, _ *discordtest.Server, c *client) { _ = c.ws.CloseNow() },
-			illegal: []string{"RESUME from 2, of 1"},
+			illegal: []string{"RESUME from 2, but the last dispatch is 1"},
 		},
 		{
-			name: "told by op 9", seq: 1, want: "op 9 false",
+			name: "after op 9", seq: 1, want: "op 9 false",
 			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				do(t, srv, 0, discordtest.Invalidate(false))
@@ -86,7 +86,7 @@ func TestResumeRefused(t *testing.T) {
 			illegal: []string{"RESUME of a session that the client knows is gone: it was invalidated"},
 		},
 		{
-			name: "resumable op 9", seq: 1, want: "RESUMED 2",
+			name: "after a resumable op 9", seq: 1, want: "RESUMED 2",
 			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				do(t, srv, 0, discordtest.Invalidate(true))
@@ -95,7 +95,7 @@ func TestResumeRefused(t *testing.T) {
 			},
 		},
 		{
-			name: "more than is kept", seq: 1, want: "op 9 false", cfg: discordtest.Config{ReplayLimit: 3},
+			name: "from before the kept dispatches", seq: 1, want: "op 9 false", cfg: discordtest.Config{ReplayLimit: 3},
 			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				drop(t, srv, c)
@@ -105,7 +105,7 @@ func TestResumeRefused(t *testing.T) {
 			},
 		},
 		{
-			name: "as much as is kept", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{ReplayLimit: 3},
+			name: "from the first kept dispatch", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{ReplayLimit: 3},
 			script: func(t *testing.T, srv *discordtest.Server, c *client) {
 				t.Helper()
 				drop(t, srv, c)
@@ -115,11 +115,11 @@ func TestResumeRefused(t *testing.T) {
 			},
 		},
 		{
-			name: "from before an acknowledged one", seq: 1, want: "op 9 false", cfg: discordtest.Config{TrimAcked: true},
+			name: "from before an acknowledged dispatch", seq: 1, want: "op 9 false", cfg: discordtest.Config{TrimAcked: true},
 			script: acknowledgeTwo,
 		},
 		{
-			name: "from an acknowledged one", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{TrimAcked: true},
+			name: "from an acknowledged dispatch", seq: 2, want: "TYPING_START 3", cfg: discordtest.Config{TrimAcked: true},
 			script: acknowledgeTwo,
 		},
 		{
@@ -133,7 +133,7 @@ func TestResumeRefused(t *testing.T) {
 			srv := start(t, tt.cfg)
 			c, session := ready(t, srv, 0, 1)
 			tt.script(t, srv, c)
-			// What the close did to the session shows when the server has seen it.
+			// The server must have seen the close before the RESUME.
 			if srv.Count(discordtest.ServerClosed, discordtest.AnyShard) == 0 {
 				if _, err := srv.WaitCount(within(t), discordtest.ClientClosed, discordtest.AnyShard, 1); err != nil {
 					t.Fatal(err)
@@ -153,7 +153,7 @@ func TestResumeRefused(t *testing.T) {
 	}
 }
 
-// drop drops the client's connection and waits until both sides know.
+// drop drops the client's connection and waits until the client has noticed.
 func drop(t *testing.T, srv *discordtest.Server, c *client) {
 	t.Helper()
 	do(t, srv, 0, discordtest.Drop())
@@ -211,8 +211,8 @@ func TestTwoConnectionsOnOneSession(t *testing.T) {
 	resumed(t, srv, session, 3).expect("RESUMED 4") // 4006 ended the old connection only
 }
 
-// TestReconnectAtOnce resumes without waiting for the server to notice that
-// the connection before is gone.
+// TestReconnectAtOnce resumes before the server has noticed that the previous
+// connection is gone.
 func TestReconnectAtOnce(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
@@ -261,8 +261,8 @@ func TestHandoverOfAShard(t *testing.T) {
 	wantIllegal(t, srv)
 }
 
-// TestResumeOnTheSameSocket rewinds to before what was already sent: actions
-// that were due by then still are.
+// TestResumeOnTheSameSocket resumes from before dispatches that were already
+// sent: actions that were due stay due.
 func TestResumeOnTheSameSocket(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})

@@ -7,22 +7,21 @@ import (
 	"sync/atomic"
 )
 
-// corkLimit is how many bytes wait in a corked wire before they are written
-// after all.
-const corkLimit = 64 << 10
+// maxCorked is how many bytes a corked wire holds back before it writes them.
+const maxCorked = 64 << 10
 
 // wire is the TCP connection beneath a WebSocket. It lets a batch of frames
 // leave in one system call (cork), and lets a script write bytes that no
 // WebSocket library would, or nothing at all (mute).
 type wire struct {
 	net.Conn
-	// muted swallows everything written: the peer sees a connection on which
+	// muted discards everything written: the peer sees a connection on which
 	// nothing happens any more.
 	muted atomic.Bool
 
-	// mu guards what follows, and the order of writes. A write may last as long
-	// as a peer that reads nothing, and who waits for it on a sync.Mutex keeps a
-	// test's fake clock from moving.
+	// mu guards the fields below and the order of writes. A write to a peer that
+	// reads nothing may block for long, and a goroutine that waits for it on a
+	// sync.Mutex would keep the fake clock of synctest from moving.
 	mu     chanMutex
 	corked bool
 	buf    []byte
@@ -31,7 +30,7 @@ type wire struct {
 // newWire returns a wire over c, which the wire closes.
 func newWire(c net.Conn) *wire { return &wire{Conn: c, mu: make(chanMutex, 1)} }
 
-// chanMutex is a lock whose waiters synctest takes for blocked.
+// chanMutex is a lock whose waiters count as blocked for synctest.
 type chanMutex chan struct{}
 
 // Lock implements sync.Locker.
@@ -51,28 +50,28 @@ func (w *wire) Write(p []byte) (int, error) {
 		return w.Conn.Write(p)
 	}
 	w.buf = append(w.buf, p...)
-	if !w.corked || len(w.buf) >= corkLimit {
-		return len(p), w.flush()
+	if !w.corked || len(w.buf) >= maxCorked {
+		return len(p), w.flushLocked()
 	}
 	return len(p), nil
 }
 
-// cork holds back what is written until uncork.
+// cork holds back all writes until uncork.
 func (w *wire) cork() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.corked = true
 }
 
-// uncork writes what was held back.
+// uncork writes the bytes held back.
 func (w *wire) uncork() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.corked = false
-	return w.flush()
+	return w.flushLocked()
 }
 
-func (w *wire) flush() error {
+func (w *wire) flushLocked() error {
 	if len(w.buf) == 0 || w.muted.Load() {
 		return nil
 	}
@@ -81,8 +80,8 @@ func (w *wire) flush() error {
 	return err
 }
 
-// closeWrite ends the peer's stream in order: closing would be a reset if the
-// peer had sent something meanwhile, and could cost it what it did not read.
+// closeWrite ends the stream to the peer in order. Close would send a reset if
+// the peer had sent something meanwhile, and the peer could lose unread data.
 func (w *wire) closeWrite() error {
 	if tcp, ok := w.Conn.(*net.TCPConn); ok {
 		return tcp.CloseWrite()
@@ -90,17 +89,17 @@ func (w *wire) closeWrite() error {
 	return w.Close()
 }
 
-// reset closes with a TCP RST where the system can: what the peer has not
-// read may be lost.
+// reset closes with a TCP RST where the system can. The peer may lose unread
+// data.
 func (w *wire) reset() {
 	if tcp, ok := w.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // a socket that is already closed needs no RST
 	}
-	_ = w.Close() // as above
+	_ = w.Close() // fails only if it is closed already
 }
 
-// tap makes the WebSocket library hijack a wire instead of the bare TCP
-// connection.
+// tap gives the WebSocket library, when it hijacks, a wire instead of the bare
+// TCP connection.
 type tap struct {
 	http.ResponseWriter
 	wire *wire

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// counter is a TCP connection that counts bytes by system call.
+// counter is a connection that records the size of every write.
 type counter struct {
 	net.Conn
 	writes []int
@@ -41,7 +41,7 @@ func TestCork(t *testing.T) {
 	uncork()
 	write(4)
 	w.cork()
-	write(corkLimit - 1)
+	write(maxCorked - 1)
 	write(1)
 	write(5)
 	uncork()
@@ -50,7 +50,7 @@ func TestCork(t *testing.T) {
 	w.muted.Store(true)
 	write(7)
 	uncork()
-	if want := []int{1, 5, 4, corkLimit, 5}; !slices.Equal(c.writes, want) {
+	if want := []int{1, 5, 4, maxCorked, 5}; !slices.Equal(c.writes, want) {
 		t.Errorf("wrote %v, want %v", c.writes, want)
 	}
 }
