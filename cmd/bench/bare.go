@@ -16,11 +16,12 @@ import (
 	"time"
 )
 
-// bareCommand makes this program the bare loop: a process of its own, so that
-// what it uses can be told from what the receiver does.
+// bareCommand is the argument that makes this program the bare loop. It runs in
+// a process of its own, so that its processor time is not mixed with the
+// receiver's.
 const bareCommand = "bare"
 
-// post is a delivery as it was sent: the bare loop sends the same.
+// post is a copy of a delivery, for the bare loop to send.
 type post struct {
 	URL     string      `json:"url"`
 	Header  http.Header `json:"header"`
@@ -28,20 +29,21 @@ type post struct {
 	Workers int         `json:"workers"`
 }
 
-// posted is what one round of the bare loop did.
+// posted is the result of one round of the bare loop.
 type posted struct {
 	Posts int64         `json:"posts"`
 	Took  time.Duration `json:"took"`
 }
 
-// bareLoop reads a post, and then for every duration that it reads POSTs it for
-// that long and says how often. It is what one would write by hand: net/http's
-// client with enough idle connections, nothing signed, nothing stored.
+// bareLoop reads a post and then durations. For each duration it sends the post
+// for that long and writes how often it did. It is the loop that one would write
+// by hand: net/http's client with enough idle connections. It signs and stores
+// nothing.
 func bareLoop(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 	in, out := json.NewDecoder(bufio.NewReader(stdin)), json.NewEncoder(stdout)
 	var p post
 	if err := in.Decode(&p); err != nil {
-		return fmt.Errorf("read what to post: %w", err)
+		return fmt.Errorf("read the request to POST: %w", err)
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: p.Workers}
 	defer transport.CloseIdleConnections()
@@ -53,19 +55,19 @@ func bareLoop(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read for how long to post: %w", err)
+			return fmt.Errorf("read the duration of a round: %w", err)
 		}
 		did, err := p.repeat(ctx, client, d)
 		if err != nil {
 			return err
 		}
 		if err := out.Encode(did); err != nil {
-			return fmt.Errorf("tell what was posted: %w", err)
+			return fmt.Errorf("write the result of a round: %w", err)
 		}
 	}
 }
 
-// repeat sends the post with all workers for a time.
+// repeat sends the post with all workers for a duration.
 func (p *post) repeat(ctx context.Context, client *http.Client, d time.Duration) (posted, error) {
 	var posts atomic.Int64
 	errs := make([]error, p.Workers)
@@ -87,7 +89,7 @@ func (p *post) repeat(ctx context.Context, client *http.Client, d time.Duration)
 func (p *post) send(ctx context.Context, client *http.Client) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, bytes.NewReader(p.Body))
 	if err != nil {
-		return fmt.Errorf("make a bare POST: %w", err)
+		return fmt.Errorf("create a bare POST: %w", err)
 	}
 	req.Header = p.Header
 	resp, err := client.Do(req)
@@ -101,7 +103,7 @@ func (p *post) send(ctx context.Context, client *http.Client) error {
 	return nil
 }
 
-// bare is the process of the bare loop.
+// bare is the child process that runs the bare loop.
 type bare struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -134,7 +136,7 @@ func startBare(ctx context.Context, p post, stderr io.Writer) (*bare, error) {
 
 func (b *bare) pid() int { return b.cmd.Process.Pid }
 
-// round lets it POST for a time.
+// round makes the loop POST for a duration.
 func (b *bare) round(d time.Duration) (did posted, err error) {
 	if err = json.NewEncoder(b.in).Encode(d); err == nil {
 		err = b.out.Decode(&did)

@@ -12,15 +12,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == bareCommand { // the test's own bare loop
+	if len(os.Args) == 2 && os.Args[1] == bareCommand { // this process is the test's bare loop
 		os.Exit(mainCode())
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// TestRun measures a little of everything with the real server. What is
-// measured is not looked at: only that all of it was delivered, verified and
-// told.
+// TestRun runs every measurement briefly with the real server. It does not judge
+// the figures, only that everything was delivered, verified and reported.
 func TestRun(t *testing.T) {
 	var out bytes.Buffer
 	err := run(t.Context(), []string{
@@ -45,15 +44,15 @@ func TestRun(t *testing.T) {
 		t.Errorf("no page of deliveries was read: %+v", got.Pages)
 	}
 	if got.BodySent < 1000 || got.BodySent > 1040 {
-		t.Errorf("a body had %d bytes, 1024 were asked for", got.BodySent)
+		t.Errorf("a body had %d bytes, want about 1024", got.BodySent)
 	}
 	if err := r.writeText(&out); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestMissingIsFound makes sure that a run can fail: a lost delivery, a
-// repeated one and a wrong signature are all noticed.
+// TestMissingIsFound checks that a run notices a lost delivery, a repeated one
+// and a wrong signature.
 func TestMissingIsFound(t *testing.T) {
 	in, err := newInbox("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
 	if err != nil {
@@ -61,10 +60,10 @@ func TestMissingIsFound(t *testing.T) {
 	}
 	head := []byte("POST /0 HTTP/1.1\r\nHost: x\r\nWebhook-Id: dlv_1\r\nWebhook-Timestamp: 1\r\nWebhook-Signature: v1,AAAA\r\n\r\n")
 	if _, err := in.take(head, nil, 0, 0); err == nil {
-		t.Error("a wrong signature was taken for a right one")
+		t.Error("a wrong signature was accepted")
 	}
 	if fresh, err := in.take(head, nil, 0, 0); fresh || err != nil || in.twice != 1 {
-		t.Errorf("the second time: fresh %v, twice %d, %v", fresh, in.twice, err)
+		t.Errorf("a repeated delivery: fresh %v, twice %d, %v", fresh, in.twice, err)
 	}
 	if _, err := in.take(head, nil, 130, 0); err != nil {
 		t.Error(err)
@@ -95,7 +94,7 @@ func TestStamp(t *testing.T) {
 		t.Errorf("event %d at %v, %v", event, got, err)
 	}
 	if _, _, err := readStamp([]byte(`{"data":{"status":"hello"}}`)); err == nil {
-		t.Error("a body of somebody else was taken for ours")
+		t.Error("a body without a stamp was accepted")
 	}
 }
 

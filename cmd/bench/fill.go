@@ -18,18 +18,18 @@ import (
 )
 
 const (
-	// filledOver is the time over which what is stored before lies: most of
-	// the usual retention, in partitions as the server makes them.
+	// filledOver is the age of the oldest stored event: most of the default
+	// retention, in the partitions that the server would have made.
 	filledOver = 6 * 24 * time.Hour
-	// batchShift is how batch numbers are made of microseconds (see journal).
+	// batchShift turns microseconds into batch numbers (see journal).
 	batchShift = 10
-	// pagesRead are read of the list of deliveries, to tell how long one takes.
-	pagesRead = 20
+	// maxPages is how many pages of the list of deliveries are timed.
+	maxPages = 20
 )
 
-// fill stores events that were delivered in the last days, and listeners whose
-// guilds have no events now. The first listener registered after that is who
-// got the events.
+// fill stores events as if they had been delivered during the last days, and
+// listeners for guilds without events. The events belong to the first listener
+// that is registered afterwards. It returns the database's size in bytes.
 func fill(ctx context.Context, db secret.Value, s setup, log *slog.Logger) (size int64, err error) {
 	pool, err := postgres.Open(ctx, db, log)
 	if err != nil {
@@ -49,9 +49,9 @@ func fill(ctx context.Context, db secret.Value, s setup, log *slog.Logger) (size
 			return 0, err
 		}
 	}
-	// What autovacuum would do in those days.
+	// Autovacuum would have done this during those days.
 	if _, err := pool.Exec(ctx, `VACUUM ANALYZE`); err != nil {
-		return 0, fmt.Errorf("vacuum what is stored: %w", err)
+		return 0, fmt.Errorf("vacuum the database: %w", err)
 	}
 	err = pool.QueryRow(ctx, `SELECT pg_database_size(current_database())`).Scan(&size)
 	return size, err
@@ -83,10 +83,10 @@ func fillEvents(ctx context.Context, pool *pgxpool.Pool, s setup, log *slog.Logg
 			}
 		}
 	}
-	const some = 500000 // a statement
+	const perStatement = 500000
 	step := (filledOver - time.Hour).Microseconds() / int64(s.Stored)
-	for first := 0; first < s.Stored; first += some {
-		args := []any{from.UnixMicro(), step, first, min(first+some, s.Stored) - 1}
+	for first := 0; first < s.Stored; first += perStatement {
+		args := []any{from.UnixMicro(), step, first, min(first+perStatement, s.Stored) - 1}
 		if _, err := pool.Exec(ctx, `INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 				guild_id, channel_id, user_id, listeners, data)
 			SELECT ($1::bigint + i * $2::bigint) << 10, 0, ('00000000-0000-8000-8000-' || lpad(to_hex(i), 12, '0'))::uuid,
@@ -106,12 +106,12 @@ func fillEvents(ctx context.Context, pool *pgxpool.Pool, s setup, log *slog.Logg
 }
 
 // pages reads the newest deliveries of the first listener, page by page, and
-// returns how long a page took, in milliseconds.
+// returns how many milliseconds a page took.
 func (st *stage) pages(ctx context.Context) (spread, error) {
 	list := "/listeners/" + event.ListenerID(int64(st.setup.Listeners)+1) + "/deliveries?limit=100"
 	path := list
 	var took []float64
-	for range pagesRead {
+	for range maxPages {
 		began := time.Now()
 		answer, err := st.server.call(ctx, http.MethodGet, path, nil, http.StatusOK)
 		if err != nil {

@@ -12,23 +12,23 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// eventName is an event with one text of any length, whose model has no fields
-// but those that Discord sends: so bodies can be as small as 300 bytes, and a
-// body is as long as it was meant to be.
+// eventName is an event with one text of any length, whose model adds no fields
+// to those that Discord sends. So bodies can be as small as 300 bytes, and have
+// the requested size.
 const eventName = "VOICE_CHANNEL_STATUS_UPDATE"
 
-// envelope is about how long a body is without its status.
+// envelope is the approximate size of a body without its status.
 const envelope = 240
 
 // settleTimeout is how long the last deliveries may take.
 const settleTimeout = 60 * time.Second
 
-// load is the simulated Discord's events.
+// load sends the simulated Discord's events.
 type load struct {
 	discord *discordtest.Server
 	sink    *receiver
 	setup   setup
-	text    string // fills the status up
+	text    string // pads the status to the requested size
 	sent    int    // events so far
 }
 
@@ -36,7 +36,7 @@ func newLoad(d *discordtest.Server, r *receiver, s setup) *load {
 	return &load{discord: d, sink: r, setup: s, text: prose(max(0, s.Body-envelope-len(stamp(nil, 1, time.Now()))))}
 }
 
-// prose is a text that compresses about as well as what people write.
+// prose returns a text that compresses about as well as people's messages.
 func prose(size int) string {
 	words := strings.Fields("the raid begins at nine and whoever comes late has to bring snacks for everybody " +
 		"our server moved to another region last night please report lag in this channel only thank you " +
@@ -50,8 +50,8 @@ func prose(size int) string {
 	return b.String()[:size]
 }
 
-// stamp begins a status: the event's number and when its frame was sent, in Unix
-// nanoseconds.
+// stamp appends the beginning of a status: the event's number, and the time at
+// which its frame was sent, in Unix nanoseconds.
 func stamp(b []byte, event int, at time.Time) []byte {
 	b = strconv.AppendInt(b, int64(event), 10)
 	b = append(b, ' ')
@@ -69,7 +69,7 @@ func readStamp(body []byte) (event int, at time.Time, err error) {
 	event, err = strconv.Atoi(string(number))
 	n, nanosErr := strconv.ParseInt(string(nanos), 10, 64)
 	if !ok || errors.Join(err, nanosErr) != nil {
-		return 0, at, fmt.Errorf("a body that this benchmark did not cause: %.200q", body)
+		return 0, at, fmt.Errorf("a body that is not of this benchmark: %.200q", body)
 	}
 	return event, time.Unix(0, n), nil
 }
@@ -88,8 +88,8 @@ func (l *load) send() error {
 	return nil
 }
 
-// flood sends events for a time, as many as are delivered: no more than window
-// are under way. It returns when all are delivered.
+// flood sends events for a duration, as fast as they are delivered: at most
+// window of them are under way. It returns when all are delivered.
 func (l *load) flood(ctx context.Context, d time.Duration, window int) error {
 	end := time.Now().Add(d)
 	timeout := time.NewTimer(d + settleTimeout)
@@ -103,8 +103,8 @@ func (l *load) flood(ctx context.Context, d time.Duration, window int) error {
 			}
 			continue
 		}
-		// A quarter at once: Discord's frames come in bursts too, and waking
-		// for each delivery would cost what is measured.
+		// Wait for a quarter of the window: Discord's frames come in bursts too,
+		// and waking for each delivery would distort the measurement.
 		if err := l.sink.await(int64(l.sent-window+(window+3)/4)*fanout, timeout.C, ctx.Done()); err != nil {
 			return err
 		}
@@ -112,7 +112,8 @@ func (l *load) flood(ctx context.Context, d time.Duration, window int) error {
 	return l.settle(ctx)
 }
 
-// pace sends events at a rate for a time, and returns when all are delivered.
+// pace sends events at a rate (per second) for a duration, and returns when all
+// are delivered.
 func (l *load) pace(ctx context.Context, d time.Duration, rate int) error {
 	began := time.Now()
 	timer := time.NewTimer(0)
@@ -134,14 +135,15 @@ func (l *load) pace(ctx context.Context, d time.Duration, rate int) error {
 	}
 }
 
-// settle waits for the last deliveries, and makes sure that each came once.
+// settle waits for the last deliveries. It returns an error if one is missing or
+// the receiver noticed a problem.
 func (l *load) settle(ctx context.Context) error {
 	timeout := time.NewTimer(settleTimeout)
 	defer timeout.Stop()
 	err := l.sink.await(int64(l.sent)*int64(l.setup.Fanout), timeout.C, ctx.Done())
 	for n, b := range *l.sink.inboxes.Load() {
 		if missing := b.missing(l.sent); missing > 0 {
-			err = errors.Join(err, fmt.Errorf("listener %d misses %d of %d events", n, missing, l.sent))
+			err = errors.Join(err, fmt.Errorf("listener %d did not receive %d of %d events", n, missing, l.sent))
 		}
 	}
 	return errors.Join(err, l.sink.joined())

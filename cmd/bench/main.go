@@ -1,11 +1,11 @@
-// Command bench measures what Gatehook does and costs: it runs the real server
-// binary with PostgreSQL, a simulated Discord and a receiver, and beside it, in
-// turns, the bare limit: a loop that POSTs the same signed body to the same
-// receiver and stores nothing.
+// Command bench measures Gatehook's throughput, latency and cost. It runs the
+// real server binary with PostgreSQL, a simulated Discord and a receiver. In
+// turns with it, it runs the bare limit: a loop that POSTs the same signed body
+// to the same receiver and stores nothing.
 //
-// It promises that every delivery is counted and the signatures of a sample are
-// verified: a run in which one is missing fails. docs/benchmark.md says what
-// the figures mean.
+// It counts every delivery and verifies the signatures of a sample; a run fails
+// if a delivery is missing or a signature wrong. docs/benchmark.md explains the
+// figures.
 package main
 
 import (
@@ -61,7 +61,7 @@ type options struct {
 	json                    bool
 }
 
-// numbers is a flag: whole numbers joined with commas.
+// numbers is the value of a flag: whole numbers joined with commas.
 type numbers []int
 
 // String implements flag.Value.
@@ -73,13 +73,13 @@ func (n *numbers) String() string {
 	return strings.Join(texts, ",")
 }
 
-// Set implements flag.Value. An empty list leaves the measurement out.
+// Set implements flag.Value.
 func (n *numbers) Set(s string) error {
 	*n = nil
 	for _, text := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' }) {
 		v, err := strconv.Atoi(text)
 		if err != nil || v < 0 {
-			return fmt.Errorf("%q is no whole number", text)
+			return fmt.Errorf("%q is not a whole number of 0 or more", text)
 		}
 		*n = append(*n, v)
 	}
@@ -93,18 +93,18 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.Var(&o.fanouts, "fanout", "listeners of every event, joined with commas; the first is the usual one")
-	flags.Var(&o.bodies, "body", "sizes of a POST's body in bytes, joined with commas; the first is the usual one")
-	flags.Var(&o.shards, "shards", "numbers of shards, joined with commas; the first is the usual one")
-	flags.Var(&o.stored, "stored", "events that were delivered in the last days, joined with commas; the first is the usual number")
-	flags.Var(&o.listeners, "listeners", "further listeners registered, each for a guild, joined with commas; the first is the usual number")
+	flags.Var(&o.fanouts, "fanout", "numbers of listeners per event, joined with commas; the first is the default")
+	flags.Var(&o.bodies, "body", "sizes of a POST's body in bytes, joined with commas; the first is the default")
+	flags.Var(&o.shards, "shards", "numbers of shards, joined with commas; the first is the default")
+	flags.Var(&o.stored, "stored", "numbers of events already delivered during the last days, joined with commas; the first is the default")
+	flags.Var(&o.listeners, "listeners", "numbers of other listeners, each for a guild of its own, joined with commas; the first is the default")
 	flags.BoolVar(&o.full, "full", false, "measure every combination, not only one change at a time")
-	flags.Var(&o.rates, "rates", "events a second at which latency is measured, joined with commas; empty for none")
-	flags.IntVar(&o.rounds, "rounds", 3, "how often each measurement is made, in turns with the bare limit")
-	flags.DurationVar(&o.roundTime, "time", 3*time.Second, "how long a round takes, on either side")
-	flags.IntVar(&o.window, "window", 512, "events that are under way at once, at most")
-	flags.StringVar(&o.compression, "compression", "none", "how the simulated Discord compresses, as GATEHOOK_COMPRESSION: Discord's own machines do so in earnest")
-	flags.StringVar(&o.server, "server", "", "a server binary to measure; without it the present source is built")
+	flags.Var(&o.rates, "rates", "events per second at which to measure latency, joined with commas; empty for none")
+	flags.IntVar(&o.rounds, "rounds", 3, "how often to repeat each measurement, in turns with the bare limit")
+	flags.DurationVar(&o.roundTime, "time", 3*time.Second, "how long a round lasts, on either side")
+	flags.IntVar(&o.window, "window", 512, "the maximum number of events under way at once")
+	flags.StringVar(&o.compression, "compression", "none", "how the simulated Discord compresses, as in GATEHOOK_COMPRESSION; with the real Discord, its machines pay for this")
+	flags.StringVar(&o.server, "server", "", "the server binary to measure; by default one is built from the source here")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of text")
 	if err := flags.Parse(args); err != nil {
 		return o, errors.Join(errUsage, err)
@@ -112,13 +112,13 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	zero := slices.Contains(slices.Concat(o.fanouts, o.shards, o.rates), 0)
 	lists := len(o.fanouts) * len(o.bodies) * len(o.shards) * len(o.stored) * len(o.listeners)
 	if flags.NArg() > 0 || zero || lists == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 {
-		fmt.Fprintln(stderr, "bench takes flags only: lists that are not empty (but --rates), and positive numbers")
+		fmt.Fprintln(stderr, "bench takes only flags: lists must not be empty (except --rates), and numbers must be positive")
 		return o, errUsage
 	}
 	return o, nil
 }
 
-// run is the program, so that a test starts the very same one.
+// run is the whole program, for main and for the test.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	o, err := readOptions(args, stderr)
 	if err != nil {
@@ -149,13 +149,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return r.writeText(stdout)
 }
 
-// setup is what is varied.
+// setup is one combination of the varied settings.
 type setup struct {
 	Fanout int `json:"fanout"`
 	Body   int `json:"body_bytes"`
 	Shards int `json:"shards"`
-	// Stored is how many events were delivered before, Listeners how many
-	// others are registered.
+	// Stored is how many events were delivered before; Listeners is how many
+	// other listeners are registered.
 	Stored    int `json:"stored_events"`
 	Listeners int `json:"other_listeners"`
 }
@@ -172,8 +172,8 @@ func (s setup) String() string {
 	return text
 }
 
-// setups are the usual one, then those that differ from it in one thing; or all
-// combinations.
+// setups returns the default setup, followed by those that differ from it in one
+// setting, or with --full by all other combinations.
 func (o options) setups() (list []setup) {
 	usual := setup{o.fanouts[0], o.bodies[0], o.shards[0], o.stored[0], o.listeners[0]}
 	axes := []struct {

@@ -20,18 +20,18 @@ import (
 )
 
 const (
-	// inFlight is how many POSTs a listener takes at once by default.
-	inFlight = 16
-	// warmUp is how long a server works before it is measured.
+	// maxInFlight is a listener's default max_in_flight.
+	maxInFlight = 16
+	// warmUp is how long a server runs before it is measured.
 	warmUp = time.Second
 )
 
-// bench is what all measurements share.
+// bench holds everything that the measurements share.
 type bench struct {
 	options options
 	stderr  io.Writer
 	dir     string
-	server  string // the binary
+	server  string // path of the binary
 	pg      *postgres.Embedded
 	sink    *receiver
 	log     *slog.Logger
@@ -41,7 +41,7 @@ type bench struct {
 func open(ctx context.Context, o options, stderr io.Writer) (b *bench, err error) {
 	b = &bench{options: o, stderr: stderr, server: o.server}
 	if b.dir, err = os.MkdirTemp("", "gatehook-bench-"); err != nil {
-		return nil, fmt.Errorf("make a place for the benchmark: %w", err)
+		return nil, fmt.Errorf("make a directory for the benchmark: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -54,7 +54,7 @@ func open(ctx context.Context, o options, stderr io.Writer) (b *bench, err error
 		}
 	}
 	b.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	// As the server itself would start it.
+	// Started the same way as by the server itself.
 	if b.pg, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: b.dir, Logger: b.log}); err != nil {
 		return b, err
 	}
@@ -74,7 +74,7 @@ func (b *bench) close(context.Context) (err error) {
 
 func (b *bench) progress(format string, args ...any) { fmt.Fprintf(b.stderr, format+"\n", args...) }
 
-// stage is one server at work, with a database and a Discord of its own.
+// stage is one running server, with its own database and simulated Discord.
 type stage struct {
 	setup   setup
 	discord *discordtest.Server
@@ -85,7 +85,8 @@ type stage struct {
 	stop    []func() error
 }
 
-// stage starts a server, its listeners and shards, and lets it work a while.
+// stage starts a server, registers its listeners, waits for its shards, and
+// warms it up.
 func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	st = &stage{setup: s}
 	defer func() {
@@ -95,8 +96,7 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	}()
 	if st.discord, err = discordtest.Start(discordtest.Config{
 		Shards: s.Shards, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, ResetAfter: time.Hour, MaxConcurrency: s.Shards},
-		// Frames that were sent stay in memory for a RESUME, which nobody asks
-		// for here.
+		// Sent frames stay in memory for a RESUME, which does not happen here.
 		ReplayLimit: max(64, 8192/s.Shards),
 	}); err != nil {
 		return st, fmt.Errorf("start the simulated Discord: %w", err)
@@ -141,7 +141,7 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	return st, st.load.flood(ctx, warmUp, b.options.window)
 }
 
-// database makes an empty one.
+// database creates an empty database and returns its URL.
 func (b *bench) database(ctx context.Context) (secret.Value, error) {
 	conn, err := pgx.Connect(ctx, b.pg.URL().Reveal())
 	if err != nil {
@@ -155,7 +155,7 @@ func (b *bench) database(ctx context.Context) (secret.Value, error) {
 	}
 	u, err := url.Parse(b.pg.URL().Reveal())
 	if err != nil {
-		return secret.Value{}, errors.New("make a database: the URL of the embedded one can't be parsed")
+		return secret.Value{}, errors.New("make a database: the URL of the embedded PostgreSQL can't be parsed")
 	}
 	q := u.Query()
 	q.Set("dbname", name)
@@ -163,14 +163,14 @@ func (b *bench) database(ctx context.Context) (secret.Value, error) {
 	return secret.New(u.String()), nil
 }
 
-// close ends what was started, the newest first.
+// close stops everything that was started, in reverse order.
 func (st *stage) close() (err error) {
 	for _, stop := range slices.Backward(st.stop) {
 		err = errors.Join(err, stop())
 	}
 	if st.discord != nil && err == nil {
 		for _, e := range st.discord.Illegal() {
-			err = errors.Join(err, fmt.Errorf("the simulated Discord saw something illegal: %s", e.Detail))
+			err = errors.Join(err, fmt.Errorf("the server broke a rule of Discord: %s", e.Detail))
 		}
 	}
 	return err
@@ -185,7 +185,7 @@ func (b *bench) throughput(ctx context.Context, s setup) (t throughput, err erro
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
 	same := st.inboxes[0].sample
-	same.URL, same.Workers = b.sink.url()+"/"+bareCommand, s.Fanout*inFlight
+	same.URL, same.Workers = b.sink.url()+"/"+bareCommand, s.Fanout*maxInFlight
 	limit, err := startBare(ctx, same, b.stderr)
 	if err != nil {
 		return t, err
@@ -217,7 +217,7 @@ func (b *bench) throughput(ctx context.Context, s setup) (t throughput, err erro
 	return t, nil
 }
 
-// round lets the bare loop work, and then the server.
+// round measures the bare loop, and then the server.
 func (b *bench) round(ctx context.Context, st *stage, limit *bare) (r round, err error) {
 	measure := func() (usage, error) {
 		u, err := readUsage(st.server.pid(), limit.pid())
@@ -262,7 +262,7 @@ func (b *bench) round(ctx context.Context, st *stage, limit *bare) (r round, err
 
 func per(n int64, d time.Duration) float64 { return float64(n) / d.Seconds() }
 
-// latency measures from frame to POST at every rate, in turns.
+// latency measures the time from frame to POST, at each rate in turn.
 func (b *bench) latency(ctx context.Context, s setup) (list []latency, err error) {
 	b.progress("latency with %v …", s)
 	st, err := b.stage(ctx, s)
@@ -289,14 +289,14 @@ func (b *bench) latency(ctx context.Context, s setup) (list []latency, err error
 
 func (b *bench) latencyRound(ctx context.Context, st *stage, rate int) (r latencyRound, err error) {
 	for _, in := range st.inboxes {
-		in.time(true)
+		in.takeLatencies(true)
 	}
 	if err := st.load.pace(ctx, b.options.roundTime, rate); err != nil {
 		return r, err
 	}
 	var all []time.Duration
 	for _, in := range st.inboxes {
-		all = append(all, in.time(false)...)
+		all = append(all, in.takeLatencies(false)...)
 	}
 	slices.Sort(all)
 	at := func(share float64) float64 {
@@ -308,13 +308,4 @@ func (b *bench) latencyRound(ctx context.Context, st *stage, rate int) (r latenc
 	r = latencyRound{Deliveries: len(all), Median: at(0.5), P99: at(0.99), Max: at(1)}
 	b.progress("  %d events/s: median %.2f ms, p99 %.2f ms, max %.2f ms", rate, r.Median, r.P99, r.Max)
 	return r, nil
-}
-
-// time begins or ends to keep latencies, and returns those that were kept.
-func (b *inbox) time(on bool) []time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	kept := b.latencies
-	b.timed, b.latencies = on, nil
-	return kept
 }

@@ -15,44 +15,42 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// verifyEvery is how many deliveries to one listener go by unverified for one
-// whose signature is verified: verifying all would measure the verifier.
+// verifyEvery means that one in this many deliveries to a listener has its
+// signature verified. Verifying all would measure the verifier.
 const verifyEvery = 97
 
-// receiver is the callbacks of all listeners: the path is the listener's
-// number. It speaks just enough HTTP/1.1 to be cheap, since it takes its share
-// of the machine that is measured; net/http's server costs several times as
-// much.
+// receiver serves the callbacks of all listeners; the path is the listener's
+// number. It shares the machine with the server that is measured, so it speaks
+// only as much HTTP/1.1 as it needs: net/http's server costs several times more.
 type receiver struct {
 	listener net.Listener
 	conns    sync.WaitGroup
 	inboxes  atomic.Pointer[[]*inbox]
-	// delivered counts deliveries, each once; when it reaches wakeAt, wake gets
-	// a token.
+	// delivered counts deliveries without repetitions; when it reaches wakeAt,
+	// wake gets a token.
 	delivered atomic.Int64
 	wakeAt    atomic.Int64
 	wake      chan struct{}
 	// bare counts the POSTs of the bare loop.
 	bare atomic.Int64
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	open     map[net.Conn]struct{}
 	problems []error
 }
 
-// inbox is what came to one listener.
+// inbox records the deliveries to one listener.
 type inbox struct {
 	verify *standardwebhooks.Webhook
 
-	mu       sync.Mutex
-	seen     []uint64 // a bit for every event
-	count    int64    // deliveries, each once
-	twice    int64
-	verified int64
-	// latencies from frame to POST, while they are kept.
-	timed     bool
-	latencies []time.Duration
-	sample    post // the last one that was verified
+	mu        sync.Mutex // guards the fields below
+	seen      []uint64   // one bit per event
+	count     int64      // deliveries without repetitions
+	twice     int64      // repetitions
+	verified  int64
+	timed     bool            // whether latencies are kept
+	latencies []time.Duration // from frame to POST
+	sample    post            // the last verified delivery
 }
 
 func newReceiver() (*receiver, error) {
@@ -68,7 +66,7 @@ func newReceiver() (*receiver, error) {
 
 func (r *receiver) url() string { return "http://" + r.listener.Addr().String() }
 
-// expect replaces the inboxes: one for each listener's secret.
+// expect replaces the inboxes, one per listener, and counts from zero again.
 func (r *receiver) expect(inboxes []*inbox) {
 	r.inboxes.Store(&inboxes)
 	r.delivered.Store(0)
@@ -108,7 +106,7 @@ func (r *receiver) accept() {
 			defer r.mu.Unlock()
 			if _, ok := r.open[c]; ok {
 				delete(r.open, c)
-				_ = c.Close() // nothing is lost with it
+				_ = c.Close() // the connection is over anyway
 			}
 		})
 	}
@@ -119,8 +117,8 @@ var (
 	noAnswer = []byte("HTTP/1.1 204 No Content\r\n\r\n")
 )
 
-// serve answers the requests of one connection, one at a time: nobody that is
-// measured pipelines.
+// serve answers the requests of one connection, one at a time: none of the
+// measured clients pipelines.
 func (r *receiver) serve(c net.Conn) {
 	buf := make([]byte, 0, 4<<10)
 	for {
@@ -163,8 +161,8 @@ func (r *receiver) problem(err error) {
 	r.problems = append(r.problems, err)
 }
 
-// field returns a header field's value, "" for none. net/http writes names in
-// one spelling.
+// field returns the value of a header field, or "". The name must be spelled as
+// the client spells it.
 func field(head []byte, name string) string {
 	i := bytes.Index(head, []byte("\r\n"+name+": "))
 	if i < 0 {
@@ -182,7 +180,7 @@ func contentLength(head []byte) (int, error) {
 	return n, nil
 }
 
-// take books a request.
+// take records a request.
 func (r *receiver) take(head, body []byte, at time.Time) {
 	_, path, _ := bytes.Cut(head, []byte(" /"))
 	path, _, _ = bytes.Cut(path, []byte(" "))
@@ -193,7 +191,7 @@ func (r *receiver) take(head, body []byte, at time.Time) {
 	inboxes := *r.inboxes.Load()
 	n, err := strconv.Atoi(string(path))
 	if err != nil || n >= len(inboxes) {
-		r.problem(fmt.Errorf("a POST to /%s, where nobody listens", path))
+		r.problem(fmt.Errorf("a POST to /%s, which is no listener's path", path))
 		return
 	}
 	event, sentAt, err := readStamp(body)
@@ -213,6 +211,8 @@ func (r *receiver) take(head, body []byte, at time.Time) {
 	}
 }
 
+// take records a delivery. It reports whether it is not a repetition, and returns
+// an error if its signature was checked and is wrong.
 func (b *inbox) take(head, body []byte, event int, latency time.Duration) (fresh bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -229,13 +229,13 @@ func (b *inbox) take(head, body []byte, event int, latency time.Duration) (fresh
 		b.latencies = append(b.latencies, latency)
 	}
 	if b.count++; b.count%verifyEvery == 1 {
-		err = b.check(head, body)
+		err = b.checkLocked(head, body)
 	}
 	return true, err
 }
 
-// check verifies a signature as a customer would.
-func (b *inbox) check(head, body []byte) error {
+// checkLocked verifies a signature as a user of Gatehook would.
+func (b *inbox) checkLocked(head, body []byte) error {
 	req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
 	if err != nil {
 		return fmt.Errorf("read a delivery's header: %w", err)
@@ -248,7 +248,7 @@ func (b *inbox) check(head, body []byte) error {
 	return nil
 }
 
-// missing are the events up to one, and without it, that did not come.
+// missing returns how many of the events before end have not arrived.
 func (b *inbox) missing(end int) (missing int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -260,22 +260,32 @@ func (b *inbox) missing(end int) (missing int) {
 	return missing
 }
 
-// await returns when so many deliveries have come.
+// takeLatencies returns the latencies kept so far, and keeps new ones if keep is
+// true.
+func (b *inbox) takeLatencies(keep bool) []time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	kept := b.latencies
+	b.timed, b.latencies = keep, nil
+	return kept
+}
+
+// await waits until n deliveries have arrived.
 func (r *receiver) await(n int64, timeout <-chan time.Time, done <-chan struct{}) error {
 	r.wakeAt.Store(n)
 	for r.delivered.Load() < n {
 		select {
 		case <-r.wake:
 		case <-timeout:
-			return fmt.Errorf("%d of %d deliveries did not come", n-r.delivered.Load(), n)
+			return fmt.Errorf("%d of %d deliveries did not arrive", n-r.delivered.Load(), n)
 		case <-done:
-			return errors.New("the run was ended")
+			return errors.New("the run was interrupted")
 		}
 	}
 	return nil
 }
 
-// joined is what went wrong so far, or nil.
+// joined returns the problems so far as one error, or nil.
 func (r *receiver) joined() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// report is all that was measured.
+// report holds all results.
 type report struct {
 	System     string       `json:"system"`
 	Processors int          `json:"processors"`
@@ -23,11 +23,11 @@ func newReport() *report {
 	return &report{System: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(), Go: runtime.Version()}
 }
 
-// throughput is what one setup managed, as fast as it could.
+// throughput is the result of one setup at full speed.
 type throughput struct {
 	setup
-	// BodySent is how long a body really was, Workers how many POSTs the bare
-	// loop had in flight: as many as the listeners take.
+	// BodySent is the actual size of a body. Workers is how many POSTs the bare
+	// loop had in flight: as many as all listeners together take.
 	BodySent int     `json:"body_sent_bytes"`
 	Workers  int     `json:"bare_workers"`
 	Rounds   []round `json:"rounds"`
@@ -35,20 +35,21 @@ type throughput struct {
 	PerSecond     spread `json:"deliveries_per_second"`
 	BarePerSecond spread `json:"bare_per_second"`
 	Ratio         spread `json:"ratio_to_bare"`
-	// CPURatio is the ratio of all processor time of a bare POST to all of a
-	// delivery: what the ratio is when nobody else uses the machine.
+	// CPURatio divides the total processor time of a bare POST by that of a
+	// delivery. It predicts Ratio on a machine that does nothing else.
 	CPURatio spread `json:"cpu_ratio_to_bare"`
-	// Processor time in microseconds a delivery; harness is the simulated
+	// Processor time in microseconds per delivery; the harness is the simulated
 	// Discord and the receiver together.
 	ServerCPU      spread `json:"server_cpu_us"`
 	PostgresCPU    spread `json:"postgres_cpu_us"`
 	HarnessCPU     spread `json:"harness_cpu_us"`
 	BareCPU        spread `json:"bare_cpu_us"`
 	BareHarnessCPU spread `json:"bare_receiver_cpu_us"`
-	// PeakMemory of the server, in bytes, at its most ever.
+	// PeakMemory is the most memory that the server ever used, in bytes.
 	PeakMemory int64 `json:"server_peak_memory_bytes"`
-	// DatabaseSize before the start, in bytes, and Pages, how many milliseconds
-	// a page of 100 deliveries took: where events were stored before.
+	// DatabaseSize is the size before the start, in bytes, and Pages is how many
+	// milliseconds a page of 100 deliveries took. Both are set only if the
+	// database was filled before.
 	DatabaseSize int64   `json:"database_bytes,omitempty"`
 	Pages        *spread `json:"page_ms,omitempty"`
 
@@ -57,7 +58,7 @@ type throughput struct {
 	Twice      int64 `json:"came_twice"`
 }
 
-// round is one turn of both sides. The figures are those of throughput.
+// round is one turn of both sides, with the figures of throughput.
 type round struct {
 	Deliveries     int64         `json:"deliveries"`
 	Took           time.Duration `json:"took_ns"`
@@ -72,7 +73,7 @@ type round struct {
 	BareHarnessCPU float64       `json:"bare_receiver_cpu_us"`
 }
 
-// latency is from frame to POST at one rate, in milliseconds.
+// latency is the time from frame to POST at one rate, in milliseconds.
 type latency struct {
 	setup
 	Rate   int            `json:"events_per_second"`
@@ -138,11 +139,11 @@ func (r *report) writeJSON(w io.Writer) error {
 func (r *report) writeText(out io.Writer) error {
 	fmt.Fprintf(out, "%s, %d processors, %s\n", r.System, r.Processors, r.Go)
 	fmt.Fprint(out, `
-Throughput: medians of the rounds. Times are processor time in µs: of a delivery in the server,
+Throughput: medians of the rounds. Times are processor time in µs: per delivery in the server,
 in PostgreSQL, and in the harness (the simulated Discord and the receiver, which share the
-machine); of a bare POST in the loop and in the receiver. Ratio is deliveries/s to bare/s,
-least–most; by CPU is all time of a bare POST to all time of a delivery, which other work on
-the machine disturbs least.
+machine); per bare POST in the loop and in the receiver. Ratio is deliveries/s divided by
+bare/s, with the lowest and highest; by CPU is the total time of a bare POST divided by that of
+a delivery, the figure that other work on the machine disturbs least.
 
 `)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -165,7 +166,7 @@ the machine disturbs least.
 	if len(r.Latency) == 0 {
 		return nil
 	}
-	fmt.Fprint(out, "\nLatency from frame to POST in ms: medians of the rounds, least–most.\n\n")
+	fmt.Fprint(out, "\nLatency from frame to POST in ms: medians of the rounds, with the lowest and highest.\n\n")
 	fmt.Fprintln(w, "fan-out\tbody\tshards\tevents/s\tmedian\t\tp99\t\tmax\t\t")
 	for _, l := range r.Latency {
 		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%.2f\t%.2f–%.2f\t%.2f\t%.2f–%.2f\t%.2f\t%.2f–%.2f\t\n", l.Fanout, l.Body, l.Shards, l.Rate,

@@ -38,19 +38,19 @@ func buildServer(ctx context.Context, dir string) (string, error) {
 	return path, nil
 }
 
-// server is the real server as a child.
+// server is the real server as a child process.
 type server struct {
 	cmd  *exec.Cmd
 	url  string
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when it has ended, after err is set
 	err  error
 
-	mu   sync.Mutex
-	last []string // its last lines, for when it fails
+	mu   sync.Mutex // guards last
+	last []string   // its last lines of output, for error messages
 }
 
-// startServer starts the server, with nothing set but what it needs to be run
-// here, and returns when its API answers.
+// startServer starts the server, with default settings where possible, and
+// returns when its API answers.
 func startServer(ctx context.Context, path, dataDir, compression string, db secret.Value, discord *discordtest.Server) (*server, error) {
 	s := &server{cmd: exec.CommandContext(ctx, path), done: make(chan struct{})}
 	s.cmd.Dir = os.TempDir()
@@ -80,9 +80,9 @@ func startServer(ctx context.Context, path, dataDir, compression string, db secr
 	case s.url = <-ready:
 		return s, nil
 	case <-s.done:
-		return nil, fmt.Errorf("the server ended at its start: %w\n%s", s.err, s.said())
+		return nil, fmt.Errorf("the server ended during its start: %w\n%s", s.err, s.output())
 	case <-timeout.C:
-		return nil, errors.Join(fmt.Errorf("the server did not start within %v\n%s", startTimeout, s.said()), s.stop())
+		return nil, errors.Join(fmt.Errorf("the server did not start within %v\n%s", startTimeout, s.output()), s.stop())
 	}
 }
 
@@ -100,7 +100,7 @@ func (s *server) read(stderr io.Reader, ready chan<- string) {
 	}
 }
 
-func (s *server) said() string {
+func (s *server) output() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(s.last, "\n")
@@ -108,7 +108,7 @@ func (s *server) said() string {
 
 func (s *server) pid() int { return s.cmd.Process.Pid }
 
-// stop drains the server and waits for its end.
+// stop makes the server drain and waits until it has ended.
 func (s *server) stop() error {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop the server: %w", err)
@@ -118,10 +118,10 @@ func (s *server) stop() error {
 	select {
 	case <-s.done:
 	case <-timeout.C:
-		return errors.Join(fmt.Errorf("the server did not end within %v\n%s", stopTimeout, s.said()), s.cmd.Process.Kill())
+		return errors.Join(fmt.Errorf("the server did not end within %v\n%s", stopTimeout, s.output()), s.cmd.Process.Kill())
 	}
 	if s.err != nil {
-		return fmt.Errorf("the server ended badly: %w\n%s", s.err, s.said())
+		return fmt.Errorf("the server ended with an error: %w\n%s", s.err, s.output())
 	}
 	return nil
 }
@@ -145,7 +145,8 @@ func (s *server) register(ctx context.Context, eventName, url string) (string, e
 	return created.Secret, nil
 }
 
-// call makes a call of the API that has to be answered with a status.
+// call calls the API and returns the body of the answer, whose status must be
+// want.
 func (s *server) call(ctx context.Context, method, path string, body []byte, want int) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.url+path, bytes.NewReader(body))
 	if err != nil {
@@ -153,7 +154,7 @@ func (s *server) call(ctx context.Context, method, path string, body []byte, wan
 	}
 	req.Header.Set("Authorization", "Bearer "+benchKey)
 	req.Header.Set("Content-Type", "application/json")
-	// A connection a call: none is left to the server that follows.
+	// One connection per call, so that none outlives the server.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {

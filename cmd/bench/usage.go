@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// errNoUsage says that this system does not tell what other processes use:
-// those figures are left out then.
-var errNoUsage = errors.New("what processes use is read from /proc, which only Linux has")
+// errNoUsage means that this system does not report the usage of other
+// processes. The report then leaves those figures out.
+var errNoUsage = errors.New("the usage of processes is read from /proc, which only Linux has")
 
-// usage is the processor time that the parties have used, with what their
-// children have that ended.
+// usage is the processor time of each party. PostgreSQL's includes its ended
+// child processes.
 type usage struct{ server, postgres, harness, bare time.Duration }
 
 func (u usage) minus(v usage) usage {

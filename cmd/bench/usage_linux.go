@@ -18,8 +18,7 @@ const tick = 10 * time.Millisecond
 type process struct {
 	parent int
 	name   string
-	// own and reaped are the processor time of itself and of its children that
-	// ended.
+	// own is its own processor time, reaped that of its ended children.
 	own, reaped time.Duration
 }
 
@@ -28,13 +27,13 @@ func readProcess(pid int) (p process, err error) {
 	if err != nil {
 		return p, err
 	}
-	// The name is in parentheses and may hold anything.
+	// The name is in parentheses and may contain any character.
 	from, to := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
 	if from < 0 || to < from {
 		return p, fmt.Errorf("/proc/%d/stat can't be read: %q", pid, b)
 	}
 	p.name = string(b[from+1 : to])
-	fields := strings.Fields(string(b[to+1:])) // the third one of proc(5) first
+	fields := strings.Fields(string(b[to+1:])) // fields[0] is field 3 of proc(5)
 	if len(fields) < 15 {
 		return p, fmt.Errorf("/proc/%d/stat can't be read: %q", pid, b)
 	}
@@ -50,8 +49,8 @@ func readProcess(pid int) (p process, err error) {
 	return p, nil
 }
 
-// readUsage sums up the server, the bare loop, this process, and the PostgreSQL
-// that is this process's child with all its processes. A pid of 0 is nobody.
+// readUsage returns the usage of the server and the bare loop, by their process
+// ids, of this process, and of its child PostgreSQL with all its processes.
 func readUsage(server, bare int) (u usage, err error) {
 	files, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -63,7 +62,7 @@ func readUsage(server, bare int) (u usage, err error) {
 		if err != nil {
 			continue
 		}
-		if p, err := readProcess(pid); err == nil { // else it has just ended
+		if p, err := readProcess(pid); err == nil { // otherwise it has just ended
 			all[pid] = p
 		}
 	}
@@ -77,7 +76,7 @@ func readUsage(server, bare int) (u usage, err error) {
 	return u, nil
 }
 
-// peakMemory is the most that a process ever had in memory, in bytes.
+// peakMemory returns the most memory that a process has ever used, in bytes.
 func peakMemory(pid int) (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
