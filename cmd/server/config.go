@@ -20,11 +20,11 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// config is what the environment says. Only this package reads it.
+// config holds the settings from the environment, which only this package reads.
 type config struct {
 	token        secret.Value
 	discordURL   string
-	databaseURL  secret.Value // holds a password
+	databaseURL  secret.Value // contains a password
 	dataDir      string
 	addr         string
 	pprofAddr    string // "" for none
@@ -34,7 +34,8 @@ type config struct {
 	shards       gateway.Shards
 	compression  discord.Compression
 	allowTargets []netip.Prefix
-	// proxy tells through which proxy a URL is asked for; nil for none ever.
+	// proxy returns the proxy through which a URL is requested, or nil; it is
+	// nil itself if no proxy is set.
 	proxy           func(*url.URL) (*url.URL, error)
 	schedule        delivery.Schedule
 	attemptTimeout  time.Duration
@@ -45,15 +46,15 @@ type config struct {
 	tracing         tracingConfig
 }
 
-// intents is what shards identify with: fixed ones, or what the registered
-// listeners need.
+// intents are the intents with which shards identify: fixed ones, or those that
+// the registered listeners need.
 type intents struct {
 	auto  bool
 	fixed event.Intents
 }
 
 // readConfig reads and checks the environment. The error joins one line for
-// every variable that is unusable.
+// every invalid variable.
 func readConfig(getenv func(string) string, needToken bool) (config, error) {
 	r := reader{getenv: getenv}
 	c := config{
@@ -93,7 +94,7 @@ func parseIntents(s string) (intents, error) {
 	return intents{fixed: fixed}, err
 }
 
-// reader reads variables and collects what is wrong with them.
+// reader reads variables and collects the problems with their values.
 type reader struct {
 	getenv   func(string) string
 	problems []error
@@ -110,7 +111,7 @@ func parsed[T any](r *reader, name, byDefault, accepted string, parse func(strin
 }
 
 func (r *reader) problem(name, value, accepted string, err error) {
-	line := fmt.Sprintf("%s=%q is not usable: accepted is %s", name, value, accepted)
+	line := fmt.Sprintf("%s=%q is not valid: expected %s", name, value, accepted)
 	if err != nil {
 		line += fmt.Sprintf(" (%v)", err)
 	}
@@ -124,16 +125,17 @@ func (r *reader) text(name, byDefault string) string {
 	return byDefault
 }
 
-// token never shows the value: it may be a real token with a typing error.
+// token reads a bot token. It never shows the value, which may be a real token
+// with a typing error.
 func (r *reader) token(name string, need bool) secret.Value {
-	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, "")+" ", "Bot ")) // "Bot " is "Bot" by now, and no token
+	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, "")+" ", "Bot ")) // text has trimmed a lone "Bot " to "Bot"
 	switch {
 	case s == "" && need:
 		r.problems = append(r.problems, fmt.Errorf(
-			"%s is not set: give the bot token of the developer portal (Bot, Reset Token), or try `demo`, which needs none", name))
+			"%s is not set: give the bot token from the developer portal (Bot, Reset Token), or try `demo`, which needs none", name))
 	case strings.ContainsAny(s, " \t\r\n\""):
 		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not usable: accepted is a bot token, with or without the prefix \"Bot \"; this one has spaces or quotes in it", name))
+			"%s=[redacted] is not valid: expected a bot token, with or without the prefix \"Bot \"; this one contains spaces or quotes", name))
 	}
 	return secret.New(s)
 }
@@ -146,7 +148,7 @@ func (r *reader) databaseURL(name string) secret.Value {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not usable: accepted is a URL such as postgres://user:password@host:5432/database", name))
+			"%s=[redacted] is not valid: expected a URL such as postgres://user:password@host:5432/database", name))
 	}
 	return secret.New(s)
 }
@@ -171,8 +173,8 @@ func (r *reader) addr(name, byDefault string) string {
 	return s
 }
 
-// loopback reads an address that nobody outside this machine can reach; "" if
-// it is not set.
+// loopback reads an address that can't be reached from other machines; "" if it
+// is not set.
 func (r *reader) loopback(name string) string {
 	s := r.text(name, "")
 	if s == "" {
@@ -204,45 +206,45 @@ func (r *reader) prefixes(name string) []netip.Prefix {
 	return out
 }
 
-// keys never shows the value.
+// keys reads encryption keys. It never shows the value.
 func (r *reader) keys(name string) secret.Keys {
 	k, err := secret.ParseKeys(r.getenv(name))
 	if err != nil {
 		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not usable: accepted is 32 bytes in base64 or hex (openssl rand -base64 32), or several of them joined with commas (%w)", name, err))
+			"%s=[redacted] is not valid: expected 32 bytes in base64 or hex (openssl rand -base64 32), or several of these joined with commas (%w)", name, err))
 	}
 	return k
 }
 
-// proxy reads the conventional variables, in either case. A proxy's URL may hold
-// a password: it is not shown.
+// proxy reads the conventional variables, in upper or lower case. It never shows
+// the proxy's URL, which may contain a password.
 func (r *reader) proxy() func(*url.URL) (*url.URL, error) {
 	const name = "HTTPS_PROXY"
 	s := r.text(name, r.text("https_proxy", ""))
 	if s == "" {
 		return nil
 	}
-	if !strings.Contains(s, "://") { // as everywhere: a host and port will do
+	if !strings.Contains(s, "://") { // by convention, a host and port suffice
 		s = "http://" + s
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
 		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not usable: accepted is the URL of an http, https or socks5 proxy such as http://proxy.example:3128", name))
+			"%s=[redacted] is not valid: expected the URL of an http, https or socks5 proxy such as http://proxy.example:3128", name))
 		return nil
 	}
 	c := httpproxy.Config{HTTPSProxy: u.String(), NoProxy: r.text("NO_PROXY", r.text("no_proxy", ""))}
 	return c.ProxyFunc()
 }
 
-func (r *reader) duration(name string, byDefault, least, most time.Duration) time.Duration {
+func (r *reader) duration(name string, byDefault, minimum, maximum time.Duration) time.Duration {
 	s := r.text(name, "")
 	if s == "" {
 		return byDefault
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < least || d > most {
-		r.problem(name, s, fmt.Sprintf("a duration from %v to %v such as %v", least, most, byDefault), nil)
+	if err != nil || d < minimum || d > maximum {
+		r.problem(name, s, fmt.Sprintf("a duration from %v to %v such as %v", minimum, maximum, byDefault), nil)
 		return byDefault
 	}
 	return d

@@ -55,11 +55,11 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// TestConfigProxy: the conventional variables, with what they conventionally
-// leave out.
+// TestConfigProxy checks the conventional variables, and the hosts that they
+// exclude by convention.
 func TestConfigProxy(t *testing.T) {
 	t.Parallel()
-	asked := func(getenv func(string) string, target string) string {
+	proxyOf := func(getenv func(string) string, target string) string {
 		t.Helper()
 		c, err := readConfig(getenv, false)
 		u, urlErr := url.Parse(target)
@@ -87,8 +87,8 @@ func TestConfigProxy(t *testing.T) {
 		{[]string{"HTTPS_PROXY", "http://proxy.example"}, "https://127.0.0.1", ""},
 		{[]string{"HTTPS_PROXY", "http://proxy.example"}, "http://a.example", ""},
 	} {
-		if got := asked(env(tt.env...), tt.target); got != tt.want {
-			t.Errorf("%v: %s is asked of %q, want %q", tt.env, tt.target, got, tt.want)
+		if got := proxyOf(env(tt.env...), tt.target); got != tt.want {
+			t.Errorf("%v: %s goes through %q, want %q", tt.env, tt.target, got, tt.want)
 		}
 	}
 	if c, err := readConfig(env("HTTP_PROXY", "http://proxy.example"), false); err != nil || c.proxy != nil {
@@ -96,8 +96,8 @@ func TestConfigProxy(t *testing.T) {
 	}
 }
 
-// Every unusable value is named with what is accepted, all of them at once,
-// and none that is secret is shown.
+// TestConfigProblems checks that all invalid values are reported at once, each
+// with the expected form, and that no secret is shown.
 func TestConfigProblems(t *testing.T) {
 	t.Parallel()
 	values := []string{
@@ -108,7 +108,7 @@ func TestConfigProblems(t *testing.T) {
 	}
 	_, err := readConfig(env(values...), true)
 	if err == nil {
-		t.Fatal("nothing is wrong")
+		t.Fatal("invalid values were accepted")
 	}
 	lines := strings.Split(err.Error(), "\n")
 	if len(lines) != len(values)/2 {
@@ -118,11 +118,11 @@ func TestConfigProblems(t *testing.T) {
 		found := false
 		for _, line := range lines {
 			secret := strings.Contains(values[i+1], "hunter2")
-			found = found || strings.HasPrefix(line, values[i]+"=") && strings.Contains(line, "accepted is") &&
+			found = found || strings.HasPrefix(line, values[i]+"=") && strings.Contains(line, "expected ") &&
 				(secret || strings.Contains(line, values[i+1]))
 		}
 		if !found {
-			t.Errorf("%s=%s is not said:\n%v", values[i], values[i+1], err)
+			t.Errorf("%s=%s is not reported:\n%v", values[i], values[i+1], err)
 		}
 	}
 	if strings.Contains(err.Error(), "hunter2") {
@@ -132,7 +132,7 @@ func TestConfigProblems(t *testing.T) {
 		t.Errorf("without a token: %v", err)
 	}
 	if _, err := readConfig(env("DISCORD_TOKEN", "Bot "), true); err == nil || !strings.Contains(err.Error(), "DISCORD_TOKEN is not set") {
-		t.Errorf("with a prefix of no token: %v", err)
+		t.Errorf("with a prefix but no token: %v", err)
 	}
 	if _, err := readConfig(env(), false); err != nil {
 		t.Errorf("migrate without a token: %v", err)
@@ -181,10 +181,10 @@ func TestDataDirKeepsItsNameAndKey(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(path, apiKeyFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key's file: %v, %v", info, err)
 	}
-	// While the first one lives, a second is somebody else.
+	// While the first is open, a second gets another name.
 	second, err := openDataDir(path)
 	if err == nil || second.name == first.name {
-		t.Errorf("a second one at once: %v", err)
+		t.Errorf("a second one at the same time: %v", err)
 	}
 	if err := errors.Join(second.close(), first.close()); err != nil {
 		t.Error(err)
@@ -199,8 +199,9 @@ func TestDataDirKeepsItsNameAndKey(t *testing.T) {
 	}
 }
 
-// Parts stop in the reverse order, each waited for; one that does not end is
-// killed when the time is over; one that fails ends the wait.
+// TestLifecycle checks that parts stop in reverse order, each waited for; that a
+// part that does not end is killed after the timeout; and that a part that fails
+// ends the wait.
 func TestLifecycle(t *testing.T) {
 	t.Parallel()
 	var log output
@@ -219,7 +220,7 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("wait: %v", err)
 	}
 	if err := l.stop(50 * time.Millisecond); err != nil || !strings.Contains(log.String(), errTooLate.Error()) {
-		t.Errorf("stop: %v, said: %s", err, &log)
+		t.Errorf("stop: %v, log: %s", err, &log)
 	}
 	if diff := cmp.Diff([]string{"last", "stuck", "first"}, order); diff != "" {
 		t.Error(diff)
@@ -231,7 +232,7 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("wait: %v", err)
 	}
 	if err := l.stop(time.Second); err != nil {
-		t.Errorf("stop says again: %v", err)
+		t.Errorf("stop repeats the error: %v", err)
 	}
 	l = newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
 	stop := make(chan struct{})
@@ -241,7 +242,7 @@ func TestLifecycle(t *testing.T) {
 	}
 }
 
-// Profiles are for this machine only.
+// TestPprofAddr checks that only loopback addresses are accepted.
 func TestPprofAddr(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"", "127.0.0.1:6060", "127.1.2.3:0", "[::1]:6060", "localhost:6060"} {

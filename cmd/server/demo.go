@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -30,10 +29,7 @@ type demoOptions struct {
 	rate   float64
 }
 
-// settleTimeout is how long the demo waits for the last deliveries.
-const settleTimeout = 30 * time.Second
-
-// demo runs the whole product on this machine: the very server, its embedded
+// demo runs the whole product on this machine: the real server, its embedded
 // PostgreSQL in a temporary directory, a simulated Discord and a receiver that
 // verifies every delivery.
 func demo(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) (err error) {
@@ -41,8 +37,8 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.DurationVar(&o.runFor, "for", 0, "stop after this long, and fail unless every event was delivered and verified")
-	flags.StringVar(&o.frames, "frames", "", "send the recorded gateway frames of this directory (JSON, one a file)")
-	flags.Float64Var(&o.rate, "rate", 5, "events a second")
+	flags.StringVar(&o.frames, "frames", "", "send the recorded gateway frames in this directory (JSON, one per file)")
+	flags.Float64Var(&o.rate, "rate", 5, "events per second")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return nil
@@ -52,10 +48,10 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 		return misused(stderr, "demo takes no arguments, but got %q", flags.Args())
 	}
 	if o.rate <= 0 || o.rate > 10000 {
-		return fmt.Errorf("--rate %v is not usable: accepted is a number from above 0 to 10000", o.rate)
+		return fmt.Errorf("--rate %v is not valid: expected a number above 0, up to 10000", o.rate)
 	}
 	if o.runFor < 0 {
-		return fmt.Errorf("--for %v is not usable: accepted is how long the demo runs, such as 10s, or 0 for no end", o.runFor)
+		return fmt.Errorf("--for %v is not valid: expected how long the demo runs, such as 10s, or 0 for no end", o.runFor)
 	}
 	script, err := newScript(o.frames)
 	if err != nil {
@@ -66,7 +62,7 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 		return err
 	}
 	if cfg.dataDir, err = os.MkdirTemp("", "gatehook-demo-"); err != nil {
-		return fmt.Errorf("make a place for the demo's database: %w", err)
+		return fmt.Errorf("make a directory for the demo's database: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(cfg.dataDir)) }()
 
@@ -84,11 +80,11 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 func demoConfig(getenv func(string) string) (config, error) {
 	cfg, err := readConfig(func(name string) string {
 		switch name {
-		case "DATABASE_URL", "DISCORD_TOKEN", "DISCORD_API_URL": // the demo has its own
+		case "DATABASE_URL", "DISCORD_TOKEN", "DISCORD_API_URL": // the demo uses its own
 			return ""
 		case "GATEHOOK_LOG_LEVEL":
 			if getenv(name) == "" {
-				return "warn" // a line a delivery is enough
+				return "warn" // the demo already prints a line per delivery
 			}
 		}
 		return getenv(name)
@@ -96,7 +92,7 @@ func demoConfig(getenv func(string) string) (config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	// The listeners are registered when the shard is connected already.
+	// The shard identifies before the listeners are registered.
 	cfg.intents = intents{fixed: event.IntentsAll}
 	cfg.allowTargets = append(cfg.allowTargets, netip.MustParsePrefix("127.0.0.0/8"))
 	if cfg.apiKey.Empty() {
@@ -113,7 +109,7 @@ func demoConfig(getenv func(string) string) (config, error) {
 	return cfg, nil
 }
 
-// free tells whether an address can be listened on.
+// free reports whether an address is free to listen on.
 func free(addr string) bool {
 	l, err := net.Listen("tcp", addr) //nolint:noctx // opens and closes at once
 	if err != nil {
@@ -129,7 +125,7 @@ type demonstration struct {
 	script  *script
 	books   *books
 
-	mu  sync.Mutex
+	mu  sync.Mutex // guards out
 	out io.Writer
 }
 
@@ -140,7 +136,7 @@ func (d *demonstration) run(ctx context.Context, cfg config, stderr io.Writer) e
 	}
 	defer receivers.server.Close() //nolint:errcheck // the process ends
 
-	// The server runs until the events are through.
+	// The server runs until all events are delivered.
 	serving, stop := context.WithCancelCause(ctx)
 	defer stop(errDrained)
 	type started struct {
@@ -165,7 +161,8 @@ func (d *demonstration) run(ctx context.Context, cfg config, stderr io.Writer) e
 	return d.report(receivers)
 }
 
-// receivers verify what is delivered: one for parsed events, one for raw ones.
+// receivers verify the deliveries: one those of parsed events, one those of raw
+// events.
 type receivers struct {
 	server      *http.Server
 	url         string
@@ -182,8 +179,7 @@ func (d *demonstration) receive() (*receivers, error) {
 	mux.Handle("POST /parsed", r.parsed)
 	mux.Handle("POST /raw", r.raw)
 	mux.HandleFunc("POST /yours", func(w http.ResponseWriter, req *http.Request) {
-		// The demo does not know the secret of a listener that somebody else
-		// registered.
+		// The demo does not know the secret of the user's own listener.
 		d.print("%s  %-28s yours, attempt %s\n", time.Now().Format("15:04:05.000"), req.Header.Get("gatehook-event"), req.Header.Get("gatehook-attempt"))
 		w.WriteHeader(http.StatusNoContent)
 	})
@@ -198,13 +194,14 @@ func (d *demonstration) print(format string, args ...any) {
 	fmt.Fprintf(d.out, format, args...)
 }
 
-// received notes and prints a verified delivery.
+// received prints and records a verified delivery.
 func (d *demonstration) received(r received) {
 	d.print("%s  %-28s seq %-5d verified, attempt %s  %s\n", time.Now().Format("15:04:05.000"), r.event, r.seq, r.attempt, r.id)
 	d.books.received(r)
 }
 
-// play registers the listeners and sends events until it is time to stop.
+// play registers the listeners, sends events until the time is over or ctx ends,
+// and waits for the last deliveries.
 func (d *demonstration) play(ctx context.Context, url string, key secret.Value, r *receivers) error {
 	for _, l := range []struct {
 		event, path string
@@ -262,11 +259,11 @@ func (d *demonstration) send() error {
 	return nil
 }
 
-// report says how it went, and fails if anything is amiss.
+// report prints the totals, and returns an error if anything went wrong.
 func (d *demonstration) report(r *receivers) error {
 	problems := append(append(d.books.problems(), r.parsed.problems()...), r.raw.problems()...)
 	for _, e := range d.discord.Illegal() {
-		problems = append(problems, fmt.Errorf("the simulated Discord saw something illegal: %s", e.Detail))
+		problems = append(problems, fmt.Errorf("the server broke a rule of Discord: %s", e.Detail))
 	}
 	sent, verified, twice := d.books.sums()
 	d.print("\n%d events sent, each raw and parsed: %d deliveries verified, %d came twice, %d problems\n", sent, verified, twice, len(problems))
@@ -301,171 +298,4 @@ func register(ctx context.Context, api string, key secret.Value, eventName, url 
 		return "", fmt.Errorf("register %s: %w", eventName, err)
 	}
 	return created.Secret, nil
-}
-
-// script is what the simulated Discord sends, over and over.
-type script struct {
-	frames []discordtest.Frame
-	at     int
-}
-
-func (s *script) next() discordtest.Frame {
-	f := s.frames[s.at%len(s.frames)]
-	s.at++
-	return f
-}
-
-// newScript reads recorded frames, or makes some up.
-func newScript(dir string) (*script, error) {
-	if dir == "" {
-		return madeUp()
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
-	if err != nil || len(files) == 0 {
-		return nil, fmt.Errorf("--frames %s: there is no *.json in it", dir)
-	}
-	s := &script{}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("--frames: %w", err)
-		}
-		f, err := discordtest.ParseFrame(b)
-		if err != nil {
-			return nil, fmt.Errorf("--frames: %s: %w", name, err)
-		}
-		s.frames = append(s.frames, f)
-	}
-	return s, nil
-}
-
-// madeUp are frames as small as they come, of events that a bot would want.
-func madeUp() (*script, error) {
-	s := &script{}
-	for _, f := range []string{
-		`{"t":"MESSAGE_CREATE","s":1,"op":0,"d":{"id":"1300000000000000001","channel_id":"1300000000000000010","guild_id":"1300000000000000100","author":{"id":"1300000000000001000","username":"ada","discriminator":"0","avatar":null,"global_name":"Ada"},"content":"hello \u2764 <b>world</b>","timestamp":"2026-01-01T00:00:00.000000+00:00","edited_timestamp":null,"tts":false,"mention_everyone":false,"mentions":[],"mention_roles":[],"attachments":[],"embeds":[],"pinned":false,"type":0}}`,
-		`{"t":"TYPING_START","s":1,"op":0,"d":{"user_id":"1300000000000001000","timestamp":1767225600,"guild_id":"1300000000000000100","channel_id":"1300000000000000010"}}`,
-		`{"t":"MESSAGE_REACTION_ADD","s":1,"op":0,"d":{"user_id":"1300000000000001000","type":0,"message_id":"1300000000000000001","emoji":{"name":"🔥","id":null},"channel_id":"1300000000000000010","guild_id":"1300000000000000100","burst":false}}`,
-		`{"t":"GUILD_MEMBER_ADD","s":1,"op":0,"d":{"guild_id":"1300000000000000100","user":{"id":"1300000000000001001","username":"bob","discriminator":"0","avatar":null},"roles":[],"joined_at":"2026-01-01T00:00:00.000000+00:00","deaf":false,"mute":false,"flags":0}}`,
-		`{"t":"GUILD_BAN_ADD","s":1,"op":0,"d":{"guild_id":"1300000000000000100","user":{"id":"1300000000000001002","username":"mallory","discriminator":"0","avatar":null}}}`,
-		`{"t":"MESSAGE_DELETE","s":1,"op":0,"d":{"id":"1300000000000000001","channel_id":"1300000000000000010","guild_id":"1300000000000000100"}}`,
-	} {
-		frame, err := discordtest.ParseFrame([]byte(f))
-		if err != nil {
-			return nil, fmt.Errorf("the demo's own frames: %w", err)
-		}
-		s.frames = append(s.frames, frame)
-	}
-	return s, nil
-}
-
-// books compare what was sent with what was delivered.
-type books struct {
-	mu       sync.Mutex
-	expected map[int64]sentEvent
-	got      map[string]received // by event name and sequence number
-	twice    int
-	changed  chan struct{} // closed and replaced at every delivery
-}
-
-type sentEvent struct {
-	name string
-	data []byte
-}
-
-func newBooks() *books {
-	return &books{expected: map[int64]sentEvent{}, got: map[string]received{}, changed: make(chan struct{})}
-}
-
-func (b *books) sent(seq int64, name string, data []byte) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.expected[seq] = sentEvent{name, data}
-}
-
-func bookKey(name string, seq int64) string { return fmt.Sprintf("%s %d", name, seq) }
-
-func (b *books) received(r received) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if r.seq == 0 {
-		return // a shard event: nobody sent it
-	}
-	k := bookKey(r.event, r.seq)
-	if _, ok := b.got[k]; ok {
-		b.twice++
-	}
-	b.got[k] = r
-	close(b.changed)
-	b.changed = make(chan struct{})
-}
-
-// missing are the deliveries that have not come.
-func (b *books) missing() (missing []string, changed <-chan struct{}) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for seq, e := range b.expected {
-		for _, name := range []string{e.name, event.RawPrefix + e.name} {
-			if _, ok := b.got[bookKey(name, seq)]; !ok {
-				missing = append(missing, bookKey(name, seq))
-			}
-		}
-	}
-	return missing, b.changed
-}
-
-// await waits until nothing is missing.
-func (b *books) await(ctx context.Context, timeout time.Duration) error {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	for {
-		missing, changed := b.missing()
-		if len(missing) == 0 {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return fmt.Errorf("%d deliveries did not come within %v, such as %s", len(missing), timeout, missing[0])
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// problems are the deliveries whose payload is not the one that was sent: raw
-// ones are compared byte by byte.
-func (b *books) problems() (problems []error) {
-	missing, _ := b.missing()
-	for _, m := range missing {
-		problems = append(problems, fmt.Errorf("%s was not delivered", m))
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for seq, e := range b.expected {
-		raw, parsed := b.got[bookKey(event.RawPrefix+e.name, seq)], b.got[bookKey(e.name, seq)]
-		if raw.id != "" && !bytes.Equal(raw.data, e.data) {
-			problems = append(problems, fmt.Errorf("%s has other bytes than were sent", bookKey(raw.event, seq)))
-		}
-		if parsed.id != "" && !json.Valid(parsed.data) {
-			problems = append(problems, fmt.Errorf("%s is not JSON", bookKey(parsed.event, seq)))
-		}
-		if raw.eventID != parsed.eventID || raw.id == parsed.id && raw.id != "" {
-			problems = append(problems, fmt.Errorf("event %d has ids %s and %s, deliveries %s and %s", seq, raw.eventID, parsed.eventID, raw.id, parsed.id))
-		}
-	}
-	return problems
-}
-
-func (b *books) sums() (sent, verified, twice int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for seq, e := range b.expected {
-		for _, name := range []string{e.name, event.RawPrefix + e.name} {
-			if _, ok := b.got[bookKey(name, seq)]; ok {
-				verified++
-			}
-		}
-	}
-	return len(b.expected), verified, b.twice
 }

@@ -10,24 +10,23 @@ import (
 )
 
 // lifecycle runs the parts of the program. They start in the order in which
-// they are added, consumers before producers, and stop in the reverse order,
-// each one waited for, all of them together within a bound.
+// they are added, consumers before producers. They stop in the reverse order,
+// one after the other, all of them within one timeout.
 type lifecycle struct {
 	log   *slog.Logger
 	parts []*part
 	ended chan *part
-	// kill ends what does not stop in time.
-	kill context.CancelCauseFunc
-	ctx  context.Context
+	kill  context.CancelCauseFunc // cancels ctx, to end parts that don't stop in time
+	ctx   context.Context
 }
 
-// part is one running piece.
+// part is one running part of the program.
 type part struct {
-	name string
-	stop func()
-	done chan struct{}
-	err  error
-	told bool // wait has returned the error
+	name     string
+	stop     func()
+	done     chan struct{} // closed when run has returned and err is set
+	err      error
+	reported bool // wait has returned err
 }
 
 var (
@@ -35,16 +34,16 @@ var (
 	errTooLate = errors.New("the drain took longer than GATEHOOK_SHUTDOWN_TIMEOUT")
 )
 
-// newLifecycle makes one whose parts are not bound to ctx's end, only to its
-// values: they are stopped one by one.
+// newLifecycle returns a lifecycle whose parts use ctx's values but don't end
+// with it: stop ends them one by one.
 func newLifecycle(ctx context.Context, log *slog.Logger) *lifecycle {
 	l := &lifecycle{log: log, ended: make(chan *part, 16)}
 	l.ctx, l.kill = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
 
-// add starts a part. run returns when stop was called and the part is done, or
-// when its context ends; stop must not block.
+// add starts a part. run must return once stop was called and the work is done,
+// or when its context ends; stop must not block.
 func (l *lifecycle) add(name string, run func(context.Context) error, stop func()) {
 	p := &part{name: name, stop: stop, done: make(chan struct{})}
 	l.parts = append(l.parts, p)
@@ -61,23 +60,23 @@ func (l *lifecycle) addCancelled(name string, run func(context.Context) error) {
 	l.add(name, func(context.Context) error { return run(ctx) }, func() { cancel(errDrained) })
 }
 
-// wait returns when ctx ends (nil), or when a part failed.
+// wait returns nil when ctx ends, and an error when a part ends before that.
 func (l *lifecycle) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case p := <-l.ended:
-		p.told = true
+		p.reported = true
 		if p.err == nil {
-			return fmt.Errorf("%s ended without being told to", p.name)
+			return fmt.Errorf("%s ended by itself", p.name)
 		}
 		return fmt.Errorf("%s: %w", p.name, p.err)
 	}
 }
 
-// stop ends the parts, the last first. What is not done within the timeout is
-// killed: it is safe, only later, so what such a part says is logged and is no
-// failure of the drain.
+// stop ends the parts, the last one first, and kills those that are not done
+// within the timeout. Their unfinished work is done after the next start, so
+// their errors are logged and don't fail the drain.
 func (l *lifecycle) stop(timeout time.Duration) error {
 	deadline := time.AfterFunc(timeout, func() { l.kill(errTooLate) })
 	defer deadline.Stop()
@@ -88,9 +87,9 @@ func (l *lifecycle) stop(timeout time.Duration) error {
 		p.stop()
 		<-p.done
 		switch {
-		case p.err == nil || p.told || errors.Is(p.err, errDrained):
+		case p.err == nil || p.reported || errors.Is(p.err, errDrained):
 		case errors.Is(context.Cause(l.ctx), errTooLate):
-			l.log.LogAttrs(l.ctx, slog.LevelWarn, "cut off: what it had under way is done after the next start",
+			l.log.LogAttrs(l.ctx, slog.LevelWarn, "cut off: its unfinished work is done after the next start",
 				slog.String("part", p.name), slog.Any("error", p.err))
 		default:
 			problems = append(problems, fmt.Errorf("stop %s: %w", p.name, p.err))

@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// newLogger writes text to a terminal and JSON to everything else, unless the
-// configuration says which.
+// newLogger returns a logger with the configured format; by default it writes
+// text to a terminal and JSON to everything else.
 func newLogger(c config, w io.Writer) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.logLevel)); err != nil {

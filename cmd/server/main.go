@@ -25,24 +25,23 @@ func main() {
 	os.Exit(mainCode())
 }
 
-// ballast is memory that nobody touches, so that it is never in RAM, but which
-// counts for the garbage collector: it runs when the heap has grown by this and
-// as much as is in use, not already when it has doubled. A server with little
-// to keep in memory would else spend a tenth of its time on collecting it.
-// GOGC alone would do the same to a server that keeps much, and a limit would
-// do the opposite.
+// ballast is the size in bytes of memory that is never touched. It takes up no
+// RAM, but the garbage collector counts it as heap, so that a small heap may grow
+// by this much more before it is collected. Otherwise a server with a small heap
+// would spend a tenth of its time on collections. A higher GOGC would let large
+// heaps grow in proportion as well; a memory limit would not help small ones.
 const ballast = 12 << 20
 
 func mainCode() int {
-	// By itself net/http remarks on what a callback sends after its response,
-	// and quotes it: an echoed payload, with its tokens. Nothing else is said
-	// there; Gatehook's own log is another one.
+	// When a callback sends bytes after its response, net/http quotes them in
+	// the standard log: they may be an echoed payload, with its tokens. Gatehook
+	// logs to a logger of its own, so nothing else is lost here.
 	log.SetOutput(io.Discard)
 	weight := make([]byte, ballast)
 	defer runtime.KeepAlive(&weight)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// The first signal drains; with the handler gone the second one kills.
+	// The first signal drains. Then the handler is gone, so a second one kills.
 	context.AfterFunc(ctx, stop)
 	switch err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); {
 	case err == nil:
@@ -61,12 +60,12 @@ const usage = `usage: server [command]
   demo      the whole product on this machine, with a simulated Discord
   migrate   apply the database migrations and exit
   version   print the version
-  help      print this
+  help      print this text
 `
 
 var errUsage = errors.New("usage")
 
-// run is the program, so that tests start the very same one.
+// run is the whole program, for main and for tests.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	command := ""
 	if len(args) > 0 {
@@ -92,13 +91,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 }
 
-// misused says what is wrong with the command line, and what can be said.
+// misused prints what is wrong with the command line, and the usage.
 func misused(stderr io.Writer, format string, args ...any) error {
 	fmt.Fprintf(stderr, format+"\n"+usage, args...)
 	return errUsage
 }
 
-// version is what the build says, or "dev".
+// version returns the version of the build, or "dev".
 func version() string {
 	if linked != "" {
 		return linked

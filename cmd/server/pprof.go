@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// profiler serves net/http/pprof on an address of its own: profiles tell of
-// what is in memory, and taking them costs, so the API's address has none.
+// profiler serves net/http/pprof on its own address, not on the API's: profiles
+// reveal the contents of memory, and taking them is expensive.
 type profiler struct {
 	listener net.Listener
 	http     *http.Server
@@ -27,9 +27,9 @@ func openProfiler(ctx context.Context, addr string, log *slog.Logger) (*profiler
 	if err != nil {
 		return nil, fmt.Errorf("GATEHOOK_PPROF_ADDR=%q can't be listened on: %w", addr, err)
 	}
-	// The configuration lets "localhost" pass, whatever the system takes it for.
+	// The configuration accepts "localhost", which may resolve to any address.
 	if at, ok := l.Addr().(*net.TCPAddr); !ok || !at.IP.IsLoopback() {
-		return nil, errors.Join(fmt.Errorf("GATEHOOK_PPROF_ADDR=%q is %v, no loopback address: give one such as 127.0.0.1:6060", addr, l.Addr()), l.Close())
+		return nil, errors.Join(fmt.Errorf("GATEHOOK_PPROF_ADDR=%q is %v, which is not a loopback address: give one such as 127.0.0.1:6060", addr, l.Addr()), l.Close())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -51,11 +51,11 @@ func (p *profiler) run(context.Context) error {
 	return nil
 }
 
-// stop cuts off profiles under way: a drain must not wait for them. It may be
-// called again, and of nil.
+// stop cuts off profiles under way, since a drain must not wait for them. It may
+// be called more than once, and on nil.
 func (p *profiler) stop() {
 	if p != nil {
 		_ = p.http.Close()
-		_ = p.listener.Close() // if it was never served
+		_ = p.listener.Close() // in case run was never called
 	}
 }

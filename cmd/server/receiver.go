@@ -21,14 +21,13 @@ type received struct {
 	data    json.RawMessage
 }
 
-// receiver stands for a customer's function: it verifies every delivery with
-// the library that a customer would use, and answers 204, or 401 to one that
-// it can't verify.
+// receiver is a user's callback: it verifies every delivery with the library
+// that a user would take, and answers 204, or 401 if it can't verify it.
 type receiver struct {
 	// on is called for every verified delivery, one at a time.
 	on func(received)
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below and calls of on
 	verify   *standardwebhooks.Webhook
 	rejected []error
 }
@@ -45,7 +44,7 @@ func (r *receiver) trust(secret string) error {
 	return nil
 }
 
-// problems are the deliveries that could not be verified.
+// problems returns an error for every delivery that could not be verified.
 func (r *receiver) problems() []error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,7 +55,7 @@ func (r *receiver) problems() []error {
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 64<<20))
 	if err != nil {
-		return // the sender was cut off in the middle, and will come again
+		return // the sender was interrupted and will send it again
 	}
 	got, err := r.read(req, body)
 	if err != nil {
@@ -77,7 +76,7 @@ func (r *receiver) read(req *http.Request, body []byte) (received, error) {
 	verify := r.verify
 	r.mu.Unlock()
 	if verify == nil {
-		return received{}, fmt.Errorf("a delivery came before its listener's secret was known")
+		return received{}, fmt.Errorf("a delivery arrived before its listener's secret was known")
 	}
 	if err := verify.Verify(body, req.Header); err != nil {
 		return received{}, fmt.Errorf("delivery %s: %w", req.Header.Get("webhook-id"), err)

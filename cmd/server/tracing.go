@@ -24,14 +24,14 @@ import (
 )
 
 const (
-	// flushTimeout bounds the last export, when all else has stopped: a
+	// flushTimeout bounds the last export, after everything else has stopped: a
 	// collector that hangs must not hold up a drain.
 	flushTimeout = 3 * time.Second
-	// complaintsApart is the least time between two lines of log about exports.
-	complaintsApart = time.Minute
-	// shortestKey is from how many bytes on a header is looked for in what is
-	// logged: a shorter one keeps nothing out, and is found everywhere.
-	shortestKey = 6
+	// minLogInterval is the least time between two log lines about exports.
+	minLogInterval = time.Minute
+	// minRedacted is the length in bytes from which the value of a header is
+	// redacted in log lines: a shorter one is no secret, and matches everywhere.
+	minRedacted = 6
 )
 
 // tracing exports the spans of deliveries to an OpenTelemetry collector, if
@@ -45,8 +45,8 @@ type tracing struct {
 	stopping chan struct{}
 }
 
-// openTracing makes the export that c asks for. It connects to nothing. Whoever
-// has opened it runs or closes it.
+// openTracing sets up the export that c asks for, without connecting to the
+// collector. The caller runs or closes it.
 func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg prometheus.Registerer) (*tracing, error) {
 	t := &tracing{
 		sampler: sdktrace.TraceIDRatioBased(c.share), log: log,
@@ -55,7 +55,7 @@ func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 	if !c.export {
 		return t, nil
 	}
-	// The library speaks of itself to one logger for all; never to stderr.
+	// The library logs to one global logger, by default to stderr.
 	otel.SetLogger(logr.FromSlogHandler(wordless{log.Handler()}))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.exporter.complain(err, 0) }))
 	client, err := otlptracehttp.New(ctx)
@@ -63,7 +63,7 @@ func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 		return nil, fmt.Errorf("export traces: %w", err)
 	}
 	t.exporter.SpanExporter = client
-	// What the environment says of the service wins over what stands before it.
+	// The later options win: the environment may override the service's name.
 	about, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(),
 		resource.WithAttributes(semconv.ServiceName("gatehook"), semconv.ServiceVersion(version())), resource.WithFromEnv())
 	if err != nil {
@@ -77,7 +77,7 @@ func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 	return t, nil
 }
 
-// traces is what delivery is to record.
+// traces returns what delivery needs to record spans.
 func (t *tracing) traces() delivery.Traces {
 	out := delivery.Traces{Sampled: func(id trace.TraceID) bool {
 		return t.sampler.ShouldSample(sdktrace.SamplingParameters{TraceID: id}).Decision == sdktrace.RecordAndSample
@@ -89,7 +89,7 @@ func (t *tracing) traces() delivery.Traces {
 	return out
 }
 
-// run exports until stop is called, and then what is left.
+// run exports until stop is called, and then exports the rest.
 func (t *tracing) run(ctx context.Context) error {
 	select {
 	case <-t.stopping:
@@ -101,8 +101,8 @@ func (t *tracing) run(ctx context.Context) error {
 
 func (t *tracing) stop() { close(t.stopping) }
 
-// close exports what is left, for some seconds and while ctx lasts, and gives
-// up the rest. Nothing is recorded after it. It may be called again.
+// close exports the remaining spans, within flushTimeout and until ctx ends, and
+// drops the others. Nothing is recorded afterwards. It may be called again.
 func (t *tracing) close(ctx context.Context) {
 	if t.provider == nil {
 		return
@@ -110,17 +110,17 @@ func (t *tracing) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, flushTimeout, errors.New("the collector is too slow for a server that stops"))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { t.exporter.abort(context.Cause(ctx)) })()
-	// It has no end of its own but that of the exports: else its goroutine could
-	// outlive the server.
+	// Aborting the exports ends it as well. With a context that ends earlier its
+	// goroutine could outlive the server.
 	if err := t.provider.Shutdown(context.WithoutCancel(ctx)); err != nil {
 		t.exporter.complain(err, 0)
 	}
 	t.exporter.end()
 }
 
-// queue bounds the spans that wait to be exported, and counts those that it
-// turns away: the library's own, behind it, would drop them without a word, but
-// never gets as many.
+// queue limits the spans that wait to be exported, and counts those that it
+// drops. The library's own queue behind it would drop them silently, but never
+// gets that full.
 type queue struct {
 	sdktrace.SpanProcessor
 	exporter *exporter
@@ -137,28 +137,27 @@ func (q *queue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.SpanProcessor.OnEnd(s)
 }
 
-// exporter counts what becomes of spans, and says when they can't be exported,
-// but not for each batch of them.
+// exporter counts the results of spans, and logs failed exports, but not every
+// one of them.
 type exporter struct {
 	sdktrace.SpanExporter
-	log *slog.Logger
-	// headers are what no line of log may show.
-	headers []secret.Value
-	// waiting is the spans that have ended and are not exported.
-	waiting                   atomic.Int64
+	log     *slog.Logger
+	headers []secret.Value // values that no log line may show
+	waiting atomic.Int64   // spans that have ended and are not exported
+
 	exported, failed, dropped prometheus.Counter
-	// aborted ends every export.
-	aborted context.Context
+
+	aborted context.Context // ends every export
 	abort   context.CancelCauseFunc
 
-	mu   sync.Mutex
-	said time.Time // when the last line was
-	lost int       // spans since then
+	mu     sync.Mutex // guards the fields below
+	logged time.Time  // when the last line was logged
+	lost   int        // spans lost since then
 }
 
 func newExporter(ctx context.Context, c tracingConfig, log *slog.Logger, reg prometheus.Registerer) *exporter {
 	spans := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "gatehook", Subsystem: "tracing", Name: "spans_total", Help: "Spans recorded, by what became of them.",
+		Namespace: "gatehook", Subsystem: "tracing", Name: "spans_total", Help: "Spans recorded, by result.",
 	}, []string{"result"})
 	e := &exporter{
 		log: log, headers: c.headers,
@@ -166,13 +165,13 @@ func newExporter(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 	}
 	e.aborted, e.abort = context.WithCancelCause(context.WithoutCancel(ctx))
 	reg.MustRegister(spans, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "gatehook", Subsystem: "tracing", Name: "spans_queued", Help: "Spans that wait to be exported.",
+		Namespace: "gatehook", Subsystem: "tracing", Name: "spans_queued", Help: "Spans waiting to be exported.",
 	}, func() float64 { return float64(e.waiting.Load()) }))
 	return e
 }
 
-// ExportSpans implements sdktrace.SpanExporter. Its errors end here: whoever
-// calls it would only log them.
+// ExportSpans implements sdktrace.SpanExporter. It never returns an error, which
+// the caller would only log again.
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -188,20 +187,21 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 	return nil
 }
 
-// complain logs an error of the export, and how many spans were lost, once in a
-// while.
+// complain logs an error of the export, with the number of spans lost since the
+// last line, at most once per minLogInterval.
 func (e *exporter) complain(err error, lost int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.lost += lost
-	if time.Since(e.said) < complaintsApart {
+	if time.Since(e.logged) < minLogInterval {
 		return
 	}
 	e.log.LogAttrs(e.aborted, slog.LevelWarn, "traces can't be exported", slog.Int("spans_lost", e.lost), slog.String("error", e.shown(err)))
-	e.said, e.lost = time.Now(), 0
+	e.logged, e.lost = time.Now(), 0
 }
 
-// end says what was lost and not said yet: nobody reads the metrics any more.
+// end logs losses that were not logged yet, since nobody reads the metrics any
+// more.
 func (e *exporter) end() {
 	left := e.waiting.Swap(0)
 	e.dropped.Add(float64(left))
@@ -213,12 +213,12 @@ func (e *exporter) end() {
 	e.lost = 0
 }
 
-// shown is what an error says, in one line of bounded length. What a collector
-// answers is left out: it may quote the request, with its key.
+// shown returns an error's text as one line of limited length. It leaves out the
+// collector's answer, which may quote the request with its key.
 func (e *exporter) shown(err error) string {
 	text, _, _ := strings.Cut(err.Error(), "body: ")
 	for _, h := range e.headers {
-		if len(h.Reveal()) >= shortestKey {
+		if len(h.Reveal()) >= minRedacted {
 			text = strings.ReplaceAll(text, h.Reveal(), "[redacted]")
 		}
 	}
@@ -226,8 +226,8 @@ func (e *exporter) shown(err error) string {
 	return strings.TrimRight(text[:min(len(text), 300)], " (:")
 }
 
-// wordless is a log that takes messages without what they are about: of what the
-// library tells of, some is secret.
+// wordless is a log handler that drops the attributes of messages: some of those
+// that the library logs are secret.
 type wordless struct{ slog.Handler }
 
 // Handle implements slog.Handler.

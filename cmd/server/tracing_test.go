@@ -484,7 +484,7 @@ func TestTracingConfig(t *testing.T) {
 		{[]string{"OTEL_TRACES_SAMPLER", "traceidratio"}, false, 1},
 		{[]string{"OTEL_TRACES_SAMPLER", "ParentBased_TraceIDRatio", "OTEL_TRACES_SAMPLER_ARG", "0.01"}, false, 0.01},
 		{[]string{endpoint, "https://h", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://h", "OTEL_EXPORTER_OTLP_INSECURE", "True"}, true, 1},
-		// Without a collector its variables are nobody's business.
+		// Without a collector its variables don't matter.
 		{[]string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, false, 1},
 	} {
 		c, err := readConfig(env(tt.env...), false)
@@ -494,8 +494,9 @@ func TestTracingConfig(t *testing.T) {
 	}
 }
 
-// TestTracingProblems: what the library would only log stops the start, in one
-// line that names the variable and what is accepted, and shows no key.
+// TestTracingProblems checks that values which the library would only log stop
+// the start, with one line that names the variable and the expected form, and
+// shows no key.
 func TestTracingProblems(t *testing.T) {
 	t.Parallel()
 	const prefix = "OTEL_EXPORTER_OTLP_"
@@ -519,7 +520,7 @@ func TestTracingProblems(t *testing.T) {
 		{prefix + "CERTIFICATE", "/nowhere/ca.pem"},
 		{prefix + "CERTIFICATE", "tracing_test.go"},
 		{prefix + "CLIENT_CERTIFICATE", "/nowhere/cert.pem"},
-		{prefix + "CLIENT_CERTIFICATE", ""}, // with a key
+		{prefix + "CLIENT_CERTIFICATE", ""}, // with CLIENT_KEY set
 		{"OTEL_RESOURCE_ATTRIBUTES", "service.namespace"},
 		{"OTEL_RESOURCE_ATTRIBUTES", "a=%zz"},
 		{"OTEL_BSP_MAX_QUEUE_SIZE", "-1"},
@@ -539,7 +540,7 @@ func TestTracingProblems(t *testing.T) {
 			values = append(values, prefix+"CLIENT_KEY", "/nowhere/key.pem")
 		}
 		_, err := readConfig(env(values...), false)
-		if err == nil || !strings.HasPrefix(err.Error(), name+"=") || !strings.Contains(err.Error(), "accepted is") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.HasPrefix(err.Error(), name+"=") || !strings.Contains(err.Error(), "is not valid: expected ") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s=%s: %v", name, value, err)
 		} else if secret := strings.Contains(value, "hunter2"); secret == strings.Contains(err.Error(), value) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s=%s is shown as %v", name, value, err)
@@ -547,13 +548,13 @@ func TestTracingProblems(t *testing.T) {
 	}
 }
 
-// TestPlainCollector: the files of TLS are refused for a collector that is asked
-// without it, by the name of the variable.
+// TestPlainCollector checks that the files for TLS are refused, with the name of
+// the variable, when the collector's URL is http://.
 func TestPlainCollector(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"} {
 		_, err := readConfig(env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318", name, "/etc/some.pem"), false)
-		if want := name + `="/etc/some.pem" is not usable: accepted is none, since the collector's URL is http://`; err == nil || err.Error() != want {
+		if want := name + `="/etc/some.pem" is not valid: expected nothing, since the collector's URL is http://`; err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %s", name, err, want)
 		}
 	}

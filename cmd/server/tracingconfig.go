@@ -17,19 +17,19 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// tracingConfig is what OpenTelemetry's variables say (OpenTelemetry:
+// tracingConfig holds the settings from OpenTelemetry's variables (OpenTelemetry:
 // Environment Variable Specification, OTLP Exporter). Its library reads most of
-// them by itself, but only logs those that it can't use, with their values:
-// they are checked here.
+// them itself, but only logs invalid ones, with their values. So we check them
+// here.
 type tracingConfig struct {
-	// export: spans are recorded and sent to a collector.
+	// export means that spans are recorded and sent to a collector.
 	export bool
-	// share of the events that are traced, here and by receivers whose samplers
-	// follow their parent; from 0 to 1.
+	// share is the share of events that are traced, from 0 to 1, here and by
+	// receivers whose samplers follow their parent.
 	share float64
 	// queue is how many spans may wait to be exported.
 	queue int
-	// headers are the values that are sent to the collector.
+	// headers are the values of the headers sent to the collector.
 	headers []secret.Value
 }
 
@@ -61,8 +61,8 @@ func (r *reader) tracing() tracingConfig {
 	return c
 }
 
-// sampler reads the share of events that are traced. Their traces begin here, so
-// that a sampler that follows its parent is the one that it has for beginnings.
+// sampler reads the share of events that are traced. Traces begin here, so a
+// sampler that follows its parent always acts as its sampler for root spans.
 func (r *reader) sampler() float64 {
 	const name, arg = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 	switch s := strings.ToLower(r.text(name, "parentbased_always_on")); strings.TrimPrefix(s, "parentbased_") {
@@ -78,14 +78,14 @@ func (r *reader) sampler() float64 {
 		}
 		return share
 	default:
-		r.problem(name, s, "always_on, always_off or traceidratio, or one of them behind parentbased_", nil)
+		r.problem(name, s, "always_on, always_off or traceidratio, or one of them after parentbased_", nil)
 		return 1
 	}
 }
 
-// collector reads a URL, of which it returns the scheme; "" if it is not set.
-// The library leaves out what it has besides host and path; that may be a
-// password, and is not shown.
+// collector reads a URL and returns its scheme; "" if it is not set. The library
+// ignores the URL's user and query, which may contain a password: such a URL is
+// refused and not shown.
 func (r *reader) collector(name string) (scheme string) {
 	s := r.text(name, "")
 	if s == "" {
@@ -100,10 +100,11 @@ func (r *reader) collector(name string) (scheme string) {
 	default:
 		return u.Scheme
 	}
-	return "https" // of those that are unusable: it allows all the rest
+	return "https" // for an invalid URL, since it allows certificates too
 }
 
-// exactly is oneOf for a variable whose other readers take no other spelling.
+// exactly is oneOf without folding case, for variables whose other readers don't
+// either.
 func (r *reader) exactly(name, byDefault string, values ...string) string {
 	s := r.text(name, byDefault)
 	if !slices.Contains(values, s) {
@@ -116,7 +117,7 @@ func (r *reader) count(name string, byDefault int) int {
 	s := r.text(name, strconv.Itoa(byDefault))
 	n, err := strconv.ParseInt(s, 10, 32)
 	if err != nil || n < 1 {
-		r.problem(name, s, "a number from 1 on", nil)
+		r.problem(name, s, "a whole number of 1 or more", nil)
 		return byDefault
 	}
 	return int(n)
@@ -131,7 +132,7 @@ func (r *reader) attributes(name string) {
 	}
 }
 
-// headers never shows a value: they hold API keys.
+// headers reads the values of headers. It never shows them: they hold API keys.
 func (r *reader) headers(name string) (values []secret.Value) {
 	for i, pair := range strings.Split(r.text(name, ""), ",") {
 		if strings.TrimSpace(pair) == "" {
@@ -142,7 +143,7 @@ func (r *reader) headers(name string) (values []secret.Value) {
 		value = strings.TrimSpace(value)
 		if err != nil || !found || !httpguts.ValidHeaderFieldName(strings.TrimSpace(key)) || !httpguts.ValidHeaderFieldValue(value) {
 			r.problems = append(r.problems, fmt.Errorf(
-				"%s=[redacted] is not usable: accepted is name=value, joined with commas, values percent-encoded where they have commas or %% (pair %d is not that)", name, i+1))
+				"%s=[redacted] is not valid: expected name=value pairs joined with commas, with commas and %% in values percent-encoded (pair %d is not valid)", name, i+1))
 			continue
 		}
 		values = append(values, secret.New(value), secret.New(escaped))
@@ -150,27 +151,27 @@ func (r *reader) headers(name string) (values []secret.Value) {
 	return values
 }
 
-// security checks that nothing contradicts the collector's scheme, and the
-// files that its TLS is made with. For the library INSECURE wins over the
-// scheme: keys would be sent in plain text to an https:// URL.
+// security checks that no variable contradicts the collector's scheme, and that
+// the files for TLS can be read. In the library INSECURE wins over the scheme: it
+// would send keys in plain text to an https:// URL.
 func (r *reader) security(prefix, scheme string) {
 	plain := strconv.FormatBool(scheme == "http")
 	if s := r.text(prefix+"INSECURE", plain); !strings.EqualFold(s, plain) {
-		r.problem(prefix+"INSECURE", s, plain+", or none at all: the URL's scheme says it", nil)
+		r.problem(prefix+"INSECURE", s, plain+" or nothing, as the URL's scheme says", nil)
 	}
 	for _, name := range []string{prefix + "CERTIFICATE", prefix + "CLIENT_CERTIFICATE", prefix + "CLIENT_KEY"} {
 		if s := r.text(name, ""); s != "" && scheme == "http" {
-			r.problem(name, s, "none, since the collector's URL is http://", nil)
+			r.problem(name, s, "nothing, since the collector's URL is http://", nil)
 			return
 		}
 	}
 	if path := r.text(prefix+"CERTIFICATE", ""); path != "" {
 		pem, err := os.ReadFile(path)
 		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			err = errors.New("it has none")
+			err = errors.New("it contains none")
 		}
 		if err != nil {
-			r.problem(prefix+"CERTIFICATE", path, "a file of certificates in PEM", err)
+			r.problem(prefix+"CERTIFICATE", path, "a file with certificates in PEM", err)
 		}
 	}
 	cert, key := r.text(prefix+"CLIENT_CERTIFICATE", ""), r.text(prefix+"CLIENT_KEY", "")
