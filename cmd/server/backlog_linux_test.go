@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// backlogEvents says for how many events TestDeadCallbackCostsNoMemory
-	// keeps a callback dead; shortBacklog if it is not set.
+	// backlogEvents names the variable with the number of events that
+	// TestDeadCallbackCostsNoMemory sends; shortBacklog is the default.
 	backlogEvents = "GATEHOOK_BACKLOG"
 	shortBacklog  = 10_000
-	// mostMemory is what the server may use meanwhile, in MiB.
-	mostMemory = 256
+	// maxMemory is how much memory the server may use meanwhile, in MiB.
+	maxMemory = 256
 )
 
-// TestDeadCallbackCostsNoMemory: while everything that Discord sends waits for a
-// callback that is dead, another one gets all of it, and the server stays small.
+// TestDeadCallbackCostsNoMemory checks that a dead callback, for which every
+// event waits, neither delays another callback nor fills the server's memory.
 func TestDeadCallbackCostsNoMemory(t *testing.T) {
 	t.Parallel()
 	events := shortBacklog
@@ -48,7 +48,7 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 	for _, url := range []string{good.URL, dead.URL} {
 		decode[struct{ ID string }](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q}`, url), http.StatusCreated)
 	}
-	const ahead = 5000 // what is not stored yet is limited, or Discord would have to keep it
+	const maxUnstored = 5000 // the simulated Discord keeps unstored events for replay, but not without limit
 	for sent := range events {
 		data := fmt.Appendf(nil, `{"id":"%d","channel_id":"2","author":{"id":"3","username":"a"},"content":%q}`, sent+1, strings.Repeat("text ", 180))
 		if _, err := discord.Dispatch(0, "MESSAGE_CREATE", data); err != nil {
@@ -57,29 +57,29 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 		if sent%1000 == 999 {
 			eventually(t, time.Minute, "stored", func() (bool, string) {
 				stored := p.metric("gatehook_journal_events_stored_total")
-				return stored >= float64(sent-ahead), fmt.Sprint(stored)
+				return stored >= float64(sent-maxUnstored), fmt.Sprint(stored)
 			})
 		}
 	}
 	drained, began := int64(events)-came.Load(), time.Now()
-	eventually(t, 10*time.Minute, "all with the other callback", func() (bool, string) {
+	eventually(t, 10*time.Minute, "all delivered to the other callback", func() (bool, string) {
 		n := came.Load()
-		return n >= int64(events), fmt.Sprint(n, " came")
+		return n >= int64(events), fmt.Sprint(n, " arrived")
 	})
 	took := time.Since(began)
-	eventually(t, time.Minute, "all that waits in the database, and little in memory", func() (bool, string) {
+	eventually(t, time.Minute, "most waiting deliveries in the database, and few in memory", func() (bool, string) {
 		waits, held := p.metric("gatehook_delivery_spilled_total"), p.metric("gatehook_delivery_queued")
 		return waits > float64(events)*0.9 && held <= 100, fmt.Sprint(waits, " wait in the database, ", held, " in memory")
 	})
 	used := p.peakMemory()
-	t.Logf("%d events wait; at most %d MiB were in use; the other callback got its last %d in %s, %.0f a second",
+	t.Logf("%d events wait; the server used at most %d MiB; the other callback got its last %d in %s, %.0f per second",
 		events, used, drained, took.Round(time.Millisecond), float64(drained)/took.Seconds())
-	if used > mostMemory {
-		t.Errorf("%d MiB were in use, want at most %d", used, mostMemory)
+	if used > maxMemory {
+		t.Errorf("the server used %d MiB, want at most %d", used, maxMemory)
 	}
 }
 
-// peakMemory is the most that the process had in memory so far, in MiB.
+// peakMemory returns the most memory that the process has used so far, in MiB.
 func (p *process) peakMemory() int {
 	p.t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
@@ -88,7 +88,7 @@ func (p *process) peakMemory() int {
 	}
 	m := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)
 	if m == nil {
-		p.t.Fatalf("no peak in %s", status)
+		p.t.Fatalf("no VmHWM in %s", status)
 	}
 	kib, err := strconv.Atoi(string(m[1]))
 	if err != nil {

@@ -18,21 +18,23 @@ import (
 )
 
 const (
-	// chaosLength says how long the faults go on; `make chaos` sets it.
+	// chaosLength names the variable that says how long the faults go on;
+	// `make chaos` sets it. shortLength is the default.
 	chaosLength = "GATEHOOK_CHAOS"
 	shortLength = 18 * time.Second
-	// cycleLength is of what a longer run is made.
+	// cycleLength is the length of one cycle of a longer run.
 	cycleLength = time.Minute
 )
 
-// One server keeps every event that Discord can replay, through everything
-// that can happen to its connections, to its database and to itself.
+// TestChaosOneServer checks that one server loses no event that Discord can
+// replay, whatever happens to its connections, its database and itself.
 func TestChaosOneServer(t *testing.T) {
 	t.Parallel()
 	chaos(t, 1)
 }
 
-// So do two servers that share the shards.
+// TestChaosTwoServers is TestChaosOneServer with two servers that share the
+// shards.
 func TestChaosTwoServers(t *testing.T) {
 	t.Parallel()
 	chaos(t, 2)
@@ -49,12 +51,12 @@ func chaos(t *testing.T, servers int) {
 	w.finish()
 }
 
-// lengthAndSeed is how long a test of many random steps goes on, as a variable
-// of the environment says, and from which seed they are drawn, as a second one
-// says whose name ends in _SEED. It tells how to repeat them.
-func lengthAndSeed(t *testing.T, name string, usual time.Duration) (length time.Duration, seed uint64) {
+// lengthAndSeed returns how long a random test goes on, from the environment
+// variable name or by default, and its seed, from the variable name_SEED or
+// random. It logs how to repeat the test.
+func lengthAndSeed(t *testing.T, name string, byDefault time.Duration) (length time.Duration, seed uint64) {
 	t.Helper()
-	length, seed = usual, rand.Uint64()
+	length, seed = byDefault, rand.Uint64()
 	var err error
 	if s := os.Getenv(name); s != "" {
 		if length, err = time.ParseDuration(s); err != nil {
@@ -71,7 +73,7 @@ func lengthAndSeed(t *testing.T, name string, usual time.Duration) (length time.
 	return length, seed
 }
 
-// world is the servers and all that they depend on.
+// world holds the servers and everything that they depend on.
 type world struct {
 	t         *testing.T
 	discord   *discordtest.Server
@@ -82,8 +84,8 @@ type world struct {
 	disarm    map[kind]func()
 	done      map[kind]int
 
-	mu   sync.Mutex
-	died map[string]bool // clients that were killed or stopped
+	mu   sync.Mutex      // guards died
+	died map[string]bool // clients that were killed or paused
 }
 
 func startWorld(t *testing.T, servers int, long bool) *world {
@@ -93,12 +95,12 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 		disarm: map[kind]func(){}, done: map[kind]int{},
 		discord: startDiscordAs(t, discordtest.Config{
 			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second,
-			TrimAcked: true, // Discord does not say that it does not
+			TrimAcked: true, // Discord may do this
 		}),
 	}
 	level := "debug"
 	if long {
-		level = "info" // or the log would not fit into memory
+		level = "info" // a debug log would not fit into memory
 	}
 	for i := range servers {
 		w.servers = append(w.servers, newNamed(t, w.discord, string(rune('a'+i)), "DATABASE_URL="+w.database.url,
@@ -115,11 +117,11 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 	return w
 }
 
-// cycle lets the faults of a plan happen under load, and then waits until all
-// is well again.
+// cycle makes the faults of a plan happen under load, and then waits until
+// everything has recovered.
 func (w *world) cycle(p plan) {
 	w.t.Helper()
-	// Of a session of which nothing is stored nothing can be told either.
+	// Each session needs a stored event: otherwise its loss can't be reported.
 	for id := range manyShards {
 		shard := event.Shard{ID: id, Count: manyShards}
 		s, err := w.discord.Dispatch(id, "MESSAGE_CREATE", message(id))
@@ -167,8 +169,8 @@ func (w *world) happen(f fault) {
 	}
 	any := discordtest.AnyShard
 	now := func(a ...discordtest.Action) bool { return w.discord.Do(shard, a...) == nil }
-	// arm takes back what is left of the last time: a client that gets too
-	// many of them in a row rightly takes the session for dead.
+	// arm disarms an earlier fault of this kind: a client that gets too many in
+	// a row rightly gives up the session.
 	arm := func(at discordtest.Moment, shard, times int, a ...discordtest.Action) {
 		if disarm := w.disarm[f.kind]; disarm != nil {
 			disarm()
@@ -298,7 +300,7 @@ func (w *world) strike(f fault) {
 	}
 }
 
-// dies notes that what the server holds in memory only may be lost.
+// dies records that events in the server's memory may be lost.
 func (w *world) dies(p *process) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -311,16 +313,16 @@ func (w *world) hasDied(client string) bool {
 	return w.died[client]
 }
 
-// awaitAll waits until every event has come, or is told as lost.
+// awaitAll waits until every event has arrived or is reported as lost.
 func (w *world) awaitAll() {
 	w.t.Helper()
 	eventually(w.t, 2*time.Minute, "complete", func() (bool, string) {
 		v := judge(w.ledger, w.discord.Sessions(), w.hasDied)
-		return v.open == 0, fmt.Sprintf("%d deliveries are missing: %v\nlosses told: %+v", v.open, v.sessions, w.ledger.lossesTold())
+		return v.open == 0, fmt.Sprintf("%d deliveries are missing: %v\nreported losses: %+v", v.open, v.sessions, w.ledger.reportedLosses())
 	})
 }
 
-// finish stops the servers and checks the whole.
+// finish stops the servers and checks the result.
 func (w *world) finish() {
 	w.t.Helper()
 	for _, p := range w.servers {
@@ -348,18 +350,18 @@ func (w *world) finish() {
 			ended++
 		}
 		if s.Ended == "" && newest[s.Shard] != s.ID && !w.hasDied(s.Client) {
-			w.t.Errorf("shard %d: session %s of %s was left for another one, although it could be resumed", s.Shard, s.ID, s.Client)
+			w.t.Errorf("shard %d: session %s of %s was abandoned, although it could be resumed", s.Shard, s.ID, s.Client)
 		}
 	}
 	w.ledger.oneID()
-	w.t.Logf("%d events to 2 listeners; Discord ended %d of %d sessions, and so %d deliveries were lost and told; %d came twice; %d RESUMEs, %d IDENTIFYs; faults: %v",
+	w.t.Logf("%d events to 2 listeners; Discord ended %d of %d sessions, so %d deliveries were lost and reported; %d came twice; %d RESUMEs, %d IDENTIFYs; faults: %v",
 		len(w.ledger.expected), ended, len(sessions), v.lost, w.ledger.twice(),
 		w.discord.Count(discordtest.Resume, discordtest.AnyShard), w.discord.Count(discordtest.Identify, discordtest.AnyShard), w.done)
 }
 
-// callbacks is what stands in front of the receivers and fails in their name.
+// callbacks makes the callbacks fail: it stands in front of the receivers.
 type callbacks struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below
 	kind  kind
 	until time.Time
 }
@@ -395,6 +397,6 @@ func (c *callbacks) front(receiver http.Handler) http.Handler {
 		default:
 			receiver.ServeHTTP(w, r)
 		}
-		_, _ = io.Copy(io.Discard, r.Body) // what was cut off is sent again
+		_, _ = io.Copy(io.Discard, r.Body) // the server repeats a POST that is cut off
 	})
 }

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// kind is what a fault does.
+// kind is the kind of a fault.
 type kind string
 
-// The faults of connections, each on one shard, and those of Discord's REST API
-// and of the callbacks. They overlap with each other and with what follows.
+// The light faults: those of connections, each on one shard, of Discord's REST
+// API and of the callbacks. They overlap with each other and with heavy ones.
 const (
 	dropped       kind = "TCP connection ended"
 	reset         kind = "TCP connection reset"
@@ -27,7 +27,7 @@ const (
 	resumable     kind = "op 9 true"
 	invalidated   kind = "op 9 false"
 	closed4009    kind = "closed with 4009"
-	asked         kind = "heartbeat asked for"
+	asked         kind = "heartbeat requested"
 	noAcks        kind = "heartbeats not acknowledged"
 	resumeClosed  kind = "RESUME answered by a close without a code"
 	resumeDropped kind = "RESUME answered by the end of the connection"
@@ -53,7 +53,8 @@ var lightKinds = []kind{
 	identifyCut, dialReset, dialRefused, helloLate, botLimited, botBroken, callback500, callback503, callbackCut, callbackLost,
 }
 
-// The faults of the server's process and of its database, one after the other.
+// The heavy faults: those of the servers' processes and of their database. They
+// happen one after the other.
 const (
 	killed       kind = "SIGKILL"
 	stopped      kind = "SIGTERM"
@@ -68,8 +69,8 @@ const (
 	databaseLong kind = "database stopped for longer than the lease"
 )
 
-// heavyKinds says how long each lasts, from and to; of a process that ends, how
-// long it is away.
+// heavyKinds lists how long each heavy fault lasts. For a process that ends, this
+// is how long it is away.
 var heavyKinds = []struct {
 	kind     kind
 	from, to time.Duration
@@ -93,8 +94,7 @@ type fault struct {
 	kind  kind
 	lasts time.Duration
 	shard int
-	// server is which of the servers, from 0 on; of other faults it says
-	// nothing.
+	// server is the number of the server, from 0; for faults of servers only.
 	server int
 	times  int
 }
@@ -103,13 +103,13 @@ func (f fault) String() string {
 	return fmt.Sprintf("%6.2fs %s (shard %d, server %d, %d times, %v)", f.at.Seconds(), f.kind, f.shard, f.server, f.times, f.lasts.Round(time.Millisecond))
 }
 
-// plan is the faults of one cycle: light ones at their times, heavy ones each
-// after the one before.
+// plan holds the faults of one cycle: light ones at their times, heavy ones one
+// after the other.
 type plan struct{ light, heavy []fault }
 
-// planFaults says what happens in a cycle. It depends on nothing but its
-// arguments. Every kind comes before any comes again, in another order each
-// time; of the heavy ones those that fit.
+// planFaults plans a cycle. The plan depends only on the arguments. No kind is
+// repeated before every kind was used, each time in a new order; heavy faults
+// that don't fit into the cycle are left out.
 func planFaults(seed, cycle uint64, length time.Duration, servers int) plan {
 	r := rand.New(rand.NewPCG(seed, cycle))
 	var p plan
@@ -135,7 +135,7 @@ func planFaults(seed, cycle uint64, length time.Duration, servers int) plan {
 
 func rand64(r *rand.Rand, n time.Duration) time.Duration { return time.Duration(r.Int64N(int64(n))) }
 
-// deck deals the numbers below n, all of them before it is shuffled again.
+// deck deals the numbers below n, and is shuffled again after the last one.
 type deck []int
 
 func (d *deck) draw(r *rand.Rand, n int) int {
@@ -147,13 +147,13 @@ func (d *deck) draw(r *rand.Rand, n int) int {
 	return top
 }
 
-// The same seed makes the same plan, and even a short one has every fault of
-// connections.
+// TestPlanFollowsFromItsSeed checks that the same seed makes the same plan, and
+// that even a short plan has every light fault.
 func TestPlanFollowsFromItsSeed(t *testing.T) {
 	t.Parallel()
 	p := planFaults(7, 1, shortLength, 2)
 	if again := planFaults(7, 1, shortLength, 2); !reflect.DeepEqual(p, again) {
-		t.Errorf("%v\n%v", p, again)
+		t.Errorf("one seed makes two plans:\n%v\n%v", p, again)
 	}
 	if other := planFaults(7, 2, shortLength, 2); reflect.DeepEqual(p, other) {
 		t.Error("the next cycle has the same plan")
@@ -168,6 +168,6 @@ func TestPlanFollowsFromItsSeed(t *testing.T) {
 		}
 	}
 	if len(p.heavy) < 3 {
-		t.Errorf("heavy faults: %v", p.heavy)
+		t.Errorf("too few heavy faults: %v", p.heavy)
 	}
 }

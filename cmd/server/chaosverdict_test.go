@@ -9,24 +9,24 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// verdict compares what was sent with what came.
+// verdict compares the events sent with the deliveries received.
 type verdict struct {
-	// open is how many events are missing and not told as lost, counted for
-	// each callback: they may still come.
+	// open counts the events, for each callback, that are missing and not
+	// reported as lost. They may still arrive.
 	open int
-	// sessions is how many of them belong to each session.
+	// sessions splits open by callback and session.
 	sessions map[string]int
-	// wrong is what no waiting will mend.
+	// wrong lists the errors that waiting can't correct.
 	wrong []string
-	// lost is how many events are missing and told, of sessions that Discord
-	// ended.
+	// lost counts the missing events, for each callback, that are rightly
+	// reported as lost.
 	lost int
 }
 
-// judge excuses a missing event only if a GATEHOOK_SESSION_LOST names its
-// session and a place before it, and Discord ended that session; or if the
-// session was begun between those two that the GATEHOOK_SESSION_LOST names, by
-// a client that died before it could store that it has it.
+// judge excuses a missing event in two cases. Either a GATEHOOK_SESSION_LOST
+// names its session and an earlier sequence number, and Discord ended that
+// session. Or its session began between the two that a GATEHOOK_SESSION_LOST
+// names, and its client died before it could store the session.
 func judge(l *ledger, sessions []discordtest.Session, died func(client string) bool) (v verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -35,7 +35,7 @@ func judge(l *ledger, sessions []discordtest.Session, died func(client string) b
 	for i, s := range sessions {
 		byID[s.ID] = i
 	}
-	came := sync.OnceValue(func() map[string]bool { // sessions of which anything came
+	came := sync.OnceValue(func() map[string]bool { // sessions of which any event arrived
 		came := map[string]bool{}
 		for _, arrivals := range l.came {
 			for id := range arrivals {
@@ -48,7 +48,7 @@ func judge(l *ledger, sessions []discordtest.Session, died func(client string) b
 		i, ok := byID[told.Session]
 		switch next, known := byID[told.Next]; {
 		case !ok || !known || sessions[i].Shard != told.Shard || sessions[next].Shard != told.Shard || next <= i || told.NextSeq != 1:
-			v.wrong = append(v.wrong, fmt.Sprintf("a loss is told that can't be: %+v", told))
+			v.wrong = append(v.wrong, fmt.Sprintf("an impossible loss is reported: %+v", told))
 		case sessions[i].Ended == "" || sessions[i].ByClient:
 			v.wrong = append(v.wrong, fmt.Sprintf("shard %d: session %s was given up, ended %q", told.Shard, told.Session, sessions[i].Ended))
 		}
@@ -78,8 +78,8 @@ func judge(l *ledger, sessions []discordtest.Session, died func(client string) b
 	return v
 }
 
-// An event that is missing is excused by nothing but a loss that was told of a
-// session that Discord ended, or that nobody could know of.
+// TestJudge checks that a missing event is excused only by the reported loss of
+// a session that Discord ended, or of one that no living client knew.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	const byDiscord = "it was invalidated with op 9"
@@ -96,20 +96,20 @@ func TestJudge(t *testing.T) {
 		sessions          []discordtest.Session
 		losses            []loss
 		missing           discordtest.Sent
-		came              string // another event of this session came
+		came              string // another event of this session arrived
 		open, wrong, lost int
 	}{
-		{name: "not told", sessions: sessions(byDiscord, false), missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1},
-		{name: "told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, lost: 1},
-		{name: "before what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 5}, open: 1},
-		{name: "behind what is told", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1},
+		{name: "not reported", sessions: sessions(byDiscord, false), missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1},
+		{name: "reported", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, lost: 1},
+		{name: "before the reported loss", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 5}, open: 1},
+		{name: "after the reported loss", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1},
 		{name: "of another shard", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "elsewhere", Seq: 6}, open: 1},
 		{name: "given up by the client", sessions: sessions("", false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
 		{name: "ended by the client", sessions: sessions("the client closed with 1000", true), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
-		{name: "between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
-		{name: "between, of a client that lives", sessions: sessions(byDiscord, false, "a"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
-		{name: "between, and stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, came: "orphan of dead", open: 1},
-		{name: "a session that is not known", sessions: sessions(byDiscord, false), losses: []loss{{Session: "none", Next: "last", NextSeq: 1}}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1, wrong: 1},
+		{name: "in between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
+		{name: "in between, of a living client", sessions: sessions(byDiscord, false, "a"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
+		{name: "in between, but stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, came: "orphan of dead", open: 1},
+		{name: "of an unknown session", sessions: sessions(byDiscord, false), losses: []loss{{Session: "none", Next: "last", NextSeq: 1}}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1, wrong: 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

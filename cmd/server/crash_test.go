@@ -16,9 +16,9 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestKilledInTheMiddleOfAChange: a server that is killed while it replays,
-// rotates a secret or a signing key, or disables a listener leaves all of it or
-// nothing; and the same call works afterwards.
+// TestKilledInTheMiddleOfAChange kills a server while it replays, rotates a
+// secret or a signing key, or disables a listener. It checks that the change is
+// made completely or not at all, and that the same call works afterwards.
 func TestKilledInTheMiddleOfAChange(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -48,19 +48,18 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, time.Minute, "delivered and recorded, all of them", func() (bool, string) {
+	eventually(t, time.Minute, "all delivered and recorded", func() (bool, string) {
 		n := count(`SELECT count(*) FROM attempts WHERE delivered`)
 		return n == events, fmt.Sprint(n)
 	})
 
 	path := "/listeners/" + created.ID
-	asked := `SELECT count(*) FROM retries`
+	retries := `SELECT count(*) FROM retries`
 	for _, tt := range []struct {
 		name, method, path, body string
-		// hold keeps the change from its last statement, before which it has
-		// written all the rest.
+		// hold blocks the last statement of the change, after all others.
 		hold string
-		// state is one number before the change and another after it.
+		// state returns the number before, and after the change the number after.
 		state         string
 		before, after int
 	}{
@@ -74,10 +73,10 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		},
 		{
 			"replay", "POST", path + "/replay", fmt.Sprintf(`{"since":%q}`, start.Format(time.RFC3339Nano)),
-			// The last row of those that the replay adds.
+			// The last row that the replay adds.
 			`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at)
 				SELECT batch_id, ordinal, listener_id, 0, now() FROM attempts ORDER BY batch_id DESC, ordinal DESC LIMIT 1`,
-			asked, 0, 0,
+			retries, 0, 0,
 		},
 		{
 			"disable", "PATCH", path, `{"enabled":false}`, `SELECT FROM listeners_version FOR UPDATE`,
@@ -85,7 +84,7 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		},
 	} {
 		if got := count(tt.state); got != tt.before {
-			t.Fatalf("%s: before it the state is %d, want %d", tt.name, got, tt.before)
+			t.Fatalf("%s: the state before it is %d, want %d", tt.name, got, tt.before)
 		}
 		came := len(callback.ids())
 		holder, err := pgx.Connect(t.Context(), database)
@@ -104,7 +103,7 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 			status, answer, err := p.try(tt.method, tt.path, tt.body)
 			answered <- fmt.Sprint(status, answer, err)
 		}()
-		eventually(t, time.Minute, "waiting for what is held", func() (bool, string) {
+		eventually(t, time.Minute, "blocked", func() (bool, string) {
 			n := count(fmt.Sprintf(`SELECT count(*) FROM pg_stat_activity WHERE %d = ANY(pg_blocking_pids(pid))`, holder.PgConn().PID()))
 			return n > 0, fmt.Sprint(n)
 		})
@@ -116,19 +115,20 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		if err := holder.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		// What was killed may have run on to its commit, which never came.
+		// PostgreSQL may still run the statement of the killed server, but no
+		// COMMIT follows.
 		eventually(t, time.Minute, "gone from the database", func() (bool, string) {
 			n := count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`)
 			return n == 0, fmt.Sprint(n)
 		})
 		if got := count(tt.state); got != tt.before {
-			t.Errorf("%s: killed in its middle the state is %d, want %d", tt.name, got, tt.before)
+			t.Errorf("%s: the state after a kill in the middle is %d, want %d", tt.name, got, tt.before)
 		}
 		if n := len(callback.ids()); n != came {
-			t.Errorf("%s: %d deliveries came of what was never committed", tt.name, n-came)
+			t.Errorf("%s: %d deliveries of an uncommitted change arrived", tt.name, n-came)
 		}
 
-		// Once more, and killed as soon as it is answered.
+		// The same call once more; the server is killed once it has answered.
 		p.start()
 		status, answer := p.call(tt.method, tt.path, tt.body)
 		p.stop(syscall.SIGKILL)
@@ -141,25 +141,26 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 			if err := json.Unmarshal([]byte(answer), &replayed); err != nil || replayed.Queued != events {
 				t.Errorf("queued %s, %v", answer, err)
 			}
-			eventually(t, time.Minute, "replayed, all of them", func() (bool, string) {
+			eventually(t, time.Minute, "all replayed", func() (bool, string) {
 				again := map[string]bool{}
 				for _, id := range callback.ids()[came:] {
 					again[id] = true
 				}
-				return len(again) == events && count(asked) == 0, fmt.Sprint(len(again), " came")
+				return len(again) == events && count(retries) == 0, fmt.Sprint(len(again), " arrived")
 			})
 		} else if got := count(tt.state); got != tt.after {
-			t.Errorf("%s: killed after its answer the state is %d, want %d", tt.name, got, tt.after)
+			t.Errorf("%s: the state after a kill after the answer is %d, want %d", tt.name, got, tt.after)
 		}
 		if out := p.output(); strings.Contains(out, "panic") {
-			t.Errorf("%s: %s", tt.name, p.lastLines(20))
+			t.Errorf("%s: the server panicked: %s", tt.name, p.lastLines(20))
 		}
 	}
 }
 
-// TestKilledWhileDisabling: a server that is killed while it disables a listener
-// whose callback is gone, or has failed for days, has disabled it and tells so
-// once, or has not and does so when it finds the same again. Nothing is lost.
+// TestKilledWhileDisabling kills a server while it disables a listener whose
+// callback is gone or has failed for days. Either the listener is disabled and
+// that is reported once, or the server disables it when the same happens again.
+// Nothing is lost.
 func TestKilledWhileDisabling(t *testing.T) {
 	t.Parallel()
 	for reason, status := range map[string]int{"gone": http.StatusGone, "failing": http.StatusInternalServerError} {
@@ -186,18 +187,18 @@ func TestKilledWhileDisabling(t *testing.T) {
 				}
 				p.start()
 			}
-			expect := func(when string, disabled, told int) {
+			expect := func(when string, disabled, reported int) {
 				t.Helper()
 				var got [2]int
 				if err := conn.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM listeners WHERE NOT enabled AND disabled_reason = $1),
 					(SELECT count(*) FROM events WHERE name = 'GATEHOOK_LISTENER_DISABLED')`, reason).Scan(&got[0], &got[1]); err != nil {
 					t.Fatal(err)
 				}
-				if got != [2]int{disabled, told} {
-					t.Fatalf("%s: %d listeners are disabled and %d events tell of it, want %d and %d", when, got[0], got[1], disabled, told)
+				if got != [2]int{disabled, reported} {
+					t.Fatalf("%s: %d listeners are disabled and %d events report it, want %d and %d", when, got[0], got[1], disabled, reported)
 				}
 			}
-			// kill kills the server while it waits for what a statement locks.
+			// kill answers the POST, and kills the server while it waits for the lock.
 			kill := func(lock string) {
 				t.Helper()
 				holder, err := pgx.Connect(t.Context(), database)
@@ -208,7 +209,7 @@ func TestKilledWhileDisabling(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.answers <- status
-				eventually(t, time.Minute, "waiting for what is locked", func() (waits bool, _ string) {
+				eventually(t, time.Minute, "waiting for the lock", func() (waits bool, _ string) {
 					err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid)))`,
 						holder.PgConn().PID()).Scan(&waits)
 					return waits, fmt.Sprint(err)
@@ -217,7 +218,8 @@ func TestKilledWhileDisabling(t *testing.T) {
 				if err := holder.Close(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				// What was killed may have run on to its commit, which never came.
+				// PostgreSQL may still run the statement of the killed server, but
+				// no COMMIT follows.
 				eventually(t, time.Minute, "gone from the database", func() (gone bool, _ string) {
 					err := conn.QueryRow(t.Context(), `SELECT NOT EXISTS (SELECT FROM pg_stat_activity
 						WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend')`).Scan(&gone)
@@ -229,23 +231,23 @@ func TestKilledWhileDisabling(t *testing.T) {
 			}
 			id := c.await()
 			kill(`SELECT FROM listeners_version FOR UPDATE`)
-			expect("killed while it disables", 0, 0)
+			expect("killed while it disables the listener", 0, 0)
 			p.start()
 			if again := c.await(); again != id {
-				t.Errorf("%s came, want %s again", again, id)
+				t.Errorf("delivery %s arrived, want %s again", again, id)
 			}
 			kill(`LOCK TABLE attempts IN SHARE MODE`)
 			expect("killed before it recorded the attempt", 1, 1)
 			p.start()
-			eventually(t, time.Minute, "the operator is told", func() (bool, string) {
+			eventually(t, time.Minute, "reported to the operator", func() (bool, string) {
 				ids := operator.ids()
 				return len(ids) > 0, fmt.Sprint(ids)
 			})
 			if status, answer := p.call("PATCH", "/listeners/"+created.ID, `{"enabled":true}`); status != http.StatusOK {
-				t.Fatalf("enabling it again: %d %s", status, answer)
+				t.Fatalf("enable the listener again: %d %s", status, answer)
 			}
 			if again := c.await(); again != id {
-				t.Errorf("%s came, want %s again", again, id)
+				t.Errorf("delivery %s arrived, want %s again", again, id)
 			}
 			c.answers <- http.StatusNoContent
 			eventually(t, time.Minute, "delivered and recorded", func() (done bool, _ string) {
@@ -254,20 +256,20 @@ func TestKilledWhileDisabling(t *testing.T) {
 				return done, fmt.Sprint(err)
 			})
 			expect("enabled again", 0, 1)
-			for _, told := range operator.ids() {
-				if told != operator.ids()[0] {
-					t.Error("it was told as two events")
+			for _, reported := range operator.ids() {
+				if reported != operator.ids()[0] {
+					t.Error("it was reported by two events")
 				}
 			}
 		})
 	}
 }
 
-// prompted is a callback that waits to be told what to answer.
+// prompted is a callback that answers with the statuses from a channel.
 type prompted struct {
 	*httptest.Server
 	t       *testing.T
-	came    chan string // webhook-ids
+	came    chan string // the webhook-ids of the POSTs
 	answers chan int
 }
 
@@ -293,7 +295,7 @@ func (a *prompted) await() string {
 	case id := <-a.came:
 		return id
 	case <-time.After(time.Minute):
-		a.t.Fatal("no delivery came")
+		a.t.Fatal("no delivery arrived")
 		return ""
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// database is a PostgreSQL that only one test uses, with a proxy in front of it
-// that delays, holds up and cuts what passes.
+// database is a PostgreSQL for one test, behind a proxy that can delay, stall and
+// cut connections.
 type database struct {
 	*postgrestest.Server
 	proxy *proxy
@@ -37,8 +37,8 @@ func startDatabase(t *testing.T) *database {
 	return d
 }
 
-// proxy passes TCP connections of the loopback on to a server, and breaks them
-// when it is told to.
+// proxy forwards TCP connections from the loopback to a server, and breaks them
+// on request.
 type proxy struct {
 	listener         net.Listener
 	network, address string
@@ -46,7 +46,7 @@ type proxy struct {
 	end              context.CancelFunc
 	wg               sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	conns  map[net.Conn]struct{}
 	delay  time.Duration
 	flow   chan struct{} // closed while bytes pass
@@ -70,19 +70,19 @@ func startProxy(ctx context.Context, network, address string) (*proxy, error) {
 
 func (p *proxy) close() {
 	p.end()
-	_ = p.listener.Close() // makes accept end
+	_ = p.listener.Close() // ends accept
 	p.away(true)
 	p.wg.Wait()
 }
 
-// slow holds every piece of what passes back for d; 0 ends it.
+// slow delays everything that passes by d; 0 ends this.
 func (p *proxy) slow(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
 }
 
-// stall lets nothing pass, with all connections open; false ends it.
+// stall lets nothing pass, but keeps all connections open; false ends this.
 func (p *proxy) stall(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +93,7 @@ func (p *proxy) stall(on bool) {
 	}
 }
 
-// away cuts all connections and accepts none; false ends it.
+// away cuts all connections and accepts none; false ends this.
 func (p *proxy) away(on bool) {
 	p.mu.Lock()
 	p.refuse = on
@@ -109,7 +109,7 @@ func (p *proxy) cut() {
 	defer p.mu.Unlock()
 	for c := range p.conns {
 		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // a closed one needs no reset
+			_ = tcp.SetLinger(0) // fails only if it is closed already
 		}
 		_ = c.Close() // as above
 	}
@@ -122,14 +122,14 @@ func (p *proxy) accept() {
 			return
 		}
 		if !p.keep(client) {
-			_ = client.Close() // it was refused
+			_ = client.Close() // the error does not matter
 			continue
 		}
 		p.wg.Go(func() { p.serve(client) })
 	}
 }
 
-// keep notes an open connection, unless none is accepted.
+// keep records an open connection; it reports false if none are accepted now.
 func (p *proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,7 @@ func (p *proxy) pass(from, to net.Conn) {
 	}
 }
 
-// wait holds a piece back for as long as it must.
+// wait blocks while the proxy delays or stalls; it reports false once it closes.
 func (p *proxy) wait() bool {
 	p.mu.Lock()
 	delay, flow := p.delay, p.flow

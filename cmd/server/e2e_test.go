@@ -29,8 +29,8 @@ func startDiscord(t *testing.T) *discordtest.Server {
 	return startDiscordAs(t, discordtest.Config{Shards: shards})
 }
 
-// startDiscordAs starts a simulated Discord at which all shards may identify
-// at once.
+// startDiscordAs starts a simulated Discord that lets all shards identify at once.
+// At the end the server must have broken no rule.
 func startDiscordAs(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	t.Helper()
 	cfg.SessionStart = discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 16}
@@ -40,7 +40,7 @@ func startDiscordAs(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	}
 	t.Cleanup(func() {
 		for _, e := range discord.Illegal() {
-			t.Errorf("illegal on connection %d of shard %d: %s", e.Conn, e.Shard, e.Detail)
+			t.Errorf("broken rule on connection %d of shard %d: %s", e.Conn, e.Shard, e.Detail)
 		}
 		discord.Close()
 	})
@@ -63,8 +63,8 @@ func awaitShards(t *testing.T, discord *discordtest.Server, count int) {
 	}
 }
 
-// flow sends n events over the shards in turn, at some thousands a second, and
-// calls at before the events of those numbers.
+// flow sends n events to the shards in turn, a few thousand per second. It calls
+// at[i] before event i.
 func flow(t *testing.T, discord *discordtest.Server, l *ledger, n int, at map[int]func()) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -85,8 +85,7 @@ func flow(t *testing.T, discord *discordtest.Server, l *ledger, n int, at map[in
 	}
 }
 
-// load sends an event a tick, to one shard after the other, until stop is
-// called.
+// load sends an event per tick, to the shards in turn, until stop is called.
 func load(t *testing.T, discord *discordtest.Server, l *ledger, every time.Duration) (stop func()) {
 	t.Helper()
 	i := -1
@@ -95,13 +94,13 @@ func load(t *testing.T, discord *discordtest.Server, l *ledger, every time.Durat
 		shard := event.Shard{ID: i % manyShards, Count: manyShards}
 		s, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i))
 		if err != nil {
-			return // nobody will ever see it: the shard has no session at the moment
+			return // the shard has no session now, so nobody can receive the event
 		}
 		l.sent(shard, s)
 	})
 }
 
-// steadily calls send every tick until stop is called.
+// steadily calls send once per tick until stop is called.
 func steadily(t *testing.T, every time.Duration, send func()) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -130,15 +129,16 @@ func message(i int) []byte {
 	return fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"1","author":{"id":"3"},"content":"%s"}`, i+1, strings.Repeat("x", i%500))
 }
 
-// eventually looks, some times a second, until what it waits for is so.
+// eventually calls is a few times per second until it reports true, and fails the
+// test if it does not within limit.
 func eventually(t *testing.T, limit time.Duration, what string, is func() (done bool, state string)) {
 	t.Helper()
 	if state, done := within(limit, is); !done {
-		t.Fatalf("after %v still not %s: %s", limit, what, state)
+		t.Fatalf("not %s within %v: %s", what, limit, state)
 	}
 }
 
-// within is eventually for a test that goes on in any case.
+// within is eventually for a test that goes on in either case.
 func within(limit time.Duration, is func() (done bool, state string)) (state string, done bool) {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -147,8 +147,8 @@ func within(limit time.Duration, is func() (done bool, state string)) (state str
 		if done, state = is(); done {
 			return state, true
 		}
-		// What takes long must not take all the time: it may hold a lock that
-		// others need to get on.
+		// A slow check must not run all the time: it may hold a lock that blocks
+		// progress.
 		again := time.NewTimer(max(100*time.Millisecond, 10*time.Since(begin)))
 		select {
 		case <-again.C:
@@ -159,7 +159,8 @@ func within(limit time.Duration, is func() (done bool, state string)) (state str
 	}
 }
 
-// moments are five random numbers of events, in order, away from both ends.
+// moments returns five random event numbers below n, in order, away from both
+// ends.
 func moments(t *testing.T, n int) []int {
 	t.Helper()
 	seed := rand.Uint64()
@@ -173,8 +174,9 @@ func moments(t *testing.T, n int) []int {
 	return out
 }
 
-// Killed five times while 20,000 events flow, the server loses none: every
-// restart RESUMEs, and what was stored and not delivered is delivered then.
+// TestKilledFiveTimes kills the server five times while 20,000 events flow. It
+// checks that none is lost: every restart RESUMEs, and delivers the events that
+// were stored but not delivered.
 func TestKilledFiveTimes(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -207,8 +209,8 @@ func TestKilledFiveTimes(t *testing.T) {
 	l.noSecrets(p, discord.Token())
 }
 
-// Told to stop five times, the server loses nothing, repeats nothing, and
-// exits with 0.
+// TestStoppedFiveTimes stops the server five times with SIGTERM. It checks that
+// nothing is lost or repeated, and that the exit status is 0.
 func TestStoppedFiveTimes(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -243,7 +245,8 @@ func TestStoppedFiveTimes(t *testing.T) {
 	l.noSecrets(p, discord.Token())
 }
 
-// PostgreSQL away for ten seconds costs time, not events.
+// TestDatabaseAwayForTenSeconds checks that an outage of PostgreSQL delays events
+// but loses none.
 func TestDatabaseAwayForTenSeconds(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -264,7 +267,7 @@ func TestDatabaseAwayForTenSeconds(t *testing.T) {
 		6000: func() {
 			status, body := p.get("/readyz")
 			if status != http.StatusServiceUnavailable || !strings.Contains(body, "database does not answer: no connection") ||
-				strings.Contains(body, "user=") { // anybody may ask
+				strings.Contains(body, "user=") { // /readyz is public
 				t.Errorf("/readyz without a database: %d %s", status, body)
 			}
 			if status, _ := p.get("/healthz"); status != http.StatusOK {
@@ -286,8 +289,8 @@ func TestDatabaseAwayForTenSeconds(t *testing.T) {
 	}
 }
 
-// A callback that hangs for the whole timeout does not delay another one, nor the
-// drain, which cuts it off and succeeds.
+// TestHangingCallback checks that a callback that hangs delays neither another
+// callback nor the drain, which cuts it off and succeeds.
 func TestHangingCallback(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -305,12 +308,11 @@ func TestHangingCallback(t *testing.T) {
 	flow(t, discord, l, 5000, nil)
 	sent := time.Since(start)
 	l.await(time.Minute)
-	t.Logf("5000 events sent in %v, all delivered after %v beside a callback that hangs", sent, time.Since(start))
+	t.Logf("5000 events sent in %v, all delivered after %v in spite of a hanging callback", sent, time.Since(start))
 	p.finish()
 }
 
-// withTraffic starts a server with one listener, to which 40 events are on
-// their way.
+// withTraffic starts a server with one listener, and sends 40 events.
 func withTraffic(t *testing.T) (*discordtest.Server, *process, *ledger) {
 	t.Helper()
 	discord := startDiscord(t)
@@ -323,7 +325,8 @@ func withTraffic(t *testing.T) (*discordtest.Server, *process, *ledger) {
 	return discord, p, l
 }
 
-// The shards, the metrics and the contract are served.
+// TestWhatIsServed checks the shards, the health checks, the metrics and the
+// contract.
 func TestWhatIsServed(t *testing.T) {
 	t.Parallel()
 	_, p, l := withTraffic(t)
@@ -354,8 +357,9 @@ func TestWhatIsServed(t *testing.T) {
 	}
 }
 
-// A listener that was just created gets the very next event, although the
-// shards have to identify again for it: until then the old session delivers.
+// TestNewListenerGetsTheVeryNextEvent checks that a new listener receives the next
+// event, although the shards have to identify again for it: until they have, the
+// old session delivers.
 func TestNewListenerGetsTheVeryNextEvent(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)

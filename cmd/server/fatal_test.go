@@ -13,7 +13,7 @@ import (
 
 // output is a buffer that the server and the test share.
 type output struct {
-	mu sync.Mutex
+	mu sync.Mutex // guards b
 	b  bytes.Buffer
 }
 
@@ -30,8 +30,8 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-// A token that Discord does not know ends the server, with one line that says
-// so and does not show it.
+// TestUnknownTokenEndsTheServer checks that a token that Discord refuses ends the
+// server, with one line that says so without showing the token.
 func TestUnknownTokenEndsTheServer(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -51,8 +51,9 @@ func TestUnknownTokenEndsTheServer(t *testing.T) {
 	}
 }
 
-// An address that is in use is said before anything starts.
-func TestAddressInUseIsSaid(t *testing.T) {
+// TestAddressInUseIsReported checks that an address in use ends the start with one
+// line that names the variable.
+func TestAddressInUseIsReported(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
 	var stdout, stderr output
@@ -64,8 +65,8 @@ func TestAddressInUseIsSaid(t *testing.T) {
 	}
 }
 
-// A signal while the database is waited for is a stop like any other, not a
-// failure.
+// TestStopWhileStarting checks that a signal while the server waits for the
+// database is a normal stop, not a failure.
 func TestStopWhileStarting(t *testing.T) {
 	t.Parallel()
 	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -86,6 +87,6 @@ func TestStopWhileStarting(t *testing.T) {
 	if err := run(ctx, nil, env(
 		"DISCORD_TOKEN", "a", "DATABASE_URL", "postgres://u:p@"+silent.Addr().String()+"/d",
 		"GATEHOOK_ADDR", "127.0.0.1:0", "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr); err != nil {
-		t.Errorf("%v; said: %s", err, &stderr)
+		t.Errorf("%v; log: %s", err, &stderr)
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestDiscordFormat: a receiver that verifies Discord's own webhook events,
-// and knows nothing but the public key, takes what the server sends.
+// TestDiscordFormat checks that a receiver of Discord's own webhook events, which
+// knows only the public key, accepts the server's deliveries.
 func TestDiscordFormat(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -87,27 +87,27 @@ func TestDiscordFormat(t *testing.T) {
 		select {
 		case got := <-events:
 			if got != "RAW_MESSAGE_CREATE "+data {
-				t.Errorf("came %s, want %s", got, data)
+				t.Errorf("got %s, want %s", got, data)
 			}
 		case <-time.After(time.Minute):
-			t.Fatal("nothing came")
+			t.Fatal("no delivery arrived")
 		}
 	}
 	deliver(1)
 	trust("/signing-keys/rotate", http.MethodPost)
 	deliver(2)
 
-	// One that takes everything is not registered.
+	// A callback that accepts any signature is not registered.
 	open := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 	t.Cleanup(open.Close)
 	status, body := p.call(http.MethodPost, "/listeners", fmt.Sprintf(`{"event":"GUILD_CREATE","url":%q,"format":"discord"}`, open.URL))
 	if status != http.StatusBadRequest || !strings.Contains(body, "badly signed PING") {
-		t.Errorf("one that does not verify: %d %s", status, body)
+		t.Errorf("a callback that does not verify: %d %s", status, body)
 	}
 }
 
-// TestChatSDKFormat: what the Chat SDK's Discord adapter takes: its token in a
-// header, and the event under its own name for it.
+// TestChatSDKFormat checks the form that the Chat SDK's Discord adapter expects:
+// its token in a header, and the event under the adapter's name for it.
 func TestChatSDKFormat(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -142,6 +142,6 @@ func TestChatSDKFormat(t *testing.T) {
 			t.Errorf("body %s, %v", got, err)
 		}
 	case <-time.After(time.Minute):
-		t.Fatal("nothing came")
+		t.Fatal("no delivery arrived")
 	}
 }

@@ -26,14 +26,14 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// These tests join journals and deliveries of several instances on one
-// database as wire does, without gateways: the test is what Discord sends.
+// These tests run the journals and deliveries of several instances on one
+// database. There are no gateways: the tests append the events themselves.
 
 const nodeApp = event.Snowflake(42)
 
 var nodeShard = event.Shard{ID: 0, Count: 1}
 
-// only is a registry of one listener, who wants everything that Discord sends.
+// only is a registry with one listener, which wants every event from Discord.
 type only event.Listener
 
 func (o *only) Match(e *event.Event) (ids []int64, missed bool) {
@@ -58,14 +58,14 @@ type hit struct {
 	status  int
 }
 
-// target is a callback that remembers who called, in the order of its answers.
+// target is a callback that records its POSTs, in the order of its answers.
 type target struct {
 	*httptest.Server
 	answer func(hit) int
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards hits
 	hits    []hit
-	arrived chan hit // before the answer
+	arrived chan hit // POSTs that are not answered yet
 	changed chan struct{}
 }
 
@@ -104,7 +104,7 @@ func (c *target) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(h.status)
 }
 
-// accepted returns the calls that were answered with 2xx, in order.
+// accepted returns the POSTs that were answered with 2xx, in order.
 func (c *target) accepted() (hits []hit) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,7 +143,7 @@ type node struct {
 	instance *journal.Instance
 	journal  *journal.Journal
 	delivery *delivery.Delivery
-	// pause ends the heartbeats, resume lets them go on.
+	// pause stops the heartbeats, resume starts them again.
 	pause, resume func()
 	stop          func()
 }
@@ -209,7 +209,7 @@ func (n *node) run(ctx context.Context, t *testing.T) {
 	t.Cleanup(n.stop)
 }
 
-// lapsed tells whether the instance's lease has run out, as it sees it.
+// lapsed reports whether the instance finds that its lease has run out.
 func (n *node) lapsed(t *testing.T) bool {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -249,7 +249,7 @@ func (n *node) claim(t *testing.T) (s *journal.Claim) {
 	return s
 }
 
-// send appends the events from to to, in turn over the channels.
+// send appends events with the sequence numbers from..to, to the channels in turn.
 func send(t *testing.T, s *journal.Claim, from, to int64, channels int64) {
 	t.Helper()
 	for seq := from; seq <= to; seq++ {
@@ -278,8 +278,9 @@ func nodeListener(url string, ordering event.Ordering, inFlight int) *event.List
 	}
 }
 
-// An instance that was paused for longer than its lease wakes up with events to
-// store, deliveries in its lane, and POSTs in flight.
+// TestPausedInstanceNeitherStoresNorDelivers pauses an instance for longer than
+// its lease, with events to store, deliveries in its lane and POSTs in flight. It
+// checks that the instance stores and sends nothing more.
 func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -299,7 +300,7 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	}
 	a.pause()
 	until(t, "the lease has run out", func() bool { return a.lapsed(t) })
-	send(t, s, 11, 20, 3) // received before the pause, stored never
+	send(t, s, 11, 20, 3) // received before the pause, never stored
 
 	b := startNode(t, pool, "b", 0, l, 0)
 	if got := b.claim(t).Session().Seq; got != 10 {
@@ -314,10 +315,10 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	select {
 	case <-s.Lost():
 	case <-time.After(60 * time.Second):
-		t.Fatal("a does not know that it has lost its shard")
+		t.Fatal("a has not noticed that it lost its shard")
 	}
 	if a.instance.ID() == was {
-		t.Error("a goes on under its number")
+		t.Error("a has kept its number")
 	}
 	close(release)
 	a.stop()
@@ -327,7 +328,7 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 		byNode[h.node]++
 	}
 	if byNode["a"] != 2 || byNode["b"] != 10 {
-		t.Errorf("POSTs by instance: %v, want the 2 of a that were in flight and the 10 of b", byNode)
+		t.Errorf("POSTs by instance: %v, want 2 from a, which were in flight, and 10 from b", byNode)
 	}
 	got := [4]int{
 		rows(t, pool, `SELECT count(*) FROM events`), rows(t, pool, `SELECT count(*) FROM attempts WHERE delivered`),
@@ -341,8 +342,9 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	}
 }
 
-// An outage of the database that is longer than the lease makes nobody an heir:
-// what waited in memory is delivered, and nothing twice.
+// TestOutageLongerThanTheLeaseDeliversNothingTwice checks that an outage of the
+// database alone, although longer than the lease, makes no instance an heir: the
+// deliveries in memory are made, and none twice.
 func TestOutageLongerThanTheLeaseDeliversNothingTwice(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -358,9 +360,9 @@ func TestOutageLongerThanTheLeaseDeliversNothingTwice(t *testing.T) {
 	until(t, "the lease has run out", func() bool { return a.lapsed(t) })
 	close(release)
 	send(t, s, 41, 50, 10)
-	until(t, "those in flight are answered", func() bool { return len(c.accepted()) == 2 })
+	until(t, "the POSTs in flight are answered", func() bool { return len(c.accepted()) == 2 })
 	if n := len(c.arrived); n != 0 {
-		t.Errorf("%d POSTs were begun without a lease", n)
+		t.Errorf("%d POSTs were started without a lease", n)
 	}
 	was := a.instance.ID()
 	back()
@@ -370,14 +372,14 @@ func TestOutageLongerThanTheLeaseDeliversNothingTwice(t *testing.T) {
 		t.Errorf("%d POSTs for 50 events", n)
 	}
 	if a.instance.ID() != was {
-		t.Error("it has lost its number, though there was nobody to take over")
+		t.Error("the instance lost its number, although there was no heir")
 	}
 	if n := rows(t, pool, `SELECT count(*) FROM batches`) + rows(t, pool, `SELECT count(*) FROM retries`); n != 0 {
 		t.Errorf("%d rows are left", n)
 	}
 }
 
-// cutOff takes the database away from everybody until back is called.
+// cutOff makes the database unreachable until back is called.
 func cutOff(t *testing.T, pool *pgxpool.Pool) (back func()) {
 	t.Helper()
 	cfg := pool.Config().ConnConfig.Copy()
@@ -403,8 +405,9 @@ func cutOff(t *testing.T, pool *pgxpool.Pool) (back func()) {
 	return func() { execute(`ALTER DATABASE ` + name + ` ALLOW_CONNECTIONS true`) }
 }
 
-// A shard moves between two instances while an ordered listener's callback
-// fails, hangs, and its lanes are too small; at last its owner dies.
+// TestOrderHoldsWhileTheShardMoves moves a shard between two instances, and lets
+// the last owner die. Meanwhile the callback of an ordered listener fails and
+// hangs, and its lanes are too small.
 func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
 	t.Parallel()
 	const channels, part = 5, 40
@@ -459,7 +462,7 @@ func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
 	for _, h := range c.accepted() {
 		nodes[h.node]++
 		if seen[h.seq] {
-			continue // what the dead instance had in flight may come twice
+			continue // POSTs that the dead instance had in flight may be repeated
 		}
 		seen[h.seq] = true
 		if h.seq < last[h.channel] {
@@ -468,7 +471,7 @@ func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
 		last[h.channel] = h.seq
 	}
 	if nodes["a"] == 0 || nodes["b"] == 0 || len(failed) == 0 {
-		t.Errorf("POSTs by instance %v, %d failures: not what is to be tested", nodes, len(failed))
+		t.Errorf("POSTs by instance %v, %d failures: the test did not exercise both instances and failures", nodes, len(failed))
 	}
 	if n := rows(t, pool, `SELECT count(*) FROM batches`) + rows(t, pool, `SELECT count(*) FROM retries`); n != 0 {
 		t.Errorf("%d rows are left", n)
@@ -478,6 +481,6 @@ func TestOrderHoldsWhileTheShardMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.IsSorted(ids) {
-		t.Error("the batches' numbers don't follow the order in which they were received")
+		t.Error("the batches are not numbered in the order in which their events were received")
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestListenerThatCanNeverReceive: a listener whose intent is not switched on
-// is refused with the place where that is done, and taken as soon as it is.
+// TestListenerThatCanNeverReceive checks that a listener whose intent is switched
+// off is refused with a link to the page with the switch, and accepted once the
+// intent is on.
 func TestListenerThatCanNeverReceive(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -26,7 +27,7 @@ func TestListenerThatCanNeverReceive(t *testing.T) {
 		t.Errorf("with the intent switched off: %d %s", status, answer)
 	}
 	discord.SetFlags(discordtest.FlagsAll)
-	eventually(t, time.Minute, "taken", func() (bool, string) {
+	eventually(t, time.Minute, "accepted", func() (bool, string) {
 		status, answer = p.call(http.MethodPost, "/listeners", body)
 		return status == http.StatusCreated, answer
 	})

@@ -15,7 +15,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// documented reads the tables of docs/metrics.md: a metric's type and labels.
+// documented returns the type and labels of every metric in docs/metrics.md.
 func documented(t *testing.T) map[string]string {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/metrics.md")
@@ -32,7 +32,7 @@ func documented(t *testing.T) map[string]string {
 	return found
 }
 
-// shown reads the answer of GET /metrics in the same way.
+// shown returns the same from the answer of GET /metrics.
 func shown(text string) map[string]string {
 	found, labels := map[string]string{}, map[string]map[string]bool{}
 	kind := regexp.MustCompile(`(?m)^# TYPE (gatehook_\w+) (\w+)$`)
@@ -54,12 +54,12 @@ func shown(text string) map[string]string {
 	return found
 }
 
-// docs/metrics.md lists what GET /metrics shows, no more and no less, with
-// types and labels.
+// TestMetricsAreDocumented checks that docs/metrics.md lists exactly the metrics
+// that GET /metrics shows, with their types and labels.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	discord, p, l := withTraffic(t)
-	// What is shown only when it has happened happens.
+	// Some metrics are shown only after the first use.
 	if status, body := p.call(http.MethodPut, "/presence", `{"status":"idle"}`); status >= 300 {
 		t.Fatalf("PUT /presence: %d %s", status, body)
 	}
@@ -68,7 +68,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	l.await(time.Minute)
 	want := documented(t)
-	eventually(t, time.Minute, "all documented metrics are shown", func() (bool, string) {
+	eventually(t, time.Minute, "equal to the documented metrics", func() (bool, string) {
 		_, text := p.get("/metrics")
 		diff := cmp.Diff(want, shown(text))
 		return diff == "", diff

@@ -17,8 +17,9 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// Every event that Discord documents goes through the real server: raw it
-// comes byte for byte, parsed it is what the served document promises of it.
+// TestEveryEvent sends every documented event through the real server. The raw
+// delivery must have the same bytes, and the parsed one must match the schema in
+// the served contract.
 func TestEveryEvent(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -71,15 +72,16 @@ func TestEveryEvent(t *testing.T) {
 			if name, raw := bytes.CutPrefix([]byte(d.name), []byte(event.RawPrefix)); !raw {
 				validate(string(name), d.body)
 			} else if !bytes.Equal(body.Data, sample) {
-				t.Errorf("%s: sent %s, came %s", d.name, sample, body.Data)
+				t.Errorf("%s: sent %s, got %s", d.name, sample, body.Data)
 			}
 		case <-limit:
-			t.Fatalf("%d deliveries did not come: %v", len(want), want)
+			t.Fatalf("%d deliveries did not arrive: %v", len(want), want)
 		}
 	}
 }
 
-// validator judges bodies by the webhooks of the document that is served.
+// validator returns a function that checks bodies against the webhooks of the
+// served contract.
 func validator(t *testing.T) func(name string, body []byte) {
 	t.Helper()
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(openapi.Contract()))

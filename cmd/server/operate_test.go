@@ -19,7 +19,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// decode makes a call and reads its answer.
+// decode calls the API, which must answer with the status want, and decodes the
+// answer.
 func decode[T any](t *testing.T, p *process, method, path, body string, want int) (answer T) {
 	t.Helper()
 	status, got := p.call(method, path, body)
@@ -59,11 +60,10 @@ type deliveryPage struct {
 	NextCursor *string `json:"next_cursor"`
 }
 
-// switchable is a callback that can be told what to answer, and notes what
-// came.
+// switchable is a callback whose answer can be switched. It records its POSTs.
 type switchable struct {
 	*httptest.Server
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the fields below
 	status int
 	came   []http.Header
 	bodies []string
@@ -95,7 +95,7 @@ func (s *switchable) answer(status int) {
 	s.status = status
 }
 
-// ids are the webhook-ids of what came.
+// ids returns the webhook-ids of the POSTs so far.
 func (s *switchable) ids() (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,9 +105,9 @@ func (s *switchable) ids() (ids []string) {
 	return ids
 }
 
-// TestDeliveriesAreOperated: what failed is seen with its attempts and its
-// response, and made good by hand; a listener is tried with a sample, its
-// secret is rotated, and it gets what it missed.
+// TestDeliveriesAreOperated operates listeners through the API: it tests them with
+// a sample, inspects failed deliveries with their attempts and responses, retries
+// one, replays a span of time, and rotates a secret.
 func TestDeliveriesAreOperated(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -125,14 +125,14 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	second := register("MESSAGE_*", bad)
 
 	start := time.Now().UTC()
-	// A sample, delivered now, to one that takes it and to one that does not.
+	// A sample, delivered now, to a callback that accepts it and to one that fails.
 	tried := decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
 	if !tried.Delivered || tried.Attempt != 1 || tried.Event != "RAW_MESSAGE_CREATE" || len(good.ids()) != 1 || good.ids()[0] != tried.DeliveryID {
-		t.Errorf("test: %+v, came %v", tried, good.ids())
+		t.Errorf("test: %+v, received %v", tried, good.ids())
 	}
 	tried = decode[attemptShown](t, p, "POST", "/listeners/"+second.ID+"/test", "", http.StatusOK)
 	if tried.Delivered || tried.Status == nil || *tried.Status != 500 || tried.Response == nil || *tried.Response != "out of order" {
-		t.Errorf("test of one that fails: %+v", tried)
+		t.Errorf("test of a callback that fails: %+v", tried)
 	}
 
 	var payloads []string
@@ -146,7 +146,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		t.Helper()
 		return decode[deliveryPage](t, p, "GET", "/listeners/"+id+"/deliveries?"+query, "", http.StatusOK)
 	}
-	eventually(t, time.Minute, "delivered or exhausted, all of them", func() (bool, string) {
+	eventually(t, time.Minute, "all delivered or exhausted", func() (bool, string) {
 		a, b := len(list(first.ID, "status=delivered").Data), len(list(second.ID, "status=exhausted").Data)
 		return a == 8 && b == 8, fmt.Sprint(a, " and ", b)
 	})
@@ -154,7 +154,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		t.Errorf("%d deliveries of the failing listener are delivered or pending", n)
 	}
 
-	// Pages: newest first, each once, in one order whatever their size.
+	// Pages list every delivery once, in the same order whatever their size.
 	all := list(second.ID, "").Data
 	var paged []deliveryShown
 	for query := "limit=3"; ; {
@@ -169,7 +169,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		t.Errorf("%d deliveries, %d in pages", len(all), len(paged))
 	}
 
-	// One of them, made again by hand when the callback is well.
+	// One of them is retried on request, after the callback has recovered.
 	one := all[0]
 	detail := decode[deliveryShown](t, p, "GET", "/deliveries/"+one.ID, "", http.StatusOK)
 	if detail.Status != "exhausted" || len(detail.Attempts) != 2 || detail.Attempts[1].Attempt != 2 || *detail.Attempts[1].Response != "out of order" {
@@ -190,11 +190,11 @@ func TestDeliveriesAreOperated(t *testing.T) {
 		return d.Status == "delivered", d.Status
 	})
 	if ids := bad.ids(); len(ids) != before+1 || ids[before] != one.ID {
-		t.Errorf("came %v", ids[before:])
+		t.Errorf("received %v, want %s once", ids[before:], one.ID)
 	}
 
-	// All of the span of time again: what was delivered has the same id. The
-	// samples are in it too, but nothing that happened.
+	// The whole span of time is replayed, under the same ids. Test samples are not
+	// replayed, since they are not events that happened.
 	replayed := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+second.ID+"/replay",
 		fmt.Sprintf(`{"since":%q}`, start.Add(-time.Millisecond).Format(time.RFC3339Nano)), http.StatusAccepted)
 	if replayed.Queued != 7 {
@@ -202,7 +202,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	}
 	eventually(t, time.Minute, "replayed", func() (bool, string) {
 		n := len(bad.ids())
-		return n == before+1+7, fmt.Sprint(n, " came")
+		return n == before+1+7, fmt.Sprint(n, " arrived")
 	})
 	for _, id := range bad.ids()[before:] {
 		if !slices.ContainsFunc(all, func(d deliveryShown) bool { return d.ID == id }) {
@@ -253,8 +253,8 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	}
 }
 
-// TestSampleOfEveryEvent: a listener of any event can be tried with the
-// documented sample of it, raw and parsed.
+// TestSampleOfEveryEvent checks that a listener for any event can be tested with
+// the documented sample of the event, raw and parsed.
 func TestSampleOfEveryEvent(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -271,18 +271,18 @@ func TestSampleOfEveryEvent(t *testing.T) {
 			callback.mu.Unlock()
 			sample, ok := event.Sample(typ.Name)
 			if !tried.Delivered || tried.Event != name || !strings.Contains(body, `"type":"`+name+`"`) {
-				t.Errorf("%s: %+v, came %s", name, tried, body)
+				t.Errorf("%s: %+v, received %s", name, tried, body)
 			}
 			if ok != (typ.Group == event.GroupDispatch) || ok && name != typ.Name && !strings.HasSuffix(body, `"data":`+string(sample)+"}") {
-				t.Errorf("%s: came %s, want the sample %s", name, body, sample)
+				t.Errorf("%s: received %s, want the sample %s", name, body, sample)
 			}
 		}
 	}
 }
 
-// TestDisabledListenerGetsWhatItMissed: a callback that answers 410 is left
-// alone, and its operator told; what only it would have got is kept, and
-// delivered when somebody enables it again and asks for it.
+// TestDisabledListenerGetsWhatItMissed checks that a callback that answers 410 is
+// disabled and its operator notified. Events that only it wants are kept, and
+// delivered once it is enabled again and replayed.
 func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -301,7 +301,7 @@ func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 	start := time.Now().UTC()
 	ban := func() {
 		t.Helper()
-		eventually(t, time.Minute, "a session with the intent", func() (bool, string) {
+		eventually(t, time.Minute, "sent to a session with the intent", func() (bool, string) {
 			_, err := discord.Dispatch(0, "GUILD_BAN_ADD", []byte(`{"guild_id":"1","user":{"id":"2","username":"a"}}`))
 			return err == nil, fmt.Sprint(err)
 		})
@@ -311,10 +311,10 @@ func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 		now := decode[listener](t, p, "GET", "/listeners/"+l.ID, "", http.StatusOK)
 		return !now.Enabled && now.Reason != nil && *now.Reason == "gone", fmt.Sprint(now)
 	})
-	eventually(t, time.Minute, "the operator told", func() (bool, string) { return len(operator.ids()) == 1, "" })
+	eventually(t, time.Minute, "reported to the operator", func() (bool, string) { return len(operator.ids()) == 1, "" })
 	operator.mu.Lock()
 	if body := operator.bodies[0]; !strings.Contains(body, `"reason":"gone"`) || !strings.Contains(body, l.ID) {
-		t.Errorf("told %s", body)
+		t.Errorf("reported %s", body)
 	}
 	operator.mu.Unlock()
 	const missed = 5
@@ -324,20 +324,20 @@ func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 	gone.answer(http.StatusNoContent)
 	before := len(gone.ids())
 	decode[listener](t, p, "PATCH", "/listeners/"+l.ID, `{"enabled":true}`, http.StatusOK)
-	eventually(t, time.Minute, "all missed events kept", func() (bool, string) {
+	eventually(t, time.Minute, "replaying all missed events", func() (bool, string) {
 		replayed := decode[struct{ Queued int }](t, p, "POST", "/listeners/"+l.ID+"/replay",
 			fmt.Sprintf(`{"since":%q}`, start.Format(time.RFC3339Nano)), http.StatusAccepted)
 		return replayed.Queued >= missed, fmt.Sprint(replayed)
 	})
-	eventually(t, time.Minute, "all of them delivered", func() (bool, string) {
+	eventually(t, time.Minute, "all delivered", func() (bool, string) {
 		different := slices.Compact(slices.Sorted(slices.Values(gone.ids()[before:])))
 		return len(different) == missed+1, fmt.Sprint(different)
 	})
 }
 
-// TestFailedDeliveriesAreMadeAgain: what failed is made again by filter, each
-// with the id that it had.
-func TestFailedDeliveriesAreMadeAgain(t *testing.T) {
+// TestFailedDeliveriesAreRetried checks that failed deliveries are retried by
+// status and time, under the same ids.
+func TestFailedDeliveriesAreRetried(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
 	p := newProcess(t, discord, "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_RETRY_SCHEDULE=10ms")
@@ -383,7 +383,7 @@ func TestFailedDeliveriesAreMadeAgain(t *testing.T) {
 	exhausted(4)
 	eventually(t, time.Minute, "delivered", func() (bool, string) { return len(c.ids()) == 2*7+3, fmt.Sprint(len(c.ids())) })
 	if got := slices.Sorted(slices.Values(c.ids()[14:])); !slices.Equal(got, slices.Sorted(slices.Values(early))) {
-		t.Errorf("made again: %v, want %v", got, early)
+		t.Errorf("retried: %v, want %v", got, early)
 	}
 	retry(fmt.Sprintf(`{"status":["exhausted","expired"],"since":%q}`, between), 4)
 	exhausted(0)

@@ -12,17 +12,18 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// Profiles are served on their own address only, and don't hold up a drain.
+// TestPprof checks that profiles are served on their own address only, and don't
+// hold up a drain.
 func TestPprof(t *testing.T) {
 	t.Parallel()
 	p := newProcess(t, startDiscord(t), "DATABASE_URL="+postgrestest.URL(t), "GATEHOOK_PPROF_ADDR=127.0.0.1:0")
 	p.start()
-	said := regexp.MustCompile(`"pprof":"(http://127\.0\.0\.1:\d+/debug/pprof/)"`).FindStringSubmatch(p.output())
-	if said == nil {
-		t.Fatalf("the address is not said:\n%s", p.output())
+	logged := regexp.MustCompile(`"pprof":"(http://127\.0\.0\.1:\d+/debug/pprof/)"`).FindStringSubmatch(p.output())
+	if logged == nil {
+		t.Fatalf("the address is not logged:\n%s", p.output())
 	}
 	fetch := func(path string) (int, string) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, said[1]+path, http.NoBody)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, logged[1]+path, http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +46,7 @@ func TestPprof(t *testing.T) {
 		defer close(cut)
 		fetch("profile?seconds=50")
 	}()
-	eventually(t, 30*time.Second, "a profile is under way", func() (bool, string) {
+	eventually(t, 30*time.Second, "profiling", func() (bool, string) {
 		_, stacks := fetch("goroutine?debug=1")
 		return strings.Contains(stacks, "pprof.Profile"), stacks
 	})

@@ -55,8 +55,8 @@ func removeBinary() {
 	}
 }
 
-// process is the real server as a child, started, killed and started again
-// with the same environment.
+// process is the real server as a child process. It can be started, killed and
+// started again with the same environment.
 type process struct {
 	t       *testing.T
 	discord *discordtest.Server
@@ -66,14 +66,15 @@ type process struct {
 	cmd     *exec.Cmd
 	url     string
 
-	mu   sync.Mutex
-	log  bytes.Buffer // of all its lives
-	done chan struct{}
-	err  error // how the last life ended
+	mu  sync.Mutex   // guards log
+	log bytes.Buffer // the output of all its lives
+
+	done chan struct{} // closed when the present life has ended, after err is set
+	err  error
 }
 
-// newProcess prepares a server in a data directory of its own. A variable that
-// is given again replaces the one before.
+// newProcess prepares a server with its own data directory. Variables in env
+// replace the defaults.
 func newProcess(t *testing.T, discord *discordtest.Server, env ...string) *process {
 	t.Helper()
 	return newNamed(t, discord, "server", env...)
@@ -82,12 +83,12 @@ func newProcess(t *testing.T, discord *discordtest.Server, env ...string) *proce
 // newNamed is newProcess for one of several servers.
 func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...string) *process {
 	t.Helper()
-	// Not t.TempDir: root's PostgreSQL runs as a user who can't enter that.
-	dir, err := os.MkdirTemp("", "gatehook-test-data-") //nolint:usetesting // as said
+	// Not t.TempDir: under root, PostgreSQL runs as a user that can't enter it.
+	dir, err := os.MkdirTemp("", "gatehook-test-data-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept := t.ArtifactDir() // asked for now: a cleanup that asks first removes it after itself
+	kept := t.ArtifactDir() // called now: the first call in a cleanup would remove the directory too early
 	p := &process{t: t, discord: discord, name: name, env: append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 		"DISCORD_API_URL=" + discord.APIURL(),
@@ -98,13 +99,14 @@ func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...str
 	}, env...)}
 	t.Cleanup(func() {
 		if p.cmd != nil {
-			p.signal(syscall.SIGCONT) // or it would not hear the next one
+			p.signal(syscall.SIGCONT) // a paused process does not handle SIGTERM
 		}
 		p.stop(syscall.SIGTERM)
 		if t.Failed() {
-			t.Logf("%s said at last:\n%s", p.name, p.lastLines(60))
+			t.Logf("last lines of %s:\n%s", p.name, p.lastLines(60))
+			// -artifacts keeps this file.
 			if err := os.WriteFile(filepath.Join(kept, p.name+".log"), []byte(p.output()), 0o600); err != nil {
-				t.Error(err) // with -artifacts one finds the whole there
+				t.Error(err)
 			}
 		}
 		if err := os.RemoveAll(dir); err != nil {
@@ -114,7 +116,7 @@ func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...str
 	return p
 }
 
-// client is how the simulated Discord calls the server in its present life.
+// client is the simulated Discord's name for the server in its present life.
 func (p *process) client() string { return fmt.Sprintf("%s-%d", p.name, p.lives) }
 
 // start starts the server and returns when its API answers.
@@ -163,14 +165,14 @@ func (p *process) read(stderr io.Reader, ready chan<- string) {
 	}
 }
 
-// Write implements io.Writer for what the process says on both of its outputs.
+// Write implements io.Writer, for both outputs of the process.
 func (p *process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.log.Write(b)
 }
 
-// stop sends a signal and returns the exit status when the process is gone.
+// stop sends a signal, waits for the process to end, and returns its exit status.
 func (p *process) stop(signal syscall.Signal) int {
 	p.t.Helper()
 	if p.cmd == nil {
@@ -194,16 +196,16 @@ func (p *process) drain() {
 	}
 }
 
-// finish is drain for the last time.
+// finish drains the server for the last time, and checks that it never panicked.
 func (p *process) finish() {
 	p.t.Helper()
 	p.drain()
 	if strings.Contains(p.output(), "panic") {
-		p.t.Errorf("server %s says panic", p.name)
+		p.t.Errorf("server %s panicked", p.name)
 	}
 }
 
-// alive fails the test if the server ended without being told to.
+// alive fails the test if the server has ended by itself.
 func (p *process) alive() {
 	p.t.Helper()
 	select {
@@ -231,13 +233,13 @@ func (p *process) lastLines(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// get reads from the API.
+// get makes a GET call to the API.
 func (p *process) get(path string) (status int, answer string) {
 	p.t.Helper()
 	return p.call(http.MethodGet, path, "")
 }
 
-// metric is the sum of a metric's series.
+// metric returns the sum of a metric's series.
 func (p *process) metric(name string) (sum float64) {
 	p.t.Helper()
 	_, text := p.get("/metrics")
@@ -251,7 +253,7 @@ func (p *process) metric(name string) (sum float64) {
 	return sum
 }
 
-// call makes a call of the API.
+// call calls the API, which must answer.
 func (p *process) call(method, path, body string) (status int, answer string) {
 	p.t.Helper()
 	status, answer, err := p.try(method, path, body)
@@ -261,7 +263,7 @@ func (p *process) call(method, path, body string) (status int, answer string) {
 	return status, answer
 }
 
-// ask is get for a server that may be down or stopped.
+// ask is get for a server that may be down or paused.
 func (p *process) ask(path string) (status int, answer string, err error) {
 	return p.try(http.MethodGet, path, "")
 }
@@ -287,11 +289,11 @@ func (p *process) try(method, path, body string) (status int, answer string, err
 	return resp.StatusCode, string(b), err
 }
 
-// ledger holds what was sent against what came.
+// ledger compares the events sent with the deliveries received.
 type ledger struct {
 	t *testing.T
 
-	mu       sync.Mutex
+	mu       sync.Mutex                     // guards the fields below
 	expected map[string]sent                // by event id
 	came     map[string]map[string]*arrival // by callback, by event id
 	losses   []loss
@@ -299,20 +301,20 @@ type ledger struct {
 	secrets  []string
 }
 
-// sent is where an event went.
+// sent is the place of an event that was sent.
 type sent struct {
 	shard int
 	discordtest.Sent
 }
 
-// arrival is what came of an event to one callback.
+// arrival counts the arrivals of an event at one callback.
 type arrival struct {
 	times int
-	id    string // the webhook-id of the first time
-	ids   int    // how many there were
+	id    string // the first webhook-id
+	ids   int    // how many different webhook-ids there were
 }
 
-// loss is the data of GATEHOOK_SESSION_LOST, as far as it is checked.
+// loss holds the fields of GATEHOOK_SESSION_LOST that are checked.
 type loss struct {
 	Shard   int    `json:"shard_id"`
 	Session string `json:"session_id"`
@@ -326,7 +328,7 @@ func newLedger(t *testing.T) *ledger {
 	return &ledger{t: t, expected: map[string]sent{}, came: map[string]map[string]*arrival{}, changed: make(chan struct{}, 1)}
 }
 
-// callback is a listener's receiver that notes what comes.
+// callback registers a listener and records its deliveries.
 func (l *ledger) callback(p *process, eventName string) {
 	l.t.Helper()
 	l.callbackBehind(p, eventName, func(h http.Handler) http.Handler { return h })
@@ -355,26 +357,26 @@ func (l *ledger) callbackBehind(p *process, eventName string, front func(http.Ha
 	})
 }
 
-// hearLosses notes what the GATEHOOK_SESSION_LOST tell.
+// hearLosses registers a listener and records the reported losses.
 func (l *ledger) hearLosses(p *process, front func(http.Handler) http.Handler) {
 	l.t.Helper()
 	l.receive(p, "GATEHOOK_SESSION_LOST", front, func(r received) {
-		var told loss
-		if err := json.Unmarshal(r.data, &told); err != nil {
+		var reported loss
+		if err := json.Unmarshal(r.data, &reported); err != nil {
 			l.t.Errorf("GATEHOOK_SESSION_LOST: %v: %s", err, r.data)
 		}
-		l.losses = append(l.losses, told)
+		l.losses = append(l.losses, reported)
 	})
 }
 
-// lossesTold is what was told so far.
-func (l *ledger) lossesTold() []loss {
+// reportedLosses returns the losses reported so far.
+func (l *ledger) reportedLosses() []loss {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.losses)
 }
 
-// receive registers a listener. on is called with l.mu held.
+// receive registers a listener, and calls on for its deliveries with l.mu held.
 func (l *ledger) receive(p *process, eventName string, front func(http.Handler) http.Handler, on func(received)) {
 	l.t.Helper()
 	r := &receiver{on: func(r received) {
@@ -408,14 +410,14 @@ func (l *ledger) register(p *process, eventName, url string, r *receiver) {
 	}
 }
 
-// sent notes an event by the id that it must have.
+// sent records an event under the id that it must have.
 func (l *ledger) sent(shard event.Shard, s discordtest.Sent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expected[event.DispatchID(1001, s.Session, shard, s.Seq).String()] = sent{shard.ID, s}
 }
 
-// await waits until every event has come to every callback.
+// await waits until every event has arrived at every callback.
 func (l *ledger) await(timeout time.Duration) {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(l.t.Context(), timeout)
@@ -450,7 +452,7 @@ func (l *ledger) missing() (missing int) {
 	return missing
 }
 
-// twice is how many deliveries came more than once.
+// twice returns how many deliveries arrived more than once.
 func (l *ledger) twice() (twice int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -464,8 +466,8 @@ func (l *ledger) twice() (twice int) {
 	return twice
 }
 
-// oneID fails if an event came to a callback with two webhook-ids: it was
-// stored twice, and no receiver could tell that it is the same delivery.
+// oneID fails the test if an event arrived at a callback with two webhook-ids:
+// then it was stored twice, and no receiver could recognize the repetition.
 func (l *ledger) oneID() {
 	l.t.Helper()
 	l.mu.Lock()
@@ -480,13 +482,13 @@ func (l *ledger) oneID() {
 	}
 }
 
-// noSecrets fails if the process said anything that nobody may read.
+// noSecrets fails the test if the output of the process contains a secret.
 func (l *ledger) noSecrets(p *process, more ...string) {
 	l.t.Helper()
 	out := p.output()
 	for _, s := range append(append(more, testKey), l.secrets...) {
 		if strings.Contains(out, s) || strings.Contains(out, strings.TrimPrefix(s, "whsec_")) {
-			l.t.Errorf("the log holds the secret %.8s…", s)
+			l.t.Errorf("the log contains the secret %.8s…", s)
 		}
 	}
 }

@@ -16,39 +16,39 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// The tokens have an escape in them, so that a payload that was encoded again
-// is not the same. Their beginnings must not be found either: a response may
-// be cut off in the middle of one.
+// The tokens contain an escape, which a payload that was encoded again would
+// lose. Their beginnings are secret too: a response may be cut off within a token.
 const (
 	interactionToken = `aW50ZXJhY3Rpb24tc2VjcmV0-interaction\/of-the-tests`
 	uselessToken     = `dXNlbGVzcy1pbnRlcmFjdGlvbg-interaction\/without-an-id`
 	voiceToken       = `dm9pY2Utc2VydmVyLXNlY3JldA-voice\/of-the-tests`
 )
 
-// unreadable is what of the tokens nobody may read, and of those of the samples.
-func unreadable() []string {
+// secretParts returns the beginnings of the tokens, and of those in the samples,
+// which must not be shown anywhere.
+func secretParts() []string {
 	return []string{interactionToken[:12], uselessToken[:12], voiceToken[:12], "aW50ZXJhY3Rpb246aW52", "invented-voice"}
 }
 
-// echo is a callback that answers by what it got, and notes that.
+// echo is a callback that records its requests and may quote them in its answer.
 type echo struct {
 	*httptest.Server
 	format string
 	fails  bool
 
-	mu   sync.Mutex
-	came map[string][]string // bodies, by gatehook-event
+	mu   sync.Mutex          // guards came
+	came map[string][]string // the bodies, by gatehook-event
 }
 
-// newEcho starts a callback that writes whatever answer makes of the request's
-// body to the connection, be it HTTP or not, and closes it.
+// newEcho starts a callback that passes each body to answer, writes the result to
+// the connection, whether or not it is HTTP, and closes the connection.
 func newEcho(t *testing.T, format string, fails bool, answer func(body string) string) *echo {
 	t.Helper()
 	e := &echo{format: format, fails: fails, came: map[string][]string{}}
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			return // cut off, and made again
+			return // the request was cut off and will be repeated
 		}
 		e.mu.Lock()
 		name := r.Header.Get("Gatehook-Event")
@@ -59,7 +59,7 @@ func newEcho(t *testing.T, format string, fails bool, answer func(body string) s
 			t.Error(err)
 			return
 		}
-		// The sender may have gone at the same time.
+		// The sender may have closed the connection by now.
 		_, _ = io.WriteString(conn, answer(string(body)))
 		_ = conn.Close()
 	}))
@@ -67,7 +67,7 @@ func newEcho(t *testing.T, format string, fails bool, answer func(body string) s
 	return e
 }
 
-// bodies are those that came under a name.
+// bodies returns the bodies received for an event name.
 func (e *echo) bodies(name string) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -78,15 +78,15 @@ func respond(status int, body string) string {
 	return fmt.Sprintf("HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, http.StatusText(status), len(body), body)
 }
 
-// echoes are callbacks of every kind that could put a token where people read.
+// echoes returns callbacks that could make the server show a token, in every way.
 func echoes(t *testing.T) map[string]*echo {
 	t.Helper()
 	atToken := func(body string) int {
-		return strings.Index(body, `\/`) + 1 // within every token; 0 in what has none
+		return strings.Index(body, `\/`) + 1 // within a token; 0 if the body has none
 	}
 	accept := func(string) string { return respond(http.StatusNoContent, "") }
 	fail := func(body string) string { return respond(http.StatusInternalServerError, body) }
-	// From the token on, which may be behind what of a response is kept.
+	// Quotes from the token on, which may be beyond the kept part of the body.
 	quote := func(body string) string { return fail(body[max(0, strings.Index(body, `"token"`)):]) }
 	return map[string]*echo{
 		"accepts":                newEcho(t, "standard", false, accept),
@@ -96,26 +96,25 @@ func echoes(t *testing.T) map[string]*echo {
 		"fails as discord":       newEcho(t, "discord", true, quote),
 		"fails as chat-sdk":      newEcho(t, "chat-sdk", true, quote),
 		"closes the connection":  newEcho(t, "standard", true, func(string) string { return "" }),
-		"answers with no HTTP":   newEcho(t, "standard", true, func(body string) string { return body + "\r\n\r\n" }),
+		"answers without HTTP":   newEcho(t, "standard", true, func(body string) string { return body + "\r\n\r\n" }),
 		"has a malformed header": newEcho(t, "standard", true, func(body string) string { return "HTTP/1.1 200 OK\r\n" + body + "\r\n\r\n" }),
-		// net/http remarks on what comes after a response that can have no body.
-		"has a body behind a 204": newEcho(t, "standard", false, func(body string) string { return "HTTP/1.1 204 No Content\r\n\r\n" + body }),
-		// The kept part of the response ends in the middle of the token,
-		"is longer than what is kept": newEcho(t, "standard", true, func(body string) string {
+		// net/http logs bytes that follow a response without a body.
+		"sends a body after a 204": newEcho(t, "standard", false, func(body string) string { return "HTTP/1.1 204 No Content\r\n\r\n" + body }),
+		// The kept part of the response ends within the token.
+		"sends more than is kept": newEcho(t, "standard", true, func(body string) string {
 			return fail(strings.Repeat(" ", max(0, 1024-atToken(body))) + body)
 		}),
-		// or the response itself does.
-		"ends in the middle": newEcho(t, "standard", true, func(body string) string {
+		// The response itself ends within the token.
+		"is cut off within the token": newEcho(t, "standard", true, func(body string) string {
 			return fail(body)[:len(fail(body))-len(body)+atToken(body)]
 		}),
 	}
 }
 
-// TestTokensAreNotShown: the tokens of interactions and of voice servers come
-// to every callback byte for byte, whatever its format, and are nowhere else
-// where people read: not in the log, the metrics or what the API tells of
-// deliveries, however a callback echoes them. Only the stored event itself has
-// them.
+// TestTokensAreNotShown checks that every callback, in any format, receives the
+// tokens of interactions and voice servers byte for byte. Besides, only the stored
+// event itself shows them: not the log, the metrics or the API's deliveries,
+// however a callback echoes them.
 func TestTokensAreNotShown(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -138,7 +137,7 @@ func TestTokensAreNotShown(t *testing.T) {
 	}
 	for what := range callbacks {
 		for _, form := range []string{"", "RAW_"} {
-			register(what, form+interaction, 3) // two, and a test
+			register(what, form+interaction, 3) // two events and a test
 			register(what, form+voice, 2)
 		}
 	}
@@ -148,15 +147,15 @@ func TestTokensAreNotShown(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	people := people{t, p}
+	inspector := inspector{t, p}
 	for _, l := range listeners {
-		tried := people.read(http.MethodPost, "/listeners/"+l.id+"/test", http.StatusOK)
+		tried := inspector.read(http.MethodPost, "/listeners/"+l.id+"/test", http.StatusOK)
 		if l.fails && strings.Contains(tried, `"delivered":true`) {
-			t.Errorf("a test of one that %s: %s", l.what, tried)
+			t.Errorf("a test of the callback that %s: %s", l.what, tried)
 		}
 	}
 	for _, l := range listeners {
-		people.readDeliveries(l)
+		inspector.readDeliveries(l)
 	}
 
 	for what, c := range callbacks {
@@ -166,51 +165,51 @@ func TestTokensAreNotShown(t *testing.T) {
 		} {
 			for _, want := range payloads {
 				if !slices.ContainsFunc(c.bodies(name), func(body string) bool { return strings.Contains(body, want) }) {
-					t.Errorf("one that %s: %s came without %s: %q", what, name, want, c.bodies(name))
+					t.Errorf("the callback that %s: %s does not contain %s: %q", what, name, want, c.bodies(name))
 				}
 			}
 		}
 	}
-	told := strings.Join(callbacks["accepts"].bodies("GATEHOOK_DELIVERY_EXHAUSTED"), "\n")
-	if told == "" {
-		t.Error("no GATEHOOK_DELIVERY_EXHAUSTED came")
+	reported := strings.Join(callbacks["accepts"].bodies("GATEHOOK_DELIVERY_EXHAUSTED"), "\n")
+	if reported == "" {
+		t.Error("no GATEHOOK_DELIVERY_EXHAUSTED arrived")
 	}
-	people.check("GATEHOOK_DELIVERY_EXHAUSTED", told)
-	people.read(http.MethodGet, "/metrics", http.StatusOK)
-	people.read(http.MethodGet, "/shards", http.StatusOK)
-	people.read(http.MethodGet, "/listeners?limit=100", http.StatusOK)
+	inspector.check("GATEHOOK_DELIVERY_EXHAUSTED", reported)
+	inspector.read(http.MethodGet, "/metrics", http.StatusOK)
+	inspector.read(http.MethodGet, "/shards", http.StatusOK)
+	inspector.read(http.MethodGet, "/listeners?limit=100", http.StatusOK)
 	p.stop(syscall.SIGTERM)
 	if !strings.Contains(p.output(), `"outcome":"unparsable"`) || !strings.Contains(p.output(), `"outcome":"exhausted"`) {
-		t.Error("the log does not tell of what failed")
+		t.Error("the log does not report the failed deliveries")
 	}
-	people.check("the log", p.output())
+	inspector.check("the log", p.output())
 }
 
-// echoing is the listener of an echo.
+// echoing is a listener whose callback is an echo.
 type echoing struct {
 	id, what   string
 	fails      bool
-	deliveries int // at least
+	deliveries int // the least number of deliveries to expect
 }
 
-// people read all that the API shows, and may see no token.
-type people struct {
+// inspector reads everything that the API shows, which must contain no token.
+type inspector struct {
 	t *testing.T
 	p *process
 }
 
-// check fails if a text has a token.
-func (s people) check(where, text string) {
+// check fails the test if a text contains a token.
+func (s inspector) check(where, text string) {
 	s.t.Helper()
-	for _, token := range unreadable() {
+	for _, token := range secretParts() {
 		if i := strings.Index(text, token); i >= 0 {
-			s.t.Errorf("%s has a token: …%s", where, text[max(0, i-200):min(len(text), i+100)])
+			s.t.Errorf("%s contains a token: …%s", where, text[max(0, i-200):min(len(text), i+100)])
 		}
 	}
 }
 
-// read makes a call whose answer may have no token.
-func (s people) read(method, path string, want int) (answer string) {
+// read makes a call and checks its answer.
+func (s inspector) read(method, path string, want int) (answer string) {
 	s.t.Helper()
 	status, answer := s.p.call(method, path, "")
 	if status != want {
@@ -220,28 +219,28 @@ func (s people) read(method, path string, want int) (answer string) {
 	return answer
 }
 
-// readDeliveries waits until all deliveries of a listener are made or have
-// failed, and reads each.
-func (s people) readDeliveries(l echoing) {
+// readDeliveries waits until no delivery of a listener is pending, and reads each
+// of them.
+func (s inspector) readDeliveries(l echoing) {
 	s.t.Helper()
 	path := "/listeners/" + l.id + "/deliveries"
 	var page deliveryPage
-	eventually(s.t, time.Minute, "made or failed", func() (bool, string) {
+	eventually(s.t, time.Minute, "all delivered or failed", func() (bool, string) {
 		page = decode[deliveryPage](s.t, s.p, http.MethodGet, path, "", http.StatusOK)
 		waits := slices.ContainsFunc(page.Data, func(d deliveryShown) bool { return d.Status == "pending" })
-		return len(page.Data) >= l.deliveries && !waits, fmt.Sprintf("one that %s: %+v", l.what, page.Data)
+		return len(page.Data) >= l.deliveries && !waits, fmt.Sprintf("the callback that %s: %+v", l.what, page.Data)
 	})
 	s.read(http.MethodGet, path, http.StatusOK)
 	s.read(http.MethodGet, path+"?cursor=x", http.StatusBadRequest)
 	for _, d := range page.Data {
 		detail := s.read(http.MethodGet, "/deliveries/"+d.ID, http.StatusOK)
 		if strings.HasPrefix(l.what, "fails") && d.Status == "exhausted" && !strings.Contains(detail, `\"[redacted]\"`) {
-			s.t.Errorf("one that %s: its response is not shown: %s", l.what, detail)
+			s.t.Errorf("the callback that %s: its response is not shown: %s", l.what, detail)
 		}
 		if d.Event == "GATEHOOK_DELIVERY_EXHAUSTED" {
 			continue
 		}
-		if _, stored := s.p.get("/events/" + d.EventID); !slices.ContainsFunc(unreadable(), func(token string) bool { return strings.Contains(stored, token) }) {
+		if _, stored := s.p.get("/events/" + d.EventID); !slices.ContainsFunc(secretParts(), func(token string) bool { return strings.Contains(stored, token) }) {
 			s.t.Errorf("the stored event is not as received: %s", stored)
 		}
 	}

@@ -13,9 +13,9 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestReshardedUnderLoad: started again with another number of shards, the
-// server brings the new set up beside the old one. While events flow to both,
-// each is delivered once, and none is missing.
+// TestReshardedUnderLoad starts the server again with another number of shards, so
+// that it brings up the new set beside the old one. It checks that events that
+// flow to both sets are delivered once, and none is missing.
 func TestReshardedUnderLoad(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -59,7 +59,7 @@ func TestReshardedUnderLoad(t *testing.T) {
 		m.await(t, sent)
 	}
 	if n := discord.Count(discordtest.Identify, discordtest.AnyShard); n != 4+6 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 4 and 6", n)
 	}
 	if !roles["warming"] || !roles["holding"] || !roles["delivering"] {
 		t.Errorf("/shards showed the roles %v", roles)
@@ -67,8 +67,8 @@ func TestReshardedUnderLoad(t *testing.T) {
 	t.Logf("%d events while 4 shards became 6: each delivered once to 2 listeners", sent)
 }
 
-// shardCounts is how many connected shards of each set /shards shows. It notes
-// their roles.
+// shardCounts returns how many connected shards of each set /shards shows, and
+// adds their roles to roles.
 func (p *process) shardCounts(roles map[string]bool) map[int]int {
 	p.t.Helper()
 	var list struct {
@@ -85,17 +85,17 @@ func (p *process) shardCounts(roles map[string]bool) map[int]int {
 		if s.State == "connected" {
 			counts[s.Count]++
 			if roles[s.Role] = true; s.Instance == "" && s.Role != "leaving" {
-				p.t.Errorf("/shards does not say who has a shard: %+v", s)
+				p.t.Errorf("/shards does not say which server has a shard: %+v", s)
 			}
 		}
 	}
 	return counts
 }
 
-// messages is what came to one callback, by the messages' own ids: the ids of
-// events differ from one set of shards to the other.
+// messages counts the messages that one callback received, by the messages' own
+// ids: the two sets of shards give an event different ids.
 type messages struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards came
 	came    map[string]int
 	changed chan struct{}
 }
@@ -123,7 +123,7 @@ func (l *ledger) messages(p *process, eventName string) *messages {
 	return m
 }
 
-// await waits until n messages came, and checks that each came once.
+// await waits until n messages have arrived, and checks that each arrived once.
 func (m *messages) await(t *testing.T, n int) {
 	t.Helper()
 	deadline := time.After(time.Minute)
@@ -137,14 +137,14 @@ func (m *messages) await(t *testing.T, n int) {
 		select {
 		case <-m.changed:
 		case <-deadline:
-			t.Fatalf("%d of %d messages came", have, n)
+			t.Fatalf("%d of %d messages arrived", have, n)
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, times := range m.came {
 		if times != 1 {
-			t.Errorf("message %s came %d times", id, times)
+			t.Errorf("message %s arrived %d times", id, times)
 		}
 	}
 }

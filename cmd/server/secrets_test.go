@@ -14,7 +14,7 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// dump is every row of every table of a database, as text.
+// dump returns every row of every table of a database, as text.
 func dump(t *testing.T, url string) string {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -45,8 +45,9 @@ func dump(t *testing.T, url string) string {
 	return all.String()
 }
 
-// TestDumpHoldsNoSecret: a server that had no key gets one, and later another;
-// the callbacks notice nothing, and a dump of the database gives nothing away.
+// TestDumpHoldsNoSecret gives a server without a key a first key, and then another
+// one. It checks that callbacks notice nothing, and that a dump of the database
+// contains no secret.
 func TestDumpHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -56,7 +57,7 @@ func TestDumpHoldsNoSecret(t *testing.T) {
 	p := newProcess(t, discord, "DATABASE_URL="+url, "GATEHOOK_ENCRYPTION_KEY=")
 	p.start()
 	if !strings.Contains(p.output(), "secrets are stored in plain text: set GATEHOOK_ENCRYPTION_KEY") {
-		t.Error("nothing warns of plain text")
+		t.Error("the log does not warn that secrets are stored in plain text")
 	}
 	callback := newSwitchable(t)
 	type listener struct{ ID, Secret string }
@@ -64,7 +65,7 @@ func TestDumpHoldsNoSecret(t *testing.T) {
 		`{"event":"MESSAGE_CREATE","url":%q,"format":"chat-sdk","headers":{"x-discord-gateway-token":%q}}`, callback.URL, token), http.StatusCreated)
 	secrets := []string{created.Secret, token}
 	if all := dump(t, url); !strings.Contains(all, token) || !strings.Contains(all, created.Secret) {
-		t.Error("the test would not see what is in plain text")
+		t.Error("the dump does not show secrets in plain text, so this test can't find them")
 	}
 	for _, keys := range []string{testEncryptionKey, other + "," + testEncryptionKey, other} {
 		if code := p.stop(syscall.SIGTERM); code != 0 {
@@ -89,12 +90,12 @@ func TestDumpHoldsNoSecret(t *testing.T) {
 		all := dump(t, url)
 		for _, s := range append(secrets, testKey, discord.Token(), testEncryptionKey, other) {
 			if strings.Contains(all, s) || strings.Contains(all, strings.TrimPrefix(s, "whsec_")) {
-				t.Errorf("with %.8s… the dump holds %.12s…", keys, s)
+				t.Errorf("with %.8s… the dump contains %.12s…", keys, s)
 			}
 		}
 		for _, s := range secrets {
 			if strings.Contains(p.output(), s) {
-				t.Errorf("the log holds %.12s…", s)
+				t.Errorf("the log contains %.12s…", s)
 			}
 		}
 	}

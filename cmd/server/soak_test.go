@@ -18,23 +18,24 @@ import (
 )
 
 const (
-	// soakLength says how long events flow; `make soak` sets it. A longer run is
-	// made of rounds of cycleLength, each with listeners of its own.
+	// soakLength names the variable that says how long events flow; `make soak`
+	// sets it. shortSoak is the default. A longer run consists of rounds of
+	// cycleLength, each with its own listeners.
 	soakLength = "GATEHOOK_SOAK"
 	shortSoak  = 8 * time.Second
-	// soakEvery is how far apart events are.
+	// soakEvery is the time between two events.
 	soakEvery    = 5 * time.Millisecond
 	soakSchedule = "100ms,200ms,300ms,500ms,700ms,1s"
 )
 
-// With callbacks that fail in every way, and a server that is told to stop and
-// killed, every event ends in exactly one state for every listener.
+// TestSoakOneServer lets callbacks fail in every way, and stops and kills the
+// server. It checks that every event ends in exactly one state for each listener.
 func TestSoakOneServer(t *testing.T) {
 	t.Parallel()
 	runSoak(t, 1)
 }
 
-// So it does with two servers that share the shards.
+// TestSoakTwoServers is TestSoakOneServer with two servers that share the shards.
 func TestSoakTwoServers(t *testing.T) {
 	t.Parallel()
 	runSoak(t, 2)
@@ -51,20 +52,20 @@ func runSoak(t *testing.T, servers int) {
 	s.finish()
 }
 
-// soak is servers and what they depend on.
+// soak holds the servers and everything that they depend on.
 type soak struct {
 	t        *testing.T
 	discord  *discordtest.Server
 	database *pgxpool.Pool
 	servers  []*process
 
-	mu      sync.Mutex // guards what follows while events flow
+	mu      sync.Mutex // guards the fields below while events flow
 	next    soakEvent
 	numbers map[string]soakEvent // by event id
 	last    [manyShards]int64    // each shard's last sequence number
 }
 
-// soakRound is a time of load, with listeners of its own.
+// soakRound is a period of load with its own listeners.
 type soakRound struct {
 	*soak
 	seed      uint64
@@ -72,7 +73,7 @@ type soakRound struct {
 	customers []*customer
 	began     time.Time
 	first     soakEvent
-	deletedAt soakEvent // the first that was sent after it
+	deletedAt soakEvent // the first event sent after the deletion
 	done      map[kind]int
 }
 
@@ -99,13 +100,13 @@ func startSoak(t *testing.T, servers int) *soak {
 	return s
 }
 
-// round lets events flow while the steps of a plan are taken, lets everything
-// heal, and balances the books.
+// round lets events flow while it takes the steps of a plan, lets everything
+// recover, and balances the books.
 func (s *soak) round(seed, number uint64, length time.Duration) {
 	s.t.Helper()
 	r := &soakRound{soak: s, seed: seed + number<<32, kills: kills(number, len(s.servers)), began: time.Now(), first: s.next, done: map[kind]int{}}
 	clear(s.numbers)
-	r.awaitStored() // of a session of which nothing is stored nothing can be told either
+	r.awaitStored() // each session needs a stored event: otherwise its loss can't be reported
 	for _, reg := range registrations {
 		r.register(reg.habit, reg.event, reg.more)
 	}
@@ -116,7 +117,7 @@ func (s *soak) round(seed, number uint64, length time.Duration) {
 		<-time.After(time.Until(begin.Add(step.at)))
 		s.t.Logf("%5.1fs: %v", time.Since(begin).Seconds(), step)
 		r.take(step)
-		begin = begin.Add(step.away) // or what is to last for a while would be over at once
+		begin = begin.Add(step.away) // shifts the later steps, so that the times between them stay as planned
 	}
 	<-time.After(time.Until(begin.Add(length)))
 	stop()
@@ -129,7 +130,7 @@ func (s *soak) round(seed, number uint64, length time.Duration) {
 			r.forget(c, s.servers[0])
 		}
 		c.Close()
-		c.accounts = nil // of many rounds they would not fit into memory
+		c.accounts = nil // those of many rounds would not fit into memory
 	}
 }
 
@@ -148,14 +149,14 @@ func (r *soakRound) send() {
 	r.numbers[event.DispatchID(1001, sent.Session, event.Shard{ID: e.shard(), Count: manyShards}, sent.Seq).String()] = e
 }
 
-// upcoming is the event that is sent next.
+// upcoming returns the event that is sent next.
 func (r *soakRound) upcoming() soakEvent {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.next
 }
 
-// register makes a listener that behaves in a way.
+// register creates a listener whose callback has a habit.
 func (r *soakRound) register(h habit, eventName, more string) {
 	r.t.Helper()
 	c := newCustomer(r.t, h, eventName, r.seed)
@@ -174,7 +175,7 @@ func (r *soakRound) customer(h habit) *customer {
 	return r.customers[slices.IndexFunc(r.customers, func(c *customer) bool { return c.habit == h })]
 }
 
-// awaitKnown waits until every server has heard of every listener.
+// awaitKnown waits until every server knows every listener.
 func (r *soakRound) awaitKnown() {
 	r.t.Helper()
 	eventually(r.t, time.Minute, "known to all servers", func() (bool, string) {
@@ -189,17 +190,17 @@ func (r *soakRound) awaitKnown() {
 	})
 }
 
-// awaitStored waits until all that was sent is received and stored.
+// awaitStored waits until all sent events are received and stored.
 func (r *soakRound) awaitStored() {
 	r.t.Helper()
-	eventually(r.t, 2*time.Minute, "stored, all of it", func() (bool, string) {
+	eventually(r.t, 2*time.Minute, "all stored", func() (bool, string) {
 		var stored [manyShards]int64
-		// Any server knows it of all shards.
+		// Any server shows this for all shards.
 		for _, s := range decode[shardList](r.t, r.servers[0], "GET", "/shards", "", http.StatusOK).Data {
 			stored[s.ID] = s.Stored
 		}
 		for id, sent := range r.last {
-			if stored[id] < max(1, sent) { // READY is the first
+			if stored[id] < max(1, sent) { // 1 is READY
 				return false, fmt.Sprintf("sent up to %v, stored up to %v", r.last, stored)
 			}
 		}
@@ -207,7 +208,7 @@ func (r *soakRound) awaitStored() {
 	})
 }
 
-// shardList is the answer of GET /shards, as far as it is looked at.
+// shardList holds the fields of GET /shards that are checked.
 type shardList struct {
 	Data []struct {
 		ID     int
@@ -215,8 +216,8 @@ type shardList struct {
 	}
 }
 
-// awaitSettled waits until nothing is under way. Only what waits for a listener
-// that is disabled, or was deleted, goes on waiting.
+// awaitSettled waits until no delivery is under way, except for those that wait
+// for a disabled or deleted listener.
 func (r *soakRound) awaitSettled() {
 	r.t.Helper()
 	state, done := within(2*time.Minute, func() (bool, string) {
@@ -230,11 +231,11 @@ func (r *soakRound) awaitSettled() {
 		return batches+waiting == 0 && held == 0, fmt.Sprintf("%d batches, %d rows of retries, %v in memory", batches, waiting, held)
 	})
 	if !done {
-		r.t.Errorf("it does not come to rest: %s", state)
+		r.t.Errorf("deliveries are still under way: %s", state)
 	}
 }
 
-// take takes a step and returns when it is done.
+// take performs a step and returns when it is done.
 func (r *soakRound) take(step soakStep) {
 	r.t.Helper()
 	r.done[step.kind]++
@@ -267,15 +268,15 @@ func (r *soakRound) take(step soakStep) {
 	}
 }
 
-// replay enables the listener and asks for what it missed, once every server
-// knows that it is enabled. It asks from the round's beginning on: what was
-// received before the listener was disabled may have been stored after it.
+// replay enables the listener and, once every server knows that, requests the
+// missed events. The replay begins with the round: events received before the
+// listener was disabled may have been stored after that.
 func (r *soakRound) replay(p *process) {
 	r.t.Helper()
 	c := r.customer(switched)
 	decode[struct{}](r.t, p, "PATCH", "/listeners/"+c.id, `{"enabled":true}`, http.StatusOK)
 	enabled := r.upcoming()
-	eventually(r.t, time.Minute, "sent events of all shards again", func() (bool, string) {
+	eventually(r.t, time.Minute, "receiving events of all shards again", func() (bool, string) {
 		of := c.acceptedAfter(enabled)
 		return len(of) == manyShards, fmt.Sprint(of)
 	})
@@ -294,7 +295,7 @@ func (r *soakRound) forget(c *customer, p *process) {
 	}
 }
 
-// report says what a round comes to.
+// report logs the result of a round.
 func (r *soakRound) report(number uint64, v *soakVerdict) {
 	r.t.Helper()
 	for _, w := range v.wrong {
@@ -304,12 +305,12 @@ func (r *soakRound) report(number uint64, v *soakVerdict) {
 	for _, p := range r.servers {
 		memory = max(memory, p.metric("process_resident_memory_bytes"))
 	}
-	r.t.Logf("round %d: %d events to %d listeners, %d times SIGKILL, %d times SIGTERM; deliveries: %v; accepted more than once: %v; accepted without a record: %d; the largest server has %.0f MiB",
+	r.t.Logf("round %d: %d events to %d listeners, %d SIGKILLs, %d SIGTERMs; deliveries: %v; accepted more than once: %v; accepted without a record: %d; the largest server uses %.0f MiB",
 		number, r.next-r.first, len(r.customers), r.done[killed], r.done[stopped], v.states, v.twice, v.unrecorded, memory/(1<<20))
 }
 
-// finish stops the servers. What is left of deleted listeners is nothing that
-// was not in flight.
+// finish stops the servers and checks that they left nothing behind. Deleted
+// listeners may have rows of retries left, from POSTs that were in flight.
 func (s *soak) finish() {
 	s.t.Helper()
 	for _, p := range s.servers {
@@ -321,6 +322,6 @@ func (s *soak) finish() {
 	if n := s.count(`SELECT count(*) FROM batches`) + s.count(`SELECT count(*) FROM shards WHERE owner IS NOT NULL`); n > 0 {
 		s.t.Errorf("%d batches and shards belong to servers that have stopped", n)
 	}
-	s.t.Logf("%d RESUMEs; %d rows of retries are left of listeners that were deleted",
+	s.t.Logf("%d RESUMEs; %d rows of retries are left from deleted listeners",
 		s.discord.Count(discordtest.Resume, discordtest.AnyShard), s.count(`SELECT count(*) FROM retries`))
 }

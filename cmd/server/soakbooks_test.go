@@ -17,28 +17,28 @@ import (
 	"github.com/gatehook/gatehook/internal/journal"
 )
 
-// soakBooks is what the API and the tables say at the end of a round.
+// soakBooks holds the state according to the API and the tables at the end of a
+// round.
 type soakBooks struct {
-	// committed is when each event was stored, so that its listeners were found
-	// before.
+	// committed is when each event was stored; its listeners were matched before.
 	committed map[soakEvent]time.Time
-	// exhausted are the deliveries in that state.
+	// exhausted has an entry per delivery: whether it is exhausted.
 	exhausted map[string]bool
-	// kept is how many rows retries should have, by listener and state.
-	kept map[waits]int
+	// kept is how many rows the table retries should have, by listener and state.
+	kept map[keptRows]int
 }
 
-// waits is a kind of row of retries.
-type waits struct {
+// keptRows names a group of rows in the table retries.
+type keptRows struct {
 	listener int64
 	state    string
 }
 
-// readBooks adds what was recorded to the accounts of the callbacks, and blames
-// what no account is for.
+// readBooks adds the recorded deliveries and attempts to the accounts of the
+// callbacks, and blames deliveries that belong to no account.
 func (r *soakRound) readBooks(v *soakVerdict) *soakBooks {
 	r.t.Helper()
-	b := &soakBooks{committed: map[soakEvent]time.Time{}, exhausted: map[string]bool{}, kept: map[waits]int{}}
+	b := &soakBooks{committed: map[soakEvent]time.Time{}, exhausted: map[string]bool{}, kept: map[keptRows]int{}}
 	attempts := r.readAttempts()
 	for _, c := range r.customers {
 		if c.habit != deleted {
@@ -48,14 +48,14 @@ func (r *soakRound) readBooks(v *soakVerdict) *soakBooks {
 			for _, id := range append(slices.Clip(a.ids), a.id) {
 				made := attempts[id]
 				a.recorded, a.delivered, a.unanswered = a.recorded+made.recorded, a.delivered+made.delivered, a.unanswered+made.unanswered
-				delete(attempts, id) // most ids are there twice: as listed, and as they came
+				delete(attempts, id) // most ids occur twice, as listed and as received
 			}
 		}
 	}
 	return b
 }
 
-// readDeliveries pages through what the API lists of a listener.
+// readDeliveries reads all pages of a listener's deliveries.
 func (r *soakRound) readDeliveries(c *customer, b *soakBooks) (wrong []string) {
 	r.t.Helper()
 	query := "?limit=250"
@@ -67,7 +67,7 @@ func (r *soakRound) readDeliveries(c *customer, b *soakBooks) (wrong []string) {
 				r.t.Fatal(err)
 			}
 			if d.Status != stateDelivered {
-				b.kept[waits{id.Listener, d.Status}]++
+				b.kept[keptRows{id.Listener, d.Status}]++
 			}
 			b.exhausted[d.ID] = d.Status == stateExhausted
 			e, known := r.numbers[d.EventID]
@@ -84,7 +84,7 @@ func (r *soakRound) readDeliveries(c *customer, b *soakBooks) (wrong []string) {
 				}
 			case known || c.habit != takesAll:
 				wrong = append(wrong, fmt.Sprintf("delivery %s of a %s that it does not want", d.ID, d.Event))
-			case d.Status != stateDelivered: // one of Gatehook's own
+			case d.Status != stateDelivered: // one of Gatehook's own events
 				wrong = append(wrong, fmt.Sprintf("delivery %s of a %s is %s", d.ID, d.Event, d.Status))
 			}
 		}
@@ -95,11 +95,12 @@ func (r *soakRound) readDeliveries(c *customer, b *soakBooks) (wrong []string) {
 	}
 }
 
-// recorded sums up the attempts of a delivery.
+// recorded counts the recorded attempts of a delivery: all of them, those that
+// delivered it and those without an answer.
 type recorded struct{ recorded, delivered, unanswered int }
 
-// readAttempts reads the attempts of all deliveries of the round at once: one by
-// one through the API would take longer than the round.
+// readAttempts reads the attempts of all deliveries of the round from the table:
+// reading them one by one from the API would take longer than the round.
 func (r *soakRound) readAttempts() map[string]recorded {
 	r.t.Helper()
 	rows, err := r.database.Query(r.t.Context(), `SELECT batch_id, ordinal, listener_id, count(*), count(*) FILTER (WHERE delivered), count(*) FILTER (WHERE status = 0)
@@ -119,7 +120,7 @@ func (r *soakRound) readAttempts() map[string]recorded {
 	return all
 }
 
-// listeners are the numbers of the listeners of these habits, or of all.
+// listeners returns the numbers of the listeners with these habits, or of all.
 func (r *soakRound) listeners(of ...habit) (ids []int64) {
 	r.t.Helper()
 	for _, c := range r.customers {
@@ -132,7 +133,7 @@ func (r *soakRound) listeners(of ...habit) (ids []int64) {
 	return ids
 }
 
-// judge compares what was sent, what came and what was recorded.
+// judge compares the events sent, the POSTs received and the records.
 func (r *soakRound) judge() *soakVerdict {
 	r.t.Helper()
 	for _, c := range r.customers {
@@ -146,33 +147,32 @@ func (r *soakRound) judge() *soakVerdict {
 		v.blame(c.habit, r.judgeCustomer(c, b, v))
 	}
 	good := r.customer(takesAll)
-	told := good.told("GATEHOOK_DELIVERY_EXHAUSTED", "delivery_id")
-	for _, id := range told {
+	for _, id := range good.reportedLocked("GATEHOOK_DELIVERY_EXHAUSTED", "delivery_id") {
 		if !b.exhausted[id] {
-			v.blame(takesAll, []string{"it was told that " + id + " is exhausted, which is not"})
+			v.blame(takesAll, []string{"delivery " + id + " was reported as exhausted, but is not"})
 		}
 		delete(b.exhausted, id)
 	}
 	for id, exhausted := range b.exhausted {
 		if exhausted {
-			v.blame(takesAll, []string{"it was not told that " + id + " is exhausted"})
+			v.blame(takesAll, []string{"delivery " + id + " is exhausted, but was not reported"})
 		}
 	}
 	gone := r.customer(goneSoon)
-	if told := good.told("GATEHOOK_LISTENER_DISABLED", "listener_id"); !slices.Equal(told, []string{gone.id}) {
-		v.blame(takesAll, []string{fmt.Sprintf("it was told of disabled listeners %v, want %s once", told, gone.id)})
+	if reported := good.reportedLocked("GATEHOOK_LISTENER_DISABLED", "listener_id"); !slices.Equal(reported, []string{gone.id}) {
+		v.blame(takesAll, []string{fmt.Sprintf("reported disabled listeners: %v, want %s once", reported, gone.id)})
 	}
 	v.wrong = append(v.wrong, r.judgeTables(b)...)
 	for _, state := range []string{stateDelivered, stateExhausted, stateExpired, stateUnparsable} {
 		if v.states[state] == 0 {
-			v.wrong = append(v.wrong, "no delivery ended "+state+": that is not what is to be tested")
+			v.wrong = append(v.wrong, "no delivery ended "+state+", so the test did not cover that state")
 		}
 	}
 	return v
 }
 
-// judgeCustomer judges all that one listener wants. Of one that was deleted
-// there are only attempts.
+// judgeCustomer judges all events that a listener wants. For a deleted listener
+// only attempts are left.
 func (r *soakRound) judgeCustomer(c *customer, b *soakBooks, v *soakVerdict) (wrong []string) {
 	for e := r.first; e < r.next; e++ {
 		if !e.wanted(c.event) {
@@ -186,8 +186,8 @@ func (r *soakRound) judgeCustomer(c *customer, b *soakBooks, v *soakVerdict) (wr
 			if a.delivered > a.accepted || a.accepted > a.delivered+a.unanswered && !r.kills {
 				wrong = append(wrong, fmt.Sprintf("event %d: recorded as delivered %d times, accepted %d times", e, a.delivered, a.accepted))
 			}
-			if e >= r.deletedAt && a.posts > 0 && len(r.servers) == 1 { // another server may not know yet
-				wrong = append(wrong, fmt.Sprintf("event %d came, sent after the listener was deleted", e))
+			if e >= r.deletedAt && a.posts > 0 && len(r.servers) == 1 { // a second server may not know yet
+				wrong = append(wrong, fmt.Sprintf("event %d arrived, although it was sent after the listener was deleted", e))
 			}
 			continue
 		}
@@ -209,22 +209,22 @@ func (r *soakRound) judgeCustomer(c *customer, b *soakBooks, v *soakVerdict) (wr
 	return wrong
 }
 
-// judgeTables looks for what is left where nothing should be: retries has a row
-// for each delivery that the API lists in another state than delivered, and no
-// other, in nobody's hands.
+// judgeTables looks for rows that should not be left. The table retries must have
+// a row for each delivery that the API does not list as delivered, and no others,
+// and no server may own any of them.
 func (r *soakRound) judgeTables(b *soakBooks) (wrong []string) {
 	r.t.Helper()
 	if n := r.count(`SELECT count(*) FROM retries WHERE owner IS NOT NULL`); n > 0 {
-		wrong = append(wrong, fmt.Sprintf("%d rows of retries are in somebody's hands", n))
+		wrong = append(wrong, fmt.Sprintf("%d rows of retries still have an owner", n))
 	}
-	// A POST that was in flight while its listener was deleted may have left one.
+	// A POST that was in flight while its listener was deleted may have left a row.
 	rows, err := r.database.Query(r.t.Context(), `SELECT listener_id, state, count(*) FROM retries WHERE listener_id = ANY($1) AND NOT listener_id = ANY($2)
 		GROUP BY 1, 2`, r.listeners(), r.listeners(deleted))
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	found := map[waits]int{}
-	var of waits
+	found := map[keptRows]int{}
+	var of keptRows
 	var n int
 	if _, err := pgx.ForEachRow(rows, []any{&of.listener, &of.state, &n}, func() error {
 		found[of] = n
@@ -246,7 +246,7 @@ func (s *soak) count(query string, args ...any) (n int) {
 	return n
 }
 
-// field reads a text out of an object.
+// field returns a text field of an object, or "".
 func field(object json.RawMessage, name string) string {
 	var fields map[string]any
 	if json.Unmarshal(object, &fields) != nil {

@@ -20,42 +20,43 @@ import (
 type customer struct {
 	*httptest.Server
 	habit    habit
-	event    string // what the listener wants
-	id       string // the listener's
+	event    string // the pattern of the listener
+	id       string // the id of the listener
 	seed     uint64
 	receiver receiver
 	start    time.Time
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	accounts map[soakEvent]*account
-	// firsts are the events of each guild, in the order in which each was
-	// accepted first.
-	firsts map[uint64][]soakEvent
-	own    []received // Gatehook's own events
-	state  callbackState
-	gone   time.Time // when the first 410 was answered
-	wrong  []string
+	// firsts lists the events of each guild, in the order of their first
+	// acceptance.
+	firsts  map[uint64][]soakEvent
+	notices []received // Gatehook's own events
+	state   callbackState
+	gone    time.Time // when the first 410 was answered
+	wrong   []string
 }
 
-// callbackState is what a callback's answer depends on besides the attempt.
+// callbackState is the state that, besides the attempt, decides a callback's
+// answer.
 type callbackState struct {
 	inFlight int
-	out      bool // of order
+	out      bool // it is out of order
 	gone     bool // it wants nothing more
-	flapped  bool // it is in a part of its time in which it fails
+	flapped  bool // it may fail; begin decides whether it does at the moment
 }
 
-// account is all that is known of one event for one listener.
+// account holds everything that is known about one event for one listener.
 type account struct {
-	// What the callback saw: the webhook-id, other ones, verified POSTs, and how
-	// many of them it accepted.
+	// From the callback: the first webhook-id, the number of POSTs with another
+	// one, of all verified POSTs, and of those that it accepted.
 	id              string
 	otherIDs        int
 	posts, accepted int
-	// What the API lists: the ids and states of its deliveries.
+	// From the API: the ids and states of its deliveries.
 	ids, states []string
-	// What the attempts say: how many were recorded, how many of them as
-	// delivered, and how many without an answer.
+	// From the attempts: how many were recorded, how many of them as delivered,
+	// and how many without an answer.
 	recorded, delivered, unanswered int
 }
 
@@ -77,16 +78,16 @@ func (c *customer) set(change func(*callbackState)) {
 	change(&c.state)
 }
 
-// reply is what a callback does with an attempt.
+// reply is a callback's reaction to an attempt.
 type reply struct {
-	status int // 0: the connection is cut
+	status int // 0 cuts the connection
 	after  time.Duration
-	// hangs: no answer comes; status says whether the event is taken all the
-	// same.
+	// hangs means that the callback never answers; it accepts the event all the
+	// same if status is 2xx.
 	hangs bool
 }
 
-// replyTo decides it. luck is in [0,1).
+// replyTo decides the reply. luck is in [0,1).
 func replyTo(h habit, e soakEvent, luck float64, s callbackState) reply {
 	fails := func(when bool, status int) reply {
 		if when {
@@ -129,7 +130,7 @@ func replyTo(h habit, e soakEvent, luck float64, s callbackState) reply {
 func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return // the server was killed in the middle
+		return // the server was killed while it sent the request
 	}
 	got, err := c.receiver.read(r, body)
 	if err != nil {
@@ -143,7 +144,7 @@ func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if numbered.N == nil {
 		c.mu.Lock()
-		c.own = append(c.own, got)
+		c.notices = append(c.notices, got)
 		c.mu.Unlock()
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -159,7 +160,7 @@ func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(reply.status)
 }
 
-// begin notes a POST and decides what becomes of it.
+// begin records a POST and decides the reply.
 func (c *customer) begin(e soakEvent, got received) reply {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -173,11 +174,11 @@ func (c *customer) begin(e soakEvent, got received) reply {
 		a.otherIDs++
 	}
 	if got.event != e.name() && !bytes.Equal(got.data, e.data()) {
-		c.wrong = append(c.wrong, fmt.Sprintf("event %d came as %s, want %s", e, got.data, e.data()))
+		c.wrong = append(c.wrong, fmt.Sprintf("event %d arrived as %s, want %s", e, got.data, e.data()))
 	}
 	attempt, err := strconv.ParseUint(got.attempt, 10, 32)
 	if err != nil || attempt == 0 {
-		c.wrong = append(c.wrong, fmt.Sprintf("event %d came with gatehook-attempt %q", e, got.attempt))
+		c.wrong = append(c.wrong, fmt.Sprintf("event %d arrived with gatehook-attempt %q", e, got.attempt))
 	}
 	c.state.inFlight++
 	s := c.state
@@ -195,8 +196,8 @@ func (c *customer) end() {
 	c.state.inFlight--
 }
 
-// keep waits for as long as the reply wants it and notes what is accepted. It
-// is false if there is nobody to answer, or nothing.
+// keep waits as long as the reply demands, and records an acceptance. It reports
+// whether to answer.
 func (c *customer) keep(r *http.Request, reply reply, e soakEvent) bool {
 	if reply.after > 0 {
 		wait := time.NewTimer(reply.after)
@@ -204,7 +205,7 @@ func (c *customer) keep(r *http.Request, reply reply, e soakEvent) bool {
 		select {
 		case <-wait.C:
 		case <-r.Context().Done():
-			return false // the server was killed, or has given up
+			return false // the server was killed or has given up
 		}
 	}
 	if reply.status/100 == 2 {
@@ -233,7 +234,7 @@ func (c *customer) blame(wrong string) {
 	c.wrong = append(c.wrong, wrong)
 }
 
-// acceptedAfter are the shards of which an event after e was accepted.
+// acceptedAfter returns the shards that had an event after e accepted.
 func (c *customer) acceptedAfter(e soakEvent) map[int]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -246,11 +247,11 @@ func (c *customer) acceptedAfter(e soakEvent) map[int]bool {
 	return of
 }
 
-// told returns the ids that Gatehook's own events of a name tell of, each once
-// for every event, however often that came. The caller holds the lock.
-func (c *customer) told(name, id string) (ids []string) {
+// reportedLocked returns the ids in Gatehook's own events of a name, one per
+// event, however often the event arrived.
+func (c *customer) reportedLocked(name, id string) (ids []string) {
 	seen := map[string]bool{}
-	for _, got := range c.own {
+	for _, got := range c.notices {
 		if got.event == event.RawPrefix+name && !seen[got.eventID] {
 			seen[got.eventID] = true
 			ids = append(ids, field(got.data, id))

@@ -11,10 +11,10 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// habit is how a callback behaves, or what becomes of its listener.
+// habit is the behavior of a callback, or the fate of its listener.
 type habit string
 
-// Each habit has one listener in every round.
+// The habits. Each round has one listener per habit.
 const (
 	takesAll  habit = "takes all"
 	slow      habit = "takes 50 to 200 ms"
@@ -24,15 +24,15 @@ const (
 	hanging   habit = "hangs now and then"
 	picky     habit = "never takes certain events"
 	vanishing habit = "cuts all connections for a while"
-	goneSoon  habit = "answers 410 from some time on"
+	goneSoon  habit = "answers 410 after a while"
 	deleted   habit = "is deleted"
-	switched  habit = "is disabled, enabled and sent what it missed"
+	switched  habit = "is disabled, enabled and sent the missed events"
 	ordered   habit = "wants each guild's events in order"
 	impatient habit = "has a max_age, and answers 503 for a while"
 	modeled   habit = "wants models"
 )
 
-// registrations says what each listener asks for.
+// registrations lists the listeners, with what they register for.
 var registrations = []struct {
 	habit       habit
 	event, more string // more are fields of the registration
@@ -53,8 +53,7 @@ var registrations = []struct {
 	{modeled, "MESSAGE_CREATE", ``},
 }
 
-// soakEvent is an event by its number, from which everything else about it
-// follows.
+// soakEvent is the number of an event, which determines everything else about it.
 type soakEvent int
 
 func (e soakEvent) name() string {
@@ -68,15 +67,17 @@ func (e soakEvent) name() string {
 	}
 }
 
-// guild is one of twelve, over all shards.
+// guild returns one of twelve guilds, which cover all shards.
 func (e soakEvent) guild() uint64 { return uint64(1+(uint32(e)*2654435761)>>16%12) << 22 }
 
 func (e soakEvent) shard() int { return discordtest.ShardOf(e.guild(), manyShards) }
 
-// parsable: of one message in twenty no model can be made.
+// parsable reports whether the event can be converted to its model. One message in
+// twenty can't.
 func (e soakEvent) parsable() bool { return e%40 != 0 }
 
-// data is the payload. Its n, which Discord does not know, is the number.
+// data returns the payload. Its field n, which Discord does not have, is the
+// number.
 func (e soakEvent) data() []byte {
 	author := `{"id":"3","username":"a"}`
 	if !e.parsable() {
@@ -92,28 +93,27 @@ func (e soakEvent) data() []byte {
 	}
 }
 
-// wanted tells whether a listener wants the event.
+// wanted reports whether a listener with the pattern wants the event.
 func (e soakEvent) wanted(pattern string) bool {
 	return pattern == "RAW_*" || pattern == e.name() || pattern == "RAW_"+e.name()
 }
 
-// What happens in a round besides the callbacks' habits: killed and stopped of
-// chaosplan_test.go, and these.
+// The steps of a round: these, and killed and stopped from chaosplan_test.go.
 const (
 	beginsAnsweringGone kind = "a callback answers 410"
 	isDeleted           kind = "a listener is deleted"
 	isDisabled          kind = "a listener is disabled"
-	isReplayed          kind = "the listener is enabled, and what it missed is replayed"
+	isReplayed          kind = "the listener is enabled, and the missed events are replayed"
 	outageBegins        kind = "callbacks are out of order"
 	outageEnds          kind = "they work again"
 )
 
 // soakStep is one step of a round.
 type soakStep struct {
-	at     time.Duration // since the beginning, less the times for which servers were away
+	at     time.Duration // since the beginning, without the times for which servers were away
 	kind   kind
-	server int           // which one is restarted, or asked
-	away   time.Duration // for how long it is not there
+	server int           // the server that is restarted, or whose API is called
+	away   time.Duration // how long the server is away
 }
 
 func (s soakStep) String() string {
@@ -123,12 +123,12 @@ func (s soakStep) String() string {
 	return string(s.kind)
 }
 
-// kills tells whether a round's servers are killed or told to stop. Rounds take
-// turns, so that of some it can be said that nothing may come twice.
+// kills reports whether a round's servers are killed, and not only stopped. Every
+// second round kills none, so that it can be judged more strictly.
 func kills(round uint64, servers int) bool { return (round+uint64(servers))%2 == 1 }
 
-// planSoak says what happens in a round, one step after the other. It depends
-// on nothing but its arguments.
+// planSoak plans the steps of a round, in order. The plan depends only on the
+// arguments.
 func planSoak(seed, round uint64, length time.Duration, servers int) (steps []soakStep) {
 	r := rand.New(rand.NewPCG(seed, round))
 	between := func(from, to int) time.Duration { // percent of the length
@@ -141,7 +141,7 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 		{at: between(30, 70), kind: isDeleted},
 		{at: between(40, 80), kind: beginsAnsweringGone},
 		{at: begins, kind: outageBegins},
-		{at: begins + 2*time.Second + rand64(r, time.Second), kind: outageEnds}, // so that most outlive it
+		{at: begins + 2*time.Second + rand64(r, time.Second), kind: outageEnds}, // short enough that most deliveries outlive it
 	}
 	outlived := false
 	for at := between(10, 25); at < length*9/10; at += 2*time.Second + rand64(r, length/10) {
@@ -150,7 +150,7 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 			s.kind = killed
 			if length >= cycleLength && !outlived {
 				outlived = true
-				s.away = 12*time.Second + rand64(r, 2*time.Second) // longer than the lease: another one takes over
+				s.away = 12*time.Second + rand64(r, 2*time.Second) // longer than the lease, so another server takes over
 			}
 		}
 		steps = append(steps, s)
@@ -162,15 +162,15 @@ func planSoak(seed, round uint64, length time.Duration, servers int) (steps []so
 	return steps
 }
 
-// The same seed makes the same plan, and even a short one has each kind of step
-// that its round is to have.
+// TestSoakPlanFollowsFromItsSeed checks that the same seed makes the same plan, and
+// that even a short plan has every kind of step that its round needs.
 func TestSoakPlanFollowsFromItsSeed(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(100) {
 		for servers := 1; servers <= 2; servers++ {
 			p := planSoak(seed, 0, shortSoak, servers)
 			if again := planSoak(seed, 0, shortSoak, servers); !reflect.DeepEqual(p, again) {
-				t.Errorf("%v\n%v", p, again)
+				t.Errorf("one seed makes two plans:\n%v\n%v", p, again)
 			}
 			has := map[kind]int{}
 			for _, s := range p {
@@ -183,11 +183,11 @@ func TestSoakPlanFollowsFromItsSeed(t *testing.T) {
 		}
 	}
 	if kills(0, 1) == kills(1, 1) || kills(0, 1) == kills(0, 2) {
-		t.Error("rounds don't take turns")
+		t.Error("rounds with and without kills don't alternate")
 	}
 }
 
-// All shards get events, of all names.
+// TestSoakEvents checks that all shards get events of all names.
 func TestSoakEvents(t *testing.T) {
 	t.Parallel()
 	of := map[string]int{}

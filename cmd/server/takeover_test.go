@@ -11,7 +11,7 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// pair is two servers on one database, under a load that runs until settle.
+// pair holds two servers on one database, under a load that runs until settle.
 type pair struct {
 	t       *testing.T
 	discord *discordtest.Server
@@ -20,8 +20,8 @@ type pair struct {
 	stop    func()
 }
 
-// startPair starts the first server, registers listeners and lets events flow.
-// The second one is not started.
+// startPair starts the first server, registers listeners and starts the load. It
+// does not start the second server.
 func startPair(t *testing.T) *pair {
 	t.Helper()
 	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
@@ -36,7 +36,7 @@ func startPair(t *testing.T) *pair {
 	return w
 }
 
-// shards are the states of the shards as GET /shards tells them.
+// shards returns the states of the shards in GET /shards.
 func (p *process) shards() (map[int]string, error) {
 	_, body, err := p.ask("/shards")
 	if err != nil {
@@ -58,8 +58,8 @@ func (p *process) shards() (map[int]string, error) {
 	return states, nil
 }
 
-// owned is how many shards a server says are its own. Of all that it does not
-// own it says that it stands by.
+// owned returns how many shards a server owns, and how many of them are connected.
+// The server shows the shards that it does not own as "standby".
 func (p *process) owned() (own, connected int, err error) {
 	states, err := p.shards()
 	for _, state := range states {
@@ -73,45 +73,46 @@ func (p *process) owned() (own, connected int, err error) {
 	return own, connected, err
 }
 
-// awaitFair waits until both servers own half of the shards, connected, and
-// the simulated Discord sees it so.
+// awaitFair waits until each server owns half of the shards, and both the servers
+// and the simulated Discord report them as connected.
 func (w *pair) awaitFair() {
 	w.t.Helper()
 	eventually(w.t, 2*time.Minute, "shared half and half", func() (bool, string) {
 		ownA, upA, errA := w.a.owned()
 		ownB, upB, errB := w.b.owned()
-		seen := w.held(w.a, w.b)
+		seen := w.connected(w.a, w.b)
 		state := fmt.Sprintf("a owns %d (%v), b %d (%v), connected %d and %d, at Discord %v", ownA, errA, ownB, errB, upA, upB, seen)
 		half := manyShards / 2
 		return ownA == half && ownB == half && upA == half && upB == half && seen[w.a] == half && seen[w.b] == half, state
 	})
 }
 
-// awaitAll waits until one server has all shards, in Discord's eyes.
+// awaitAll waits until the simulated Discord has connections from one server for
+// all shards.
 func (w *pair) awaitAll(p *process) {
 	w.t.Helper()
 	eventually(w.t, 2*time.Minute, p.name+" in service for all shards", func() (bool, string) {
-		seen := w.held(p)
-		return seen[p] == manyShards, fmt.Sprintf("%d of them", seen[p])
+		seen := w.connected(p)
+		return seen[p] == manyShards, fmt.Sprintf("%d connected", seen[p])
 	})
 }
 
-// held is how many shards' sessions each of the servers is connected with, as
-// Discord sees it.
-func (w *pair) held(servers ...*process) map[*process]int {
-	held := map[*process]int{}
+// connected returns for how many shards the simulated Discord has a connection
+// from each server.
+func (w *pair) connected(servers ...*process) map[*process]int {
+	connected := map[*process]int{}
 	for shard := range manyShards {
 		s, ok := w.discord.Session(shard)
 		for _, p := range servers {
 			if ok && s.Connected && s.Client == p.client() {
-				held[p]++
+				connected[p]++
 			}
 		}
 	}
-	return held
+	return connected
 }
 
-// bigger is the server that owns more shards, and the other one.
+// bigger returns the server that owns more shards, and the other one.
 func (w *pair) bigger() (big, small *process) {
 	w.t.Helper()
 	ownA, _, errA := w.a.owned()
@@ -126,7 +127,7 @@ func (w *pair) bigger() (big, small *process) {
 	return w.a, w.b
 }
 
-// flow lets n more events be sent.
+// flow waits until n more events are sent.
 func (w *pair) flow(n int) {
 	w.t.Helper()
 	begin := w.ledger.sentSoFar()
@@ -142,8 +143,8 @@ func (l *ledger) sentSoFar() int {
 	return len(l.expected)
 }
 
-// settle ends the load and checks that nothing was lost and no session was
-// begun anew.
+// settle ends the load, and checks that nothing was lost and that no session was
+// started again.
 func (w *pair) settle() {
 	w.t.Helper()
 	w.flow(400)
@@ -160,7 +161,8 @@ func (w *pair) settle() {
 		w.discord.Count(discordtest.Resume, discordtest.AnyShard))
 }
 
-// The server with more shards is killed: the other one resumes all of them.
+// TestKilledServerIsTakenOver kills the server with more shards. The other one must
+// resume all of them.
 func TestKilledServerIsTakenOver(t *testing.T) {
 	t.Parallel()
 	w := startPair(t)
@@ -174,9 +176,9 @@ func TestKilledServerIsTakenOver(t *testing.T) {
 	w.settle()
 }
 
-// A server that is stopped for longer than its lease finds that it owns nothing
-// any more: it neither stores nor delivers for those shards, and gets its share
-// back in turn.
+// TestPausedServerIsTakenOver pauses a server for longer than its lease. When it
+// continues it must neither store nor deliver events of its old shards, and must
+// get its share of shards back.
 func TestPausedServerIsTakenOver(t *testing.T) {
 	t.Parallel()
 	w := startPair(t)
@@ -194,8 +196,8 @@ func TestPausedServerIsTakenOver(t *testing.T) {
 	w.settle()
 }
 
-// A server that joins takes its share, and one that is told to stop hands its
-// own over: nothing is lost, nothing comes twice.
+// TestServerJoinsAndLeaves checks that a server that joins takes its share, and that
+// one that stops hands its share over: nothing is lost or repeated.
 func TestServerJoinsAndLeaves(t *testing.T) {
 	t.Parallel()
 	w := startPair(t)

@@ -26,26 +26,25 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// collectorKey is what the collector is sent as a header.
+// collectorKey is the key that the collector receives in a header.
 const collectorKey = "hunter2-of-the-collector"
 
-// endless is a timeout that no test outlives, in milliseconds.
+// endless is a timeout in milliseconds that outlasts every test.
 const endless = "3600000"
 
-// collector stands for an OpenTelemetry collector: it takes spans by OTLP over
-// HTTP.
+// collector is an OpenTelemetry collector that receives spans by OTLP over HTTP.
 type collector struct {
 	*httptest.Server
 	t *testing.T
 
-	mu       sync.Mutex
-	mode     string // "takes", "refuses" with what it was sent, or "hangs"
+	mu       sync.Mutex // guards the fields below
+	mode     string     // "takes", "refuses" (and quotes the request), or "hangs"
 	requests int
 	keys     []string
 	spans    []span
 }
 
-// span is one that was exported, with attributes as text.
+// span is an exported span, with its attributes as text.
 type span struct {
 	trace, id, parent, name string
 	kind                    tracepb.Span_SpanKind
@@ -72,7 +71,7 @@ func (c *collector) becomes(mode string) {
 func (c *collector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return // cut off
+		return // the request was cut off
 	}
 	c.mu.Lock()
 	mode := c.mode
@@ -89,7 +88,7 @@ func (c *collector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *collector) take(r *http.Request, body []byte) {
-	var data tracepb.TracesData // on the wire the same as an ExportTraceServiceRequest
+	var data tracepb.TracesData // has the wire format of ExportTraceServiceRequest
 	if err := proto.Unmarshal(body, &data); err != nil || r.URL.Path != "/v1/traces" {
 		c.t.Errorf("%s: %v", r.URL, err)
 	}
@@ -125,8 +124,8 @@ func texts(attributes []*commonpb.KeyValue) map[string]string {
 	return out
 }
 
-// of is the spans of the trace of an event's id: its receipt's, and those of
-// its attempts by listener and number.
+// of returns the spans of an event's trace: those of its receipt, and those of its
+// attempts by listener and number.
 func (c *collector) of(eventID string) (receipts []span, attempts map[string]span) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,8 +146,8 @@ func (c *collector) of(eventID string) (receipts []span, attempts map[string]spa
 	return receipts, attempts
 }
 
-// exporting is the environment that exports to a collector, but not before the
-// server stops.
+// exporting returns an environment in which the server exports to the collector,
+// but not before it stops.
 func (c *collector) exporting(more ...string) []string {
 	return append([]string{
 		"OTEL_EXPORTER_OTLP_ENDPOINT=" + c.URL, "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=" + collectorKey,
@@ -156,7 +155,7 @@ func (c *collector) exporting(more ...string) []string {
 	}, more...)
 }
 
-// failsFirst answers 500 to the first of every delivery's attempts.
+// failsFirst makes the callback answer 500 to the first attempt of each delivery.
 func (s *switchable) failsFirst(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Gatehook-Attempt") == "1" {
@@ -168,9 +167,9 @@ func (s *switchable) failsFirst(next http.Handler) http.Handler {
 	})
 }
 
-// TestTracesAreExported: an event is one trace, from its receipt to its last
-// attempt, whatever server makes that; the traceparent that a callback gets
-// names the attempt's span.
+// TestTracesAreExported checks that an event is one trace, from its receipt to its
+// last attempt, even after a restart, and that the traceparent that a callback
+// receives names the attempt's span.
 func TestTracesAreExported(t *testing.T) {
 	t.Parallel()
 	discord, c := startDiscord(t), newCollector(t)
@@ -189,23 +188,23 @@ func TestTracesAreExported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	came := func(callback *switchable, least int) {
+	await := func(callback *switchable, posts int) {
 		t.Helper()
-		eventually(t, time.Minute, "come", func() (bool, string) {
+		eventually(t, time.Minute, "all received", func() (bool, string) {
 			n := len(callback.ids())
-			return n >= least, fmt.Sprint(n)
+			return n >= posts, fmt.Sprint(n)
 		})
 	}
-	came(good, 1)
-	came(flaky, 2)
-	came(down, 2)
+	await(good, 1)
+	await(flaky, 2)
+	await(down, 2)
 	if code := p.stop(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
 	eventID := good.came[0].Get("Gatehook-Event-Id")
 	receipts, _ := c.of(eventID)
 	if len(receipts) != 1 {
-		t.Fatalf("%d spans of the receipt when the server had stopped, want 1", len(receipts))
+		t.Fatalf("%d spans of the receipt after the stop, want 1", len(receipts))
 	}
 	receipt := receipts[0]
 	for name, want := range map[string]string{
@@ -220,13 +219,13 @@ func TestTracesAreExported(t *testing.T) {
 		t.Errorf("the receipt: %+v, with the key %q", receipt, c.keys[0])
 	}
 
-	// The next life of the server finds the delivery in the database, and knows
-	// nothing of the receipt.
+	// After the restart the server finds the delivery in the database, and knows
+	// nothing about the receipt.
 	made := len(down.ids())
 	down.answer(http.StatusNoContent)
 	p.env = append(p.env, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_COMPRESSION=none")
 	p.start()
-	came(down, made+1)
+	await(down, made+1)
 	if code := p.stop(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
@@ -244,7 +243,7 @@ func TestTracesAreExported(t *testing.T) {
 			number := h.Get("Gatehook-Attempt")
 			s := attempts[id+" "+number]
 			if want := "00-" + s.trace + "-" + s.id + "-01"; h.Get("Traceparent") != want {
-				t.Errorf("attempt %s for %s came with the traceparent %s, its span's is %s", number, id, h.Get("Traceparent"), want)
+				t.Errorf("attempt %s for %s has the traceparent %s, its span %s", number, id, h.Get("Traceparent"), want)
 			}
 			if s.trace != receipt.trace || s.parent != receipt.id || s.name != "POST MESSAGE_CREATE" || s.kind != tracepb.Span_SPAN_KIND_CLIENT ||
 				s.start < receipt.end || s.end < s.start {
@@ -262,18 +261,18 @@ func TestTracesAreExported(t *testing.T) {
 		}
 	}
 	if checked != len(attempts) || checked < 6 {
-		t.Errorf("%d attempts came, %d have spans", checked, len(attempts))
+		t.Errorf("%d attempts arrived, %d have spans", checked, len(attempts))
 	}
 	if all := fmt.Sprint(c.spans); strings.Contains(all, "hunter2") {
-		t.Errorf("a span has what is secret: %s", all)
+		t.Errorf("a span contains a secret: %s", all)
 	}
 	if strings.Contains(p.output(), collectorKey) {
-		t.Error("the log has the collector's key")
+		t.Error("the log contains the collector's key")
 	}
 }
 
-// TestUnsampled: with the sampler off nothing is exported, and receivers are
-// told so; with the export off they are told to record.
+// TestUnsampled checks the flags of traceparent. With the sampler off nothing is
+// exported, and the flags say so; with only the export off they say "sampled".
 func TestUnsampled(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ variable, flags string }{
@@ -304,7 +303,7 @@ func TestUnsampled(t *testing.T) {
 	}
 }
 
-// spansBy reads gatehook_tracing_spans_total.
+// spansBy returns gatehook_tracing_spans_total for a result.
 func (p *process) spansBy(result string) int {
 	p.t.Helper()
 	_, metrics := p.get("/metrics")
@@ -319,9 +318,9 @@ func (p *process) spansBy(result string) int {
 	return n
 }
 
-// TestCollectorFails: a collector that refuses, or hangs, costs no delivery and
-// no drain; the log says it once, and has no header. What does not fit the queue
-// is dropped and counted.
+// TestCollectorFails checks that a collector that refuses or hangs disturbs neither
+// deliveries nor the drain. The failure is logged once, without headers. Spans that
+// don't fit into the queue are dropped and counted.
 func TestCollectorFails(t *testing.T) {
 	t.Parallel()
 	discord, c := startDiscord(t), newCollector(t)
@@ -356,8 +355,8 @@ func TestCollectorFails(t *testing.T) {
 		})
 	}
 	const complaint = `"traces can't be exported"`
-	if said := strings.Count(p.output(), complaint); said != 1 || !strings.Contains(p.output(), "401 Unauthorized\"") {
-		t.Errorf("said %d times:\n%s", said, p.lastLines(30))
+	if logged := strings.Count(p.output(), complaint); logged != 1 || !strings.Contains(p.output(), "401 Unauthorized\"") {
+		t.Errorf("logged %d times:\n%s", logged, p.lastLines(30))
 	}
 	c.becomes("hangs")
 	deliver(40)
@@ -373,15 +372,15 @@ func TestCollectorFails(t *testing.T) {
 	}
 	for _, secret := range []string{collectorKey, "unknown key"} {
 		if strings.Contains(out, secret) {
-			t.Errorf("the log has %q", secret)
+			t.Errorf("the log contains %q", secret)
 		}
 	}
 	if strings.Contains(out, "\n20") { // the library's own logger begins a line with the date
-		t.Error("something writes past the log")
+		t.Error("the library wrote to stderr by itself")
 	}
 }
 
-// TestCollectorBehindProxy: HTTPS_PROXY is for the collector too.
+// TestCollectorBehindProxy checks that HTTPS_PROXY is used for the collector too.
 func TestCollectorBehindProxy(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 1)
@@ -412,8 +411,8 @@ func TestCollectorBehindProxy(t *testing.T) {
 	}
 }
 
-// TestTracingCloses: the goroutines of the export end with it although the
-// collector hangs.
+// TestTracingCloses checks that close ends the goroutines of the export, even while
+// the collector hangs.
 func TestTracingCloses(t *testing.T) { //nolint:paralleltest // it sets the environment, which the library reads
 	c := newCollector(t)
 	c.becomes("hangs")
@@ -435,12 +434,12 @@ func TestTracingCloses(t *testing.T) { //nolint:paralleltest // it sets the envi
 	tracing.close(ended)
 	tracing.close(ended)
 	if failed := testutil.ToFloat64(tracing.exporter.failed); failed != 1 {
-		t.Errorf("%v spans have failed, want 1", failed)
+		t.Errorf("%v spans failed, want 1", failed)
 	}
 }
 
-// TestShownOfAnExport: a line of log has neither what a collector answers nor a
-// header, is one line, and is short.
+// TestShownOfAnExport checks that the logged error is one short line, without the
+// collector's answer and without headers.
 func TestShownOfAnExport(t *testing.T) {
 	t.Parallel()
 	cfg, err := readConfig(env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318",
@@ -462,8 +461,8 @@ func TestShownOfAnExport(t *testing.T) {
 	}
 }
 
-// TestTracingConfig: what is exported, and what is sampled, is as OpenTelemetry
-// says.
+// TestTracingConfig checks that export and sampling follow OpenTelemetry's
+// variables.
 func TestTracingConfig(t *testing.T) {
 	t.Parallel()
 	const endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT"
