@@ -10,20 +10,20 @@ import (
 	"time"
 )
 
-// Error is an answer that is not a success. A handler returns it as its error;
-// whatever else a handler returns is answered as an internal error, and its
-// text stays in the log.
+// Error is an answer that is not a success. A handler returns it as its error.
+// Any other error of a handler is answered as an internal error, and its text
+// appears only in the log.
 type Error struct {
 	Status int
-	// Detail says in one line what is wrong, with what value, and what to do.
+	// Detail says in one line what is wrong, with which value, and what to do.
 	Detail string
-	// Fields are the ones at fault.
+	// Fields are the fields at fault.
 	Fields []FieldProblem
-	// ListenerID is the listener that is in the way of a new one.
+	// ListenerID is the existing listener that conflicts with a new one.
 	ListenerID string
-	// RetryAfter is when to try again; 0 for not.
+	// RetryAfter is how long to wait before trying again; 0 leaves out the header.
 	RetryAfter time.Duration
-	// Reasons are why the server is not ready.
+	// Reasons say why the server is not ready.
 	Reasons []string
 }
 
@@ -34,34 +34,33 @@ func FieldError(field, detail string) *Error {
 	return FieldErrors([]FieldProblem{{Field: field, Detail: detail}})
 }
 
-// FieldErrors is a 400 for at least one field. Of many only the first are
-// told, and of a long text its beginning: what a client sends must not decide
-// how large the answer is.
+// FieldErrors is a 400 for at least one field. It names only the first
+// maxFields, and cuts long texts, so that a request can't make the answer large.
 func FieldErrors(fields []FieldProblem) *Error {
 	e := &Error{Status: http.StatusBadRequest}
-	for _, f := range fields[:min(len(fields), mostFields)] {
+	for _, f := range fields[:min(len(fields), maxFields)] {
 		f.Field, f.Detail = cut(f.Field), cut(f.Detail)
 		e.Fields = append(e.Fields, f)
 		e.Detail += "; " + f.Field + ": " + f.Detail
 	}
 	e.Detail = strings.TrimPrefix(e.Detail, "; ")
-	if more := len(fields) - mostFields; more > 0 {
+	if more := len(fields) - maxFields; more > 0 {
 		e.Detail += fmt.Sprintf("; and %d more", more)
 	}
 	return e
 }
 
 const (
-	mostFields = 20
-	longest    = 300 // bytes
+	maxFields = 20
+	maxText   = 300 // bytes
 )
 
-// cut shortens a text that is too long to be shown.
+// cut shortens a text to maxText.
 func cut(s string) string {
-	if len(s) <= longest {
+	if len(s) <= maxText {
 		return s
 	}
-	return strings.ToValidUTF8(s[:longest], "") + "…"
+	return strings.ToValidUTF8(s[:maxText], "") + "…"
 }
 
 // NotFound is a 404.
@@ -75,7 +74,7 @@ func Unavailable() *Error {
 	}
 }
 
-// Problem is the document that says so (RFC 9457).
+// Problem returns the error as a problem document (RFC 9457).
 func (e *Error) Problem() Problem {
 	p := Problem{Type: "about:blank", Title: http.StatusText(e.Status), Status: e.Status, Detail: e.Detail}
 	if len(e.Fields) > 0 {
@@ -101,10 +100,10 @@ func (e *Error) write(w http.ResponseWriter) {
 	case e.ListenerID != "":
 		h.Set("Location", "/listeners/"+e.ListenerID)
 	case e.RetryAfter > 0:
-		// Rounded up: who comes back a moment too early is sent away again.
+		// Rounded up: a client that returns a moment too early is refused again.
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
 	w.WriteHeader(e.Status)
-	// The header is out: a client that has gone away is nobody's problem.
+	// Fails only if the client is gone.
 	_ = json.NewEncoder(w).Encode(e.Problem()) //nolint:errchkjson // has no type that can't be encoded
 }

@@ -1,7 +1,7 @@
-// Package openapi is the REST contract as Go: types and routes generated from
-// api/openapi.yaml, and around them what every call shares (the key, the
-// check against the contract, problem documents). What the calls do is the
-// business of the packages that implement StrictServerInterface.
+// Package openapi is the REST contract in Go: types and routes generated from
+// api/openapi.yaml, and the parts that all calls share (the key, the check
+// against the contract, problem documents). Other packages implement the calls,
+// as StrictServerInterface.
 package openapi
 
 import (
@@ -25,12 +25,13 @@ import (
 
 //go:generate go tool -modfile=../tools/go.mod oapi-codegen -config config.yaml ../../api/openapi.yaml
 
-// bodyLimit is the largest request body, in bytes.
-const bodyLimit = 1 << 20
+// maxBody is the size of the largest request body, in bytes.
+const maxBody = 1 << 20
 
-// Options of NewHandler.
+// Options are the options of NewHandler.
 type Options struct {
-	// APIKey is the bearer key that all but the open calls ask for.
+	// APIKey is the bearer key that all calls but the open ones require. If it is
+	// empty, those calls are always refused.
 	APIKey secret.Value
 	Logger *slog.Logger
 }
@@ -38,7 +39,7 @@ type Options struct {
 // Contract returns api/openapi.yaml as JSON.
 func Contract() json.RawMessage { return api.JSON }
 
-// load reads the part of the contract that is about calls.
+// load reads the contract without the webhooks.
 func load() (*openapi3.T, error) {
 	doc, err := openapi3.NewLoader().LoadFromData(api.Calls())
 	if err != nil {
@@ -47,13 +48,13 @@ func load() (*openapi3.T, error) {
 	return doc, nil
 }
 
-// NewHandler serves the calls of the contract.
+// NewHandler returns a handler for the calls of the contract.
 func NewHandler(server StrictServerInterface, o Options) (http.Handler, error) {
 	doc, err := load()
 	if err != nil {
 		return nil, err
 	}
-	doc.Servers = nil // it is served wherever it is
+	doc.Servers = nil // requests are valid under any host and base path
 	r := chi.NewRouter()
 	r.Use(recoverer(o.Logger), headIsGet, limitBody, authorize(o.APIKey, openPaths(doc)), routed(r), wellFormed, validate(doc))
 	strict := NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
@@ -68,7 +69,7 @@ func NewHandler(server StrictServerInterface, o Options) (http.Handler, error) {
 	}), nil
 }
 
-// openPaths are those whose operations ask for no key.
+// openPaths returns the paths whose operations require no key.
 func openPaths(doc *openapi3.T) map[string]bool {
 	open := map[string]bool{}
 	for path, item := range doc.Paths.Map() {
@@ -84,12 +85,12 @@ func openPaths(doc *openapi3.T) map[string]bool {
 func recoverer(log *slog.Logger) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			defer func() { //nolint:contextcheck // what it calls needs none
+			defer func() { //nolint:contextcheck // nothing here needs one
 				p := recover()
 				if p == nil {
 					return
 				}
-				if p == http.ErrAbortHandler { //nolint:errorlint // net/http's own sentinel, compared as it does
+				if p == http.ErrAbortHandler { //nolint:errorlint // compared as net/http itself does
 					panic(p)
 				}
 				log.LogAttrs(r.Context(), slog.LevelError, "a request handler panicked", slog.String("path", r.URL.Path),
@@ -102,15 +103,15 @@ func recoverer(log *slog.Logger) func(http.Handler) http.Handler {
 }
 
 func internal() *Error {
-	return &Error{Status: http.StatusInternalServerError, Detail: "something went wrong here: the server's log says what"}
+	return &Error{Status: http.StatusInternalServerError, Detail: "an internal error: see the server's log"}
 }
 
-// headIsGet lets HEAD ask what GET would answer (RFC 9110, section 9.1), as
-// uptime checks do. net/http leaves out the body.
+// headIsGet answers HEAD, which uptime checks send, as GET (RFC 9110, section
+// 9.3.2). net/http leaves out the body.
 func headIsGet(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodHead {
-			r = r.WithContext(r.Context()) // a copy: net/http looks at the one that it made
+			r = r.WithContext(r.Context()) // a copy, since net/http still needs the method of the original
 			r.Method = http.MethodGet
 		}
 		next.ServeHTTP(w, r)
@@ -119,13 +120,13 @@ func headIsGet(next http.Handler) http.Handler {
 
 func limitBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, bodyLimit)
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		next.ServeHTTP(w, r)
 	})
 }
 
-// routed answers what no route is for. It comes before validate, which knows
-// no difference between a path that is none and a method that is not for it.
+// routed answers requests that match no route. It comes before validate, which
+// does not distinguish an unknown path from a method that the path does not have.
 func routed(routes chi.Routes) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -142,17 +143,18 @@ func routed(routes chi.Routes) func(http.Handler) http.Handler {
 			w.Header().Set("Allow", allowed)
 			(&Error{
 				Status: http.StatusMethodNotAllowed,
-				Detail: fmt.Sprintf("%s is not for %s: use %s", r.Method, cut(r.URL.Path), allowed),
+				Detail: fmt.Sprintf("%s does not support %s: use %s", cut(r.URL.Path), r.Method, allowed),
 			}).write(w)
 		})
 	}
 }
 
 func noPath(r *http.Request) *Error {
-	return NotFound(fmt.Sprintf("there is no %s: GET /openapi.json lists what there is", cut(r.URL.Path)))
+	return NotFound(fmt.Sprintf("there is no %s: GET /openapi.json lists all paths", cut(r.URL.Path)))
 }
 
-// allowedMethods are those of a path, joined; "" for a path that is none.
+// allowedMethods returns the methods of a path, joined with commas; "" if there is
+// no such path.
 func allowedMethods(routes chi.Routes, path string) string {
 	var methods []string
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
@@ -166,7 +168,7 @@ func allowedMethods(routes chi.Routes, path string) string {
 	return strings.Join(methods, ", ")
 }
 
-// authorize asks for the key, compared in constant time.
+// authorize requires the key, which it compares in constant time.
 func authorize(key secret.Value, open map[string]bool) func(http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(key.Reveal()))
 	return func(next http.Handler) http.Handler {
@@ -180,13 +182,13 @@ func authorize(key secret.Value, open map[string]bool) func(http.Handler) http.H
 			case r.Header.Get("Authorization") == "":
 				(&Error{Status: http.StatusUnauthorized, Detail: "no API key was given: send Authorization: Bearer KEY"}).write(w)
 			default:
-				(&Error{Status: http.StatusUnauthorized, Detail: "the API key is not the one of this server: send Authorization: Bearer KEY"}).write(w)
+				(&Error{Status: http.StatusUnauthorized, Detail: "the API key is wrong: send this server's key as Authorization: Bearer KEY"}).write(w)
 			}
 		})
 	}
 }
 
-// handlerError is the one place that turns an error into an answer.
+// handlerError is the one place that turns a handler's error into an answer.
 func handlerError(ctx context.Context, log *slog.Logger, r *http.Request, err error) *Error {
 	var e *Error
 	switch {
@@ -195,7 +197,7 @@ func handlerError(ctx context.Context, log *slog.Logger, r *http.Request, err er
 	case errors.Is(err, context.DeadlineExceeded):
 		return Unavailable()
 	case ctx.Err() != nil:
-		// The client has gone away; nobody reads this.
+		// The client is gone, so nobody reads this.
 		return Unavailable()
 	}
 	log.LogAttrs(ctx, slog.LevelError, "a request failed", slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))

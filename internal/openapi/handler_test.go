@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const key = "gk_test"
 
-// stub answers what a test wants; what it does not have panics.
+// stub implements the calls that the tests need; all others panic.
 type stub struct {
 	openapi.StrictServerInterface
 	created *openapi.ListenerCreate
@@ -106,7 +106,7 @@ func TestBodies(t *testing.T) {
 		says       string
 	}{
 		{"good", good, 201, "", ""},
-		{"white space around", "\n " + good + "\r\n", 201, "", ""},
+		{"white space around it", "\n " + good + "\r\n", 201, "", ""},
 		{"empty", ``, 400, "body", "required"},
 		{"white space only", ` `, 400, "body", "no JSON value"},
 		{"cut off", `{"event":"READY"`, 400, "body", "line 1, column 17"},
@@ -114,7 +114,7 @@ func TestBodies(t *testing.T) {
 		{"column in letters", `{"é":bad}`, 400, "body", "line 1, column 6"},
 		{"comma at the end", `{"event":"READY",}`, 400, "body", "line 1, column 17"},
 		{"two values", good + good, 400, "body", "line 1, column 40"},
-		{"more behind", good + ` x`, 400, "body", "line 1, column 41"},
+		{"more after it", good + ` x`, 400, "body", "line 1, column 41"},
 		{"byte order mark", "\ufeff" + good, 400, "body", "line 1, column 1"},
 		{"not UTF-8", "{\"event\":\"\xff\"}", 400, "body", "UTF-8"},
 		{"half a surrogate pair", `{"event":"\ud800"}`, 400, "body", "line 1"},
@@ -125,7 +125,7 @@ func TestBodies(t *testing.T) {
 		{"another case", `{"Event":"READY","event":"READY","url":"https://e.com"}`, 400, "Event", ""},
 		{"unknown", `{"event":"READY","url":"https://e.com","a\nb":1}`, 400, `a\nb`, ""},
 		{"null", `{"event":null,"url":"https://e.com"}`, 400, "event", ""},
-		{"null for what has a default", `{"event":"READY","url":"https://e.com","max_in_flight":null}`, 400, "max_in_flight", ""},
+		{"null for a field with a default", `{"event":"READY","url":"https://e.com","max_in_flight":null}`, 400, "max_in_flight", ""},
 		{"an integer as a fraction", `{"event":"READY","url":"https://e.com","max_in_flight":16.0}`, 400, "max_in_flight", "16.0"},
 		{"an integer with an exponent", `{"event":"READY","url":"https://e.com","max_in_flight":1e1}`, 400, "max_in_flight", "1e1"},
 		{"deep", strings.Repeat("[", 100_000), 400, "body", "depth"},
@@ -140,14 +140,14 @@ func TestBodies(t *testing.T) {
 				t.Errorf("%d, field %q: %s; want %d, %q, %q in it", w.Code, field(p), p.Detail, tt.status, tt.field, tt.says)
 			}
 			if (s.created != nil) != (tt.status == http.StatusCreated) {
-				t.Errorf("the call got %+v", s.created)
+				t.Errorf("the handler got %+v", s.created)
 			}
 		})
 	}
 }
 
-// TestParameters: what is wrong is said for schemas as well that refer to no
-// others, which the validator's second engine checks.
+// TestParameters checks the errors for schemas that refer to no others, which the
+// validator's second engine checks.
 func TestParameters(t *testing.T) {
 	t.Parallel()
 	for query, says := range map[string]string{
@@ -164,7 +164,7 @@ func TestParameters(t *testing.T) {
 	}
 }
 
-// TestRetryAfter: the header has whole seconds, and never too few.
+// TestRetryAfter checks that the header has whole seconds, rounded up.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	for wait, want := range map[time.Duration]string{time.Millisecond: "1", time.Second: "1", 1500 * time.Millisecond: "2"} {
@@ -173,12 +173,13 @@ func TestRetryAfter(t *testing.T) {
 		}}
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/shards", http.NoBody)
 		if w, _ := problem(t, handler(t, s, t.Output()), req); w.Header().Get("Retry-After") != want {
-			t.Errorf("%v is %q, want %q", wait, w.Header().Get("Retry-After"), want)
+			t.Errorf("%v: Retry-After is %q, want %q", wait, w.Header().Get("Retry-After"), want)
 		}
 	}
 }
 
-// TestTimes: the field is named of a time that only looks like one, too.
+// TestTimes checks that the error names the field even if the value only looks
+// like a time.
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	for _, since := range []string{"yesterday", "2026-11-24", "2026-11-24T09:30:00", "2026-02-30T09:30:00Z", "2026-11-24T09:30:60Z", "2026-11-24T09:30:00+25:00"} {
@@ -216,7 +217,8 @@ func TestContentTypes(t *testing.T) {
 	}
 }
 
-// A body of a megabyte of mistakes once took 9 s and was answered with 2 MB.
+// TestManyMistakes checks that the answer to a body full of mistakes is short. Once
+// a megabyte of them took 9 s and was answered with 2 MB.
 func TestManyMistakes(t *testing.T) {
 	t.Parallel()
 	var unknown, headers strings.Builder
@@ -272,7 +274,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// Over a real connection HEAD has no body, and its length is GET's.
+// TestHead checks that the answer to HEAD over a real connection has no body.
 func TestHead(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewServer(handler(t, &stub{}, t.Output()))
@@ -306,7 +308,7 @@ func TestKey(t *testing.T) {
 		{"/listeners/lst_1", "Basic " + key, key, 401},
 		{"/listeners/lst_1", "Bearer " + key, key, 200},
 		{"/listeners/lst_1", "bearer  " + key, key, 200},
-		{"/listeners/lst_1", "Bearer ", "", 401}, // no key is no open door
+		{"/listeners/lst_1", "Bearer ", "", 401}, // a server without a key accepts none
 		{"/nothing", "", key, 401},
 		{"/healthz", "", key, 200},
 		{"/healthz", "Bearer wrong", key, 200},
@@ -328,7 +330,8 @@ func TestKey(t *testing.T) {
 	}
 }
 
-// What a handler's error says is for the log, unless it is an answer.
+// TestErrorsOfHandlers checks that the text of a handler's error goes to the log
+// only, unless it is an Error.
 func TestErrorsOfHandlers(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -365,7 +368,8 @@ func TestErrorsOfHandlers(t *testing.T) {
 	}
 }
 
-// The contract served is valid OpenAPI 3.1, and what 3.1 brought is in it.
+// TestContract checks that the served contract is valid OpenAPI 3.1, and uses what
+// 3.1 added.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	served := openapi.Contract()
@@ -391,8 +395,8 @@ func TestContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What requests are checked by is what is served: neither was forgotten
-	// when the other changed.
+	// The served contract must be the one that requests are checked against: both
+	// are generated, and one may have been forgotten.
 	calls, err := openapi3.NewLoader().LoadFromData(api.Calls())
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +414,7 @@ func TestContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The examples are judged by another validator: this one takes a schema
+	// Another test checks the examples: this validator wrongly takes a schema
 	// without a type to forbid null.
 	if err := doc.Validate(t.Context(), openapi3.DisableExamplesValidation()); err != nil {
 		t.Error(err)

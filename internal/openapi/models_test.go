@@ -19,7 +19,7 @@ import (
 	"github.com/gatehook/gatehook/internal/openapi"
 )
 
-// contract is what a receiver reads: the document as it is served.
+// contract is the served document, as a user of the API reads it.
 type contract struct {
 	doc      map[string]any
 	compiler *jsonschema.Compiler
@@ -40,7 +40,7 @@ func newContract(t *testing.T) *contract {
 	return c
 }
 
-// at follows a path of keys; nil if it ends early.
+// at returns the value at a path of keys, or nil.
 func (c *contract) at(path ...string) any {
 	var v any = c.doc
 	for _, key := range path {
@@ -50,7 +50,7 @@ func (c *contract) at(path ...string) any {
 	return v
 }
 
-// body is the schema of a delivery of an event.
+// body returns the schema of an event's delivery.
 func (c *contract) body(t *testing.T, name string) *jsonschema.Schema {
 	t.Helper()
 	s, err := c.compiler.Compile("openapi.json#/webhooks/" + name + "/post/requestBody/content/application~1json/schema")
@@ -60,8 +60,8 @@ func (c *contract) body(t *testing.T, name string) *jsonschema.Schema {
 	return s
 }
 
-// resolve follows references and combines what belongs to one object; value
-// decides between the variants of a union.
+// resolve follows references until it reaches the schema of an object. value
+// selects the variant of a union.
 func (c *contract) resolve(schema map[string]any, value any) map[string]any {
 	if ref, ok := schema["$ref"].(string); ok {
 		name := ref[strings.LastIndexByte(ref, '/')+1:]
@@ -81,8 +81,8 @@ func (c *contract) resolve(schema map[string]any, value any) map[string]any {
 		variant, _ := v.(map[string]any)
 		if all, ok := variant["allOf"].([]any); ok && len(all) == 2 {
 			narrow, _ := all[1].(map[string]any)
-			told, _ := narrow["properties"].(map[string]any)
-			for field, s := range told {
+			properties, _ := narrow["properties"].(map[string]any)
+			for field, s := range properties {
 				one, _ := s.(map[string]any)
 				if enum, ok := one["enum"].([]any); ok && !slices.ContainsFunc(enum, func(e any) bool { return fmt.Sprint(e) == fmt.Sprint(object[field]) }) {
 					variant = nil
@@ -96,7 +96,7 @@ func (c *contract) resolve(schema map[string]any, value any) map[string]any {
 	return nil
 }
 
-// walk calls visit for every object of a payload that has a schema.
+// walk calls visit for every object in a payload that has a schema.
 func (c *contract) walk(schema map[string]any, value any, visit func(properties, object map[string]any)) {
 	schema = c.resolve(schema, value)
 	switch value := value.(type) {
@@ -125,13 +125,13 @@ func (c *contract) walk(schema map[string]any, value any, visit func(properties,
 	}
 }
 
-// optional tells whether Discord may leave out a field with this schema.
+// optional reports whether Discord may leave out a field with this schema.
 func optional(schema any) bool {
 	s, _ := schema.(map[string]any)
 	text := fmt.Sprint(s["type"])
 	_, values := s["additionalProperties"]
 	one, _ := s["oneOf"].([]any)
-	// A schema that says nothing but what the field is allows null.
+	// A schema that has only a description allows null.
 	return strings.Contains(text, "null") || text == "array" || text == "boolean" || values || len(one) == 2 || len(s) == 1
 }
 
@@ -155,8 +155,9 @@ func encode(t *testing.T, v any) []byte {
 	return b
 }
 
-// Of every event the complete, the least and an unforeseen payload become what
-// the served document promises. The judge is a validator of JSON Schema.
+// TestModels parses a complete, a minimal and an unforeseen payload of every event,
+// and checks the results against the served document with a validator of JSON
+// Schema.
 func TestModels(t *testing.T) {
 	t.Parallel()
 	c := newContract(t)
@@ -168,8 +169,8 @@ func TestModels(t *testing.T) {
 		data, _ := c.at("components", "schemas", e.Model).(map[string]any)
 		complete := decode(t, sample)
 
-		least := decode(t, sample)
-		c.walk(data, least, func(properties, object map[string]any) {
+		minimal := decode(t, sample)
+		c.walk(data, minimal, func(properties, object map[string]any) {
 			maps.DeleteFunc(object, func(name string, _ any) bool { return properties[name] == nil || optional(properties[name]) })
 		})
 
@@ -188,7 +189,7 @@ func TestModels(t *testing.T) {
 			}
 		})
 
-		for kind, payload := range map[string]any{"complete": complete, "least": least, "odd": odd} {
+		for kind, payload := range map[string]any{"complete": complete, "minimal": minimal, "odd": odd} {
 			parsed, err := event.Parse(nil, e.Name, encode(t, payload))
 			if err != nil {
 				t.Errorf("%s, %s: %v", e.Name, kind, err)
@@ -202,7 +203,7 @@ func TestModels(t *testing.T) {
 	}
 }
 
-// judge validates a delivery with this data.
+// judge checks a delivery with this data against its schema.
 func (c *contract) judge(t *testing.T, name, kind string, data []byte) {
 	t.Helper()
 	origin := map[string]string{"GUILD_CREATE": `"origin":"join",`, "GUILD_DELETE": `"origin":"removed",`}[name]
@@ -217,7 +218,8 @@ func (c *contract) judge(t *testing.T, name, kind string, data []byte) {
 	}
 }
 
-// The validator judges: a raw payload that lacks fields is not a model.
+// TestModelsAreStrict checks that the validator refuses raw payloads, which lack
+// fields of the model.
 func TestModelsAreStrict(t *testing.T) {
 	t.Parallel()
 	c := newContract(t)
@@ -236,13 +238,13 @@ func TestModelsAreStrict(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c.body(t, name).Validate(v) == nil {
-			t.Errorf("%s: %s passes for a model", name, data)
+			t.Errorf("%s: %s was accepted as a model", name, data)
 		}
 	}
 }
 
-// The catalog, the samples, the document and the table for readers tell of the
-// same events and models.
+// TestDocumentsAgree checks that the catalog, the samples, the served document and
+// docs/events.md list the same events and models.
 func TestDocumentsAgree(t *testing.T) {
 	t.Parallel()
 	c := newContract(t)
@@ -255,7 +257,7 @@ func TestDocumentsAgree(t *testing.T) {
 		t.Fatal(err)
 	}
 	var webhooks, rows, samples, models, dispatched, all []string
-	for name := range c.at("webhooks").(map[string]any) { //nolint:forcetypeassert // a panic says it
+	for name := range c.at("webhooks").(map[string]any) { //nolint:forcetypeassert // a panic fails the test
 		if name != "event" {
 			webhooks = append(webhooks, name)
 		}
@@ -278,11 +280,11 @@ func TestDocumentsAgree(t *testing.T) {
 		if c.at("components", "schemas", e.Model) == nil {
 			t.Errorf("%s: there is no schema %s", e.Name, e.Model)
 		}
-		c.walk(c.at("components", "schemas", e.Model).(map[string]any), c.at("webhooks", e.Name, "post", "requestBody", "content", //nolint:forcetypeassert // a panic says it
+		c.walk(c.at("components", "schemas", e.Model).(map[string]any), c.at("webhooks", e.Name, "post", "requestBody", "content", //nolint:forcetypeassert // a panic fails the test
 			"application/json", "example", "data"), func(properties, object map[string]any) {
 			for name := range object {
 				if properties[name] == nil && name != "_trace" {
-					t.Errorf("%s: the example has a %s that the document does not know", e.Name, name)
+					t.Errorf("%s: the example has a field %s that the document does not describe", e.Name, name)
 				}
 			}
 		})

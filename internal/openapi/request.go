@@ -25,18 +25,18 @@ import (
 
 const jsonType = "application/json"
 
-// wellFormed refuses a body that is not exactly one JSON value. The decoders
-// behind it stop after the first value, keep the last of two members with one
-// name, and replace what is not UTF-8: what they take is not what was meant.
+// wellFormed refuses a body that is not exactly one JSON value. The decoders that
+// follow would stop after the first value, keep the last of two members of one
+// name, and replace bytes that are not UTF-8, so that mistakes went unnoticed.
 func wellFormed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != jsonType {
-			next.ServeHTTP(w, r) // validate refuses it where a body is asked for
+			next.ServeHTTP(w, r) // validate refuses it for calls that take a body
 			return
 		}
 		if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 			w.Header().Set("Accept-Encoding", "identity") // RFC 9110, section 15.5.16
-			e := FieldError("Content-Encoding", fmt.Sprintf("%q is not decoded: send the body as it is", coding))
+			e := FieldError("Content-Encoding", fmt.Sprintf("%q is not supported: send the body unencoded", coding))
 			e.Status = http.StatusUnsupportedMediaType
 			e.write(w)
 			return
@@ -55,8 +55,8 @@ func wellFormed(next http.Handler) http.Handler {
 	})
 }
 
-// syntaxError says where a body is not JSON, or nil. An empty one is left to
-// validate.
+// syntaxError says where a body is not JSON; nil if it is. It leaves an empty body
+// to validate.
 func syntaxError(b []byte) *Error {
 	if len(b) == 0 {
 		return nil
@@ -84,22 +84,22 @@ func syntaxError(b []byte) *Error {
 	}
 }
 
-// position is what an editor shows for an offset.
+// position returns an offset as an editor shows it.
 func position(b []byte, offset int64) string {
 	before := b[:min(offset, int64(len(b)))]
 	line := before[bytes.LastIndexByte(before, '\n')+1:]
 	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte{'\n'})+1, utf8.RuneCount(line)+1)
 }
 
-// validate refuses what the contract does not allow.
+// validate refuses requests that the contract does not allow.
 func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 	return middleware.OapiRequestValidatorWithOptions(doc, &middleware.Options{
 		Options: openapi3filter.Options{
 			MultiError:          true,
-			SkipSettingDefaults: true,                                  // or null would do for what has a default
-			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // authorize has done it
-			// Its own pattern takes the 30th of February; Go's decoder refuses that,
-			// and can't say in which field it was.
+			SkipSettingDefaults: true,                                  // otherwise null passes for fields with a default
+			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc, // authorize has checked the key
+			// The library's own pattern accepts the 30th of February, which Go's
+			// decoder later refuses without naming the field.
 			SchemaValidationOptions: []openapi3.SchemaValidationOption{
 				openapi3.WithStringFormatValidator("date-time", openapi3.NewCallbackValidator(dateTime)),
 			},
@@ -107,7 +107,7 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 		DoNotValidateServers:  true,
 		DiscardValidatedValue: true,
 		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, o middleware.ErrorHandlerOpts) {
-			if o.MatchedRoute == nil { // its router is another one than routed's
+			if o.MatchedRoute == nil { // the library uses another router than routed
 				noPath(r).write(w)
 				return
 			}
@@ -116,7 +116,7 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 	})
 }
 
-// dateTime refuses what Go's decoder would.
+// dateTime refuses the times that Go's decoder refuses.
 func dateTime(s string) error {
 	if new(time.Time).UnmarshalText([]byte(s)) != nil {
 		return errors.New("write it as 2026-11-24T09:30:00Z (RFC 3339)")
@@ -124,13 +124,13 @@ func dateTime(s string) error {
 	return nil
 }
 
-// requestError names the fields of a request that are at fault.
+// requestError returns the answer to an invalid request, with the fields at fault.
 func requestError(err error) *Error {
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return &Error{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
 	}
-	// What validate lets through and Go's decoder does not: a whole number
-	// written as 16.0 or 1e2.
+	// validate accepts a whole number written as 16.0 or 1e2, but Go's decoder does
+	// not.
 	if number := (*json.UnmarshalTypeError)(nil); errors.As(err, &number) {
 		return FieldError(number.Field, number.Value+" is not accepted: write it without a point or an exponent")
 	}
@@ -143,13 +143,13 @@ func requestError(err error) *Error {
 	return e
 }
 
-// contentType and body stand for a field where the fault is in no field.
+// contentType and body take the place of a field when no field is at fault.
 const (
 	contentType = "Content-Type"
 	body        = "body"
 )
 
-// collect walks what the validator found.
+// collect appends the errors that the validator found.
 func collect(err error, fields *[]FieldProblem) {
 	add := func(field, detail string) {
 		if field == "" {
@@ -158,7 +158,7 @@ func collect(err error, fields *[]FieldProblem) {
 		*fields = append(*fields, FieldProblem{Field: field, Detail: oneLine(detail)})
 	}
 	var multi openapi3.MultiError
-	switch e := err.(type) { //nolint:errorlint // each layer is looked at for itself
+	switch e := err.(type) { //nolint:errorlint // every layer is handled separately
 	case openapi3.MultiError:
 		multi = e
 	case *openapi3filter.RequestError:
@@ -190,7 +190,7 @@ func collect(err error, fields *[]FieldProblem) {
 		}
 		path := e.JSONPointer()
 		name, detail := strings.Join(path, "."), e.Reason
-		// Of a field that is missing or unknown the name is in the text only.
+		// Only the text has the name of a missing or unknown field.
 		if quoted := between(detail, `property "`, `"`); quoted != "" && (len(path) == 0 || path[len(path)-1] != quoted) {
 			name = strings.Join(append(path, quoted), ".")
 		}
@@ -202,7 +202,7 @@ func collect(err error, fields *[]FieldProblem) {
 	case *RequiredParamError:
 		add(e.ParamName, "it is required")
 	case *TooManyValuesForParamError:
-		add(e.ParamName, "it may be given once")
+		add(e.ParamName, "it may be given only once")
 	default:
 		add(body, err.Error())
 	}
@@ -211,9 +211,8 @@ func collect(err error, fields *[]FieldProblem) {
 	}
 }
 
-// collectFailed walks what the other of the validator's two engines found: that
-// one checks the schemas that refer to no others, and its errors are a tree
-// whose leaves say what is wrong.
+// collectFailed adds the errors of the validator's second engine, which checks the
+// schemas that refer to no others. They form a tree, whose leaves say what is wrong.
 func collectFailed(e *jsonschema.ValidationError, add func(field, detail string)) {
 	for _, cause := range e.Causes {
 		collectFailed(cause, add)
