@@ -1,8 +1,7 @@
-# The image holds one static binary, the certificates of the usual authorities
-# and a data directory, and runs as nobody in particular. It has no PostgreSQL:
-# set DATABASE_URL, or see docker-compose.yml. It has no shell either, so probe
-# it from outside: GET /healthz while the process lives, GET /readyz while it
-# is of use.
+# The image contains one static binary, the usual certificate authorities and a
+# data directory, and runs as an unprivileged user. It has no PostgreSQL: set
+# DATABASE_URL, or see docker-compose.yml. It has no shell either, so probe it from
+# outside: GET /healthz for liveness, GET /readyz for readiness.
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./

@@ -1,5 +1,5 @@
-# Everything that CI checks is in .ci/run; these are the steps one uses while
-# working. `make` alone lists them.
+# .ci/run runs all checks of CI. These targets are for daily work; `make` alone
+# lists them.
 .DEFAULT_GOAL := help
 
 TOOL := go tool -modfile=internal/tools/go.mod
@@ -19,7 +19,7 @@ build: ## Build bin/gatehook
 	CGO_ENABLED=0 go build -trimpath -o bin/gatehook ./cmd/server
 
 .PHONY: demo
-demo: ## Run the whole product here, with a simulated Discord
+demo: ## Run the whole product on this machine, with a simulated Discord
 	go run ./cmd/server demo
 
 .PHONY: test
@@ -32,16 +32,16 @@ race: ## Run all tests with the race detector, in random order
 
 CHAOS ?= 10m
 .PHONY: chaos
-chaos: ## Break everything around the real server for long (CHAOS=10m), a minute a plan
+chaos: ## Break everything around the real servers (CHAOS=10m), with a new plan every minute
 	GATEHOOK_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -v -run '^TestChaos' ./cmd/server
 
 SOAK ?= 10m
 .PHONY: soak
-soak: ## Balance the books of callbacks that fail in every way (SOAK=10m), a minute a round
+soak: ## Balance the books of callbacks that fail in every way (SOAK=10m), in rounds of a minute
 	GATEHOOK_SOAK=$(SOAK) go test -count=1 -timeout 2h -v -run '^TestSoak(One|Two)' ./cmd/server
 
 .PHONY: examples
-examples: ## Check the examples' types and run each on its platform's runtime (needs Node.js)
+examples: ## Check the examples' types and run each on its platform's own runtime (needs Node.js)
 	examples/internal/check
 
 .PHONY: bench
@@ -56,11 +56,11 @@ fuzz: ## Fuzz every target for a few seconds (FUZZ=pattern PKG=package)
 	done
 
 .PHONY: fuzz-api
-fuzz-api: ## Fuzz the API by its contract (EXAMPLES=50 cases a call; needs python3)
+fuzz-api: ## Fuzz the API by its contract (EXAMPLES=50 cases per call; needs python3)
 	EXAMPLES=$${EXAMPLES:-50} .ci/fuzz-api
 
 .PHONY: generate
-generate: ## Generate code from api/openapi.yaml
+generate: ## Generate the code and documents that are made from api/
 	go generate ./...
 
 .PHONY: fmt
@@ -77,9 +77,9 @@ tidy: ## Tidy both go.mod files
 	cd internal/tools && go mod tidy
 
 .PHONY: verify
-verify: generate tidy ## Generate and tidy again, and show what that changed
+verify: generate tidy ## Generate and tidy again, and fail if that changes anything
 	git diff --exit-code
 
 .PHONY: ci
-ci: ## Check all that CI checks
+ci: ## Run all checks of CI
 	.ci/run

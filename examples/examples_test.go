@@ -1,8 +1,8 @@
 //go:build examples
 
-// Package examples_test runs every example on its platform's own runtime,
-// as a listener of the real server, which is connected to a simulated Discord.
-// `make examples` installs what that needs and runs it.
+// Package examples_test runs every example on its platform's own runtime, as a
+// listener of the real server, which is connected to a simulated Discord.
+// `make examples` installs the dependencies and runs it.
 package examples_test
 
 import (
@@ -25,7 +25,8 @@ import (
 
 func TestMain(m *testing.M) { postgrestest.Main(m) }
 
-// examples are the directories, and how a delivery's body looks to them.
+// examples lists the directories, the format of each example's deliveries, and the
+// command that runs it.
 var examples = []struct {
 	name   string
 	format string
@@ -46,7 +47,7 @@ func node(name string) []string { return []string{"node", "internal/run/" + name
 
 func bot(name string) []string { return []string{"node", "internal/run/fetch.mjs", name} }
 
-// deno has no permission but those that the example's README asks for.
+// deno runs with no permissions but these.
 var deno = []string{
 	"internal/deno", "run", "--unstable-kv", "--allow-net=127.0.0.1,0.0.0.0", "--allow-env", "--allow-read", "--allow-write",
 	"--config", "deno/deno.json", "deno/main.ts",
@@ -74,7 +75,7 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// standard checks an example that verifies Standard Webhooks.
+// standard checks an example that verifies Standard Webhooks' signatures.
 func standard(t *testing.T, s *server, run []string) {
 	t.Helper()
 	secret := newSecret()
@@ -86,8 +87,8 @@ func standard(t *testing.T, s *server, run []string) {
 	refusesStandard(t, s, channel, example, secret, tap.last())
 }
 
-// chatSDK checks the bot that verifies Standard Webhooks before the Chat SDK
-// sees a delivery.
+// chatSDK checks the bot that verifies Standard Webhooks' signatures before the Chat
+// SDK sees a delivery.
 func chatSDK(t *testing.T, s *server, run []string) {
 	t.Helper()
 	secret := newSecret()
@@ -97,14 +98,15 @@ func chatSDK(t *testing.T, s *server, run []string) {
 	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"secret":%q,"format":"chat-sdk","headers":{"x-discord-gateway-token":%q},"filter":{"channel_ids":[%q]},"ordering":"channel"}`,
 		tap.url, secret, botToken, channel))
 	last := answersSoon(t, s, tap, channel)
-	// The SDK answers a message once, whatever its delivery's id: here is another.
+	// The SDK answers a message only once, whatever the delivery's id, so the
+	// forgeries need another message.
 	delivery := tap.last()
 	delivery.body = bytes.ReplaceAll(delivery.body, []byte(last), []byte(s.id()))
 	refusesStandard(t, s, channel, example, secret, delivery)
 }
 
-// refusesStandard checks an example that verifies Standard Webhooks with
-// forgeries of a delivery.
+// refusesStandard sends forgeries of a delivery to an example that verifies Standard
+// Webhooks' signatures.
 func refusesStandard(t *testing.T, s *server, channel, example, secret string, delivery delivery) {
 	t.Helper()
 	sign := func(secret string, at time.Time) http.Header {
@@ -129,9 +131,9 @@ func refusesStandard(t *testing.T, s *server, channel, example, secret string, d
 	}, sign(secret, time.Now()))
 }
 
-// discord checks an example that verifies Ed25519 signatures. The server keeps
-// its private key to itself, so forgeries go to an example that trusts a key of
-// the test.
+// discord checks an example that verifies Ed25519 signatures. The server does not
+// reveal its private key, so the forgeries go to a second process that trusts a key
+// of the test.
 func discord(t *testing.T, s *server, run []string, path string, answers func(*testing.T, *server, *tap, string)) {
 	t.Helper()
 	env := []string{"DISCORD_API_URL=" + s.rest.url, "DISCORD_CLIENT_ID=1001"}
@@ -164,9 +166,9 @@ func discord(t *testing.T, s *server, run []string, path string, answers func(*t
 	}, sign(private, time.Now()))
 }
 
-// answers dispatches messages and checks what comes of them in the channel.
-// The first answer to each delivery gets lost on its way, so that all come
-// twice; for one of them Discord is down the first time.
+// answers dispatches messages and checks the answers in the channel. The first answer
+// to each delivery gets lost, so that all are delivered twice. For one of them,
+// Discord is down the first time.
 func answers(t *testing.T, s *server, tap *tap, channel string) {
 	t.Helper()
 	s.say(t, channel, "hello", false)
@@ -181,20 +183,20 @@ func answers(t *testing.T, s *server, tap *tap, channel string) {
 	var got []string
 	for _, m := range s.rest.messages(channel) {
 		if m.Content != "Pong!" || !m.EnforceNonce {
-			t.Errorf("in the channel stands %+v", m)
+			t.Errorf("unexpected message in the channel: %+v", m)
 		}
 		got = append(got, m.Nonce)
 	}
 	if !slices.Equal(got, asked) {
-		t.Errorf("the messages %v were answered, want %v, each once", got, asked)
+		t.Errorf("answered the messages %v, want each of %v once", got, asked)
 	}
 	if statuses := tap.refused(); !slices.Equal(statuses, []int{http.StatusInternalServerError}) {
-		t.Errorf("deliveries were refused with %v, want 500 once, when Discord was down", statuses)
+		t.Errorf("deliveries were refused with %v, want one 500, when Discord was down", statuses)
 	}
 }
 
-// answersSoon is answers for a framework that takes a delivery before it works
-// on it, and so does not ask for another one when that fails.
+// answersSoon is answers for a framework that accepts a delivery before it handles
+// it, and so gets no second attempt when that fails.
 func answersSoon(t *testing.T, s *server, tap *tap, channel string) (last string) {
 	t.Helper()
 	for n, content := range []string{"hello", "!ping", "!ping"} {
@@ -207,8 +209,8 @@ func answersSoon(t *testing.T, s *server, tap *tap, channel string) (last string
 	return last
 }
 
-// refuses checks that forged deliveries are answered 401 and do nothing, and
-// that the good one is taken, so that nothing else was wrong with them.
+// refuses checks that forged deliveries are answered 401 and do nothing. The genuine
+// one must be accepted, which shows that nothing else was wrong with the others.
 func refuses(t *testing.T, s *server, channel, url string, body []byte, forged map[string]http.Header, good http.Header) {
 	t.Helper()
 	before := len(s.rest.messages(channel))
@@ -229,7 +231,7 @@ func refuses(t *testing.T, s *server, channel, url string, body []byte, forged m
 		t.Errorf("%d forged deliveries were answered in the channel", n-before)
 	}
 	if status := post(t.Context(), t, url, good, body); status/100 != 2 {
-		t.Errorf("the good one: %d, want 2xx", status)
+		t.Errorf("the genuine delivery: %d, want 2xx", status)
 	}
 	s.rest.wait(t, channel, before+1)
 }

@@ -31,7 +31,7 @@ import (
 const (
 	apiKey   = "gk_key-of-the-tests"
 	botToken = "token-of-the-examples"
-	patience = 45 * time.Second
+	timeout  = 45 * time.Second // of every wait
 )
 
 func newSecret() string {
@@ -42,14 +42,14 @@ func newSecret() string {
 	return "whsec_" + base64.StdEncoding.EncodeToString(b)
 }
 
-// process starts a program and returns what follows mark on the first line
-// that has it. The program is stopped with the test.
+// process starts a program and waits for a line that contains mark. It returns the
+// word after mark. The program is stopped at the end of the test.
 func process(t *testing.T, dir string, args, env []string, mark string) string {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), args[0], args[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for the test
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal must reach only the test
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -58,9 +58,9 @@ func process(t *testing.T, dir string, args, env []string, mark string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w.Close() //nolint:errcheck // the child has it
+	w.Close() //nolint:errcheck // the child has its own copy
 	ready, ended := make(chan string, 1), make(chan struct{})
-	var log bytes.Buffer // read when ended is closed
+	var log bytes.Buffer // read only after ended is closed
 	go func() {
 		defer close(ended)
 		lines := bufio.NewScanner(r)
@@ -78,13 +78,13 @@ func process(t *testing.T, dir string, args, env []string, mark string) string {
 		select {
 		case <-ended:
 		case <-time.After(20 * time.Second):
-			t.Errorf("%v does not end", args)
+			t.Errorf("%v did not end", args)
 			kill(t, -cmd.Process.Pid, syscall.SIGKILL)
 			<-ended
 		}
 		cmd.Wait() //nolint:errcheck // ended by a signal
 		if t.Failed() {
-			t.Logf("%v said:\n%s", args, log.Bytes())
+			t.Logf("output of %v:\n%s", args, log.Bytes())
 		}
 	})
 	select {
@@ -92,8 +92,8 @@ func process(t *testing.T, dir string, args, env []string, mark string) string {
 		return after
 	case <-ended:
 		t.Fatalf("%v ended", args)
-	case <-time.After(patience):
-		t.Fatalf("%v is not ready after %v", args, patience)
+	case <-time.After(timeout):
+		t.Fatalf("%v is not ready after %v", args, timeout)
 	}
 	return ""
 }
@@ -111,7 +111,7 @@ func start(t *testing.T, run []string, env ...string) string {
 	return process(t, ".", run, append(env, "DISCORD_TOKEN="+botToken, "PORT=0"), "istening on ")
 }
 
-// server is the real one, between a simulated Discord's gateway and listeners.
+// server is the real server, between a simulated Discord and the examples.
 type server struct {
 	url     string
 	discord *discordtest.Server
@@ -139,7 +139,7 @@ func startServer(t *testing.T) *server {
 		"GATEHOOK_RETRY_SCHEDULE=50ms,50ms,50ms,200ms,1s,2s",
 	}, `"msg":"the API answers","url":"`)
 	s.url, _, _ = strings.Cut(started, `"`)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	if _, err := discord.WaitReady(ctx, 0); err != nil {
 		t.Fatal(err)
@@ -149,10 +149,10 @@ func startServer(t *testing.T) *server {
 
 func (s *server) id() string { return fmt.Sprint(s.ids.Add(1)) }
 
-// newChannel is one that no other example listens to.
+// newChannel returns a channel that no other example listens to.
 func (s *server) newChannel() string { return s.id() }
 
-// say dispatches a message that somebody wrote in a channel, and returns its id.
+// say dispatches a message in a channel, and returns its id.
 func (s *server) say(t *testing.T, channel, content string, bot bool) string {
 	t.Helper()
 	id := s.id()
@@ -172,7 +172,7 @@ func (s *server) register(t *testing.T, listener string) {
 	}
 }
 
-// publicKey is what deliveries in the format discord are verified with.
+// publicKey returns the key that verifies deliveries in the format discord.
 func (s *server) publicKey(t *testing.T) string {
 	t.Helper()
 	var keys struct {
@@ -182,7 +182,7 @@ func (s *server) publicKey(t *testing.T) string {
 	}
 	status, body := s.call(t, http.MethodGet, "/signing-keys", "")
 	if err := json.Unmarshal([]byte(body), &keys); err != nil || len(keys.Data) != 1 {
-		t.Fatalf("the signing keys: %d %s", status, body)
+		t.Fatalf("read the signing keys: %d %s", status, body)
 	}
 	return keys.Data[0].PublicKey
 }
@@ -211,7 +211,7 @@ func post(ctx context.Context, t *testing.T, url string, header http.Header, bod
 
 func do(t *testing.T, req *http.Request) (status int, answer string) {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: timeout}
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -224,20 +224,20 @@ func do(t *testing.T, req *http.Request) (status int, answer string) {
 	return resp.StatusCode, string(b)
 }
 
-// message is what an example posts to a channel.
+// message is a message that an example posts to a channel.
 type message struct {
 	Content      string `json:"content"`
 	Nonce        string `json:"nonce"`
 	EnforceNonce bool   `json:"enforce_nonce"`
 }
 
-// rest stands for the part of Discord's REST API that examples call. Unlike
-// Discord it makes a message for every POST, whatever the nonce: what is tested
-// is that the example does not ask twice.
+// rest is the part of Discord's REST API that examples call. Unlike Discord it
+// creates a message for every POST, whatever the nonce, so that the test notices an
+// example that posts twice.
 type rest struct {
 	url string
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	channels map[string][]message
 	failing  map[string]bool
 	news     chan struct{} // closed and replaced with every message
@@ -290,7 +290,7 @@ func (r *rest) fail(channel string) {
 // more.
 func (r *rest) wait(t *testing.T, channel string, n int) {
 	t.Helper()
-	limit := time.NewTimer(patience)
+	limit := time.NewTimer(timeout)
 	defer limit.Stop()
 	for {
 		r.mu.Lock()
@@ -305,7 +305,7 @@ func (r *rest) wait(t *testing.T, channel string, n int) {
 		select {
 		case <-news:
 		case <-limit.C:
-			t.Fatalf("%d messages in the channel after %v, want %d", got, patience, n)
+			t.Fatalf("%d messages in the channel after %v, want %d", got, timeout, n)
 		}
 	}
 }
@@ -316,21 +316,21 @@ func (r *rest) messages(channel string) []message {
 	return append([]message(nil), r.channels[channel]...)
 }
 
-// delivery is one that went through a tap.
+// delivery is a delivery that passed through a tap.
 type delivery struct {
 	header   http.Header
 	body     []byte
-	accepted []int // what the example answered, other than by refusing it
+	accepted []int // the example's answers that accepted it
 }
 
-// tap stands between the server and an example. It loses the first answer that
-// accepts a delivery: the server sees a 500 and delivers it again.
+// tap stands between the server and an example. It replaces the first answer that
+// accepts a delivery with a 500, so that the server delivers it again.
 type tap struct {
 	url, to string
 	t       *testing.T
-	done    chan delivery // those that were accepted twice
+	done    chan delivery // deliveries that were accepted twice
 
-	mu         sync.Mutex
+	mu         sync.Mutex // guards the fields below
 	deliveries map[string]*delivery
 	refusals   []int
 	latest     delivery
@@ -349,12 +349,12 @@ func newTap(t *testing.T, to string) *tap {
 func (p *tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return // the server ends
+		return // the server is stopping
 	}
 	status := post(context.WithoutCancel(r.Context()), p.t, p.to, r.Header, body)
 	id := r.Header.Get("webhook-id")
 	if !bytes.Contains(body, []byte(`MESSAGE_CREATE"`)) || id == "" {
-		w.WriteHeader(status) // a PING
+		w.WriteHeader(status) // the answer to a PING
 		return
 	}
 	p.mu.Lock()
@@ -385,8 +385,8 @@ func (p *tap) wait(t *testing.T) delivery {
 	select {
 	case d := <-p.done:
 		return d
-	case <-time.After(patience):
-		t.Fatalf("no delivery within %v", patience)
+	case <-time.After(timeout):
+		t.Fatalf("no delivery within %v", timeout)
 		return delivery{}
 	}
 }
@@ -397,7 +397,7 @@ func (p *tap) last() delivery {
 	return p.latest
 }
 
-// refused are the statuses other than 2xx that the example answered.
+// refused returns the example's answers other than 2xx.
 func (p *tap) refused() []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,5 +1,5 @@
-// A Carbon bot that needs no gateway of its own: Gatehook delivers its events
-// to its /events route. It answers !ping.
+// A Carbon bot without a gateway connection: Gatehook delivers its events to its
+// /events route. It answers !ping.
 import { Client, type ListenerEventData, MessageCreateListener } from "@buape/carbon";
 import { createHandler } from "@buape/carbon/adapters/fetch";
 
@@ -7,13 +7,13 @@ class Ping extends MessageCreateListener {
   async handle({ rawMessage: message }: ListenerEventData["MESSAGE_CREATE"], client: Client): Promise<void> {
     if (message.author.bot || message.content !== "!ping") return;
     await client.rest.post(`/channels/${message.channel_id}/messages`, {
-      // Should a message get here twice, Discord makes one of a nonce.
+      // If a message gets here twice, Discord creates only one answer per nonce.
       body: { content: "Pong!", nonce: message.id, enforce_nonce: true },
     });
   }
 }
 
-/** Carbon looks at the signature alone. This looks at the age, and at what came before, as well. */
+/** Carbon checks only the signature. This also checks the age, and whether the delivery is done already. */
 class Bot extends Client {
   #done = new Set<string>(); // A table in your database outlives a restart.
 
@@ -31,7 +31,7 @@ class Bot extends Client {
 
 const bot = new Bot(
   {
-    baseUrl: "http://localhost", // its path is the prefix of the routes: none
+    baseUrl: "http://localhost", // its path would be the prefix of the routes
     clientId: process.env.DISCORD_CLIENT_ID!,
     publicKey: process.env.GATEHOOK_PUBLIC_KEY!.split(","), // from GET /signing-keys
     token: process.env.DISCORD_TOKEN!,

@@ -1,6 +1,6 @@
-// A Chat SDK bot that needs no gateway of its own: Gatehook delivers what its
-// Discord adapter otherwise needs a cron job and a long function for. It
-// answers !ping.
+// A Chat SDK bot without a gateway connection: Gatehook delivers the events for
+// which its Discord adapter otherwise needs a cron job and a long-running function.
+// It answers !ping.
 import { createDiscordAdapter } from "@chat-adapter/discord";
 import { createMemoryState } from "@chat-adapter/state-memory";
 import { Chat } from "chat";
@@ -14,7 +14,7 @@ const discord = createDiscordAdapter({
 const bot = new Chat({
   userName: "ping-bot",
   adapters: { discord },
-  // A shared one (Redis, PostgreSQL) is seen by all instances.
+  // For several instances, use shared state (Redis, PostgreSQL).
   state: createMemoryState(),
 });
 
@@ -26,7 +26,7 @@ const done = new Set<string>(); // A table in your database outlives a restart.
 const webhook = new Webhook(process.env.GATEHOOK_SECRET!); // from POST /listeners
 
 export default {
-  /** The adapter compares a token. Who and when is proven by the signature, which every delivery has. */
+  /** The adapter only compares a token. The signature proves who sent the delivery, and when. */
   async fetch(request: Request): Promise<Response> {
     try {
       webhook.verify(await request.clone().text(), Object.fromEntries(request.headers));

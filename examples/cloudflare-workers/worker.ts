@@ -16,7 +16,7 @@ export interface Env {
 export default {
   async fetch(request, env) {
     const body = await request.text();
-    let event: Event; // verified over the body as it came, and not older than 5 minutes
+    let event: Event; // verified over the original body, and not older than 5 minutes
     try {
       event = new Webhook(env.GATEHOOK_SECRET).verify(body, Object.fromEntries(request.headers)) as Event;
     } catch {
@@ -33,7 +33,7 @@ export default {
   },
 } satisfies ExportedHandler<Env>;
 
-/** There is one of these for a webhook-id, in one place of the world. It remembers for a week. */
+/** There is one of these per webhook-id, in one place of the world. It remembers for a week. */
 export class Delivery extends DurableObject<Env> {
   async handleOnce(event: Event): Promise<void> {
     await this.ctx.blockConcurrencyWhile(async () => {
@@ -56,7 +56,7 @@ async function handle(event: Event, env: Env): Promise<void> {
   const response = await fetch(`${env.DISCORD_API_URL ?? "https://discord.com/api/v10"}/channels/${message.channel_id}/messages`, {
     method: "POST",
     headers: { authorization: `Bot ${env.DISCORD_TOKEN}`, "content-type": "application/json" },
-    // Should two attempts get here, Discord makes one message of a nonce.
+    // If two attempts get here, Discord creates only one message per nonce.
     body: JSON.stringify({ content: "Pong!", nonce: message.id, enforce_nonce: true }),
   });
   if (!response.ok) throw new Error(`Discord answered ${response.status}`);

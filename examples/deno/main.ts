@@ -8,11 +8,11 @@ type Event = { [N in Name]: webhooks[N]["post"]["requestBody"]["content"]["appli
 
 const webhook = new Webhook(Deno.env.get("GATEHOOK_SECRET")!); // from POST /listeners
 const api = Deno.env.get("DISCORD_API_URL") ?? "https://discord.com/api/v10";
-const memory = await Deno.openKv(Deno.env.get("KV_PATH")); // on Deno Deploy all instances share it
+const memory = await Deno.openKv(Deno.env.get("KV_PATH")); // shared by all instances on Deno Deploy
 
 async function receive(request: Request): Promise<Response> {
   const body = Buffer.from(await request.arrayBuffer());
-  let event: Event; // verified over the bytes as they came, and not older than 5 minutes
+  let event: Event; // verified over the original bytes, and not older than 5 minutes
   try {
     event = webhook.verify(body, Object.fromEntries(request.headers)) as Event;
   } catch {
@@ -38,7 +38,7 @@ async function handle(event: Event): Promise<void> {
   const response = await fetch(`${api}/channels/${message.channel_id}/messages`, {
     method: "POST",
     headers: { authorization: `Bot ${Deno.env.get("DISCORD_TOKEN")}`, "content-type": "application/json" },
-    // Should two attempts get here at once, Discord makes one message of a nonce.
+    // If two attempts get here at once, Discord creates only one message per nonce.
     body: JSON.stringify({ content: "Pong!", nonce: message.id, enforce_nonce: true }),
   });
   if (!response.ok) throw new Error(`Discord answered ${response.status}`);

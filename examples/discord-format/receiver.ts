@@ -1,6 +1,6 @@
-// Receives events in the format of Discord's own webhook events, and answers
-// !ping. What comes from Discord itself (Developer Portal → Webhooks) can come
-// here too: give both public keys.
+// Receives events in the format of Discord's own webhook events, and answers !ping.
+// It can receive Discord's own events too (Developer Portal → Webhooks): give both
+// public keys.
 import { createServer, type IncomingMessage } from "node:http";
 import { verifyKey } from "discord-interactions";
 import type { webhooks } from "./gatehook.js";
@@ -21,7 +21,7 @@ const publicKeys = process.env.GATEHOOK_PUBLIC_KEY!.split(","); // from GET /sig
 const api = process.env.DISCORD_API_URL ?? "https://discord.com/api/v10";
 const done = new Set<string>(); // A table in your database outlives a restart.
 
-/** Verified over the bytes as they came. The library does not look at the age: we do. */
+/** Verifies the signature over the original bytes, and the age, which the library does not check. */
 async function genuine(body: Buffer, headers: IncomingMessage["headers"]): Promise<boolean> {
   const signature = headers["x-signature-ed25519"];
   const timestamp = headers["x-signature-timestamp"];
@@ -53,7 +53,7 @@ async function handle(event: Event): Promise<void> {
   const response = await fetch(`${api}/channels/${message.channel_id}/messages`, {
     method: "POST",
     headers: { authorization: `Bot ${process.env.DISCORD_TOKEN}`, "content-type": "application/json" },
-    // Should two attempts get here at once, Discord makes one message of a nonce.
+    // If two attempts get here at once, Discord creates only one message per nonce.
     body: JSON.stringify({ content: "Pong!", nonce: message.id, enforce_nonce: true }),
   });
   if (!response.ok) throw new Error(`Discord answered ${response.status}`);

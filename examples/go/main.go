@@ -22,7 +22,7 @@ type delivery struct {
 	Data json.RawMessage `json:"data"`
 }
 
-// message is what this receiver needs of a MESSAGE_CREATE.
+// message holds the fields of a MESSAGE_CREATE that this receiver needs.
 type message struct {
 	ID        string `json:"id"`
 	ChannelID string `json:"channel_id"`
@@ -43,9 +43,9 @@ type receiver struct {
 func (rc *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 16<<20))
 	if err != nil {
-		return // it was cut off: Gatehook comes again
+		return // the request was cut off: Gatehook tries again
 	}
-	// Verified over the bytes as they came, and not older than 5 minutes.
+	// Verified over the original bytes, and not older than 5 minutes.
 	if err := rc.webhook.Verify(body, r.Header); err != nil {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
@@ -85,7 +85,7 @@ func (rc *receiver) handle(r *http.Request, d delivery) error {
 	if m.Author.Bot || m.Content != "!ping" {
 		return nil
 	}
-	// Should two attempts get here at once, Discord makes one message of a nonce.
+	// If two attempts get here at once, Discord creates only one message per nonce.
 	answer, err := json.Marshal(map[string]any{"content": "Pong!", "nonce": m.ID, "enforce_nonce": true})
 	if err != nil {
 		return err

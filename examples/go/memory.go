@@ -5,18 +5,18 @@ import (
 	"sync"
 )
 
-// memory remembers which deliveries are done. A table in your database
-// outlives a restart and is shared by all your processes.
+// memory remembers which deliveries are done. A table in your database would outlive
+// a restart, and be shared by all your processes.
 type memory interface {
 	Has(ctx context.Context, id string) (bool, error)
 	Add(ctx context.Context, id string) error
 }
 
-// processMemory is a memory of this process: the last ids, up to a number.
+// processMemory remembers the last ids in this process, up to a number.
 type processMemory struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // guards the fields below
 	done map[string]bool
-	ids  []string // a ring, in the order they came
+	ids  []string // a ring, oldest first from next on
 	next int
 }
 

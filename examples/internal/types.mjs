@@ -1,5 +1,5 @@
-// Generates the examples' types from the OpenAPI document, as a user would from
-// /openapi.json, and checks all examples, those against them that use them.
+// Generates types from the OpenAPI document, as a user would from /openapi.json, and
+// type-checks all examples.
 import { execFile } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -19,14 +19,14 @@ const examples = {
   "google-cloud-functions": check("google-cloud-functions"),
   "vercel-nextjs": check("vercel-nextjs"),
 };
-// These bots have their events' types from their libraries.
+// The libraries of these bots have types for events.
 const typed = new Set(["carbon", "chat-sdk"]);
 const checked = Object.entries(examples).map(async ([name, [command, ...args]]) => {
   if (!typed.has(name)) writeFileSync(`${name}/gatehook.d.ts`, types);
   await promisify(execFile)(command, args).catch((error) => {
     throw new Error(`${name}:\n${error.stdout}${error.stderr}`);
   });
-  console.log(`${name}: its types are right`);
+  console.log(`${name}: the types are correct`);
 });
 await Promise.all(checked);
 const [command, ...args] = check("internal");

@@ -1,5 +1,5 @@
-// What the types generated from the OpenAPI document promise to a receiver. tsc
-// fails where an expected error does not occur.
+// Checks what the types generated from the OpenAPI document guarantee to a receiver.
+// tsc fails where an expected error does not occur.
 import type { webhooks } from "../aws-lambda/gatehook.js";
 
 type Name = Exclude<keyof webhooks, "event">;
@@ -15,7 +15,7 @@ export function check(event: Event): void {
     case "MESSAGE_CREATE":
       event.data.author.bot satisfies boolean;
       event.data.guild_id satisfies string | null;
-      // @ts-expect-error it may be null, outside of guilds
+      // @ts-expect-error it is null outside of guilds
       event.data.guild_id satisfies string;
       break;
     case "CHANNEL_UPDATE":

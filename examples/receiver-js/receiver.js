@@ -16,12 +16,12 @@ async function receive(request) {
     if ((size += chunk.length) > 16 << 20) throw new Error("body of more than 16 MiB");
     chunks.push(chunk);
   }
-  let event; // verified over the bytes as they came: parse nothing before
+  let event; // verified over the original bytes: parse nothing before
   try { event = webhook.verify(Buffer.concat(chunks), request.headers); } catch { return 401; }
   const id = request.headers["webhook-id"]; // the same for every attempt: handle it once
   if (!work.has(id)) work.set(id, handle(event));
   if (work.size > 10_000) work.delete(work.keys().next().value);
-  try { await work.get(id); return 204; } catch { work.delete(id); return 500; } // 500: tried again
+  try { await work.get(id); return 204; } catch { work.delete(id); return 500; } // Gatehook tries again
 }
 
 const server = createServer((request, response) =>

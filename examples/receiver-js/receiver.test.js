@@ -1,5 +1,5 @@
-// Runs receiver.js as a process and sends it deliveries that are signed here
-// with node:crypto, not with the library that verifies them.
+// Runs receiver.js as a process and sends it deliveries. They are signed here with
+// node:crypto, not with the library that verifies them.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHmac, randomBytes, randomUUID } from "node:crypto";
@@ -21,7 +21,7 @@ const body = JSON.stringify({
 let receiver;
 let output;
 let url;
-const lines = []; // what the receiver printed: a line for each delivery handled
+const lines = []; // the receiver's output: a line per handled delivery
 
 before(async () => {
   receiver = spawn(process.execPath, [fileURLToPath(new URL("receiver.js", import.meta.url))], {
@@ -60,8 +60,8 @@ async function deliver({ id, timestamp = now(), text = body, signature = sign(id
   return response.status;
 }
 
-// handled takes the lines printed since it was called last. Lines come in
-// order, so all are there when that of one more delivery is.
+// handled returns the lines printed since its last call. Lines come in order, so all
+// have arrived once the line of one more delivery has.
 async function handled() {
   const mark = randomUUID();
   await deliver({ id: `dlv_${mark}`, text: JSON.stringify({ type: "MARK", data: { guild_id: mark } }) });
@@ -90,7 +90,7 @@ const forged = {
     signature: sign(id, timestamp, body),
   }),
   "under another id": (id, timestamp) => ({ signature: sign("dlv_other", timestamp, body) }),
-  "with a newer timestamp than was signed": (id, timestamp) => ({ signature: sign(id, timestamp - 1, body) }),
+  "with a newer timestamp than the signed one": (id, timestamp) => ({ signature: sign(id, timestamp - 1, body) }),
   "signed six minutes ago": () => ({ timestamp: now() - 360 }),
   "signed six minutes ahead": () => ({ timestamp: now() + 360 }),
   "without a signature": () => ({ signature: "" }),
@@ -102,19 +102,19 @@ for (const [what, forge] of Object.entries(forged)) {
     const timestamp = now();
     assert.equal(await deliver({ id, timestamp, ...forge(id, timestamp) }), 401);
     assert.deepEqual(await handled(), []);
-    assert.equal(await deliver({ id }), 204); // nothing else was wrong, and the id was not used up
+    assert.equal(await deliver({ id }), 204); // nothing else was wrong, and the id is not taken as done
     assert.deepEqual(await handled(), ["GUILD_BAN_ADD 41771983423143937"]);
   });
 }
 
-test("a delivery that could not be handled is asked for again", async () => {
+test("a delivery that could not be handled is answered 500, to be sent again", async () => {
   const text = JSON.stringify({ type: "GUILD_BAN_ADD", data: null });
   assert.equal(await deliver({ id: "dlv_5", text }), 500);
   assert.equal(await deliver({ id: "dlv_5" }), 204);
   assert.deepEqual(await handled(), ["GUILD_BAN_ADD 41771983423143937"]);
 });
 
-test("a body that is too large costs the connection, not the receiver", async () => {
+test("a body that is too large ends the connection, not the receiver", async () => {
   await assert.rejects(deliver({ id: "dlv_6", text: "x".repeat((16 << 20) + 1) }), TypeError);
   assert.equal(await deliver({ id: "dlv_7" }), 204);
 });

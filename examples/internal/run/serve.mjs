@@ -1,7 +1,7 @@
-// What platforms do in front of a function: HTTP.
+// The HTTP server that a platform runs in front of a function.
 import { createServer } from "node:http";
 
-/** Serves requests with answer({method, url, headers, body}) → {status}. */
+/** Answers requests with answer({method, url, headers, body}) → {status}. */
 export function serve(answer) {
   const server = createServer(async (request, response) => {
     const chunks = [];

@@ -1,5 +1,5 @@
 // Calls the route's handler with Web Requests, as Next.js does. `next` itself is
-// left out: installing and building an app would add only the router before it.
+// left out: installing it and building an app would add nothing but its router.
 import { bundle } from "./bundle.mjs";
 import { serve } from "./serve.mjs";
 

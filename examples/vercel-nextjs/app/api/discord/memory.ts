@@ -1,6 +1,6 @@
-// Remembers for a week which deliveries are done: in Redis over HTTP (Upstash,
-// from Vercel's marketplace), where all instances of the function see it, or,
-// without KV_REST_API_URL, in this one alone.
+// Remembers for a week which deliveries are done: in Redis over HTTP (Upstash, from
+// Vercel's marketplace), for all instances of the function, or, without
+// KV_REST_API_URL, in this instance only.
 export interface Memory {
   has(id: string): Promise<boolean>;
   add(id: string): Promise<void>;

@@ -8,7 +8,7 @@ type Event = { [N in Name]: webhooks[N]["post"]["requestBody"]["content"]["appli
 
 export async function POST(request: Request): Promise<Response> {
   const body = Buffer.from(await request.arrayBuffer());
-  let event: Event; // verified over the bytes as they came, and not older than 5 minutes
+  let event: Event; // verified over the original bytes, and not older than 5 minutes
   try {
     const webhook = new Webhook(process.env.GATEHOOK_SECRET!); // from POST /listeners
     event = webhook.verify(body, Object.fromEntries(request.headers)) as Event;
@@ -36,7 +36,7 @@ async function handle(event: Event): Promise<void> {
   const response = await fetch(`${api}/channels/${message.channel_id}/messages`, {
     method: "POST",
     headers: { authorization: `Bot ${process.env.DISCORD_TOKEN}`, "content-type": "application/json" },
-    // Should two attempts get here at once, Discord makes one message of a nonce.
+    // If two attempts get here at once, Discord creates only one message per nonce.
     body: JSON.stringify({ content: "Pong!", nonce: message.id, enforce_nonce: true }),
   });
   if (!response.ok) throw new Error(`Discord answered ${response.status}`);
