@@ -134,8 +134,7 @@ func (r *reader) token(name string, need bool) secret.Value {
 		r.problems = append(r.problems, fmt.Errorf(
 			"%s is not set: give the bot token from the developer portal (Bot, Reset Token), or try `demo`, which needs none", name))
 	case strings.ContainsAny(s, " \t\r\n\""):
-		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not valid: expected a bot token, with or without the prefix \"Bot \"; this one contains spaces or quotes", name))
+		r.problem(name, "[redacted]", `a bot token, with or without the prefix "Bot "`, errors.New("this one contains spaces or quotes"))
 	}
 	return secret.New(s)
 }
@@ -147,8 +146,7 @@ func (r *reader) databaseURL(name string) secret.Value {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not valid: expected a URL such as postgres://user:password@host:5432/database", name))
+		r.problem(name, "[redacted]", "a URL such as postgres://user:password@host:5432/database", nil)
 	}
 	return secret.New(s)
 }
@@ -163,14 +161,19 @@ func (r *reader) httpURL(name, byDefault string) string {
 
 func (r *reader) addr(name, byDefault string) string {
 	s := r.text(name, byDefault)
-	_, port, err := net.SplitHostPort(s)
-	if err == nil {
-		_, err = strconv.ParseUint(port, 10, 16)
-	}
-	if err != nil {
+	if _, err := hostOf(s); err != nil {
 		r.problem(name, s, "host:port such as "+byDefault+" or :8080", nil)
 	}
 	return s
+}
+
+// hostOf returns the host of an address, whose port must be a number.
+func hostOf(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	return host, err
 }
 
 // loopback reads an address that can't be reached from other machines; "" if it
@@ -180,10 +183,7 @@ func (r *reader) loopback(name string) string {
 	if s == "" {
 		return ""
 	}
-	host, port, err := net.SplitHostPort(s)
-	if err == nil {
-		_, err = strconv.ParseUint(port, 10, 16)
-	}
+	host, err := hostOf(s)
 	if ip, _ := netip.ParseAddr(host); err != nil || host != "localhost" && !ip.IsLoopback() {
 		r.problem(name, s, "a loopback address such as 127.0.0.1:6060, [::1]:6060 or localhost:6060", nil)
 	}
@@ -210,8 +210,7 @@ func (r *reader) prefixes(name string) []netip.Prefix {
 func (r *reader) keys(name string) secret.Keys {
 	k, err := secret.ParseKeys(r.getenv(name))
 	if err != nil {
-		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not valid: expected 32 bytes in base64 or hex (openssl rand -base64 32), or several of these joined with commas (%w)", name, err))
+		r.problem(name, "[redacted]", "32 bytes in base64 or hex (openssl rand -base64 32), or several of these joined with commas", err)
 	}
 	return k
 }
@@ -229,8 +228,7 @@ func (r *reader) proxy() func(*url.URL) (*url.URL, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
-		r.problems = append(r.problems, fmt.Errorf(
-			"%s=[redacted] is not valid: expected the URL of an http, https or socks5 proxy such as http://proxy.example:3128", name))
+		r.problem(name, "[redacted]", "the URL of an http, https or socks5 proxy such as http://proxy.example:3128", nil)
 		return nil
 	}
 	c := httpproxy.Config{HTTPSProxy: u.String(), NoProxy: r.text("NO_PROXY", r.text("no_proxy", ""))}

@@ -142,8 +142,7 @@ func (r *reader) headers(name string) (values []secret.Value) {
 		value, err := url.PathUnescape(escaped)
 		value = strings.TrimSpace(value)
 		if err != nil || !found || !httpguts.ValidHeaderFieldName(strings.TrimSpace(key)) || !httpguts.ValidHeaderFieldValue(value) {
-			r.problems = append(r.problems, fmt.Errorf(
-				"%s=[redacted] is not valid: expected name=value pairs joined with commas, with commas and %% in values percent-encoded (pair %d is not valid)", name, i+1))
+			r.problem(name, "[redacted]", "name=value pairs joined with commas, with commas and % in values percent-encoded", fmt.Errorf("pair %d is not valid", i+1))
 			continue
 		}
 		values = append(values, secret.New(value), secret.New(escaped))

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// Processes that share a bot use one token, so Discord can't tell them apart. A
-// script has to, for two reasons: what Discord told one process the others
-// don't know, and other processes may take over the sessions of a stopped one.
+// Processes that share a bot use one token, so Discord can't distinguish them. A
+// script has to, for two reasons: Discord's messages to one process are unknown to
+// the others, and other processes may take over the sessions of a stopped one.
 
 // TokenOf returns a token that is accepted like Token and names the client that
 // uses it. Give every process its own, and a new one after a restart.

@@ -125,13 +125,13 @@ func (c *conn) voiceStateLocked(ss *session, d json.RawMessage) {
 		return
 	}
 	c.onShardLocked(opVoiceState, p.Guild, ss)
-	s.pushLocked(ss, "VOICE_STATE_UPDATE", frame{name: "VOICE_STATE_UPDATE", data: mustJSON(map[string]any{
+	s.pushLocked(ss, frame{name: "VOICE_STATE_UPDATE", data: mustJSON(map[string]any{
 		"guild_id": p.Guild, "channel_id": channel, "user_id": strconv.FormatUint(s.cfg.UserID, 10), "session_id": ss.id,
 		"self_mute": *p.Mute, "self_deaf": *p.Deaf, "mute": false, "deaf": false, "self_video": false, "suppress": false,
 		"request_to_speak_timestamp": nil,
 	})}, 0)
 	if channel != nil {
-		s.pushLocked(ss, "VOICE_SERVER_UPDATE", frame{name: "VOICE_SERVER_UPDATE", data: mustJSON(map[string]any{
+		s.pushLocked(ss, frame{name: "VOICE_SERVER_UPDATE", data: mustJSON(map[string]any{
 			"guild_id": p.Guild, "token": "voice", "endpoint": "voice.example:443",
 		})}, 0)
 	}
@@ -188,7 +188,7 @@ func (c *conn) membersLocked(ss *session, d json.RawMessage) {
 	}
 	if s.cfg.Chunks != nil {
 		for _, chunk := range s.cfg.Chunks(d) {
-			s.pushLocked(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: chunk}, 0)
+			s.pushLocked(ss, frame{name: "GUILD_MEMBERS_CHUNK", data: chunk}, 0)
 		}
 		return
 	}
@@ -196,7 +196,7 @@ func (c *conn) membersLocked(ss *session, d json.RawMessage) {
 	if p.Nonce != "" && len(p.Nonce) <= maxNonce {
 		chunk["nonce"] = p.Nonce
 	}
-	s.pushLocked(ss, "GUILD_MEMBERS_CHUNK", frame{name: "GUILD_MEMBERS_CHUNK", data: mustJSON(chunk)}, 0)
+	s.pushLocked(ss, frame{name: "GUILD_MEMBERS_CHUNK", data: mustJSON(chunk)}, 0)
 }
 
 // takeMembersLocked reports whether all members of a guild may be requested now.
@@ -212,7 +212,7 @@ func (s *Server) takeMembersLocked(ss *session, p *membersPayload) bool {
 	if p.Nonce != "" {
 		meta["nonce"] = p.Nonce
 	}
-	s.pushLocked(ss, "RATE_LIMITED", frame{name: "RATE_LIMITED", data: mustJSON(map[string]any{
+	s.pushLocked(ss, frame{name: "RATE_LIMITED", data: mustJSON(map[string]any{
 		"opcode": opMembers, "retry_after": (membersWindow - now.Sub(last)).Seconds(), "meta": meta,
 	})}, 0)
 	return false

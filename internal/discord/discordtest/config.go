@@ -32,7 +32,7 @@ type Config struct {
 	// Guilds are the guilds that READY lists, each on its own shard.
 	Guilds []uint64
 
-	// Shards is what /gateway/bot recommends. Default 1.
+	// Shards is the number of shards that /gateway/bot recommends. Default 1.
 	Shards int
 	// SessionStart is the limit of session starts that /gateway/bot reports.
 	// Default 1000 of 1000, reset after 24 h, max_concurrency 1.

@@ -40,7 +40,7 @@ func (s *Server) Dispatch(shard int, name string, data []byte) (Sent, error) {
 	if err != nil {
 		return Sent{}, err
 	}
-	return s.dispatch(shard, name, f)
+	return s.dispatch(shard, f)
 }
 
 // Frame is a recorded dispatch, ready to be sent again.
@@ -109,14 +109,14 @@ func (s *Server) DispatchFrame(shard int, f Frame) (Sent, error) {
 	if f.f.head == nil {
 		return Sent{}, errors.New("discordtest: dispatch an empty Frame: make one with ParseFrame")
 	}
-	return s.dispatch(shard, f.Name, f.f)
+	return s.dispatch(shard, f.f)
 }
 
-func (s *Server) dispatch(shard int, name string, f frame) (Sent, error) {
+func (s *Server) dispatch(shard int, f frame) (Sent, error) {
 	var one [1]Sent // room for the usual case: one session on this shard
-	sent, err := s.send(one[:0], name, f, func() []*session { return s.byShard[shard] })
+	sent, err := s.send(one[:0], f, func() []*session { return s.byShard[shard] })
 	if err != nil {
-		return Sent{}, fmt.Errorf("shard %d, %s: %w", shard, name, err)
+		return Sent{}, fmt.Errorf("shard %d, %s: %w", shard, f.name, err)
 	}
 	return sent[len(sent)-1], nil
 }
@@ -136,7 +136,7 @@ func (s *Server) broadcast(name string, data []byte, to func(*session) bool) ([]
 	if err != nil {
 		return nil, err
 	}
-	return s.send(nil, name, f, func() (found []*session) {
+	return s.send(nil, f, func() (found []*session) {
 		for _, sessions := range s.byShard {
 			for _, ss := range sessions {
 				if to(ss) {
@@ -161,7 +161,7 @@ func newFrame(name string, data []byte) (frame, error) {
 
 // send puts a frame into the sessions that to returns, as soon as all of them
 // have room, and appends to sent where it went. It calls to with s.mu held.
-func (s *Server) send(sent []Sent, name string, f frame, to func() []*session) ([]Sent, error) {
+func (s *Server) send(sent []Sent, f frame, to func() []*session) ([]Sent, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := to()
@@ -182,20 +182,21 @@ func (s *Server) send(sent []Sent, name string, f frame, to func() []*session) (
 	}
 	s.calls++
 	for _, ss := range sessions {
-		sent = append(sent, s.pushLocked(ss, name, f, s.calls))
+		sent = append(sent, s.pushLocked(ss, f, s.calls))
 	}
 	return sent, nil
 }
 
-// pushLocked puts a frame into the session, unless its intents exclude it.
-func (s *Server) pushLocked(ss *session, name string, f frame, call int64) Sent {
-	if s.cfg.Wants != nil && call != 0 && !s.cfg.Wants(ss.intents, name) {
+// pushLocked puts a frame into the session, unless its intents exclude it. call is
+// 0 for frames that are sent whatever the intents.
+func (s *Server) pushLocked(ss *session, f frame, call int64) Sent {
+	if s.cfg.Wants != nil && call != 0 && !s.cfg.Wants(ss.intents, f.name) {
 		return Sent{}
 	}
 	ss.push(f)
 	sent := Sent{ss.id, ss.seq}
 	if s.cfg.LogDispatches {
-		s.records = append(s.records, Record{call, ss.shard, name, sent})
+		s.records = append(s.records, Record{call, ss.shard, f.name, sent})
 	}
 	return sent
 }

@@ -37,6 +37,6 @@
 // Sessions outlive connections, as they do at Discord. A session numbers its
 // dispatches, beginning with READY, and keeps them for replay; RESUMED has a
 // number too. A connection is a cursor into the dispatches of its session.
-// Config, Close and receive.go say how broken rules are answered, and what we
-// chose where Discord's documentation is silent.
+// Config, Close and receive.go say how broken rules are answered, and how we
+// decided where Discord's documentation is silent.
 package discordtest

@@ -96,7 +96,7 @@ func (c *conn) replayLocked(ss *session, seq int64) {
 	c.attachLocked(ss)
 	s.noteLocked(Entry{Kind: Resumed, Conn: c.id, Shard: ss.shard, Session: ss.id, Seq: seq})
 	// The end of the replay is a dispatch with a number of its own.
-	s.pushLocked(ss, "RESUMED", frame{name: "RESUMED", data: []byte(`{"_trace":["discordtest"]}`)}, 0)
+	s.pushLocked(ss, frame{name: "RESUMED", data: []byte(`{"_trace":["discordtest"]}`)}, 0)
 }
 
 // fenceLocked takes the session away from the connection that still uses it. It

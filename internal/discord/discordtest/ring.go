@@ -2,13 +2,11 @@ package discordtest
 
 import "strconv"
 
-// frame is a dispatch without its sequence number. Either name and data are
-// set, or head and data: the bytes of a recorded frame before and after the
-// value of `s`.
+// frame is a dispatch without its sequence number.
 type frame struct {
 	name string
-	head []byte
-	data []byte
+	head []byte // of a recorded frame: the bytes before the value of `s`
+	data []byte // the value of `d`; of a recorded frame, the bytes after that of `s`
 }
 
 // append writes the frame with its sequence number.

@@ -102,7 +102,7 @@ func (s *Server) beginLocked(c *conn, ss *session) {
 	s.order = append(s.order, ss)
 	s.byShard[ss.shard] = append(s.byShard[ss.shard], ss)
 	c.attachLocked(ss)
-	s.pushLocked(ss, "READY", frame{name: "READY", data: s.readyDataLocked(ss)}, 0)
+	s.pushLocked(ss, frame{name: "READY", data: s.readyDataLocked(ss)}, 0)
 	s.noteLocked(Entry{Kind: Ready, Conn: c.id, Shard: ss.shard, Session: ss.id})
 }
 

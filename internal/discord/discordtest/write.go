@@ -168,24 +168,21 @@ func (c *conn) perform(a Action) error {
 		return c.ws.Write(c.ctx, typ, broken)
 	case verbText:
 		return c.ws.Write(c.ctx, websocket.MessageText, a.payload)
-	case verbDelay:
-		c.sleep(a.wait)
-		return nil
-	case verbSkip:
-		return nil
 	case verbClose:
 		c.end(a.code)
 		return c.sendClose(a.code)
-	case verbSilence:
-		c.silence()
-		return nil
-	case verbReset:
-		c.reset()
-		return nil
-	default: // Drop; Arm refuses Status here
+	case verbDrop:
 		c.end(1006)
 		return c.wire.closeWrite()
+	case verbDelay:
+		c.sleep(a.wait)
+	case verbSilence:
+		c.silence()
+	case verbReset:
+		c.reset()
+	default: // Skip does nothing here; Arm refuses Status
 	}
+	return nil
 }
 
 // sleep waits unless the connection or the server ends.
