@@ -22,7 +22,7 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 	t.Parallel()
 	const replayed, live = 10_000, 60
 	var gate sync.RWMutex // locked: the callback does not answer
-	c := newCallback(t, func(call) (int, http.Header) {
+	c := newReceiver(t, func(call) (int, http.Header) {
 		gate.RLock()
 		defer gate.RUnlock()
 		return http.StatusNoContent, nil
@@ -99,7 +99,7 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 		t.Errorf("order (-want +got):\n%s", diff)
 	}
 
-	c := newCallback(t, func(call) (int, http.Header) { return http.StatusOK, nil })
+	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusOK, nil })
 	b := setup(t, Config{}, c.URL)
 	b.stop()
 	b.commit(t, 40, 1, 1)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -369,15 +370,15 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
 	rec := record{job: job{stored: stored, listener: l.ID, shared: new(shared)}, attempted: true, startedAt: time.Now()}
 	span, parent := d.cfg.Traces.attempt(ctx, &rec)
-	t, err := newTarget(l)
+	t, err := callback.NewTarget(l)
 	var body []byte
 	if err == nil {
 		body, err = rec.job.body(l, d.cfg.Application())
 	}
 	if err != nil {
-		rec.result = result{err: err, class: classRefused}
+		rec.result = callback.Result{Err: err, Class: callback.ClassRefused}
 	} else {
-		rec.result = d.sender.send(ctx, t, stored, body, rec.job.id(), 1, parent)
+		rec.result = d.send(ctx, t, l, &rec, body, parent)
 	}
 	if rec.outcome = decide(rec.result, decision{attempt: 1, now: time.Now()}); rec.outcome.kind != delivered {
 		rec.outcome = outcome{kind: exhausted}
@@ -398,7 +399,7 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 		return attempted{}, fmt.Errorf("record a test: %w", err)
 	}
 	return attempted{
-		id: rec.job.id(), number: 1, startedAt: rec.startedAt, took: rec.result.duration, status: rec.result.status,
+		id: rec.job.id(), number: 1, startedAt: rec.startedAt, took: rec.result.Duration, status: rec.result.Status,
 		delivered: rec.outcome.kind == delivered, problem: made.errors[0], response: made.responses[0],
 	}, nil
 }

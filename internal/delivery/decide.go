@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gatehook/gatehook/internal/callback"
 )
 
 // longestRetryAfter is the most that a callback may ask to be left alone for.
@@ -79,18 +81,18 @@ type decision struct {
 
 // decide says what follows from an attempt. It is the one place that knows
 // what an answer means.
-func decide(r result, d decision) outcome {
+func decide(r callback.Result, d decision) outcome {
 	switch {
-	case r.err == nil && r.status >= 200 && r.status < 300:
+	case r.Err == nil && r.Status >= 200 && r.Status < 300:
 		return outcome{kind: delivered}
-	case r.err == nil && r.status == http.StatusGone:
+	case r.Err == nil && r.Status == http.StatusGone:
 		return outcome{kind: disable, reason: reasonGone}
 	}
 	var o outcome
-	switch r.status {
+	switch r.Status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		o.slow = true
-		if after := retryAfter(r.retryAfter, d.now); after > 0 {
+		if after := retryAfter(r.RetryAfter, d.now); after > 0 {
 			o.notBefore = d.now.Add(after)
 		}
 	case http.StatusBadGateway, http.StatusGatewayTimeout:

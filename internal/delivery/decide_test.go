@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/gatehook/gatehook/internal/callback"
 )
 
 func TestDecide(t *testing.T) {
@@ -18,34 +20,34 @@ func TestDecide(t *testing.T) {
 	broken := errors.New("broken")
 	tests := []struct {
 		name    string
-		r       result
+		r       callback.Result
 		attempt int
 		maxAge  time.Duration
 		want    outcome
 	}{
-		{"200", result{status: 200}, 1, 0, outcome{kind: delivered}},
-		{"204 on a retry", result{status: 204}, 3, 0, outcome{kind: delivered}},
-		{"299", result{status: 299}, 1, 0, outcome{kind: delivered}},
-		{"200 whose body never ended", result{status: 200, err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
-		{"301", result{status: 301}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
-		{"400", result{status: 400}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
-		{"404 the second time", result{status: 404}, 2, 0, outcome{kind: retryAt, at: in(time.Minute)}},
-		{"410", result{status: 410}, 1, 0, outcome{kind: disable, reason: "gone"}},
-		{"410 at the end", result{status: 410}, 3, 0, outcome{kind: disable, reason: "gone"}},
-		{"429", result{status: 429}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
-		{"429 with seconds", result{status: 429, retryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(120 * time.Second), notBefore: in(120 * time.Second), slow: true}},
-		{"429 with fewer seconds than the schedule", result{status: 429, retryAfter: "1"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), notBefore: in(time.Second), slow: true}},
-		{"503 with a date", result{status: 503, retryAfter: date(time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(time.Hour), notBefore: in(time.Hour), slow: true}},
-		{"503 with a date in the past", result{status: 503, retryAfter: date(-time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
-		{"503 with more than a day", result{status: 503, retryAfter: "999999"}, 1, 0, outcome{kind: retryAt, at: in(24 * time.Hour), notBefore: in(24 * time.Hour), slow: true}},
-		{"500 with Retry-After, which is not for it", result{status: 500, retryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
-		{"502", result{status: 502}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
-		{"504", result{status: 504}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
-		{"no response", result{err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
-		{"the last attempt", result{status: 500}, 3, 0, outcome{kind: exhausted}},
-		{"the last attempt, slowed down", result{status: 503}, 3, 0, outcome{kind: exhausted, slow: true}},
-		{"too old by then", result{status: 500}, 1, 5 * time.Second, outcome{kind: expired}},
-		{"just not too old", result{status: 500}, 1, 11 * time.Second, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"200", callback.Result{Status: 200}, 1, 0, outcome{kind: delivered}},
+		{"204 on a retry", callback.Result{Status: 204}, 3, 0, outcome{kind: delivered}},
+		{"299", callback.Result{Status: 299}, 1, 0, outcome{kind: delivered}},
+		{"200 whose body never ended", callback.Result{Status: 200, Err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"301", callback.Result{Status: 301}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"400", callback.Result{Status: 400}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"404 the second time", callback.Result{Status: 404}, 2, 0, outcome{kind: retryAt, at: in(time.Minute)}},
+		{"410", callback.Result{Status: 410}, 1, 0, outcome{kind: disable, reason: "gone"}},
+		{"410 at the end", callback.Result{Status: 410}, 3, 0, outcome{kind: disable, reason: "gone"}},
+		{"429", callback.Result{Status: 429}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"429 with seconds", callback.Result{Status: 429, RetryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(120 * time.Second), notBefore: in(120 * time.Second), slow: true}},
+		{"429 with fewer seconds than the schedule", callback.Result{Status: 429, RetryAfter: "1"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), notBefore: in(time.Second), slow: true}},
+		{"503 with a date", callback.Result{Status: 503, RetryAfter: date(time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(time.Hour), notBefore: in(time.Hour), slow: true}},
+		{"503 with a date in the past", callback.Result{Status: 503, RetryAfter: date(-time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"503 with more than a day", callback.Result{Status: 503, RetryAfter: "999999"}, 1, 0, outcome{kind: retryAt, at: in(24 * time.Hour), notBefore: in(24 * time.Hour), slow: true}},
+		{"500 with Retry-After, which is not for it", callback.Result{Status: 500, RetryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"502", callback.Result{Status: 502}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"504", callback.Result{Status: 504}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"no response", callback.Result{Err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"the last attempt", callback.Result{Status: 500}, 3, 0, outcome{kind: exhausted}},
+		{"the last attempt, slowed down", callback.Result{Status: 503}, 3, 0, outcome{kind: exhausted, slow: true}},
+		{"too old by then", callback.Result{Status: 500}, 1, 5 * time.Second, outcome{kind: expired}},
+		{"just not too old", callback.Result{Status: 500}, 1, 11 * time.Second, outcome{kind: retryAt, at: in(10 * time.Second)}},
 	}
 	for _, tt := range tests {
 		// 0.5 is the middle of the jitter.

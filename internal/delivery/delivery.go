@@ -25,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
@@ -149,7 +150,7 @@ type Delivery struct {
 	instance  Instance
 	log       *slog.Logger
 	metrics   *metrics
-	sender    *sender
+	client    *callback.Client
 	recorder  *recorder
 	keyring   *keyring
 	health    health
@@ -186,9 +187,9 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	}
 	d := &Delivery{
 		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log, keyring: keys,
-		sender: newSender(senderConfig{
+		client: callback.New(callback.Config{
 			Allow: cfg.AllowTargets, Proxy: cfg.Proxy, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
-			Key: keys.newest,
+			Key: func() callback.Key { return keys.newest().Key },
 		}),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
@@ -237,7 +238,7 @@ func (d *Delivery) Run(ctx context.Context) error {
 	d.workers.Wait()
 	d.recorder.close()
 	err := <-recorded
-	d.sender.close()
+	d.client.Close()
 	d.abort(ErrStopped)
 	return err
 }
@@ -252,6 +253,12 @@ func (d *Delivery) Stop() {
 
 // Err says why attempts can't be recorded at the moment, or nil.
 func (d *Delivery) Err() error { return d.recorder.health.Err() }
+
+// Ping asks a callback in the format discord whether it verifies signatures. The
+// error says for people what went wrong.
+func (d *Delivery) Ping(ctx context.Context, l *event.Listener) error {
+	return d.client.Ping(ctx, l, d.cfg.Application())
+}
 
 // Deliver takes a batch that was just committed. It waits only while neither
 // the lanes nor the recorder have room.

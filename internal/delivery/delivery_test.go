@@ -32,6 +32,8 @@ import (
 
 const testSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+
 // registry stands for the listeners package.
 type registry struct {
 	mu       sync.Mutex
@@ -111,9 +113,9 @@ type call struct {
 	channel           string
 }
 
-// callback is a customer's function. It verifies every signature with the
+// receiver is a customer's function. It verifies every signature with the
 // ecosystem's library and answers what answer says.
-type callback struct {
+type receiver struct {
 	*httptest.Server
 	verify *standardwebhooks.Webhook
 	answer func(call) (status int, header http.Header)
@@ -123,19 +125,19 @@ type callback struct {
 	got   chan call
 }
 
-func newCallback(t *testing.T, answer func(call) (int, http.Header)) *callback {
+func newReceiver(t *testing.T, answer func(call) (int, http.Header)) *receiver {
 	t.Helper()
 	verify, err := standardwebhooks.NewWebhook(testSecret)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &callback{verify: verify, answer: answer, got: make(chan call, 10000)}
+	c := &receiver{verify: verify, answer: answer, got: make(chan call, 10000)}
 	c.Server = httptest.NewServer(c)
 	t.Cleanup(c.Close)
 	return c
 }
 
-func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (c *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err == nil {
 		err = c.verify.Verify(body, r.Header)
@@ -167,7 +169,7 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.got <- got
 }
 
-func (c *callback) await(t *testing.T, n int) (calls []call) {
+func (c *receiver) await(t *testing.T, n int) (calls []call) {
 	t.Helper()
 	for len(calls) < n {
 		select {
@@ -293,7 +295,7 @@ func setup(t *testing.T, cfg Config, urls ...string) *bundle {
 	if cfg.Schedule == nil {
 		cfg.Schedule = Schedule{10 * time.Millisecond, 10 * time.Millisecond}
 	}
-	cfg.AllowTargets = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	cfg.AllowTargets = loopback
 	if _, err := b.pool.Exec(t.Context(), `CREATE TABLE events_all PARTITION OF events DEFAULT`); err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +396,7 @@ func (b *bundle) books(t *testing.T, attempts, pending, final, batches int) {
 
 func TestDeliveryIsSignedRecordedAndSettled(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL, c.URL+"/other")
 	batch := b.commit(t, 50, 1, 1, 2)
 	b.deliver(t, batch)
@@ -414,7 +416,7 @@ func TestDeliveryIsSignedRecordedAndSettled(t *testing.T) {
 
 func TestFailedDeliveryIsRetriedUnderTheSameID(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if got.attempt < 3 {
 			return http.StatusInternalServerError, nil
 		}
@@ -436,7 +438,7 @@ func TestFailedDeliveryIsRetriedUnderTheSameID(t *testing.T) {
 
 func TestExhaustedDeliveryIsKept(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(call) (int, http.Header) { return http.StatusFound, http.Header{"Location": {"/elsewhere"}} })
+	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusFound, http.Header{"Location": {"/elsewhere"}} })
 	b := setup(t, Config{}, c.URL)
 	b.deliver(t, b.commit(t, 2, 1, 1))
 	c.await(t, 6)
@@ -448,7 +450,7 @@ func TestExhaustedDeliveryIsKept(t *testing.T) {
 
 func TestGoneDisablesTheListener(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(call) (int, http.Header) { return http.StatusGone, nil })
+	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
 	b := setup(t, Config{}, c.URL)
 	b.registry.change(1, func(l *event.Listener) { l.MaxInFlight = 1 })
 	b.deliver(t, b.commit(t, 3, 1, 1))
@@ -464,8 +466,8 @@ func TestGoneDisablesTheListener(t *testing.T) {
 func TestHangingCallbackDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	hanging := newCallback(t, func(call) (int, http.Header) { <-release; return http.StatusOK, nil })
-	c := newCallback(t, ok)
+	hanging := newReceiver(t, func(call) (int, http.Header) { <-release; return http.StatusOK, nil })
+	c := newReceiver(t, ok)
 	b := setup(t, Config{LaneQueue: 10}, hanging.URL, c.URL)
 	for range 20 {
 		b.deliver(t, b.commit(t, 10, 1, 1, 2))
@@ -482,7 +484,7 @@ func TestHangingCallbackDelaysNoOther(t *testing.T) {
 func TestTimeoutIsAnAttempt(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if got.attempt == 1 {
 			<-release
 		}
@@ -501,7 +503,7 @@ func TestOrderHoldsThroughRetriesAndSpills(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	failed := map[int64]bool{}
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		mu.Lock()
 		defer mu.Unlock()
 		if got.seq%7 == 0 && !failed[got.seq] {
@@ -543,7 +545,7 @@ func TestLaneSlowsDown(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var down time.Time
-	c := newCallback(t, func(call) (int, http.Header) {
+	c := newReceiver(t, func(call) (int, http.Header) {
 		mu.Lock()
 		defer mu.Unlock()
 		if down.IsZero() {
@@ -566,7 +568,7 @@ func TestLaneSlowsDown(t *testing.T) {
 func TestRestartDispatchesWhatIsNotSettled(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		switch {
 		case got.attempt == 1 && got.seq%10 == 1:
 			return http.StatusInternalServerError, nil
@@ -607,7 +609,7 @@ func TestRestartDispatchesWhatIsNotSettled(t *testing.T) {
 
 func TestDisabledAndDeletedListeners(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL, c.URL+"/2")
 	b.registry.change(1, func(l *event.Listener) { l.Enabled = false })
 	b.registry.remove(2)
@@ -622,7 +624,7 @@ func TestDisabledAndDeletedListeners(t *testing.T) {
 
 func TestOldEventExpires(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL)
 	b.registry.change(1, func(l *event.Listener) { l.MaxAge = time.Nanosecond })
 	b.deliver(t, b.commit(t, 1, 1, 1))

@@ -14,11 +14,11 @@ import (
 )
 
 // fallible is a callback that can be broken and mended.
-func fallible(t *testing.T, status int) (*callback, *atomic.Bool) {
+func fallible(t *testing.T, status int) (*receiver, *atomic.Bool) {
 	t.Helper()
 	broken := &atomic.Bool{}
 	broken.Store(true)
-	return newCallback(t, func(call) (int, http.Header) {
+	return newReceiver(t, func(call) (int, http.Header) {
 		if broken.Load() {
 			return status, nil
 		}
@@ -109,7 +109,7 @@ func TestShortScheduleRunsToItsEnd(t *testing.T) {
 // Events that a callback can't digest leave it in business.
 func TestPoisonousEventsDelayNoOthers(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if got.seq%16 == 0 {
 			return http.StatusInternalServerError, nil
 		}
@@ -160,7 +160,7 @@ func TestWhatIsHeldExpires(t *testing.T) {
 func TestStuckKeyStopsNoOther(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		switch {
 		case got.channel == "1" && got.seq == 1024: // the first of all
 			return http.StatusInternalServerError, nil
@@ -213,7 +213,7 @@ func TestHangingKeyLeavesRoom(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
 	open := sync.OnceFunc(func() { close(hang) })
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if got.channel == "1" {
 			<-hang
 		}

@@ -186,7 +186,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 	t.Parallel()
 	i := newLessee(1)
 	arrived, answer := make(chan struct{}), make(chan struct{})
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if !i.isHeld() {
 			t.Errorf("event %d was sent without a lease", got.seq)
 		}
@@ -241,7 +241,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 
 func TestStopDoesNotWaitForALease(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL)
 	b.stop()
 	i := newLessee(1)
@@ -259,7 +259,7 @@ func TestStopDoesNotWaitForALease(t *testing.T) {
 func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 	t.Parallel()
 	answer := make(chan struct{})
-	c := newCallback(t, func(got call) (int, http.Header) {
+	c := newReceiver(t, func(got call) (int, http.Header) {
 		if got.seq == 1024 {
 			<-answer
 		}
@@ -295,7 +295,7 @@ func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 // What another instance has worked off is not waited for.
 func TestKeyIsFreeWhenAnotherInstanceHasEmptiedIt(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL)
 	b.stop()
 	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
@@ -320,7 +320,7 @@ func TestKeyIsFreeWhenAnotherInstanceHasEmptiedIt(t *testing.T) {
 // nobody takes up.
 func TestLostClaimIsGivenBack(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL)
 	b.stop()
 	batch := b.commit(t, 2, 1, 1)
@@ -343,7 +343,7 @@ func TestLostClaimIsGivenBack(t *testing.T) {
 func TestYieldedDeliveriesHaveRows(t *testing.T) {
 	t.Parallel()
 	arrived, answer := make(chan struct{}, 10), make(chan struct{})
-	c := newCallback(t, func(call) (int, http.Header) {
+	c := newReceiver(t, func(call) (int, http.Header) {
 		arrived <- struct{}{}
 		<-answer
 		return http.StatusOK, nil
@@ -385,7 +385,7 @@ func TestYieldedDeliveriesHaveRows(t *testing.T) {
 func TestInheritedOrderedDeliveriesHaveRows(t *testing.T) {
 	t.Parallel()
 	answer := make(chan struct{})
-	c := newCallback(t, func(call) (int, http.Header) { <-answer; return http.StatusOK, nil })
+	c := newReceiver(t, func(call) (int, http.Header) { <-answer; return http.StatusOK, nil })
 	b := setup(t, Config{}, c.URL)
 	b.registry.change(1, func(l *event.Listener) { l.Ordering = event.OrderingChannel })
 	if err := b.Recover(t.Context(), []*event.Batch{b.commit(t, 6, 2, 1)}); err != nil {

@@ -57,7 +57,7 @@ func (d *Delivery) RotateSigningKey(ctx context.Context, _ openapi.RotateSigning
 func showKeys(keys []signingKey) openapi.SigningKeys {
 	out := openapi.SigningKeys{Data: make([]openapi.SigningKey, len(keys))}
 	for i, k := range keys {
-		out.Data[i] = openapi.SigningKey{PublicKey: k.public(), CreatedAt: k.createdAt.UTC(), Signs: i == 0}
+		out.Data[i] = openapi.SigningKey{PublicKey: k.Public(), CreatedAt: k.createdAt.UTC(), Signs: i == 0}
 	}
 	return out
 }

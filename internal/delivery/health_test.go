@@ -77,12 +77,12 @@ func TestGoneIsToldOnce(t *testing.T) {
 	const atOnce = 4
 	gate := make(chan struct{})
 	arrived := make(chan struct{}, atOnce)
-	gone := newCallback(t, func(call) (int, http.Header) {
+	gone := newReceiver(t, func(call) (int, http.Header) {
 		arrived <- struct{}{}
 		<-gate
 		return http.StatusGone, nil
 	})
-	operator := newCallback(t, ok)
+	operator := newReceiver(t, ok)
 	b := setup(t, Config{Schedule: Schedule{time.Hour}}, gone.URL, operator.URL)
 	b.registry.change(2, func(l *event.Listener) { l.Event = "RAW_GATEHOOK_*" })
 	b.deliver(t, b.commit(t, atOnce, 1, 1))
@@ -115,7 +115,7 @@ func TestGoneIsToldOnce(t *testing.T) {
 // An exhausted delivery is told of, but not the delivery that tells of one.
 func TestExhaustedIsToldWithoutEnd(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(call) (int, http.Header) { return http.StatusInternalServerError, nil })
+	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusInternalServerError, nil })
 	b := setup(t, Config{}, c.URL, c.URL+"/all")
 	b.registry.change(2, func(l *event.Listener) { l.Event = "*" })
 	b.deliver(t, b.commit(t, 2, 1, 1, 2))
@@ -179,7 +179,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 func TestFailingForDaysDisables(t *testing.T) {
 	t.Parallel()
 	c, _ := fallible(t, http.StatusInternalServerError)
-	operator := newCallback(t, ok)
+	operator := newReceiver(t, ok)
 	cfg := Config{Schedule: Schedule{time.Hour}, AllowTargets: loopback}
 	b := setup(t, cfg, c.URL, c.URL+"/2", c.URL+"/3", operator.URL)
 	b.registry.change(4, func(l *event.Listener) { l.Event = eventDisabled })
@@ -206,8 +206,8 @@ func TestFailingForDaysDisables(t *testing.T) {
 // disabled, lets the delivery wait, and tells nobody again.
 func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, func(call) (int, http.Header) { return http.StatusGone, nil })
-	operator := newCallback(t, ok)
+	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
+	operator := newReceiver(t, ok)
 	b := setup(t, Config{}, c.URL, operator.URL)
 	b.registry.change(2, func(l *event.Listener) { l.Event = eventDisabled })
 	batch := b.commit(t, 1, 1, 1)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -51,7 +52,7 @@ type lane struct {
 	typical int
 
 	listener *event.Listener
-	target   *target
+	target   *callback.Target
 	bad      error
 }
 
@@ -345,7 +346,7 @@ func (l *lane) refresh() {
 	if now == nil {
 		return
 	}
-	l.target, l.bad = newTarget(now)
+	l.target, l.bad = callback.NewTarget(now)
 	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL || before.Enabled != now.Enabled {
 		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // what was known is void
 	}
@@ -424,7 +425,7 @@ func (l *lane) forsake(j job) {
 
 // next returns the next job with the registration as it is now, or retires the
 // worker.
-func (l *lane) next() (j job, t *target, listener *event.Listener, bad error, ok bool) {
+func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad error, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refresh()
@@ -438,7 +439,7 @@ func (l *lane) next() (j job, t *target, listener *event.Listener, bad error, ok
 }
 
 // attempt makes one POST and decides what follows from it.
-func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) record {
+func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
 	now := time.Now()
 	rec := record{job: j}
 	switch {
@@ -461,14 +462,14 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 	switch {
 	case err != nil:
 		// It is recorded as an attempt, so that the reason is kept with it.
-		rec.result = result{err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
+		rec.result = callback.Result{Err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
 		rec.outcome = outcome{kind: unparsable}
 		l.log(rec, listener)
 		return rec
 	case bad != nil:
-		rec.result = result{err: bad, class: classRefused}
+		rec.result = callback.Result{Err: bad, Class: callback.ClassRefused}
 	default:
-		rec.result = l.d.sender.send(l.d.attempts, t, j.stored, body, j.id(), j.attempt+1, parent)
+		rec.result = l.d.send(l.d.attempts, t, listener, &rec, body, parent)
 	}
 	rec.outcome = decide(rec.result, decision{
 		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
@@ -478,9 +479,33 @@ func (l *lane) attempt(j job, t *target, listener *event.Listener, bad error) re
 	return rec
 }
 
+// send makes the POST of a record's attempt.
+func (d *Delivery) send(ctx context.Context, t *callback.Target, l *event.Listener, rec *record, body []byte, parent string) callback.Result {
+	e := &rec.job.stored.Event
+	return d.client.Send(ctx, t, &callback.Request{
+		ID: rec.job.id().String(), Name: deliveredName(l, e), Event: e, Body: body, Attempt: rec.attempt(), Traceparent: parent,
+		Timeout: timeoutOf(e, d.cfg.AttemptTimeout),
+	})
+}
+
+// interaction is the event that is worth nothing after 3 s.
+const interaction = "INTERACTION_CREATE"
+
+// interactionTimeout bounds an attempt to deliver an interaction: Discord waits
+// 3 s for the answer to it, from when it sent it.
+const interactionTimeout = 2500 * time.Millisecond
+
+// timeoutOf bounds one attempt to deliver an event.
+func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
+	if e.Name == interaction {
+		return min(usual, interactionTimeout)
+	}
+	return usual
+}
+
 // observe counts and logs an attempt.
 func (l *lane) observe(rec record, listener *event.Listener) {
-	l.d.metrics.attemptTime.Observe(rec.result.duration.Seconds())
+	l.d.metrics.attemptTime.Observe(rec.result.Duration.Seconds())
 	l.series.Load().attempted(&rec)
 	l.log(rec, listener)
 }
@@ -501,11 +526,11 @@ func (l *lane) log(rec record, listener *event.Listener) {
 		slog.String("delivery", rec.job.id().String()),
 		slog.String("host", rec.host(listener)),
 		slog.Int("attempt", rec.attempt()),
-		slog.Int("status", rec.result.status),
-		slog.Duration("took", rec.result.duration),
+		slog.Int("status", rec.result.Status),
+		slog.Duration("took", rec.result.Duration),
 	}
-	if rec.result.err != nil {
-		attrs = append(attrs, slog.String("error", rec.result.err.Error()))
+	if rec.result.Err != nil {
+		attrs = append(attrs, slog.String("error", rec.result.Err.Error()))
 	}
 	if rec.outcome.kind == retryAt {
 		attrs = append(attrs, slog.Time("next_attempt", rec.outcome.at))

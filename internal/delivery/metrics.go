@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -41,7 +42,7 @@ type metrics struct {
 // delivery's way looks up a label.
 type series struct {
 	label          string
-	attempts       [classes]prometheus.Counter
+	attempts       [callback.Classes]prometheus.Counter
 	deliveries     [kinds]prometheus.Counter
 	first, success prometheus.Observer
 	spilled        prometheus.Counter
@@ -83,9 +84,9 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("connections_idle", "Connections to callbacks that wait for the next POST.")),
-			func() float64 { return float64(d.sender.idle.len()) }),
+			func() float64 { return float64(d.client.Idle()) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("connections_opened_total", "Connections made to callbacks.")),
-			func() float64 { return float64(d.sender.opened.Load()) }))
+			func() float64 { return float64(d.client.Opened()) }))
 	for _, reason := range []string{reasonGone, reasonFailing} {
 		m.disabled.WithLabelValues(reason) // shown from the start
 	}
@@ -127,7 +128,7 @@ func (m *metrics) resolve(label string) *series {
 		label: label, first: m.first.WithLabelValues(label), success: m.success.WithLabelValues(label),
 		spilled: m.spilled.WithLabelValues(label),
 	}
-	for c := range classes {
+	for c := range callback.Classes {
 		s.attempts[c] = m.attempts.WithLabelValues(label, c.String())
 	}
 	for k := range kinds {
@@ -140,13 +141,13 @@ func (m *metrics) resolve(label string) *series {
 
 // attempted counts an attempt.
 func (s *series) attempted(rec *record) {
-	s.attempts[rec.result.class].Inc()
+	s.attempts[rec.result.Class].Inc()
 	received := rec.job.stored.ReceivedAt
 	if rec.attempt() == 1 {
 		s.first.Observe(rec.startedAt.Sub(received).Seconds())
 	}
 	if rec.outcome.kind == delivered {
-		s.success.Observe(rec.startedAt.Add(rec.result.duration).Sub(received).Seconds())
+		s.success.Observe(rec.startedAt.Add(rec.result.Duration).Sub(received).Seconds())
 	}
 }
 

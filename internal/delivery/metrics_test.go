@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -54,7 +55,7 @@ func of(shown map[string]string, text string) map[string]string {
 func TestMetricsByListener(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
-	all := newCallback(t, func(c call) (int, http.Header) {
+	all := newReceiver(t, func(c call) (int, http.Header) {
 		switch statuses := []int{204, 204, 302, 404, 429, 500, 503, 0}; statuses[c.seq%1024] {
 		case 0:
 			<-hold
@@ -64,7 +65,7 @@ func TestMetricsByListener(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { close(hold) })
-	gone := newCallback(t, func(call) (int, http.Header) { return http.StatusGone, nil })
+	gone := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
 	b := setup(t, Config{Schedule: Schedule{}, AttemptTimeout: 2 * time.Second}, all.URL, "http://10.1.2.3/", gone.URL)
 	b.registry.change(1, func(l *event.Listener) { l.MaxInFlight = 1 })
 	b.deliver(t, b.commit(t, 8, 1, 1, 2))
@@ -111,7 +112,7 @@ func TestMetricsByListener(t *testing.T) {
 // deleted listener's are removed and make room for another one's.
 func TestSeriesAreBounded(t *testing.T) {
 	t.Parallel()
-	c := newCallback(t, ok)
+	c := newReceiver(t, ok)
 	urls := slices.Repeat([]string{c.URL}, ownSeries+3)
 	b := setup(t, Config{}, urls...)
 	var ids []int64
@@ -156,7 +157,7 @@ func TestBacklogIsShown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
 	began := make(chan struct{}, 1)
-	c := newCallback(t, func(call) (int, http.Header) {
+	c := newReceiver(t, func(call) (int, http.Header) {
 		select {
 		case began <- struct{}{}:
 		default:
@@ -298,7 +299,7 @@ func walk(v any, f func(map[string]any)) {
 func BenchmarkCountAttempt(b *testing.B) {
 	s := newMetrics(prometheus.NewRegistry(), &Delivery{}).open(1)
 	rec := &record{
-		attempted: true, startedAt: time.Now(), result: result{class: class2xx, duration: time.Millisecond},
+		attempted: true, startedAt: time.Now(), result: callback.Result{Class: callback.Class2xx, Duration: time.Millisecond},
 		job: job{stored: &event.Stored{Event: event.Event{ReceivedAt: time.Now()}}},
 	}
 	b.ReportAllocs()

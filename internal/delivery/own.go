@@ -85,11 +85,11 @@ func deliveryExhausted(rec *record, l *event.Listener, now time.Time) (*event.Ev
 		DeliveryID: rec.job.id().String(), ListenerID: event.ListenerID(rec.job.listener), EventID: rec.job.stored.ID,
 		Event: deliveredName(l, &rec.job.stored.Event), Attempts: rec.attempt(),
 	}
-	if rec.result.status != 0 {
-		data.Status = &rec.result.status
+	if rec.result.Status != 0 {
+		data.Status = &rec.result.Status
 	}
-	if rec.result.err != nil {
-		text := rec.result.err.Error()
+	if rec.result.Err != nil {
+		text := rec.result.Err.Error()
 		data.Error = &text
 	}
 	h := sha256.Sum256([]byte(data.DeliveryID + "." + strconv.Itoa(data.Attempts)))

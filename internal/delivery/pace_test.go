@@ -179,7 +179,7 @@ func TestLaneFindsWhatACallbackTakes(t *testing.T) {
 	t.Parallel()
 	const atOnce, events = 5, 1500
 	r := &crowded{atOnce: atOnce}
-	c := newCallback(t, r.answer)
+	c := newReceiver(t, r.answer)
 	b := setup(t, Config{Schedule: Schedule{10 * time.Millisecond, time.Second, time.Second, time.Second, time.Second, time.Second}}, c.URL)
 	b.registry.change(1, func(l *event.Listener) { l.MaxInFlight = 16 })
 	for range 3 {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/sethvargo/go-retry"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres"
 )
@@ -24,8 +25,6 @@ const (
 	// recordEvery is how far apart transactions begin while there is much to
 	// record. What a crash finds unrecorded is delivered again.
 	recordEvery = 20 * time.Millisecond
-	// responseKept is how much of a response an attempt keeps, in bytes.
-	responseKept = 1024
 )
 
 // record is what became of a delivery: an attempt and its outcome, or only an
@@ -34,7 +33,7 @@ type record struct {
 	job       job
 	attempted bool
 	startedAt time.Time
-	result    result
+	result    callback.Result
 	outcome   outcome
 	// inHand: the delivery goes on, and only gets a row that says so.
 	inHand bool
@@ -67,7 +66,7 @@ func (r *record) signal() signal {
 		return signalOK
 	case r.outcome.slow:
 		return signalBusy
-	case r.result.class == classTimeout:
+	case r.result.Class == callback.ClassTimeout:
 		return signalLate
 	default:
 		return signalFailed
@@ -417,20 +416,20 @@ func (a *attemptRows) add(rec *record) {
 	a.keyRows.add(rec.job.id())
 	a.numbers = append(a.numbers, int32(rec.attempt()))
 	a.started = append(a.started, rec.startedAt)
-	a.durations = append(a.durations, int32(min(rec.result.duration.Microseconds(), 1<<31-1)))
-	a.statuses = append(a.statuses, int32(rec.result.status))
+	a.durations = append(a.durations, int32(min(rec.result.Duration.Microseconds(), 1<<31-1)))
+	a.statuses = append(a.statuses, int32(rec.result.Status))
 	a.delivered = append(a.delivered, rec.outcome.kind == delivered)
 	text := ""
-	if rec.result.err != nil {
+	if rec.result.Err != nil {
 		// PostgreSQL takes neither NUL nor broken UTF-8 in a text.
-		text = strings.ToValidUTF8(strings.ReplaceAll(rec.result.err.Error(), "\x00", ""), "\uFFFD")
+		text = strings.ToValidUTF8(strings.ReplaceAll(rec.result.Err.Error(), "\x00", ""), "\uFFFD")
 	}
 	a.errors = append(a.errors, text)
-	kept := rec.result.response
+	kept := rec.result.Response
 	if rec.outcome.kind == delivered {
 		kept = nil // nobody debugs a success: don't pay for it
 	}
-	a.responses = append(a.responses, append([]byte{}, kept[:min(len(kept), responseKept)]...))
+	a.responses = append(a.responses, append([]byte{}, kept...))
 }
 
 func (r *retryRows) add(rec *record, state string, owner *int64) {

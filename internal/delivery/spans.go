@@ -10,6 +10,7 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -92,7 +93,7 @@ func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
 
 // endSpan ends the span of an attempt, if there is one, with what became of it.
 // Of the callback's URL it has the host and no more: the rest may be secret.
-func endSpan(span trace.Span, rec *record, t *target) {
+func endSpan(span trace.Span, rec *record, t *callback.Target) {
 	if span == nil {
 		return
 	}
@@ -110,13 +111,14 @@ func endSpan(span trace.Span, rec *record, t *target) {
 		attrs = append(attrs, semconv.HTTPRequestResendCount(number-1))
 	}
 	if t != nil {
-		attrs = append(attrs, semconv.ServerAddress(t.url.Hostname()))
-		if port, err := strconv.Atoi(portOf(t.url)); err == nil {
-			attrs = append(attrs, semconv.ServerPort(port))
+		host, port := t.Server()
+		attrs = append(attrs, semconv.ServerAddress(host))
+		if n, err := strconv.Atoi(port); err == nil {
+			attrs = append(attrs, semconv.ServerPort(n))
 		}
 	}
-	if rec.result.status != 0 {
-		attrs = append(attrs, semconv.HTTPResponseStatusCode(rec.result.status))
+	if rec.result.Status != 0 {
+		attrs = append(attrs, semconv.HTTPResponseStatusCode(rec.result.Status))
 	}
 	if rec.outcome.kind != delivered {
 		kind, text := rec.failure()
@@ -132,10 +134,10 @@ func endSpan(span trace.Span, rec *record, t *target) {
 func (r *record) failure() (kind, text string) {
 	switch {
 	case r.outcome.kind == unparsable:
-		return unparsable.String(), r.result.err.Error()
-	case r.result.err != nil:
-		return r.result.class.String(), r.result.err.Error()
+		return unparsable.String(), r.result.Err.Error()
+	case r.result.Err != nil:
+		return r.result.Class.String(), r.result.Err.Error()
 	default:
-		return strconv.Itoa(r.result.status), ""
+		return strconv.Itoa(r.result.Status), ""
 	}
 }

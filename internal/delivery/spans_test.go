@@ -17,9 +17,9 @@ import (
 // receipt of its event; the events that delivery makes have a receipt too.
 func TestSpans(t *testing.T) {
 	t.Parallel()
-	moved := newCallback(t, func(call) (int, http.Header) { return http.StatusFound, nil })
-	gone := newCallback(t, func(call) (int, http.Header) { return http.StatusGone, nil })
-	told := newCallback(t, ok)
+	moved := newReceiver(t, func(call) (int, http.Header) { return http.StatusFound, nil })
+	gone := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
+	told := newReceiver(t, ok)
 	recorder := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder), sdktrace.WithIDGenerator(SpanIDs{}), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 	b := setup(t, Config{Traces: Traces{Tracer: provider.Tracer("")}}, moved.URL, gone.URL, "http://127.0.0.1:1/port-below-1024", told.URL, told.URL+"/parsed")

@@ -15,45 +15,18 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // keysPoll is how often is looked whether another instance rotated the keys.
 const keysPoll = 5 * time.Second
 
-// signingKey signs deliveries in the format discord. It prints itself without
-// its private half.
+// signingKey is a key that signs deliveries in the format discord, as it is stored.
 type signingKey struct {
+	callback.Key
 	id        int64
-	private   ed25519.PrivateKey
 	createdAt time.Time
-}
-
-// public is the key that receivers verify with, in hex, as Discord's developer
-// portal shows its own.
-func (k signingKey) public() string {
-	pub, ok := k.private.Public().(ed25519.PublicKey)
-	if !ok {
-		return "" // it is nothing else, by its documentation
-	}
-	return hex.EncodeToString(pub)
-}
-
-// String implements fmt.Stringer.
-func (k signingKey) String() string { return "signing key " + k.public() }
-
-// GoString implements fmt.GoStringer.
-func (k signingKey) GoString() string { return k.String() }
-
-// LogValue implements slog.LogValuer.
-func (k signingKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
-
-// sign returns X-Signature-Ed25519 for a body (Discord: Security and
-// Authorization): hex, over the timestamp and the body.
-func (k signingKey) sign(timestamp string, body []byte) string {
-	message := make([]byte, 0, len(timestamp)+len(body))
-	message = append(append(message, timestamp...), body...)
-	return hex.EncodeToString(ed25519.Sign(k.private, message))
 }
 
 // keyring is the signing keys, newest first. The newest one signs.
@@ -164,7 +137,7 @@ func (r *keyring) load(ctx context.Context) error {
 		if len(seed) != ed25519.SeedSize {
 			return k, fmt.Errorf("key %d has %d bytes instead of %d", k.id, len(seed), ed25519.SeedSize)
 		}
-		k.private = ed25519.NewKeyFromSeed([]byte(seed))
+		k.Key = callback.KeyFromSeed([]byte(seed))
 		return k, nil
 	})
 	if err == nil && len(keys) == 0 {

@@ -1,7 +1,6 @@
-package delivery
+package callback_test
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
@@ -28,49 +27,12 @@ func verified(t *testing.T, r *http.Request, public ed25519.PublicKey) (body []b
 	return body, err == nil && ed25519.Verify(public, append([]byte(r.Header.Get("X-Signature-Timestamp")), body...), signature)
 }
 
-// TestSignedLikeDiscord: what goes out in the format discord is signed over the
-// timestamp and the body, beside the usual signature.
-func TestSignedLikeDiscord(t *testing.T) {
-	t.Parallel()
-	public, ok := testKey.private.Public().(ed25519.PublicKey)
-	if !ok {
-		t.Fatal("no public key")
-	}
-	requests := make(chan *http.Request, 1)
-	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		body, ok := verified(t, r, public)
-		if !ok {
-			t.Error("the signature does not verify")
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		requests <- r
-	}))
-	defer srv.Close()
-	l := testListener(srv.URL)
-	l.Format = event.FormatDiscord
-	if r := send(t, newTestSender(t, time.Minute), l); r.err != nil {
-		t.Fatal(r.err)
-	}
-	r := <-requests
-	if r.Header.Get("Webhook-Timestamp") != r.Header.Get("X-Signature-Timestamp") || !strings.HasPrefix(r.Header.Get("Webhook-Signature"), "v1,") {
-		t.Errorf("headers %v", r.Header)
-	}
-	l.Format = event.FormatStandard
-	srv.Config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- r })
-	if r := send(t, newTestSender(t, time.Minute), l); r.err != nil {
-		t.Fatal(r.err)
-	}
-	if r := <-requests; r.Header.Get("X-Signature-Ed25519") != "" {
-		t.Error("the format standard is signed with Ed25519")
-	}
-}
-
 // TestPing: a callback is taken if it accepts what is signed and refuses what
 // is not, and else it is said what went wrong.
 func TestPing(t *testing.T) {
 	t.Parallel()
-	b := setup(t, Config{AttemptTimeout: time.Second, Application: func() event.Snowflake { return 77 }})
-	public, err := hex.DecodeString(b.keyring.newest().public())
+	c := newClient(t, testConfig(time.Second))
+	public, err := hex.DecodeString(testKey.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +46,7 @@ func TestPing(t *testing.T) {
 		{"verifies", func(signed bool) int { return map[bool]int{true: 204, false: 401}[signed] }, ""},
 		{"answers 200 and 403", func(signed bool) int { return map[bool]int{true: 200, false: 403}[signed] }, ""},
 		{"takes anything", func(bool) int { return 204 }, "204 instead of 401 to a badly signed PING"},
-		{"has another key", func(bool) int { return 401 }, b.keyring.newest().public()},
+		{"has another key", func(bool) int { return 401 }, testKey.Public()},
 		{"is not there", func(bool) int { return 404 }, "404 instead of 204"},
 		{"redirects", func(bool) int { return 302 }, "302 instead of 204"},
 	}
@@ -107,9 +69,9 @@ func TestPing(t *testing.T) {
 				w.WriteHeader(tt.answer(signed))
 			}))
 			defer srv.Close()
-			err := b.Ping(t.Context(), &event.Listener{
+			err := c.Ping(t.Context(), &event.Listener{
 				URL: srv.URL, Format: event.FormatDiscord, Headers: map[string]string{"x-own": "1"}, Secrets: []secret.Value{secret.New(testSecret)},
-			})
+			}, 77)
 			switch {
 			case tt.problem == "" && err != nil:
 				t.Errorf("refused: %v", err)
@@ -120,7 +82,7 @@ func TestPing(t *testing.T) {
 	}
 	gone := httptest.NewServer(nil)
 	gone.Close()
-	if err := b.Ping(t.Context(), &event.Listener{URL: gone.URL, Secrets: []secret.Value{secret.New(testSecret)}}); err == nil || !strings.Contains(err.Error(), "did not answer a signed PING") {
+	if err := c.Ping(t.Context(), &event.Listener{URL: gone.URL, Secrets: []secret.Value{secret.New(testSecret)}}, 77); err == nil || !strings.Contains(err.Error(), "did not answer a signed PING") {
 		t.Errorf("nobody there: %v", err)
 	}
 }

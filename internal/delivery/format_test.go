@@ -12,6 +12,60 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
+func testEvent() *event.Event {
+	return &event.Event{
+		ID: event.DispatchID(1, "s", event.Shard{ID: 2, Count: 5}, 9), Name: "GUILD_BAN_ADD", Shard: event.Shard{ID: 2, Count: 5}, Seq: 9,
+		ReceivedAt: time.Date(2026, 1, 2, 3, 4, 5, 678000000, time.FixedZone("", 3600)),
+		Data:       []byte("{\"a\" : 1.50e+3,\t\"b\":\"\\u00e9\\/\\ud83d\"}"),
+	}
+}
+
+func TestBodies(t *testing.T) {
+	t.Parallel()
+	data := string(testEvent().Data)
+	tests := []struct {
+		event  string
+		format event.Format
+		want   string
+	}{
+		{
+			"RAW_*", event.FormatStandard,
+			`{"type":"RAW_GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","id":"` + testEvent().ID.String() + `","shard":[2,5],"seq":9,"data":` + data + `}`,
+		},
+		{
+			"GUILD_*", event.FormatStandard,
+			`{"type":"GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","id":"` + testEvent().ID.String() + `","shard":[2,5],"seq":9,"data":` + data + `}`,
+		},
+		{
+			"GUILD_BAN_ADD", event.FormatDiscord,
+			`{"version":1,"application_id":"1001","type":1,"event":{"type":"GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","data":` + data + `}}`,
+		},
+		{
+			"RAW_*", event.FormatDiscord,
+			`{"version":1,"application_id":"1001","type":1,"event":{"type":"RAW_GUILD_BAN_ADD","timestamp":"2026-01-02T02:04:05.678Z","data":` + data + `}}`,
+		},
+		{"GUILD_BAN_ADD", event.FormatChatSDK, `{"type":"GATEWAY_GUILD_BAN_ADD","timestamp":1767319445678,"data":` + data + `}`},
+	}
+	for _, tt := range tests {
+		e := testEvent()
+		l := &event.Listener{Event: tt.event, Format: tt.format}
+		got := string(appendBody(nil, l, deliveredName(l, e), e, e.Data, 1001))
+		if got != tt.want || !json.Valid([]byte(got)) {
+			t.Errorf("%s, %s:\n got %s\nwant %s", tt.event, tt.format, got, tt.want)
+		}
+	}
+	created := testEvent()
+	created.Origin = event.OriginJoin
+	if b := string(appendBody(nil, &event.Listener{}, "GUILD_CREATE", created, nil, 0)); !strings.Contains(b, `"seq":9,"origin":"join","data":null}`) {
+		t.Errorf("with an origin: %s", b)
+	}
+	odd := &event.Event{Name: "A\"\\\x01\n€"}
+	var envelope struct{ Type string }
+	if b := appendBody(nil, &event.Listener{}, odd.Name, odd, nil, 0); json.Unmarshal(b, &envelope) != nil || envelope.Type != odd.Name {
+		t.Errorf("an odd name: %s", b)
+	}
+}
+
 // came is a delivery as a callback without opinions saw it.
 type came struct{ name, data string }
 

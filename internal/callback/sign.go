@@ -1,11 +1,14 @@
-package delivery
+package callback
 
 import (
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"hash"
+	"log/slog"
 	"strings"
 	"sync"
 
@@ -62,4 +65,39 @@ func (s *signer) sign(id, timestamp string, body []byte) string {
 		pool.Put(mac)
 	}
 	return string(out)
+}
+
+// Key signs in the format discord (Discord: Security and Authorization). It prints
+// itself without its private half. Its zero value can't sign.
+type Key struct{ private ed25519.PrivateKey }
+
+// KeyFromSeed makes the key of a seed, which has [ed25519.SeedSize] bytes; it
+// panics for another size.
+func KeyFromSeed(seed []byte) Key { return Key{ed25519.NewKeyFromSeed(seed)} }
+
+// Public is the key that receivers verify with, in hex, as Discord's developer
+// portal shows its own.
+func (k Key) Public() string {
+	pub, ok := k.private.Public().(ed25519.PublicKey)
+	if !ok {
+		return "" // it is nothing else, by its documentation
+	}
+	return hex.EncodeToString(pub)
+}
+
+// String implements fmt.Stringer.
+func (k Key) String() string { return "signing key " + k.Public() }
+
+// GoString implements fmt.GoStringer.
+func (k Key) GoString() string { return k.String() }
+
+// LogValue implements slog.LogValuer.
+func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+// sign returns X-Signature-Ed25519 for a body: hex, over the timestamp and the
+// body.
+func (k Key) sign(timestamp string, body []byte) string {
+	message := make([]byte, 0, len(timestamp)+len(body))
+	message = append(append(message, timestamp...), body...)
+	return hex.EncodeToString(ed25519.Sign(k.private, message))
 }

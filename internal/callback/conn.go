@@ -1,4 +1,4 @@
-package delivery
+package callback
 
 import (
 	"bufio"
@@ -7,10 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
-	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -19,11 +15,11 @@ const (
 	// inline is up to how many bytes a request is written before its answer is
 	// looked for: any socket takes them, even if nobody reads on the other side.
 	inline = 16 << 10
-	// idleTimeout is how long a connection is kept for the next POST.
-	idleTimeout = 90 * time.Second
-	// mostIdle is how many connections are kept in all: with TLS each costs some
-	// 30 KB, and with 10,000 listeners all could be idle at once.
-	mostIdle = 4096
+	// responseRead is how much of a response is read, in bytes, so that its
+	// connection can be used again; a longer one is cut off.
+	responseRead = 64 << 10
+	// headerRead bounds a response's header, in bytes.
+	headerRead = 32 << 10
 )
 
 // conn is a connection to a callback. It carries one POST at a time (HTTP/1.1,
@@ -156,139 +152,6 @@ func (c *conn) spent() bool {
 		return true                              // never wait
 	})
 	return err != nil || n >= 0 || !errors.Is(readErr, syscall.EAGAIN)
-}
-
-// keptFor is how long the other side keeps an idle connection, by its own
-// account, less what an answer may be on its way. Node.js, for one, ends it after
-// 5 s, and the POST that is written at that very moment would be lost.
-func keptFor(h http.Header) time.Duration {
-	for part := range strings.SplitSeq(h.Get("Keep-Alive"), ",") {
-		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
-		if seconds, err := strconv.Atoi(value); err == nil && strings.EqualFold(name, "timeout") {
-			return min(idleTimeout, time.Duration(min(seconds, 3600))*time.Second-time.Second)
-		}
-	}
-	return idleTimeout
-}
-
-// idle keeps the connections that wait for the next POST, by endpoint. The zero
-// value is ready for use.
-type idle struct {
-	mu     sync.Mutex
-	conns  map[string][]*conn
-	n      int         // how many there are
-	sweep  *time.Timer // while there are any
-	closed bool
-}
-
-// take returns the connection that was used last, ready until the deadline; nil
-// if there is none.
-func (p *idle) take(endpoint string, deadline time.Time) *conn {
-	for {
-		c := p.pop(endpoint)
-		if c == nil {
-			return nil
-		}
-		if time.Now().Before(c.until) && c.SetDeadline(deadline) == nil && !c.spent() {
-			return c
-		}
-		_ = c.Close()
-	}
-}
-
-func (p *idle) pop(endpoint string) *conn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	of := p.conns[endpoint]
-	if len(of) == 0 {
-		return nil
-	}
-	c := of[len(of)-1]
-	of[len(of)-1] = nil
-	p.conns[endpoint] = of[:len(of)-1]
-	p.n--
-	return c
-}
-
-// put keeps a connection for a time, or closes it.
-func (p *idle) put(endpoint string, c *conn, d time.Duration) {
-	c.until = time.Now().Add(d)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || d <= 0 {
-		_ = c.Close()
-		return
-	}
-	if p.n >= mostIdle {
-		p.evict()
-	}
-	if p.conns == nil {
-		p.conns = make(map[string][]*conn)
-	}
-	p.conns[endpoint] = append(p.conns[endpoint], c)
-	p.n++
-	if p.sweep == nil {
-		p.sweep = time.AfterFunc(idleTimeout/3, p.clean)
-	}
-}
-
-// evict makes room: the connection that was not used for the longest time, of
-// any endpoint. Called with the lock held.
-func (p *idle) evict() {
-	for endpoint, of := range p.conns {
-		if len(of) > 0 {
-			_ = of[0].Close()
-			p.conns[endpoint] = slices.Delete(of, 0, 1)
-			p.n--
-			return
-		}
-	}
-}
-
-// clean closes what is too old.
-func (p *idle) clean() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	for endpoint, of := range p.conns {
-		of = slices.DeleteFunc(of, func(c *conn) bool {
-			old := !now.Before(c.until)
-			if old {
-				_ = c.Close()
-				p.n--
-			}
-			return old
-		})
-		if p.conns[endpoint] = of; len(of) == 0 {
-			delete(p.conns, endpoint)
-		}
-	}
-	if p.sweep = nil; len(p.conns) > 0 {
-		p.sweep = time.AfterFunc(idleTimeout/3, p.clean)
-	}
-}
-
-// len is how many there are.
-func (p *idle) len() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.n
-}
-
-// close closes all, and from now on all that is put.
-func (p *idle) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	if p.sweep != nil {
-		p.sweep.Stop()
-	}
-	for _, of := range p.conns {
-		for _, c := range of {
-			_ = c.Close()
-		}
-	}
-	p.conns, p.n = nil, 0
 }
 
 // interruptible runs f, which works on a connection, and ends it when ctx does.

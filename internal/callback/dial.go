@@ -1,4 +1,4 @@
-package delivery
+package callback
 
 import (
 	"context"
@@ -29,7 +29,7 @@ type dialer struct {
 	tls           *tls.Config
 }
 
-func newDialer(c senderConfig) dialer {
+func newDialer(c Config) dialer {
 	return dialer{
 		allow:  c.Allow,
 		direct: guard{allow: c.Allow}.dialer(c.Resolver),
@@ -37,6 +37,7 @@ func newDialer(c senderConfig) dialer {
 		proxy:  c.Proxy,
 		tls: &tls.Config{
 			MinVersion: tls.VersionTLS12,
+			RootCAs:    c.Roots,
 			// HTTP/2 would put all POSTs to a host on one connection, where
 			// each waits for what was lost of the others.
 			NextProtos: []string{"http/1.1"},
@@ -52,7 +53,7 @@ type refusal struct{ error }
 
 // connect makes a connection to a target, with TLS if that has it, ready until
 // the deadline.
-func (d *dialer) connect(ctx context.Context, t *target, deadline time.Time) (*conn, error) {
+func (d *dialer) connect(ctx context.Context, t *Target, deadline time.Time) (*conn, error) {
 	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
 	defer cancel()
 	if t.url.Scheme == "http" {
@@ -106,7 +107,7 @@ func (d *dialer) secure(ctx context.Context, c net.Conn, host string) (net.Conn,
 // so that only the proxy can refuse what they resolve to; what is an address is
 // refused here. Callbacks without TLS are for addresses of the operator's own
 // network: they are never asked for through a proxy.
-func (d *dialer) reach(ctx context.Context, t *target) (socket, end net.Conn, err error) {
+func (d *dialer) reach(ctx context.Context, t *Target) (socket, end net.Conn, err error) {
 	var by *url.URL
 	if d.proxy != nil && t.url.Scheme == "https" {
 		if by, err = d.proxy(t.url); err != nil {

@@ -1,0 +1,160 @@
+package callback
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Config of a Client.
+type Config struct {
+	// Allow are the ranges that callbacks may be in although they are private,
+	// and that are reached without TLS.
+	Allow []netip.Prefix
+	// Timeout bounds one POST, from dial to the end of the response, and each of
+	// the two of a PING.
+	Timeout time.Duration
+	// Version is shown in the User-Agent.
+	Version string
+	// Proxy returns the proxy, if any, through which a callback over TLS is
+	// reached; nil for none ever.
+	Proxy func(*url.URL) (*url.URL, error)
+	// Resolver looks names up; nil for the system's.
+	Resolver *net.Resolver
+	// Roots are the authorities that callbacks' and proxies' certificates have
+	// to come from; nil for the system's.
+	Roots *x509.CertPool
+	// Key returns the key that signs in the format discord. It is called at every
+	// such POST.
+	Key func() Key
+}
+
+// Client makes the POSTs. All listeners share one, and so its connections. It is
+// safe for concurrent use; its owner calls Close.
+type Client struct {
+	dialer  dialer
+	idle    idlePool
+	opened  atomic.Int64 // connections, so far
+	heads   sync.Pool    // of *[]byte
+	timeout time.Duration
+	// userAgent is the name of this software.
+	userAgent string
+	key       func() Key
+}
+
+// New makes a Client. It opens no connection yet.
+func New(c Config) *Client {
+	return &Client{
+		dialer: newDialer(c), timeout: c.Timeout, userAgent: "Gatehook/" + c.Version, key: c.Key,
+		heads: sync.Pool{New: func() any { return new([]byte) }},
+	}
+}
+
+// Close ends the connections that wait for a POST, and from now on each one after
+// its POST.
+func (c *Client) Close() { c.idle.close() }
+
+// Idle returns how many connections wait for the next POST.
+func (c *Client) Idle() int { return c.idle.len() }
+
+// Opened returns how many connections were made so far.
+func (c *Client) Opened() int64 { return c.opened.Load() }
+
+// Request is one POST of a delivery.
+type Request struct {
+	// ID is the delivery's, the same at every attempt (Webhook-Id). Name is what
+	// the event is called for this listener (Gatehook-Event).
+	ID, Name string
+	// Event is what is delivered. Tokens in its payload are redacted in the
+	// response.
+	Event *event.Event
+	Body  []byte
+	// Attempt counts from 1.
+	Attempt int
+	// Traceparent is the attempt's trace context.
+	Traceparent string
+	// Timeout bounds the POST; 0 stands for that of the Config.
+	Timeout time.Duration
+}
+
+// Send makes one POST, without following redirects, all of it within the timeout.
+func (c *Client) Send(ctx context.Context, t *Target, r *Request) Result {
+	start := time.Now()
+	res := c.do(ctx, t, start.Add(cmp.Or(r.Timeout, c.timeout)), r.Body, func(head []byte) []byte {
+		return c.appendFields(head, t, r, start)
+	})
+	res.Duration = time.Since(start)
+	res.Response = excerpt(&res, r.Event.Data)
+	return res
+}
+
+// appendFields appends the header fields that say what a delivery is.
+func (c *Client) appendFields(dst []byte, t *Target, r *Request, at time.Time) []byte {
+	timestamp := strconv.FormatInt(at.Unix(), 10)
+	dst = appendField(dst, "Webhook-Id", r.ID)
+	dst = appendField(dst, "Webhook-Timestamp", timestamp)
+	dst = appendField(dst, "Webhook-Signature", t.signer.sign(r.ID, timestamp, r.Body))
+	dst = appendField(dst, "Gatehook-Event", r.Name)
+	dst = appendField(dst, "Gatehook-Event-Id", r.Event.ID.String())
+	dst = appendField(dst, "Gatehook-Attempt", strconv.Itoa(r.Attempt))
+	dst = appendField(dst, "Gatehook-Shard", r.Event.Shard.String())
+	dst = appendField(dst, "Traceparent", r.Traceparent)
+	if t.discord {
+		dst = appendDiscord(dst, c.key().sign(timestamp, r.Body), timestamp)
+	}
+	return dst
+}
+
+// appendDiscord appends the header fields by which Discord signs (Discord:
+// Security and Authorization).
+func appendDiscord(dst []byte, signature, timestamp string) []byte {
+	return appendField(appendField(dst, "X-Signature-Ed25519", signature), "X-Signature-Timestamp", timestamp)
+}
+
+// do makes a POST; fields appends the header fields that are this POST's own.
+func (c *Client) do(ctx context.Context, t *Target, deadline time.Time, body []byte, fields func(head []byte) []byte) Result {
+	conn := c.idle.take(t.endpoint, deadline)
+	if conn == nil {
+		var err error
+		if conn, err = c.dialer.connect(ctx, t, deadline); err != nil {
+			return failed(ctx, err)
+		}
+		c.opened.Add(1)
+	}
+	buf, _ := c.heads.Get().(*[]byte)
+	defer c.heads.Put(buf)
+	head := appendField(append((*buf)[:0], t.head...), "User-Agent", c.userAgent)
+	head = appendField(fields(head), "Content-Length", strconv.Itoa(len(body)))
+	head = append(head, "\r\n"...)
+	if len(head)+len(body) <= inline {
+		head, body = append(head, body...), nil
+	}
+	*buf = head
+	var (
+		a    reply
+		keep bool
+		err  error
+	)
+	lasts := interruptible(ctx, conn, func() { a, keep, err = conn.post(head, body) })
+	if keep && lasts {
+		c.idle.put(t.endpoint, conn, keptFor(a.header))
+	} else {
+		_ = conn.Close()
+	}
+	if err != nil {
+		// A response that never ends has not answered.
+		r := failed(ctx, err)
+		r.Status, r.Response = a.status, a.body
+		return r
+	}
+	return Result{Status: a.status, Class: classOf(a.status), RetryAfter: a.header.Get("Retry-After"), Response: a.body}
+}

@@ -1,0 +1,159 @@
+package callback
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/secret"
+)
+
+func newClient(t *testing.T) *Client {
+	t.Helper()
+	c := New(Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Timeout: time.Minute})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func post(t *testing.T, c *Client, u string) Result {
+	t.Helper()
+	target, err := NewTarget(testListener(u))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Send(t.Context(), target, &Request{Event: &event.Event{}, Body: []byte("{}")})
+}
+
+func testListener(u string) *event.Listener {
+	return &event.Listener{URL: u, Secrets: []secret.Value{secret.New("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")}}
+}
+
+// TestClosedWhileIdle: a connection that the other side ended, or spoke on,
+// before the next POST costs no attempt.
+func TestClosedWhileIdle(t *testing.T) {
+	t.Parallel()
+	for name, between := range map[string]func(net.Conn) error{
+		"closed": net.Conn.Close,
+		"reset":  func(c net.Conn) error { return errors.Join(c.(*net.TCPConn).SetLinger(0), c.Close()) },
+		"spoken on": func(c net.Conn) error {
+			_, err := io.WriteString(c, "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			answered := make(chan net.Conn, 1)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				c, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+				answered <- c
+			}))
+			defer srv.Close()
+			s := newClient(t)
+			for range 3 {
+				r := post(t, s, srv.URL)
+				if r.Class != Class2xx || r.Status != 204 {
+					t.Fatalf("%v, %d, %v", r.Class, r.Status, r.Err)
+				}
+				c := <-answered
+				defer c.Close() //nolint:errcheck // it may have ended already
+				if err := between(c); err != nil {
+					t.Fatal(err)
+				}
+				// Loopback hands it over at once, but not in the same instant.
+				kept := s.idle.conns[srv.URL]
+				for deadline := time.Now().Add(time.Minute); !kept[0].spent(); {
+					if time.Now().After(deadline) {
+						t.Fatal("the end of the connection is not seen")
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestIdleConnectionsEnd: those that nobody used for long are closed, and all
+// when the client is.
+func TestIdleConnectionsEnd(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{}, 100)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateClosed {
+			closed <- struct{}{}
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	s := newClient(t)
+	post := func() {
+		t.Helper()
+		if r := post(t, s, srv.URL); r.Class != Class2xx {
+			t.Fatal(r.Err)
+		}
+	}
+	post()
+	for _, of := range s.idle.conns {
+		of[0].until = time.Now().Add(-time.Second)
+	}
+	s.idle.clean()
+	<-closed
+	if s.idle.len() != 0 || len(s.idle.conns) != 0 || s.idle.sweep != nil {
+		t.Error("something is left of what was too old")
+	}
+	post()
+	for _, of := range s.idle.conns {
+		of[0].until = time.Now().Add(-time.Second)
+	}
+	post() // does not take what is too old
+	<-closed
+	s.Close()
+	<-closed
+	post()
+	<-closed // at once: the client is closed
+}
+
+// TestIdleConnectionsAreBounded: one more makes another one go.
+func TestIdleConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	var p idlePool
+	defer p.close()
+	ends := make(chan error, 1)
+	for i := range maxIdle + 1 {
+		ours, theirs := net.Pipe()
+		if i < 10 {
+			go func() {
+				_, err := theirs.Read(make([]byte, 1))
+				ends <- err
+			}()
+		}
+		p.put(fmt.Sprint("http://", i/10), newConn(ours, nil), time.Minute)
+	}
+	if p.len() != maxIdle {
+		t.Errorf("%d are kept, want %d", p.len(), maxIdle)
+	}
+	kept := 0
+	for _, of := range p.conns {
+		kept += len(of)
+	}
+	if kept != maxIdle {
+		t.Errorf("%d are there, want %d", kept, maxIdle)
+	}
+	p.close()
+	for range 10 {
+		if err := <-ends; !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	}
+}

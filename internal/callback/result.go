@@ -1,0 +1,137 @@
+package callback
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// responseKept is how much of a response a Result keeps, in bytes.
+const responseKept = 1024
+
+// Class is what became of a POST, for metrics: few and fixed.
+type Class int
+
+// The classes: of the status if there was a complete response, otherwise of what
+// failed.
+const (
+	Class2xx Class = iota
+	Class3xx
+	Class4xx
+	Class429
+	Class5xx
+	ClassTimeout
+	ClassRefused // it was not sent: the address is refused, or the registration is unusable
+	ClassDNS
+	ClassTLS
+	ClassConnection
+	Classes // how many there are
+)
+
+// String is the metric's label.
+func (c Class) String() string {
+	return [...]string{"2xx", "3xx", "4xx", "429", "5xx", "timeout", "refused", "dns", "tls", "connection"}[c]
+}
+
+func classOf(status int) Class {
+	if status == http.StatusTooManyRequests {
+		return Class429
+	}
+	switch status / 100 {
+	case 2:
+		return Class2xx
+	case 3:
+		return Class3xx
+	case 4:
+		return Class4xx
+	default:
+		return Class5xx
+	}
+}
+
+// Result is what one POST saw.
+type Result struct {
+	// Status is 0 when there was no response.
+	Status int
+	// RetryAfter is the header Retry-After as it came.
+	RetryAfter string
+	// Response is the beginning of the body, 1 KiB at most. The event's tokens
+	// are redacted in it, unless the class is Class2xx and Err is nil.
+	Response []byte
+	// Duration is how long the POST took, from dial to the end of the response.
+	Duration time.Duration
+	Class    Class
+	// Err is why there was no usable response. Its text holds neither the
+	// callback's path nor any header, nor anything that the callback sent.
+	Err error
+}
+
+// excerpt is what a result keeps of a response. Callbacks echo what they can't
+// handle, and people read excerpts: tokens go, before a cut could leave half of
+// one. Nobody keeps a success, so it is not searched.
+func excerpt(r *Result, data []byte) []byte {
+	text := r.Response
+	if r.Err != nil || r.Class != Class2xx {
+		text = event.RedactTokens(text, data)
+	}
+	return text[:min(len(text), responseKept)]
+}
+
+var errTimeout = errors.New("no complete response within the attempt timeout")
+
+// failed turns a transport's error into a result whose text is safe to show.
+func failed(ctx context.Context, err error) Result {
+	if cause := context.Cause(ctx); cause != nil {
+		return Result{Class: ClassConnection, Err: fmt.Errorf("the attempt was ended: %w", cause)}
+	}
+	var (
+		refused  *RefusedAddressError
+		before   refusal
+		dns      *net.DNSError
+		verify   *tls.CertificateVerificationError
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		record   tls.RecordHeaderError
+		alert    tls.AlertError
+		op       *net.OpError
+		timeout  net.Error
+	)
+	switch {
+	case errors.As(err, &refused):
+		return Result{Class: ClassRefused, Err: refused}
+	case errors.As(err, &before):
+		return Result{Class: ClassRefused, Err: before.error}
+	case errors.As(err, &dns):
+		return Result{Class: ClassDNS, Err: fmt.Errorf("the name %s does not resolve: %s", dns.Name, dns.Err)}
+	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname), errors.As(err, &record), errors.As(err, &alert):
+		return Result{Class: ClassTLS, Err: fmt.Errorf("TLS: %w", err)}
+	case errors.Is(err, errTimeout), errors.As(err, &timeout) && timeout.Timeout():
+		return Result{Class: ClassTimeout, Err: errTimeout}
+	case errors.As(err, &op):
+		return Result{Class: ClassConnection, Err: fmt.Errorf("%s: %w", op.Op, op.Err)}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return Result{Class: ClassConnection, Err: errors.New("it closed the connection before a complete response")}
+	default:
+		return Result{Class: ClassConnection, Err: unquoted(err)}
+	}
+}
+
+// unquoted is an error without what it quotes. That is what the other side sent
+// in place of a response, at any length: it may be a payload with its tokens,
+// even that of the delivery before on the same connection.
+func unquoted(err error) error {
+	text := err.Error()
+	if i := strings.IndexAny(text, `":`); i >= 0 {
+		return errors.New(strings.TrimRight(text[:i], " "))
+	}
+	return err
+}

@@ -1,0 +1,69 @@
+package callback
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Target is how to reach a listener's callback: the part of its registration that
+// is prepared once instead of at every POST. It is safe for concurrent use.
+type Target struct {
+	url *url.URL
+	// address is what is dialed: a name or an address, and a port.
+	address string
+	// endpoint is what connections are kept for: a scheme and an address.
+	endpoint string
+	// head is the part of the requests that is the same in all of them.
+	head   []byte
+	signer *signer
+	// discord: the POSTs are signed with the Client's key as well.
+	discord bool
+}
+
+// NewTarget prepares a listener's callback. The error says, without quoting the
+// URL or a secret, what of the registration has to be set again.
+func NewTarget(l *event.Listener) (*Target, error) {
+	u, err := url.Parse(l.URL)
+	if err != nil {
+		// Without the error's text: it holds the whole URL.
+		return nil, errors.New("the listener's url can't be parsed: set it again")
+	}
+	t := &Target{url: u, discord: l.Format == event.FormatDiscord}
+	if t.signer, err = newSigner(l); err != nil {
+		return nil, err
+	}
+	host, err := httpguts.PunycodeHostPort(u.Host)
+	if err != nil {
+		return nil, errors.New("the listener's url has a host that is no name: set it again")
+	}
+	ascii := url.URL{Scheme: u.Scheme, Host: host}
+	t.address = net.JoinHostPort(ascii.Hostname(), portOf(&ascii))
+	t.endpoint = u.Scheme + "://" + t.address
+	t.head = append(t.head, "POST "+u.RequestURI()+" HTTP/1.1\r\n"...)
+	t.head = appendField(t.head, "Host", host)
+	t.head = appendField(t.head, "Content-Type", "application/json")
+	for name, value := range l.Headers {
+		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, fmt.Errorf("the listener's header %q can't be sent: set it again", name)
+		}
+		t.head = appendField(t.head, http.CanonicalHeaderKey(name), value)
+	}
+	return t, nil
+}
+
+// Server returns the host and the port of the callback's URL.
+func (t *Target) Server() (host, port string) { return t.url.Hostname(), portOf(t.url) }
+
+func appendField(dst []byte, name, value string) []byte {
+	dst = append(dst, name...)
+	dst = append(dst, ": "...)
+	dst = append(dst, value...)
+	return append(dst, "\r\n"...)
+}
