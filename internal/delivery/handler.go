@@ -240,40 +240,6 @@ func (d *Delivery) TestListener(ctx context.Context, req openapi.TestListenerReq
 	}, nil
 }
 
-// sampleFor makes an event that a listener would get.
-func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
-	pattern, err := event.ParsePattern(l.Event)
-	if err != nil {
-		return nil, fmt.Errorf("make a sample: %w", err)
-	}
-	name := pattern.Name
-	if pattern.Prefix {
-		name = "MESSAGE_CREATE"
-		for _, t := range event.Types() {
-			if !pattern.Matches(name) && pattern.Matches(t.Name) {
-				name = t.Name
-			}
-		}
-	}
-	id, err := uuid.NewRandom() // isSample knows it by that
-	if err != nil {
-		return nil, fmt.Errorf("make a sample: %w", err)
-	}
-	data, ok := event.Sample(name)
-	if !ok {
-		data = []byte(`{"shard_id":0}`) // what events that are not Discord's have in common
-	}
-	e := &event.Event{ID: id, Name: name, Shard: event.Shard{ID: 0, Count: 1}, ReceivedAt: now, Data: data}
-	event.FindIDs(e)
-	return e, nil
-}
-
-// isSample tells whether an event is one of sampleFor's, which alone have a random
-// id (RFC 9562, section 5.4): those of Discord's events are made of their place in
-// the session, and the others of the time. A sample is for the listener that is
-// tried, and must not reach another one as if it had happened.
-func isSample(e *event.Event) bool { return e.ID.Version() == 4 }
-
 // GetEvent implements GET /events/{id}.
 func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
 	none := openapi.NotFound(fmt.Sprintf("there is no event %q: nobody wanted it, or it is older than the retention", req.Id))

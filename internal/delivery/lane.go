@@ -2,10 +2,7 @@ package delivery
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,13 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-const (
-	// takeAtOnce bounds what a lane takes up from retries in one step.
-	takeAtOnce = 512
-	// keyShare is the part of a lane's queue, one of so many, that one ordering
-	// key may fill: a key whose delivery hangs must leave room for others.
-	keyShare = 8
-)
+// takeAtOnce bounds what a lane takes up from retries in one step.
+const takeAtOnce = 512
 
 // lane is the queue of one listener: how many POSTs may be in flight, which
 // ordering keys are busy, and when it may go on after the callback asked it to
@@ -54,40 +46,6 @@ type lane struct {
 	listener *event.Listener
 	target   *callback.Target
 	bad      error
-}
-
-// key is the state of one ordering key that is not idle. A key is worked from
-// memory or by way of the database: once one of its deliveries has a row in
-// retries, every older one that is not done has one too, so that whoever takes
-// up the oldest row, here or in another instance, takes the next in order.
-type key struct {
-	// active: current is ready or in flight.
-	active  bool
-	current job
-	waiting []job
-	// parked is the newest of its deliveries that has a row in retries. Until
-	// it is done, everything newer goes there too. Zero for none.
-	parked event.Key
-}
-
-// park notes that a delivery has a row, or will have one before any newer one.
-func (k *key) park(p event.Key) {
-	if older(k.parked, p) {
-		k.parked = p
-	}
-}
-
-// unpark notes that a delivery is done, and so are all that are older.
-func (k *key) unpark(done event.Key) {
-	if !older(done, k.parked) {
-		k.parked = event.Key{}
-	}
-}
-
-func (k *key) begin(j job) { k.active, k.current = true, j }
-
-func older(a, b event.Key) bool {
-	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
 }
 
 func newLane(d *Delivery, id int64) *lane {
@@ -156,83 +114,6 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.ready.push(j)
 	l.start()
 	return nil
-}
-
-// spill lets a delivery wait in retries; it is due.
-func spill(j job) record { return record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}} }
-
-// surrender gives every delivery of a key a row in retries: the one in hand a
-// row that says so, those that wait one that anybody may take up when its turn
-// comes. Called with the lock held.
-func (l *lane) surrender(k *key) {
-	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
-		inHand := spill(k.current)
-		inHand.inHand = true
-		l.record(inHand)
-		l.rowed[k.current.stored.Key] = true
-		k.park(k.current.stored.Key)
-	}
-	l.spill(k, time.Now())
-}
-
-// spill gives what waits behind a key rows that are due at a time. Called with
-// the lock held.
-func (l *lane) spill(k *key, due time.Time) {
-	for i := range k.waiting {
-		j := k.waiting[i]
-		l.series.Load().spilled.Inc()
-		l.record(record{job: j, outcome: outcome{kind: retryAt, at: due}})
-		k.park(j.stored.Key)
-		l.drop(&j)
-	}
-	k.waiting = nil
-}
-
-// yield surrenders the keys that have deliveries of a shard in memory.
-func (l *lane) yield(s event.Shard) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, k := range l.keys {
-		if k.active && k.current.stored.Shard == s ||
-			slices.ContainsFunc(k.waiting, func(j job) bool { return j.stored.Shard == s }) {
-			l.surrender(k)
-		}
-	}
-}
-
-// park notes that a key waits in retries, up to a delivery.
-func (l *lane) park(name string, newest event.Key) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.refresh()
-	if k := l.key(name); k != nil {
-		k.park(newest)
-	}
-}
-
-// parked adds keys that wait in retries, and nothing of which is in hand here.
-func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for name, k := range l.keys {
-		if len(into) >= limit {
-			break
-		}
-		if !k.active && k.parked != (event.Key{}) {
-			into = append(into, parkedKey{l.id, name, k.parked})
-		}
-	}
-	return into
-}
-
-// unpark notes that a key has nothing in retries any more, unless more went
-// there since.
-func (l *lane) unpark(name string, newest event.Key) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if k := l.keys[name]; k != nil && !k.active && k.parked == newest {
-		delete(l.keys, name)
-	}
 }
 
 // load is what the lane holds, how much of it is in flight, and when the oldest
@@ -352,23 +233,6 @@ func (l *lane) refresh() {
 	}
 }
 
-// key returns the state of an ordering key, made if need be; nil if nothing is
-// ordered. Called with the lock held.
-func (l *lane) key(name string) *key {
-	if name == "" {
-		return nil
-	}
-	k := l.keys[name]
-	if k == nil {
-		if l.keys == nil {
-			l.keys = make(map[string]*key)
-		}
-		k = &key{}
-		l.keys[name] = k
-	}
-	return k
-}
-
 // start puts one more worker on the lane, if there is work and room in flight.
 // Called with the lock held.
 func (l *lane) start() {
@@ -438,106 +302,6 @@ func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad 
 	return j, l.target, l.listener, l.bad, true
 }
 
-// attempt makes one POST and decides what follows from it.
-func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
-	now := time.Now()
-	rec := record{job: j}
-	switch {
-	case listener == nil:
-		// Deleted: nobody waits for this any more.
-		rec.outcome = outcome{kind: dropped}
-		return rec
-	case !listener.Enabled:
-		// It waits in the database until the listener is enabled again.
-		rec.outcome = outcome{kind: retryAt, at: now}
-		return rec
-	case listener.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > listener.MaxAge && !j.asked:
-		rec.outcome = outcome{kind: expired}
-		return rec
-	}
-	rec.attempted, rec.startedAt = true, now
-	span, parent := l.d.cfg.Traces.attempt(l.d.attempts, &rec)
-	defer func() { endSpan(span, &rec, t) }()
-	body, err := j.body(listener, l.d.cfg.Application())
-	switch {
-	case err != nil:
-		// It is recorded as an attempt, so that the reason is kept with it.
-		rec.result = callback.Result{Err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
-		rec.outcome = outcome{kind: unparsable}
-		l.log(rec, listener)
-		return rec
-	case bad != nil:
-		rec.result = callback.Result{Err: bad, Class: callback.ClassRefused}
-	default:
-		rec.result = l.d.send(l.d.attempts, t, listener, &rec, body, parent)
-	}
-	rec.outcome = decide(rec.result, decision{
-		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
-		receivedAt: j.stored.ReceivedAt, maxAge: listener.MaxAge,
-	})
-	l.observe(rec, listener)
-	return rec
-}
-
-// send makes the POST of a record's attempt.
-func (d *Delivery) send(ctx context.Context, t *callback.Target, l *event.Listener, rec *record, body []byte, parent string) callback.Result {
-	e := &rec.job.stored.Event
-	return d.client.Send(ctx, t, &callback.Request{
-		ID: rec.job.id().String(), Name: deliveredName(l, e), Event: e, Body: body, Attempt: rec.attempt(), Traceparent: parent,
-		Timeout: timeoutOf(e, d.cfg.AttemptTimeout),
-	})
-}
-
-// interaction is the event that is worth nothing after 3 s.
-const interaction = "INTERACTION_CREATE"
-
-// interactionTimeout bounds an attempt to deliver an interaction: Discord waits
-// 3 s for the answer to it, from when it sent it.
-const interactionTimeout = 2500 * time.Millisecond
-
-// timeoutOf bounds one attempt to deliver an event.
-func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
-	if e.Name == interaction {
-		return min(usual, interactionTimeout)
-	}
-	return usual
-}
-
-// observe counts and logs an attempt.
-func (l *lane) observe(rec record, listener *event.Listener) {
-	l.d.metrics.attemptTime.Observe(rec.result.Duration.Seconds())
-	l.series.Load().attempted(&rec)
-	l.log(rec, listener)
-}
-
-// log writes one line an attempt, a failure at warn.
-func (l *lane) log(rec record, listener *event.Listener) {
-	level := slog.LevelDebug
-	if rec.outcome.kind != delivered {
-		level = slog.LevelWarn
-	}
-	if !l.d.log.Enabled(l.d.attempts, level) {
-		return
-	}
-	attrs := []slog.Attr{
-		slog.String("outcome", rec.outcome.kind.String()),
-		slog.String("event", listener.Event),
-		slog.String("name", rec.job.stored.Name),
-		slog.String("delivery", rec.job.id().String()),
-		slog.String("host", rec.host(listener)),
-		slog.Int("attempt", rec.attempt()),
-		slog.Int("status", rec.result.Status),
-		slog.Duration("took", rec.result.Duration),
-	}
-	if rec.result.Err != nil {
-		attrs = append(attrs, slog.String("error", rec.result.Err.Error()))
-	}
-	if rec.outcome.kind == retryAt {
-		attrs = append(attrs, slog.Time("next_attempt", rec.outcome.at))
-	}
-	l.d.log.LogAttrs(l.d.attempts, level, "attempt", attrs...)
-}
-
 // finish hands the record to the recorder and moves the lane on. The worker
 // waits while the recorder has no room: what is not recorded must not pile up
 // in memory.
@@ -554,48 +318,6 @@ func (l *lane) finish(j job, rec record) {
 	l.mu.Unlock()
 	for _, rec := range put {
 		l.record(rec)
-	}
-}
-
-// finishOrdered records and moves the job's key on: to its next delivery, or,
-// if this one failed, into the database with all that waits behind it. Called
-// with the lock held: the records of a key must not overtake each other.
-func (l *lane) finishOrdered(j job, rec record) {
-	if l.rowed[j.stored.Key] {
-		delete(l.rowed, j.stored.Key)
-		rec.job.batch = nil // its row counts now
-	}
-	l.record(rec)
-	l.drop(&j)
-	k := l.key(j.orderKey)
-	if rec.outcome.kind == retryAt {
-		k.active, k.current = false, job{}
-		k.park(j.stored.Key)
-		l.spill(k, rec.outcome.at)
-		return
-	}
-	if rec.outcome.kind == exhausted {
-		l.d.metrics.keysSkipped.Inc()
-		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "ordering key goes on without a delivery that is exhausted",
-			slog.String("listener", event.ListenerID(l.id)), slog.String("key", j.orderKey), slog.String("delivery", j.id().String()))
-	}
-	k.unpark(j.stored.Key)
-	l.advance(k, j.orderKey)
-}
-
-// advance moves a key on whose current delivery is done. Called with the lock
-// held.
-func (l *lane) advance(k *key, name string) {
-	k.active, k.current = false, job{}
-	switch {
-	case len(k.waiting) > 0:
-		k.begin(k.waiting[0])
-		l.ready.push(k.waiting[0])
-		k.waiting[0] = job{} // or the payload would live on
-		k.waiting = k.waiting[1:]
-		l.start()
-	case k.parked == event.Key{}:
-		delete(l.keys, name)
 	}
 }
 

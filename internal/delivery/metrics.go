@@ -150,17 +150,3 @@ func (s *series) attempted(rec *record) {
 		s.success.Observe(rec.startedAt.Add(rec.result.Duration).Sub(received).Seconds())
 	}
 }
-
-// parkedKeys counts the ordering keys that wait in the database.
-func (d *Delivery) parkedKeys() (n int) {
-	for _, l := range d.all() {
-		l.mu.Lock()
-		for _, k := range l.keys {
-			if k.parked != (event.Key{}) {
-				n++
-			}
-		}
-		l.mu.Unlock()
-	}
-	return n
-}

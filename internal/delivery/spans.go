@@ -128,16 +128,3 @@ func endSpan(span trace.Span, rec *record, t *callback.Target) {
 	span.SetAttributes(attrs...)
 	span.End()
 }
-
-// failure is why an attempt did not deliver: its kind, one of few, and what
-// there is to say besides.
-func (r *record) failure() (kind, text string) {
-	switch {
-	case r.outcome.kind == unparsable:
-		return unparsable.String(), r.result.Err.Error()
-	case r.result.Err != nil:
-		return r.result.Class.String(), r.result.Err.Error()
-	default:
-		return strconv.Itoa(r.result.Status), ""
-	}
-}

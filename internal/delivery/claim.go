@@ -1,0 +1,127 @@
+package delivery
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// claim marks due rows as this instance's: those of the background only where
+// there is room left, and no more than most in all. Of a key that is ordered
+// only the oldest is due, whoever has it. On an error what it returns may be
+// claimed: all answers are read before the commit.
+func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []job, keys []event.Key, err error) {
+	owner, err := d.instance.Hold(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	left := make(map[int64]int, len(rooms))
+	for _, r := range rooms {
+		left[r.listener] = r.all
+	}
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, byIndex); err != nil {
+			return err
+		}
+		for _, due := range []string{dueOfKeys, dueOf("NOT q.background"), dueOf("q.background")} {
+			var ids []int64
+			var counts []int32
+			for _, r := range rooms {
+				n := left[r.listener]
+				if due == dueOf("q.background") {
+					n = min(n, r.background)
+				}
+				if n > 0 {
+					ids, counts = append(ids, r.listener), append(counts, int32(n))
+				}
+			}
+			if len(ids) == 0 || most == len(jobs) {
+				continue
+			}
+			some, of, err := claimSome(ctx, tx, owner, ids, counts, most-len(jobs), due)
+			if err != nil {
+				return err
+			}
+			jobs, keys = append(jobs, some...), append(keys, of...)
+			for i := range some {
+				left[some[i].listener]--
+			}
+		}
+		return nil
+	})
+	return jobs, keys, err
+}
+
+// claimSome claims the rows that a query calls due.
+func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, most int, due string) (jobs []job, keys []event.Key, err error) {
+	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, most)
+	if err != nil {
+		return nil, nil, err
+	}
+	jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
+		var k event.Key
+		j := job{owner: owner}
+		err := row.Scan(&k.Batch, &k.Ordinal, &j.listener, &j.attempt, &j.orderKey, &j.asked, &j.background)
+		keys = append(keys, k)
+		return j, err
+	})
+	return jobs, keys, err
+}
+
+// claimOf claims what a query selects.
+func claimOf(due string) string {
+	return `UPDATE retries SET owner = $3, updated_at = now() WHERE ctid = ANY (ARRAY(` + due + `))
+		RETURNING batch_id, ordinal, listener_id, attempt, order_key, asked, background`
+}
+
+// byIndex leaves the planner no choice but the indexes that have the order in
+// which rows are claimed. It makes a plan when the table is empty, and keeps it
+// while the table fills within seconds: it took the rows of a listener for one,
+// and sorted all of them for each of its ordering keys. Nor is anything to be
+// compiled for a claim because of what it believes.
+const byIndex = `SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),
+	set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
+
+// What is due is selected by where its rows are (ctid), and claimed there: rows
+// that are joined by their keys the planner finds by reading the whole table,
+// since it can't know how few they are. Nobody moves a row that is locked.
+
+// dueOf selects due rows without an order, of one kind. The kind is part of the
+// text: by a parameter the planner could not tell which index is meant.
+func dueOf(kind string) string {
+	return `SELECT r.ctid FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
+		CROSS JOIN LATERAL (
+			SELECT q.ctid FROM retries q
+			WHERE q.listener_id = l.id AND q.state = 'pending' AND ` + kind + ` AND q.due_at <= now() AND q.owner IS NULL
+				AND q.order_key = ''
+			ORDER BY q.due_at LIMIT l.room FOR UPDATE SKIP LOCKED
+		) r LIMIT $4`
+}
+
+// dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
+// from key to key in the index: behind one that fails for hours there may be a
+// hundred thousand rows. What it finds it looks at again when it is locked, in
+// words by which no index can be meant.
+const dueOfKeys = `WITH RECURSIVE head AS (
+			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
+			CROSS JOIN LATERAL (
+				SELECT q.order_key, q.ctid AS place, q.background, q.due_at, q.owner FROM retries q
+				WHERE q.listener_id = l.id AND q.state = 'pending' AND q.order_key <> ''
+				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
+			) h
+			UNION ALL
+			SELECT p.id, p.room, h.* FROM head p
+			CROSS JOIN LATERAL (
+				SELECT q.order_key, q.ctid AS place, q.background, q.due_at, q.owner FROM retries q
+				WHERE q.listener_id = p.id AND q.state = 'pending' AND q.order_key <> '' AND q.order_key > p.order_key
+				ORDER BY q.order_key, q.batch_id, q.ordinal LIMIT 1
+			) h
+		), ready AS (
+			SELECT place, room, row_number() OVER (PARTITION BY id ORDER BY background, due_at) AS nth
+			FROM head WHERE due_at <= now() AND owner IS NULL
+		)
+		SELECT ctid FROM retries WHERE ctid = ANY (ARRAY(SELECT place FROM ready WHERE nth <= room))
+			AND state || '' = 'pending' AND due_at <= now() AND owner IS NULL
+		LIMIT $4 FOR UPDATE SKIP LOCKED`

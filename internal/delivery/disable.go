@@ -1,0 +1,105 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
+)
+
+// failingFor is how long every attempt has to fail before a listener is
+// disabled: so far are the first and the last of the failures apart.
+const failingFor = 5 * 24 * time.Hour
+
+// The reasons for which a listener is disabled.
+const (
+	reasonGone    = "gone"
+	reasonFailing = "failing"
+)
+
+// errRecovered says that another instance had a success, or that somebody
+// enabled the listener anew.
+var errRecovered = errors.New("the listener has not failed for long enough")
+
+// condemn disables the listener if the attempt was one too many. It is called
+// before the attempt is recorded: should the process die in between, the
+// delivery is made again and the same happens. The listener, and the event that
+// tells of it, are changed in one transaction, by whichever of several attempts
+// comes first.
+func (d *Delivery) condemn(rec *record, l *event.Listener) {
+	if !rec.attempted || l == nil {
+		return
+	}
+	reason, since := "", time.Time{}
+	switch failing := d.health.since(l.ID); {
+	case rec.outcome.kind == disable:
+		reason = rec.outcome.reason
+	case rec.outcome.kind != delivered && rec.outcome.kind != unparsable && !failing.IsZero() && rec.startedAt.Sub(failing) >= failingFor:
+		reason, since = reasonFailing, failing
+	default:
+		return
+	}
+	e, err := listenerDisabled(rec, l, reason, since)
+	if err == nil {
+		err = d.disable(rec, l, reason, e)
+	}
+	if err != nil && !errors.Is(err, errRecovered) {
+		d.log.LogAttrs(d.attempts, slog.LevelError, "could not disable a listener", slog.String("reason", reason), slog.Any("error", err))
+	}
+}
+
+// disable tries until it is done, or the process ends.
+func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
+	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
+		done := false
+		told := d.tell(e, l.ID)
+		err := d.store.Ensure(ctx)
+		if err == nil {
+			err = d.listeners.Disable(ctx, l.ID, reason, func(ctx context.Context, tx pgx.Tx) error {
+				if reason == reasonFailing {
+					if err := stillFailing(ctx, tx, l.ID, rec.startedAt); err != nil {
+						return err
+					}
+				}
+				done = true
+				var b pgx.Batch
+				told.queue(&b, d.store.Put)
+				return tx.SendBatch(ctx, &b).Close()
+			})
+		}
+		switch {
+		case errors.Is(err, errRecovered):
+			return err
+		case err != nil:
+			d.log.LogAttrs(ctx, slog.LevelWarn, "disabling a listener failed, trying again", slog.Any("error", err))
+			return retry.RetryableError(err)
+		case done:
+			told.trace(ctx, d.cfg.Traces)
+			d.metrics.disabled.WithLabelValues(reason).Inc()
+			d.log.LogAttrs(ctx, slog.LevelWarn, "listener disabled", slog.String("listener", event.ListenerID(l.ID)),
+				slog.String("reason", reason), slog.String("host", rec.host(l)))
+			d.wake()
+		}
+		return nil
+	})
+}
+
+// stillFailing returns errRecovered unless the database agrees.
+func stillFailing(ctx context.Context, tx pgx.Tx, id int64, at time.Time) error {
+	var since *time.Time
+	err := tx.QueryRow(ctx, `SELECT failing_since FROM listener_health WHERE listener_id = $1 FOR UPDATE`, id).Scan(&since)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows), err == nil && (since == nil || at.Sub(*since) < failingFor):
+		return errRecovered
+	case err != nil:
+		return fmt.Errorf("read since when a listener fails: %w", err)
+	}
+	return nil
+}

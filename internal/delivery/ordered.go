@@ -1,0 +1,244 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+const (
+	// keyShare is the part of a lane's queue, one of so many, that one ordering
+	// key may fill: a key whose delivery hangs must leave room for others.
+	keyShare = 8
+	// unparkAtOnce bounds how many ordering keys are looked at in one step.
+	unparkAtOnce = 1000
+)
+
+// key is the state of one ordering key that is not idle. A key is worked from
+// memory or by way of the database: once one of its deliveries has a row in
+// retries, every older one that is not done has one too, so that whoever takes
+// up the oldest row, here or in another instance, takes the next in order.
+type key struct {
+	// active: current is ready or in flight.
+	active  bool
+	current job
+	waiting []job
+	// parked is the newest of its deliveries that has a row in retries. Until
+	// it is done, everything newer goes there too. Zero for none.
+	parked event.Key
+}
+
+// park notes that a delivery has a row, or will have one before any newer one.
+func (k *key) park(p event.Key) {
+	if older(k.parked, p) {
+		k.parked = p
+	}
+}
+
+// unpark notes that a delivery is done, and so are all that are older.
+func (k *key) unpark(done event.Key) {
+	if !older(done, k.parked) {
+		k.parked = event.Key{}
+	}
+}
+
+func (k *key) begin(j job) { k.active, k.current = true, j }
+
+func older(a, b event.Key) bool {
+	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
+}
+
+// key returns the state of an ordering key, made if need be; nil if nothing is
+// ordered. Called with the lock held.
+func (l *lane) key(name string) *key {
+	if name == "" {
+		return nil
+	}
+	k := l.keys[name]
+	if k == nil {
+		if l.keys == nil {
+			l.keys = make(map[string]*key)
+		}
+		k = &key{}
+		l.keys[name] = k
+	}
+	return k
+}
+
+// surrender gives every delivery of a key a row in retries: the one in hand a
+// row that says so, those that wait one that anybody may take up when its turn
+// comes. Called with the lock held.
+func (l *lane) surrender(k *key) {
+	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
+		inHand := spill(k.current)
+		inHand.inHand = true
+		l.record(inHand)
+		l.rowed[k.current.stored.Key] = true
+		k.park(k.current.stored.Key)
+	}
+	l.spill(k, time.Now())
+}
+
+// spill gives what waits behind a key rows that are due at a time. Called with
+// the lock held.
+func (l *lane) spill(k *key, due time.Time) {
+	for i := range k.waiting {
+		j := k.waiting[i]
+		l.series.Load().spilled.Inc()
+		l.record(record{job: j, outcome: outcome{kind: retryAt, at: due}})
+		k.park(j.stored.Key)
+		l.drop(&j)
+	}
+	k.waiting = nil
+}
+
+// yield surrenders the keys that have deliveries of a shard in memory.
+func (l *lane) yield(s event.Shard) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.keys {
+		if k.active && k.current.stored.Shard == s ||
+			slices.ContainsFunc(k.waiting, func(j job) bool { return j.stored.Shard == s }) {
+			l.surrender(k)
+		}
+	}
+}
+
+// park notes that a key waits in retries, up to a delivery.
+func (l *lane) park(name string, newest event.Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh()
+	if k := l.key(name); k != nil {
+		k.park(newest)
+	}
+}
+
+// finishOrdered records and moves the job's key on: to its next delivery, or,
+// if this one failed, into the database with all that waits behind it. Called
+// with the lock held: the records of a key must not overtake each other.
+func (l *lane) finishOrdered(j job, rec record) {
+	if l.rowed[j.stored.Key] {
+		delete(l.rowed, j.stored.Key)
+		rec.job.batch = nil // its row counts now
+	}
+	l.record(rec)
+	l.drop(&j)
+	k := l.key(j.orderKey)
+	if rec.outcome.kind == retryAt {
+		k.active, k.current = false, job{}
+		k.park(j.stored.Key)
+		l.spill(k, rec.outcome.at)
+		return
+	}
+	if rec.outcome.kind == exhausted {
+		l.d.metrics.keysSkipped.Inc()
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "ordering key goes on without a delivery that is exhausted",
+			slog.String("listener", event.ListenerID(l.id)), slog.String("key", j.orderKey), slog.String("delivery", j.id().String()))
+	}
+	k.unpark(j.stored.Key)
+	l.advance(k, j.orderKey)
+}
+
+// advance moves a key on whose current delivery is done. Called with the lock
+// held.
+func (l *lane) advance(k *key, name string) {
+	k.active, k.current = false, job{}
+	switch {
+	case len(k.waiting) > 0:
+		k.begin(k.waiting[0])
+		l.ready.push(k.waiting[0])
+		k.waiting[0] = job{} // or the payload would live on
+		k.waiting = k.waiting[1:]
+		l.start()
+	case k.parked == event.Key{}:
+		delete(l.keys, name)
+	}
+}
+
+// parked adds keys that wait in retries, and nothing of which is in hand here.
+func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, k := range l.keys {
+		if len(into) >= limit {
+			break
+		}
+		if !k.active && k.parked != (event.Key{}) {
+			into = append(into, parkedKey{l.id, name, k.parked})
+		}
+	}
+	return into
+}
+
+// unpark notes that a key has nothing in retries any more, unless more went
+// there since.
+func (l *lane) unpark(name string, newest event.Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k := l.keys[name]; k != nil && !k.active && k.parked == newest {
+		delete(l.keys, name)
+	}
+}
+
+// parkedKey is an ordering key that waits in retries, up to a delivery.
+type parkedKey struct {
+	listener int64
+	name     string
+	newest   event.Key
+}
+
+// unparkKeys finds the keys that other instances have worked off: what is
+// newer need not take the way by the database any more.
+func (d *Delivery) unparkKeys(ctx context.Context) error {
+	var keys []parkedKey
+	for _, l := range d.all() {
+		keys = l.parked(keys, unparkAtOnce)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	// Some of their rows may be on their way only.
+	if err := d.recorder.flush(ctx); err != nil {
+		return err
+	}
+	listeners, names := make([]int64, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		listeners[i], names[i] = k.listener, k.name
+	}
+	rows, err := d.pool.Query(ctx, `SELECT i FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (listener_id, name, i)
+		WHERE NOT EXISTS (SELECT FROM retries r WHERE r.listener_id = k.listener_id AND r.order_key = k.name
+			AND r.order_key <> '' AND r.state = 'pending')`, listeners, names)
+	if err != nil {
+		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+	}
+	idle, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+	}
+	for _, i := range idle {
+		k := keys[i-1]
+		d.lane(k.listener).unpark(k.name, k.newest)
+	}
+	return nil
+}
+
+// parkedKeys counts the ordering keys that wait in the database.
+func (d *Delivery) parkedKeys() (n int) {
+	for _, l := range d.all() {
+		l.mu.Lock()
+		for _, k := range l.keys {
+			if k.parked != (event.Key{}) {
+				n++
+			}
+		}
+		l.mu.Unlock()
+	}
+	return n
+}

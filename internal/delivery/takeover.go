@@ -1,0 +1,95 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// Recover takes batches that a dead instance left unsettled. What the records
+// show as delivered, or as waiting in retries, is not dispatched again. What is
+// ordered waits in retries when it returns: newer events may then be received,
+// here or elsewhere.
+func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
+	wanted, of := wantedBy(batches)
+	rows, err := d.pool.Query(ctx, `WITH u AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u (listener_id, batch_id))
+		SELECT batch_id, ordinal, listener_id FROM u JOIN attempts USING (listener_id, batch_id) WHERE delivered
+		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, wanted, of)
+	if err != nil {
+		return fmt.Errorf("read what was settled: %w", err)
+	}
+	settled := make(map[ID]bool)
+	var id ID
+	if _, err := pgx.ForEachRow(rows, []any{&id.Key.Batch, &id.Key.Ordinal, &id.Listener}, func() error {
+		settled[id] = true
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read what was settled: %w", err)
+	}
+	for _, b := range batches {
+		if err := d.dispatch(ctx, b, settled, true); err != nil {
+			return err
+		}
+	}
+	return d.recorder.flush(ctx)
+}
+
+// wantedBy lists the listeners of batches, and beside each one its batch.
+func wantedBy(batches []*event.Batch) (listeners, of []int64) {
+	for _, b := range batches {
+		seen := make(map[int64]bool)
+		for i := range b.Events {
+			for _, l := range b.Events[i].Listeners {
+				if !seen[l] {
+					seen[l] = true
+					listeners, of = append(listeners, l), append(of, b.ID)
+				}
+			}
+		}
+	}
+	return listeners, of
+}
+
+// Free gives back the retries that a dead instance had taken up.
+func (d *Delivery) Free(ctx context.Context, dead int64) error {
+	if _, err := d.pool.Exec(ctx, `UPDATE retries SET owner = NULL, updated_at = now() WHERE owner = $1`, dead); err != nil {
+		return fmt.Errorf("free the retries of instance %d: %w", dead, err)
+	}
+	d.wake()
+	return nil
+}
+
+// Yield puts all ordered deliveries of a shard that this instance has in memory
+// into retries, and returns when they are there. Those in flight are not waited
+// for: their rows hold back what is newer.
+func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
+	for _, l := range d.all() {
+		l.yield(s)
+	}
+	if err := d.recorder.flush(ctx); err != nil {
+		return fmt.Errorf("yield the deliveries of shard %v: %w", s, err)
+	}
+	return nil
+}
+
+// Prepare tells the lanes which ordering keys have deliveries waiting in
+// retries: newer ones must not overtake them.
+func (d *Delivery) Prepare(ctx context.Context) error {
+	rows, err := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
+		WHERE state = 'pending' AND order_key <> ''
+		ORDER BY listener_id DESC, order_key DESC, batch_id DESC, ordinal DESC`)
+	if err != nil {
+		return fmt.Errorf("read what waits for a retry: %w", err)
+	}
+	var k parkedKey
+	if _, err = pgx.ForEachRow(rows, []any{&k.listener, &k.name, &k.newest.Batch, &k.newest.Ordinal}, func() error {
+		d.lane(k.listener).park(k.name, k.newest)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read what waits for a retry: %w", err)
+	}
+	return nil
+}

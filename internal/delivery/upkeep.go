@@ -1,0 +1,66 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// upkeep makes and drops partitions, and removes rows that nothing will ask
+// for any more: those past their retention, and those of deleted listeners
+// that a POST in flight left behind.
+func (d *Delivery) upkeep(ctx context.Context) error {
+	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+		return err
+	}
+	// What was last touched so long ago has no event any more, also if it still
+	// waits for a listener that is disabled.
+	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE owner IS NULL AND updated_at < now() - $1::interval
+		AND (state <> 'pending' OR due_at < now() - $1::interval)`, d.cfg.Retention); err != nil {
+		return fmt.Errorf("remove old outcomes: %w", err)
+	}
+	rows, err := d.pool.Query(ctx, `SELECT DISTINCT listener_id FROM retries WHERE updated_at < now() - interval '1 hour'`)
+	if err != nil {
+		return fmt.Errorf("list listeners with old retries: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("list listeners with old retries: %w", err)
+	}
+	for _, id := range ids {
+		if d.listeners.Listener(id) != nil {
+			continue
+		}
+		if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1 AND updated_at < now() - interval '1 hour'`, id); err != nil {
+			return fmt.Errorf("remove the retries of a deleted listener: %w", err)
+		}
+	}
+	return nil
+}
+
+// forget drops the lanes of deleted listeners that have nothing left to do, and
+// their metrics.
+func (d *Delivery) forget() {
+	for _, l := range d.all() {
+		if d.listeners.Listener(l.id) != nil {
+			continue
+		}
+		if held, inFlight, _ := l.load(); held > 0 || inFlight > 0 {
+			continue
+		}
+		d.mu.Lock()
+		delete(d.lanes, l.id)
+		d.mu.Unlock()
+		d.metrics.close(l.series.Swap(d.metrics.other))
+	}
+}
+
+// Forget drops what waits for a listener, in the transaction that deletes it.
+func Forget(ctx context.Context, tx pgx.Tx, listenerID int64) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1`, listenerID); err != nil {
+		return fmt.Errorf("drop the retries of a listener: %w", err)
+	}
+	return Renew(ctx, tx, listenerID)
+}
