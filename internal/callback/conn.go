@@ -15,11 +15,11 @@ const (
 	// inline is up to how many bytes a request is written before its answer is
 	// looked for: any socket takes them, even if nobody reads on the other side.
 	inline = 16 << 10
-	// responseRead is how much of a response is read, in bytes, so that its
+	// maxResponse is how much of a response is read, in bytes, so that its
 	// connection can be used again; a longer one is cut off.
-	responseRead = 64 << 10
-	// headerRead bounds a response's header, in bytes.
-	headerRead = 32 << 10
+	maxResponse = 64 << 10
+	// maxHeader bounds a response's header, in bytes.
+	maxHeader = 32 << 10
 )
 
 // conn is a connection to a callback. It carries one POST at a time (HTTP/1.1,
@@ -64,7 +64,7 @@ func (c *conn) Read(p []byte) (int, error) {
 type reply struct {
 	status int // 0 for no response
 	header http.Header
-	body   []byte // at most responseRead bytes of it
+	body   []byte // at most maxResponse bytes of it
 }
 
 // post sends a request and reads the answer, until the connection's deadline.
@@ -72,11 +72,11 @@ type reply struct {
 // the whole request, which is for those of at most inline bytes.
 func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 	wrote := c.write(head, rest)
-	c.budget = headerRead
+	c.budget = maxHeader
 	resp, err := c.response() //nolint:bodyclose // see readBody
 	if err == nil {
 		a.status, a.header = resp.StatusCode, resp.Header
-		c.budget += 2 * responseRead // chunks are longer than what is in them
+		c.budget += 2 * maxResponse // chunks are longer than what is in them
 		a.body, keep, err = readBody(resp.Body)
 		// What is still to come of an answer would be taken for the next one's.
 		keep = keep && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
@@ -127,13 +127,13 @@ func (c *conn) write(head, rest []byte) <-chan error {
 	return wrote
 }
 
-// readBody reads at most responseRead bytes. whole tells that the body ended
+// readBody reads at most maxResponse bytes. whole tells that the body ended
 // there. It is not closed: that would read to its end, however far that is.
 func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	if body == http.NoBody {
 		return nil, true, nil
 	}
-	limited := io.LimitedReader{R: body, N: responseRead}
+	limited := io.LimitedReader{R: body, N: maxResponse}
 	text, err = io.ReadAll(&limited)
 	return text, err == nil && limited.N > 0, err //nolint:wrapcheck // failed names it
 }

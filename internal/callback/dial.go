@@ -162,7 +162,7 @@ func connectBy(c net.Conn, by *url.URL, address string) error {
 		return err //nolint:wrapcheck // the caller names it
 	}
 	limited := newConn(c, nil)
-	limited.budget = headerRead
+	limited.budget = maxHeader
 	// The callback speaks only when it is spoken to: what the reader holds
 	// beyond the answer would be the proxy's.
 	resp, err := http.ReadResponse(limited.in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // it has none

@@ -66,7 +66,7 @@ func (p *idlePool) put(endpoint string, c *conn, d time.Duration) {
 		return
 	}
 	if p.n >= maxIdle {
-		p.evict()
+		p.evictLocked()
 	}
 	if p.conns == nil {
 		p.conns = make(map[string][]*conn)
@@ -80,7 +80,7 @@ func (p *idlePool) put(endpoint string, c *conn, d time.Duration) {
 
 // evict makes room: the connection that was not used for the longest time, of
 // any endpoint. Called with the lock held.
-func (p *idlePool) evict() {
+func (p *idlePool) evictLocked() {
 	for endpoint, of := range p.conns {
 		if len(of) > 0 {
 			_ = of[0].Close()

@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// responseKept is how much of a response a Result keeps, in bytes.
-const responseKept = 1024
+// maxExcerpt is how much of a response a Result keeps, in bytes.
+const maxExcerpt = 1024
 
 // Class is what became of a POST, for metrics: few and fixed.
 type Class int
@@ -83,7 +83,7 @@ func excerpt(r *Result, data []byte) []byte {
 	if r.Err != nil || r.Class != Class2xx {
 		text = event.RedactTokens(text, data)
 	}
-	return text[:min(len(text), responseKept)]
+	return text[:min(len(text), maxExcerpt)]
 }
 
 var errTimeout = errors.New("no complete response within the attempt timeout")

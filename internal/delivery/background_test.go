@@ -75,7 +75,7 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 // Neither do those in the database wait behind a replay, nor the replay for ever.
 func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	t.Parallel()
-	var q line
+	var q queue
 	add := func(n int, j job) {
 		for range n {
 			q.push(j)

@@ -20,9 +20,9 @@ const (
 	sampleShare = 20
 	// sampleTimeout bounds one look, and so what a scrape waits for it.
 	sampleTimeout = 2 * time.Second
-	// mostDue is how far the due retries of one listener are counted: to count
+	// maxDue is how far the due retries of one listener are counted: to count
 	// millions would cost seconds.
-	mostDue = 10_000
+	maxDue = 10_000
 )
 
 // lanesCollector shows what waits, in the lanes and in the database, at the
@@ -37,7 +37,7 @@ type lanesCollector struct {
 
 // backlog is what of one listener waits in the database.
 type backlog struct {
-	due    int       // at most mostDue
+	due    int       // at most maxDue
 	oldest time.Time // when the oldest event was stored; zero for none
 }
 
@@ -51,11 +51,11 @@ func (g *gauges) add(queued, inFlight int, oldest time.Time, waits backlog) {
 	g.queued += queued
 	g.inFlight += inFlight
 	g.due += waits.due
-	g.oldest = earlier(g.oldest, earlier(oldest, waits.oldest))
+	g.oldest = earlierIgnoringZero(g.oldest, earlierIgnoringZero(oldest, waits.oldest))
 }
 
-// earlier is the earlier of two times; a zero one is none.
-func earlier(a, b time.Time) time.Time {
+// earlierIgnoringZero is the earlier of two times; a zero one is none.
+func earlierIgnoringZero(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}
@@ -131,10 +131,10 @@ func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 }
 
 // backlogs looks at what waits in the database for listeners that are enabled.
-// It reads nothing but indexes, and of each listener no more than mostDue
+// It reads nothing but indexes, and of each listener no more than maxDue
 // entries: it hops from one listener to the next.
 func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
-	rows, err := d.pool.Query(ctx, backlogQuery, mostDue)
+	rows, err := d.pool.Query(ctx, backlogQuery, maxDue)
 	if err != nil {
 		return nil, fmt.Errorf("look at what waits: %w", err)
 	}

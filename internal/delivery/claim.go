@@ -9,10 +9,10 @@ import (
 )
 
 // claim marks due rows as this instance's: those of the background only where
-// there is room left, and no more than most in all. Of a key that is ordered
+// there is room left, and no more than limit in all. Of a key that is ordered
 // only the oldest is due, whoever has it. On an error what it returns may be
 // claimed: all answers are read before the commit.
-func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []job, keys []event.Key, err error) {
+func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -37,10 +37,10 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []jo
 					ids, counts = append(ids, r.listener), append(counts, int32(n))
 				}
 			}
-			if len(ids) == 0 || most == len(jobs) {
+			if len(ids) == 0 || limit == len(jobs) {
 				continue
 			}
-			some, of, err := claimSome(ctx, tx, owner, ids, counts, most-len(jobs), due)
+			some, of, err := claimSome(ctx, tx, owner, ids, counts, limit-len(jobs), due)
 			if err != nil {
 				return err
 			}
@@ -55,8 +55,8 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, most int) (jobs []jo
 }
 
 // claimSome claims the rows that a query calls due.
-func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, most int, due string) (jobs []job, keys []event.Key, err error) {
-	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, most)
+func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, limit int, due string) (jobs []job, keys []event.Key, err error) {
+	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, limit)
 	if err != nil {
 		return nil, nil, err
 	}

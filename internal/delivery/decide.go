@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/callback"
 )
 
-// longestRetryAfter is the most that a callback may ask to be left alone for.
-const longestRetryAfter = 24 * time.Hour
+// maxRetryAfter is the most that a callback may ask to be left alone for.
+const maxRetryAfter = 24 * time.Hour
 
 // kind is what follows from an attempt.
 type kind int
@@ -122,16 +122,16 @@ func retryAfter(s string, now time.Time) time.Duration {
 	}
 	var after time.Duration
 	if n, err := strconv.ParseUint(s, 10, 63); err == nil {
-		after = longestRetryAfter
-		if n < uint64(longestRetryAfter/time.Second) {
+		after = maxRetryAfter
+		if n < uint64(maxRetryAfter/time.Second) {
 			after = time.Duration(n) * time.Second
 		}
 	} else if at, err := http.ParseTime(s); err == nil {
 		after = at.Sub(now)
 	} else if isDigits(s) {
-		after = longestRetryAfter // more seconds than fit a number
+		after = maxRetryAfter // more seconds than fit a number
 	}
-	return max(0, min(after, longestRetryAfter))
+	return max(0, min(after, maxRetryAfter))
 }
 
 func isDigits(s string) bool { return strings.Trim(s, "0123456789") == "" }

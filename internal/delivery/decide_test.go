@@ -104,7 +104,7 @@ func FuzzRetryAfter(f *testing.F) {
 	}
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, s string) {
-		if d := retryAfter(s, now); d < 0 || d > longestRetryAfter {
+		if d := retryAfter(s, now); d < 0 || d > maxRetryAfter {
 			t.Errorf("retryAfter(%q) = %v", s, d)
 		}
 	})

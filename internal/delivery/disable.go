@@ -59,7 +59,7 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
 	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
 		done := false
-		told := d.tell(e, l.ID)
+		told := d.notice(e, l.ID)
 		err := d.store.Ensure(ctx)
 		if err == nil {
 			err = d.listeners.Disable(ctx, l.ID, reason, func(ctx context.Context, tx pgx.Tx) error {

@@ -38,12 +38,12 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 		// A copy: one delivery that waits must not keep all the batch's payloads.
 		e := new(event.Stored)
 		*e = b.Events[i]
-		common := &shared{}
+		common := &bodies{}
 		for _, l := range d.rawFirst(e.Listeners) {
 			if skip[ID{e.Key, l}] {
 				continue
 			}
-			if err := d.lane(l).push(ctx, job{stored: e, shared: common, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
+			if err := d.lane(l).push(ctx, job{stored: e, bodies: common, listener: l, owner: b.Owner, batch: t}, inherited); err != nil {
 				return err
 			}
 		}
@@ -80,8 +80,8 @@ type batch struct {
 // job is one delivery on its way through a lane.
 type job struct {
 	stored *event.Stored
-	// shared is what all deliveries of the event have in common.
-	shared   *shared
+	// bodies are what all deliveries of the event have in common.
+	bodies   *bodies
 	listener int64
 	// owner is the number of this instance under which it has the delivery.
 	owner int64

@@ -62,8 +62,8 @@ func TestDownCallbackCostsNoAttempts(t *testing.T) {
 			}
 			b.deliver(t, fresh)
 			l := b.lane(1)
-			if held, _, _ := l.load(); held > 4 {
-				t.Errorf("the lane of a callback that is down holds %d deliveries", held)
+			if size, _, _ := l.load(); size > 4 {
+				t.Errorf("the lane of a callback that is down holds %d deliveries", size)
 			}
 			if err := b.recorder.flush(t.Context()); err != nil {
 				t.Fatal(err)
@@ -133,7 +133,7 @@ func TestWhatIsHeldExpires(t *testing.T) {
 	b.registry.change(1, func(l *event.Listener) { l.MaxAge = 50 * time.Millisecond })
 	l := b.lane(1)
 	l.mu.Lock()
-	l.refresh()
+	l.refreshLocked()
 	l.pace.down, l.pace.limit, l.pace.until = true, 1, time.Now().Add(time.Hour)
 	l.mu.Unlock()
 	b.deliver(t, b.commit(t, 20, 1, 1))

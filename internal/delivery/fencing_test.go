@@ -58,7 +58,7 @@ func (l *lessee) regain(id int64) {
 	close(l.held)
 }
 
-func (l *lessee) isHeld() bool {
+func (l *lessee) isPaused() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -187,7 +187,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 	i := newLessee(1)
 	arrived, answer := make(chan struct{}), make(chan struct{})
 	c := newReceiver(t, func(got call) (int, http.Header) {
-		if !i.isHeld() {
+		if !i.isPaused() {
 			t.Errorf("event %d was sent without a lease", got.seq)
 		}
 		arrived <- struct{}{}

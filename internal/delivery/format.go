@@ -21,9 +21,9 @@ func deliveredName(l *event.Listener, e *event.Event) string {
 // isRaw tells whether a listener wants payloads as Discord sent them.
 func isRaw(l *event.Listener) bool { return strings.HasPrefix(l.Event, event.RawPrefix) }
 
-// shared is what the deliveries of one event have in common, made when the
+// bodies is what the deliveries of one event have in common, made when the
 // first of them needs it. The zero value is ready for use.
-type shared struct {
+type bodies struct {
 	parsedOnce sync.Once
 	parsed     []byte // in the standard format
 	model      []byte // a part of parsed
@@ -35,7 +35,7 @@ type shared struct {
 
 // ofParsed returns the body in the standard format, and the model that it
 // holds, of the event that s was made for.
-func (s *shared) ofParsed(e *event.Event) (body, model []byte, err error) {
+func (s *bodies) ofParsed(e *event.Event) (body, model []byte, err error) {
 	s.parsedOnce.Do(func() {
 		// The model is made in its place: it is copied nowhere.
 		body := appendHead(make([]byte, 0, headRoom+len(e.Data)+len(e.Data)/4), e.Name, e)
@@ -53,7 +53,7 @@ func (s *shared) ofParsed(e *event.Event) (body, model []byte, err error) {
 }
 
 // ofRaw returns the body in the standard format with the payload itself.
-func (s *shared) ofRaw(e *event.Event) []byte {
+func (s *bodies) ofRaw(e *event.Event) []byte {
 	s.rawOnce.Do(func() {
 		body := appendHead(make([]byte, 0, headRoom+len(e.Data)), event.RawPrefix+e.Name, e)
 		s.raw = append(appendData(body, e.Data), '}')
@@ -73,7 +73,7 @@ func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, erro
 	whole, data := []byte(nil), e.Data
 	if !isRaw(l) {
 		var err error
-		if whole, data, err = j.shared.ofParsed(e); err != nil {
+		if whole, data, err = j.bodies.ofParsed(e); err != nil {
 			return nil, err
 		}
 	}
@@ -81,7 +81,7 @@ func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, erro
 	case l.Format == event.FormatDiscord || l.Format == event.FormatChatSDK:
 		return appendBody(make([]byte, 0, headRoom+len(data)), l, deliveredName(l, e), e, data, application), nil
 	case isRaw(l):
-		return j.shared.ofRaw(e), nil
+		return j.bodies.ofRaw(e), nil
 	default:
 		return whole, nil
 	}

@@ -170,7 +170,7 @@ func TestRawFirst(t *testing.T) {
 func TestParsedOnce(t *testing.T) {
 	t.Parallel()
 	e := &event.Stored{Event: event.Event{Name: "GUILD_DELETE", Data: []byte(`{"id":"1"}`)}}
-	j := job{stored: e, shared: &shared{}}
+	j := job{stored: e, bodies: &bodies{}}
 	of := func(l event.Listener) []byte {
 		body, err := j.body(&l, 1001)
 		if err != nil {
@@ -189,7 +189,7 @@ func TestParsedOnce(t *testing.T) {
 	}
 	of(event.Listener{Event: "*", Format: event.FormatDiscord})
 	of(event.Listener{Event: "RAW_*", Format: event.FormatChatSDK})
-	e.Name, e.Data, j.shared = "RESUMED", nil, &shared{} // without a model, and without data
+	e.Name, e.Data, j.bodies = "RESUMED", nil, &bodies{} // without a model, and without data
 	of(event.Listener{Event: "*"})
 	of(event.Listener{Event: "RAW_*"})
 	of(event.Listener{Event: "*", Format: event.FormatChatSDK})

@@ -28,7 +28,7 @@ func TestTimeoutOfInteractions(t *testing.T) {
 // listener got before, nor does it overtake another one.
 func TestInteractionsGoFirst(t *testing.T) {
 	t.Parallel()
-	var q line
+	var q queue
 	for i, name := range []string{"MESSAGE_CREATE", interaction, "MESSAGE_CREATE", interaction, "READY"} {
 		q.push(job{stored: &event.Stored{Event: event.Event{Name: name, Seq: int64(i)}}})
 	}

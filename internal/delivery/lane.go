@@ -24,14 +24,14 @@ type lane struct {
 	series atomic.Pointer[series]
 
 	mu    sync.Mutex
-	ready line
+	ready queue
 	// size and bytes are what the lane holds in memory, ready, behind a key or
 	// in flight.
 	size, bytes int
 	inFlight    int
 	pace        pace
 	timer       *time.Timer // fires when the pace's pause is over
-	keys        map[string]*key
+	orderKeys   map[string]*orderKey
 	// rowed is the deliveries in hand that got a row in retries meanwhile.
 	rowed map[event.Key]bool
 	// spilled: retries may hold deliveries that are due and only lack room;
@@ -61,17 +61,17 @@ func newLane(d *Delivery, id int64) *lane {
 // full: nothing more is held in memory. While the callback is down all waits in
 // the database, so that batches settle and a dead callback costs no memory.
 // Called with the lock held.
-func (l *lane) full() bool {
+func (l *lane) fullLocked() bool {
 	return l.pace.down || l.size >= l.d.cfg.LaneQueue || l.bytes >= l.d.cfg.LaneBytes
 }
 
 // keep and drop count what the lane holds. Called with the lock held.
-func (l *lane) keep(j *job) {
+func (l *lane) keepLocked(j *job) {
 	l.size++
 	l.bytes += len(j.stored.Data)
 }
 
-func (l *lane) drop(j *job) {
+func (l *lane) dropLocked(j *job) {
 	l.size--
 	l.bytes -= len(j.stored.Data)
 }
@@ -81,12 +81,12 @@ func (l *lane) drop(j *job) {
 // inherited.
 func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.mu.Lock()
-	l.refresh()
+	l.refreshLocked()
 	if l.listener != nil {
 		j.orderKey = event.OrderKey(l.listener.Ordering, &j.stored.Event)
 	}
-	k := l.key(j.orderKey)
-	full := l.full()
+	k := l.orderKeyLocked(j.orderKey)
+	full := l.fullLocked()
 	if k == nil && full {
 		l.spilled = true
 		l.mu.Unlock()
@@ -94,16 +94,16 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		return l.d.recorder.put(ctx, spill(j))
 	}
 	defer l.mu.Unlock()
-	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/keyShare)) {
+	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/orderKeyShare)) {
 		// With the lock held: the records of a key must not overtake each
 		// other on their way to the recorder.
 		l.spilled = true
-		l.surrender(k)
+		l.surrenderLocked(k)
 		k.park(j.stored.Key)
 		l.series.Load().spilled.Inc()
 		return l.d.recorder.put(ctx, spill(j))
 	}
-	l.keep(&j)
+	l.keepLocked(&j)
 	if k != nil && k.active {
 		k.waiting = append(k.waiting, j)
 		return nil
@@ -112,19 +112,19 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		k.begin(j)
 	}
 	l.ready.push(j)
-	l.start()
+	l.startLocked()
 	return nil
 }
 
 // load is what the lane holds, how much of it is in flight, and when the oldest
 // event that waits here was received; zero for none.
-func (l *lane) load() (held, inFlight int, oldest time.Time) {
+func (l *lane) load() (size, inFlight int, oldest time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	oldest = l.ready.oldest()
-	for _, k := range l.keys {
+	for _, k := range l.orderKeys {
 		if k.active {
-			oldest = earlier(oldest, k.current.stored.ReceivedAt)
+			oldest = earlierIgnoringZero(oldest, k.current.stored.ReceivedAt)
 		}
 	}
 	return l.size, l.inFlight, oldest
@@ -135,13 +135,13 @@ func (l *lane) hasMore(usual, background bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spilled, l.postponed = l.spilled || usual, l.postponed || background
-	l.fetch() // what it took may be delivered already
+	l.fetchLocked() // what it took may be delivered already
 }
 
 // fetch makes the retry loop look, if the lane wants more. Called with the lock
 // held.
-func (l *lane) fetch() {
-	if l.wants() {
+func (l *lane) fetchLocked() {
+	if l.wantsLocked() {
 		l.spilled, l.postponed = false, false
 		l.d.wake()
 	}
@@ -150,32 +150,32 @@ func (l *lane) fetch() {
 // wants tells whether the lane takes up what retries hold. It does so when half
 // of what it may hold is delivered: the next page comes while the other half
 // is, and a page is worth its queries. Called with the lock held.
-func (l *lane) wants() bool {
+func (l *lane) wantsLocked() bool {
 	return l.spilled && (l.ready.len() < l.pace.limit || l.size <= l.d.cfg.LaneQueue/2 && l.bytes <= l.d.cfg.LaneBytes/2) ||
-		l.postponed && l.ready.background.len() <= l.mostBackground()/2
+		l.postponed && l.ready.background.len() <= l.maxBackground()/2
 }
 
-// mostBackground is how much of the background a lane holds: the rest of the
+// maxBackground is how much of the background a lane holds: the rest of the
 // queue is for what is received meanwhile.
-func (l *lane) mostBackground() int { return max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4)) }
+func (l *lane) maxBackground() int { return max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4)) }
 
 // pushTaken takes a job that was taken up from retries. It returns false if
 // the job has to wait there for an older one of its key.
 func (l *lane) pushTaken(j job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refresh()
-	if k := l.key(j.orderKey); k != nil {
+	l.refreshLocked()
+	if k := l.orderKeyLocked(j.orderKey); k != nil {
 		if k.active {
 			return false
 		}
 		k.begin(j)
 		k.park(j.stored.Key)
 	}
-	l.keep(&j)
+	l.keepLocked(&j)
 	l.typical += (len(j.stored.Data) - l.typical) / 16
 	l.ready.push(j)
-	l.start()
+	l.startLocked()
 	return true
 }
 
@@ -185,30 +185,30 @@ func (l *lane) pushTaken(j job) bool {
 func (l *lane) room(now time.Time) (all, background int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refresh()
+	l.refreshLocked()
 	switch {
 	case l.listener == nil || !l.listener.Enabled || now.Before(l.pace.until):
 		return 0, 0
 	case l.pace.down:
 		all = max(0, 1-l.size)
 		return all, all
-	case l.full():
+	case l.fullLocked():
 		return 0, 0
 	default:
 		all = min(l.d.cfg.LaneQueue-l.size, takeAtOnce, max(1, (l.d.cfg.LaneBytes-l.bytes)/max(1, l.typical)))
-		return all, min(all, max(0, l.mostBackground()-l.ready.background.len()))
+		return all, min(all, max(0, l.maxBackground()-l.ready.background.len()))
 	}
 }
 
-// isHeld tells whether the lane stands still.
-func (l *lane) isHeld(now time.Time) bool {
+// isPaused tells whether the lane stands still.
+func (l *lane) isPaused(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.pace.down || now.Before(l.pace.until)
 }
 
 // refresh looks at the registration again. Called with the lock held.
-func (l *lane) refresh() {
+func (l *lane) refreshLocked() {
 	now := l.d.listeners.Listener(l.id)
 	if now == l.listener {
 		return
@@ -217,12 +217,12 @@ func (l *lane) refresh() {
 	l.listener, l.target, l.bad = now, nil, nil
 	if now == nil || before != nil && before.Ordering != now.Ordering {
 		// What waits behind a key has lost what it waits for.
-		for _, k := range l.keys {
+		for _, k := range l.orderKeys {
 			for _, j := range k.waiting {
 				l.ready.push(j)
 			}
 		}
-		l.keys = nil
+		l.orderKeys = nil
 	}
 	if now == nil {
 		return
@@ -235,7 +235,7 @@ func (l *lane) refresh() {
 
 // start puts one more worker on the lane, if there is work and room in flight.
 // Called with the lock held.
-func (l *lane) start() {
+func (l *lane) startLocked() {
 	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		return
 	}
@@ -271,7 +271,7 @@ func (l *lane) work() {
 func (l *lane) leave(j job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.drop(&j)
+	l.dropLocked(&j)
 	l.inFlight--
 }
 
@@ -280,10 +280,10 @@ func (l *lane) forsake(j job) {
 	l.d.metrics.forsaken.Inc()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.drop(&j)
+	l.dropLocked(&j)
 	delete(l.rowed, j.stored.Key)
-	if k := l.key(j.orderKey); k != nil {
-		l.advance(k, j.orderKey)
+	if k := l.orderKeyLocked(j.orderKey); k != nil {
+		l.advanceLocked(k, j.orderKey)
 	}
 }
 
@@ -292,13 +292,13 @@ func (l *lane) forsake(j job) {
 func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad error, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refresh()
+	l.refreshLocked()
 	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		l.inFlight--
 		return job{}, nil, nil, nil, false
 	}
 	j = l.ready.pop()
-	l.fetch()
+	l.fetchLocked()
 	return j, l.target, l.listener, l.bad, true
 }
 
@@ -309,12 +309,12 @@ func (l *lane) finish(j job, rec record) {
 	if j.orderKey == "" {
 		l.record(rec)
 		l.mu.Lock()
-		l.drop(&j)
+		l.dropLocked(&j)
 	} else {
 		l.mu.Lock()
-		l.finishOrdered(j, rec)
+		l.finishOrderedLocked(j, rec)
 	}
-	put := l.adapt(rec)
+	put := l.adaptLocked(rec)
 	l.mu.Unlock()
 	for _, rec := range put {
 		l.record(rec)
@@ -331,7 +331,7 @@ func (l *lane) record(rec record) {
 // adapt looks at what the answer says of the callback. If it is down, the
 // caller records what adapt returns: the deliveries that wait in memory, which
 // from here on wait in the database. Called with the lock held.
-func (l *lane) adapt(rec record) (put []record) {
+func (l *lane) adaptLocked(rec record) (put []record) {
 	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
 		return nil // nothing was asked of it
 	}
@@ -342,7 +342,7 @@ func (l *lane) adapt(rec record) (put []record) {
 	})
 	switch {
 	case l.pace.down && !before.down:
-		put = l.drain()
+		put = l.drainLocked()
 		l.d.metrics.down.Inc()
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "callback is down: its deliveries wait while one at a time is tried",
 			slog.String("listener", event.ListenerID(l.id)), slog.String("host", rec.host(l.listener)), slog.Time("next_try", l.pace.until))
@@ -358,26 +358,26 @@ func (l *lane) adapt(rec record) (put []record) {
 		l.timer = time.AfterFunc(time.Until(l.pace.until), func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.start()
+			l.startLocked()
 			l.d.wake()
 		})
 	}
-	l.start()
+	l.startLocked()
 	return put
 }
 
 // drain empties the queue. What is ordered is recorded here, with the lock
 // held: the records of a key must not overtake each other.
-func (l *lane) drain() (put []record) {
+func (l *lane) drainLocked() (put []record) {
 	for l.ready.len() > 0 {
 		j := l.ready.pop()
 		rec := spill(j)
 		l.series.Load().spilled.Inc()
 		if j.orderKey != "" {
-			l.finishOrdered(j, rec)
+			l.finishOrderedLocked(j, rec)
 			continue
 		}
-		l.drop(&j)
+		l.dropLocked(&j)
 		put = append(put, rec)
 	}
 	l.spilled = true

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// ownSeries is how many listeners have series of their own at a time; the
+	// maxSeries is how many listeners have series of their own at a time; the
 	// others share those of otherListeners. So many make some thousands of
 	// series, whatever the number of listeners.
-	ownSeries = 100
+	maxSeries = 100
 	// otherListeners is the label of what has no series of its own.
 	otherListeners = "other"
 )
@@ -34,7 +34,7 @@ type metrics struct {
 	sampleFailures                prometheus.Counter
 
 	mu    sync.Mutex
-	own   int // how many listeners have series of their own
+	taken int // how many listeners have series of their own
 	other *series
 }
 
@@ -99,10 +99,10 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 func (m *metrics) open(listener int64) *series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.own >= ownSeries {
+	if m.taken >= maxSeries {
 		return m.other
 	}
-	m.own++
+	m.taken++
 	return m.resolve(event.ListenerID(listener))
 }
 
@@ -114,7 +114,7 @@ func (m *metrics) close(s *series) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.own--
+	m.taken--
 	of := prometheus.Labels{"listener": s.label}
 	m.attempts.DeletePartialMatch(of)
 	m.deliveries.DeletePartialMatch(of)

@@ -113,7 +113,7 @@ func TestMetricsByListener(t *testing.T) {
 func TestSeriesAreBounded(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, ok)
-	urls := slices.Repeat([]string{c.URL}, ownSeries+3)
+	urls := slices.Repeat([]string{c.URL}, maxSeries+3)
 	b := setup(t, Config{}, urls...)
 	var ids []int64
 	for id := range int64(len(urls)) {
@@ -136,8 +136,8 @@ func TestSeriesAreBounded(t *testing.T) {
 		return found
 	}
 	own := labels()
-	if len(own) != ownSeries+1 || !own[otherListeners] {
-		t.Fatalf("%d labels, want %d and %q", len(own), ownSeries, otherListeners)
+	if len(own) != maxSeries+1 || !own[otherListeners] {
+		t.Fatalf("%d labels, want %d and %q", len(own), maxSeries, otherListeners)
 	}
 	if got := b.scrape(t)[`deliveries_total{listener="other",state="delivered"}`]; got != "2" {
 		t.Errorf("others: %s deliveries, want 2", got)
@@ -146,8 +146,8 @@ func TestSeriesAreBounded(t *testing.T) {
 	eventually(t, "the series of the deleted listener are removed", func() bool { return !labels()[event.ListenerID(1)] })
 	b.deliver(t, b.commit(t, 1, 1, late))
 	<-b.settled
-	if now := labels(); len(now) != ownSeries+1 || !now[event.ListenerID(late)] {
-		t.Errorf("%d labels after one listener for another, want %d; the new one's is there: %v", len(now), ownSeries+1, now[event.ListenerID(late)])
+	if now := labels(); len(now) != maxSeries+1 || !now[event.ListenerID(late)] {
+		t.Errorf("%d labels after one listener for another, want %d; the new one's is there: %v", len(now), maxSeries+1, now[event.ListenerID(late)])
 	}
 	b.stop()
 }
@@ -245,8 +245,8 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 	if _, err := b.pool.Exec(t.Context(), `VACUUM ANALYZE retries`); err != nil {
 		t.Fatal(err)
 	}
-	plan, kinds, read := explain(t, b.pool, backlogQuery, mostDue)
-	if most := float64(5*mostDue + 50); read == 0 || read > most || len(kinds) != 1 || kinds["Index Only Scan"] == 0 {
+	plan, kinds, read := explain(t, b.pool, backlogQuery, maxDue)
+	if most := float64(5*maxDue + 50); read == 0 || read > most || len(kinds) != 1 || kinds["Index Only Scan"] == 0 {
 		t.Errorf("%v rows were read, want at most %v; by %v\n%s", read, most, kinds, plan)
 	}
 }

@@ -25,29 +25,29 @@ const (
 	eventDisabled  = "GATEHOOK_LISTENER_DISABLED"
 )
 
-// own is events of delivery with whom they are for.
-type own []event.Stored
+// notices are events of delivery with whom they are for.
+type notices []event.Stored
 
-// tell finds out who wants an event, without one listener; nobody is told of
+// notice finds out who wants an event, without one listener; nobody is told of
 // what nobody wants.
-func (d *Delivery) tell(e *event.Event, but int64) own {
+func (d *Delivery) notice(e *event.Event, but int64) notices {
 	listeners, missed := d.listeners.Match(e)
 	if listeners = slices.DeleteFunc(listeners, func(id int64) bool { return id == but }); len(listeners) == 0 && !missed {
 		return nil
 	}
-	return own{{Event: *e, Key: d.store.Key(), Listeners: listeners}}
+	return notices{{Event: *e, Key: d.store.Key(), Listeners: listeners}}
 }
 
 // queue adds the statements that store the events and their deliveries.
-func (o own) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
-	if len(o) == 0 {
+func (n notices) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
+	if len(n) == 0 {
 		return
 	}
-	put(b, o)
+	put(b, n)
 	var rows keyRows
-	for i := range o {
-		for _, l := range o[i].Listeners {
-			rows.add(ID{o[i].Key, l})
+	for i := range n {
+		for _, l := range n[i].Listeners {
+			rows.add(ID{n[i].Key, l})
 		}
 	}
 	if len(rows.batches) == 0 {
@@ -60,9 +60,9 @@ func (o own) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
 }
 
 // trace records their receipt, once they are stored.
-func (o own) trace(ctx context.Context, t Traces) {
-	for i := range o {
-		t.received(ctx, &o[i].Event)
+func (n notices) trace(ctx context.Context, t Traces) {
+	for i := range n {
+		t.received(ctx, &n[i].Event)
 	}
 }
 
@@ -95,7 +95,7 @@ func deliveryExhausted(rec *record, l *event.Listener, now time.Time) (*event.Ev
 	h := sha256.Sum256([]byte(data.DeliveryID + "." + strconv.Itoa(data.Attempts)))
 	id := uuid.UUID(h[:16])
 	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80 // RFC 9562, section 5.8: version 8
-	return ownEvent(id, eventExhausted, rec, now, data)
+	return noticeEvent(id, eventExhausted, rec, now, data)
 }
 
 // disabledData is the data of GATEHOOK_LISTENER_DISABLED.
@@ -118,12 +118,12 @@ func listenerDisabled(rec *record, l *event.Listener, reason string, since time.
 		since = since.UTC()
 		data.FailingSince = &since
 	}
-	return ownEvent(id, eventDisabled, rec, time.Now(), data)
+	return noticeEvent(id, eventDisabled, rec, time.Now(), data)
 }
 
-// ownEvent makes an event that Discord did not number, on the shard of the
+// noticeEvent makes an event that Discord did not number, on the shard of the
 // delivery that it is about.
-func ownEvent(id uuid.UUID, name string, rec *record, now time.Time, data any) (*event.Event, error) {
+func noticeEvent(id uuid.UUID, name string, rec *record, now time.Time, data any) (*event.Event, error) {
 	b, err := json.Marshal(data)
 	if err != nil {
 		return nil, fmt.Errorf("make a %s: %w", name, err)

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// keyShare is the part of a lane's queue, one of so many, that one ordering
+	// orderKeyShare is the part of a lane's queue, one of so many, that one ordering
 	// key may fill: a key whose delivery hangs must leave room for others.
-	keyShare = 8
+	orderKeyShare = 8
 	// unparkAtOnce bounds how many ordering keys are looked at in one step.
 	unparkAtOnce = 1000
 )
@@ -24,7 +24,7 @@ const (
 // memory or by way of the database: once one of its deliveries has a row in
 // retries, every older one that is not done has one too, so that whoever takes
 // up the oldest row, here or in another instance, takes the next in order.
-type key struct {
+type orderKey struct {
 	// active: current is ready or in flight.
 	active  bool
 	current job
@@ -35,20 +35,20 @@ type key struct {
 }
 
 // park notes that a delivery has a row, or will have one before any newer one.
-func (k *key) park(p event.Key) {
+func (k *orderKey) park(p event.Key) {
 	if older(k.parked, p) {
 		k.parked = p
 	}
 }
 
 // unpark notes that a delivery is done, and so are all that are older.
-func (k *key) unpark(done event.Key) {
+func (k *orderKey) unpark(done event.Key) {
 	if !older(done, k.parked) {
 		k.parked = event.Key{}
 	}
 }
 
-func (k *key) begin(j job) { k.active, k.current = true, j }
+func (k *orderKey) begin(j job) { k.active, k.current = true, j }
 
 func older(a, b event.Key) bool {
 	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
@@ -56,17 +56,17 @@ func older(a, b event.Key) bool {
 
 // key returns the state of an ordering key, made if need be; nil if nothing is
 // ordered. Called with the lock held.
-func (l *lane) key(name string) *key {
+func (l *lane) orderKeyLocked(name string) *orderKey {
 	if name == "" {
 		return nil
 	}
-	k := l.keys[name]
+	k := l.orderKeys[name]
 	if k == nil {
-		if l.keys == nil {
-			l.keys = make(map[string]*key)
+		if l.orderKeys == nil {
+			l.orderKeys = make(map[string]*orderKey)
 		}
-		k = &key{}
-		l.keys[name] = k
+		k = &orderKey{}
+		l.orderKeys[name] = k
 	}
 	return k
 }
@@ -74,7 +74,7 @@ func (l *lane) key(name string) *key {
 // surrender gives every delivery of a key a row in retries: the one in hand a
 // row that says so, those that wait one that anybody may take up when its turn
 // comes. Called with the lock held.
-func (l *lane) surrender(k *key) {
+func (l *lane) surrenderLocked(k *orderKey) {
 	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
 		inHand := spill(k.current)
 		inHand.inHand = true
@@ -82,18 +82,18 @@ func (l *lane) surrender(k *key) {
 		l.rowed[k.current.stored.Key] = true
 		k.park(k.current.stored.Key)
 	}
-	l.spill(k, time.Now())
+	l.spillLocked(k, time.Now())
 }
 
 // spill gives what waits behind a key rows that are due at a time. Called with
 // the lock held.
-func (l *lane) spill(k *key, due time.Time) {
+func (l *lane) spillLocked(k *orderKey, due time.Time) {
 	for i := range k.waiting {
 		j := k.waiting[i]
 		l.series.Load().spilled.Inc()
 		l.record(record{job: j, outcome: outcome{kind: retryAt, at: due}})
 		k.park(j.stored.Key)
-		l.drop(&j)
+		l.dropLocked(&j)
 	}
 	k.waiting = nil
 }
@@ -102,10 +102,10 @@ func (l *lane) spill(k *key, due time.Time) {
 func (l *lane) yield(s event.Shard) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, k := range l.keys {
+	for _, k := range l.orderKeys {
 		if k.active && k.current.stored.Shard == s ||
 			slices.ContainsFunc(k.waiting, func(j job) bool { return j.stored.Shard == s }) {
-			l.surrender(k)
+			l.surrenderLocked(k)
 		}
 	}
 }
@@ -114,8 +114,8 @@ func (l *lane) yield(s event.Shard) {
 func (l *lane) park(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.refresh()
-	if k := l.key(name); k != nil {
+	l.refreshLocked()
+	if k := l.orderKeyLocked(name); k != nil {
 		k.park(newest)
 	}
 }
@@ -123,18 +123,18 @@ func (l *lane) park(name string, newest event.Key) {
 // finishOrdered records and moves the job's key on: to its next delivery, or,
 // if this one failed, into the database with all that waits behind it. Called
 // with the lock held: the records of a key must not overtake each other.
-func (l *lane) finishOrdered(j job, rec record) {
+func (l *lane) finishOrderedLocked(j job, rec record) {
 	if l.rowed[j.stored.Key] {
 		delete(l.rowed, j.stored.Key)
 		rec.job.batch = nil // its row counts now
 	}
 	l.record(rec)
-	l.drop(&j)
-	k := l.key(j.orderKey)
+	l.dropLocked(&j)
+	k := l.orderKeyLocked(j.orderKey)
 	if rec.outcome.kind == retryAt {
 		k.active, k.current = false, job{}
 		k.park(j.stored.Key)
-		l.spill(k, rec.outcome.at)
+		l.spillLocked(k, rec.outcome.at)
 		return
 	}
 	if rec.outcome.kind == exhausted {
@@ -143,12 +143,12 @@ func (l *lane) finishOrdered(j job, rec record) {
 			slog.String("listener", event.ListenerID(l.id)), slog.String("key", j.orderKey), slog.String("delivery", j.id().String()))
 	}
 	k.unpark(j.stored.Key)
-	l.advance(k, j.orderKey)
+	l.advanceLocked(k, j.orderKey)
 }
 
 // advance moves a key on whose current delivery is done. Called with the lock
 // held.
-func (l *lane) advance(k *key, name string) {
+func (l *lane) advanceLocked(k *orderKey, name string) {
 	k.active, k.current = false, job{}
 	switch {
 	case len(k.waiting) > 0:
@@ -156,9 +156,9 @@ func (l *lane) advance(k *key, name string) {
 		l.ready.push(k.waiting[0])
 		k.waiting[0] = job{} // or the payload would live on
 		k.waiting = k.waiting[1:]
-		l.start()
+		l.startLocked()
 	case k.parked == event.Key{}:
-		delete(l.keys, name)
+		delete(l.orderKeys, name)
 	}
 }
 
@@ -166,7 +166,7 @@ func (l *lane) advance(k *key, name string) {
 func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for name, k := range l.keys {
+	for name, k := range l.orderKeys {
 		if len(into) >= limit {
 			break
 		}
@@ -182,8 +182,8 @@ func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 func (l *lane) unpark(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if k := l.keys[name]; k != nil && !k.active && k.parked == newest {
-		delete(l.keys, name)
+	if k := l.orderKeys[name]; k != nil && !k.active && k.parked == newest {
+		delete(l.orderKeys, name)
 	}
 }
 
@@ -233,7 +233,7 @@ func (d *Delivery) unparkKeys(ctx context.Context) error {
 func (d *Delivery) parkedKeys() (n int) {
 	for _, l := range d.all() {
 		l.mu.Lock()
-		for _, k := range l.keys {
+		for _, k := range l.orderKeys {
 			if k.parked != (event.Key{}) {
 				n++
 			}

@@ -25,20 +25,20 @@ import (
 // (429, 502, 503, 504) three times running.
 
 const (
-	// slowest is the longest that a lane waits between two tries of a callback
+	// maxPause is the longest that a lane waits between two tries of a callback
 	// that does not work, unless the callback asks for more.
-	slowest = time.Minute
-	// firstPause is the shortest such wait. They double.
-	firstPause = time.Second
+	maxPause = time.Minute
+	// minPause is the shortest such wait. They double.
+	minPause = time.Second
 	// downAfter is how many different deliveries have to fail in a row, and
 	// downFor for how long, before the callback counts as down.
 	downAfter = 10
 	downFor   = time.Minute
 	// busyDown is how often in a row a callback has to say that it has too much.
 	busyDown = 3
-	// worthHolding is how long a schedule has to be for deliveries to be held
+	// downSchedule is how long a schedule has to be for deliveries to be held
 	// back from it. With a shorter one they are wanted soon or never.
-	worthHolding = 10 * time.Minute
+	downSchedule = 10 * time.Minute
 	// plateau is after how many rounds a level is tried again that was refused.
 	plateau = 100
 )
@@ -71,11 +71,11 @@ type seen struct {
 
 // pace is how fast a lane may go. It is a value: after makes the next one.
 type pace struct {
-	// max bounds limit, and longest the waits of the callback's own schedule.
-	max     int
-	longest time.Duration
-	// holds: a lane may go down without being told to.
-	holds bool
+	// max bounds limit, and maxPause the waits of the callback's own schedule.
+	max      int
+	maxPause time.Duration
+	// goesDown: a lane may go down without being told to.
+	goesDown bool
 
 	// limit is how many may be in flight.
 	limit int
@@ -110,7 +110,7 @@ type pace struct {
 func newPace(maxInFlight int, s Schedule) pace {
 	return pace{
 		max: maxInFlight, limit: maxInFlight, threshold: maxInFlight,
-		longest: max(firstPause, min(slowest, s.total()/8)), holds: s.total() >= worthHolding,
+		maxPause: max(minPause, min(maxPause, s.total()/8)), goesDown: s.total() >= downSchedule,
 	}
 }
 
@@ -127,7 +127,7 @@ func (p pace) after(a seen) pace {
 	case a.signal == signalBusy, p.down:
 		p = p.paused(a)
 		p.down = p.down || p.busy >= busyDown
-	case p.holds && p.failing == downAfter && a.at.Sub(p.since) >= downFor:
+	case p.goesDown && p.failing == downAfter && a.at.Sub(p.since) >= downFor:
 		p.down = true
 		p = p.paused(a)
 	}
@@ -171,11 +171,11 @@ func (p pace) lowered(a seen) pace {
 	if a.sent.Before(p.cut) {
 		return p
 	}
-	least := 1
+	minLimit := 1
 	if a.signal == signalLate {
 		// One that hangs whatever it gets is not helped by less than this, and
 		// each delivery's schedule has to go on.
-		least = max(1, p.max/4)
+		minLimit = max(1, p.max/4)
 	}
 	level := min(p.limit, max(1, a.inFlight))
 	// Without a success since the last cut the callback is just away: that says
@@ -188,7 +188,7 @@ func (p pace) lowered(a seen) pace {
 			p.threshold = min(p.threshold, level-1)
 		}
 	}
-	p.limit, p.credit = min(p.limit, max(least, level/2)), 0
+	p.limit, p.credit = min(p.limit, max(minLimit, level/2)), 0
 	p.cut, p.good = a.at, false
 	return p
 }
@@ -208,7 +208,7 @@ func (p pace) noted(a seen) pace {
 // paused lets the lane wait, each time in a row twice as long.
 func (p pace) paused(a seen) pace {
 	if !a.at.Before(p.until) { // or the others in flight say the same thing once more
-		p.pause = min(max(firstPause, 2*p.pause), p.longest)
+		p.pause = min(max(minPause, 2*p.pause), p.maxPause)
 		p.until = a.at.Add(p.pause)
 		if a.signal == signalBusy {
 			p.busy++

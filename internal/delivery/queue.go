@@ -6,18 +6,18 @@ import "time"
 // left to the background while there are others.
 const backgroundShare = 8
 
-// line is a queue in which interactions go first: Discord waits 3 s for the
+// queue is a queue in which interactions go first: Discord waits 3 s for the
 // answer to one (Discord: Receiving and Responding). What somebody asked for by
 // the thousand goes last, but never stands still.
-type line struct {
+type queue struct {
 	urgent, usual, background fifo
 	// passed is how many went before one of the background since its last.
 	passed int
 }
 
-func (q *line) len() int { return q.urgent.len() + q.usual.len() + q.background.len() }
+func (q *queue) len() int { return q.urgent.len() + q.usual.len() + q.background.len() }
 
-func (q *line) push(j job) {
+func (q *queue) push(j job) {
 	switch {
 	case j.stored.Name == interaction:
 		q.urgent.push(j)
@@ -28,7 +28,7 @@ func (q *line) push(j job) {
 	}
 }
 
-func (q *line) pop() job {
+func (q *queue) pop() job {
 	switch {
 	case q.urgent.len() > 0:
 		return q.urgent.pop()
@@ -43,10 +43,10 @@ func (q *line) pop() job {
 
 // oldest is when the oldest of those that are next was received; zero if there
 // are none.
-func (q *line) oldest() (at time.Time) {
+func (q *queue) oldest() (at time.Time) {
 	for _, f := range []*fifo{&q.urgent, &q.usual, &q.background} {
 		if f.len() > 0 {
-			at = earlier(at, f.jobs[f.head].stored.ReceivedAt)
+			at = earlierIgnoringZero(at, f.jobs[f.head].stored.ReceivedAt)
 		}
 	}
 	return at

@@ -153,12 +153,12 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	}
 	s := newStatements(recs, r.d.instance.ID())
 	s.health = r.d.health.changes(streaks(recs))
-	s.own = r.own(ctx, recs, s.owner)
+	s.notices = r.notices(ctx, recs, s.owner)
 	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		err := r.try(ctx, s)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
 			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))
-			if len(s.own) > 0 {
+			if len(s.notices) > 0 {
 				err = errors.Join(err, r.d.store.Ensure(ctx))
 			}
 		}
@@ -183,16 +183,16 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	if !s.earliest.IsZero() {
 		r.d.due(s.earliest)
 	}
-	s.own.trace(ctx, r.d.cfg.Traces)
-	if s.freed || len(s.own) > 0 {
+	s.notices.trace(ctx, r.d.cfg.Traces)
+	if s.freed || len(s.notices) > 0 {
 		r.d.wake()
 	}
 	return nil
 }
 
-// own makes the events that tell of exhausted deliveries. Those of that very
+// notices makes the events that tell of exhausted deliveries. Those of that very
 // event are not told of: a callback for it that fails would go round in circles.
-func (r *recorder) own(ctx context.Context, recs []record, owner int64) (events own) {
+func (r *recorder) notices(ctx context.Context, recs []record, owner int64) (all notices) {
 	for i := range recs {
 		rec := &recs[i]
 		if rec.outcome.kind.state() != statusExhausted || rec.owner() != owner || rec.settle != nil || rec.job.stored.Name == eventExhausted {
@@ -207,9 +207,9 @@ func (r *recorder) own(ctx context.Context, recs []record, owner int64) (events 
 			r.d.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", eventExhausted), slog.Any("error", err))
 			continue
 		}
-		events = append(events, r.d.tell(e, 0)...)
+		all = append(all, r.d.notice(e, 0)...)
 	}
-	return events
+	return all
 }
 
 func (r *recorder) count(rec *record) {
@@ -230,11 +230,11 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 		return r.d.pool.SendBatch(ctx, &b).Close()
 	}
 	return pgx.BeginFunc(ctx, r.d.pool, func(tx pgx.Tx) error {
-		own, err := r.d.store.LockOwned(ctx, tx, s.owner, s.insert.batches)
+		owned, err := r.d.store.LockOwned(ctx, tx, s.owner, s.insert.batches)
 		if err != nil {
 			return err
 		}
-		s.queue(&b, s.insert.of(own), r.d.store)
+		s.queue(&b, s.insert.of(owned), r.d.store)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }

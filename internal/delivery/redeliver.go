@@ -120,8 +120,8 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 	return under, nil
 }
 
-// bulk is how many deliveries are looked at in one step.
-const bulk = 5000
+// bulkPage is how many deliveries are looked at in one step.
+const bulkPage = 5000
 
 // retryAll queues, in one transaction, the deliveries of a listener that ended
 // in some states and whose events were received in a span of time, and returns
@@ -132,7 +132,7 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 		for {
 			rows, err := tx.Query(ctx, `SELECT batch_id, ordinal FROM retries
 				WHERE listener_id = $1 AND (batch_id, ordinal) > ($2, $3) AND state = ANY($4) AND owner IS NULL
-				ORDER BY batch_id, ordinal LIMIT $5`, listener, after.Batch, after.Ordinal, states, bulk)
+				ORDER BY batch_id, ordinal LIMIT $5`, listener, after.Batch, after.Ordinal, states, bulkPage)
 			if err != nil {
 				return err
 			}
@@ -175,7 +175,7 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	}
 	d.cfg.Traces.received(ctx, e)
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
-	rec := record{job: job{stored: stored, listener: l.ID, shared: new(shared)}, attempted: true, startedAt: time.Now()}
+	rec := record{job: job{stored: stored, listener: l.ID, bodies: new(bodies)}, attempted: true, startedAt: time.Now()}
 	span, parent := d.cfg.Traces.attempt(ctx, &rec)
 	t, err := callback.NewTarget(l)
 	var body []byte

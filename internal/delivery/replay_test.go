@@ -118,7 +118,7 @@ func TestExpiringWaitsForNobody(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		if err := b.expireHeld(ctx, &event.Listener{ID: 1, MaxAge: maxAge}, now); err != nil {
+		if err := b.expirePaused(ctx, &event.Listener{ID: 1, MaxAge: maxAge}, now); err != nil {
 			t.Fatal(err)
 		}
 		var got []int64

@@ -181,8 +181,8 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 		if l == nil {
 			continue // deleted; upkeep removes its rows
 		}
-		if l.MaxAge > 0 && d.lane(id).isHeld(now) {
-			if err := d.expireHeld(ctx, l, now); err != nil {
+		if l.MaxAge > 0 && d.lane(id).isPaused(now) {
+			if err := d.expirePaused(ctx, l, now); err != nil {
 				return nil, err
 			}
 		}
@@ -193,12 +193,12 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	return rooms, nil
 }
 
-// expireHeld ends what got too old while its lane stands still. Nobody is asked
+// expirePaused ends what got too old while its lane stands still. Nobody is asked
 // about it: whoever takes up the others would have to go through it first. Of
 // what was looked at before only the last minute is looked at again: rows may
 // come late, but those that stay, since somebody asked for them, may be a
 // million. One that is missed is found too old when it is taken up.
-func (d *Delivery) expireHeld(ctx context.Context, l *event.Listener, now time.Time) error {
+func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time.Time) error {
 	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
 	// What is locked is left: a replay of this listener locks its rows until it
 	// ends, and all listeners would wait for it.
@@ -244,7 +244,7 @@ func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key)
 		if jobs[i].stored = byKey[keys[i]]; jobs[i].stored == nil {
 			jobs[i].stored = &event.Stored{Key: keys[i]}
 		}
-		jobs[i].shared = &shared{}
+		jobs[i].bodies = &bodies{}
 	}
 	return nil
 }

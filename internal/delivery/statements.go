@@ -35,10 +35,10 @@ type statements struct {
 	earliest time.Time
 	// freed: the next retry of some ordering key may go.
 	freed bool
-	// health is what changes of the listeners' health, and own the events that
+	// health is what changes of the listeners' health, and notices the events that
 	// tell of exhausted deliveries.
-	health healthRows
-	own    own
+	health  healthRows
+	notices notices
 }
 
 type keyRows struct {
@@ -191,7 +191,7 @@ func (s *statements) queue(b *pgx.Batch, insert retryRows, store Store) {
 	if k := &s.remove; len(k.batches) > 0 {
 		b.Queue(removeRows, k.batches, k.ordinals, k.listeners, s.owner)
 	}
-	s.own.queue(b, store.Put)
+	s.notices.queue(b, store.Put)
 	s.health.queue(b)
 	if len(s.settled) > 0 {
 		store.Settle(b, s.owner, s.settled)

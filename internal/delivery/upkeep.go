@@ -47,7 +47,7 @@ func (d *Delivery) forget() {
 		if d.listeners.Listener(l.id) != nil {
 			continue
 		}
-		if held, inFlight, _ := l.load(); held > 0 || inFlight > 0 {
+		if size, inFlight, _ := l.load(); size > 0 || inFlight > 0 {
 			continue
 		}
 		d.mu.Lock()
