@@ -15,17 +15,8 @@ import (
 func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
 	now := time.Now()
 	rec := record{job: j}
-	switch {
-	case listener == nil:
-		// Deleted: nobody waits for this any more.
-		rec.outcome = outcome{kind: dropped}
-		return rec
-	case !listener.Enabled:
-		// It waits in the database until the listener is enabled again.
-		rec.outcome = outcome{kind: retryAt, at: now}
-		return rec
-	case listener.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > listener.MaxAge && !j.asked:
-		rec.outcome = outcome{kind: expired}
+	if o, ok := unattempted(&j, listener, now); ok {
+		rec.outcome = o
 		return rec
 	}
 	rec.attempted, rec.startedAt = true, now
@@ -36,9 +27,6 @@ func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad 
 	case err != nil:
 		// It is recorded as an attempt, so that the reason is kept with it.
 		rec.result = callback.Result{Err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
-		rec.outcome = outcome{kind: unparsable}
-		l.log(rec, listener)
-		return rec
 	case bad != nil:
 		rec.result = callback.Result{Err: bad, Class: callback.ClassRefused}
 	default:
@@ -78,8 +66,10 @@ func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 
 // observe counts and logs an attempt.
 func (l *lane) observe(rec record, listener *event.Listener) {
-	l.d.metrics.attemptTime.Observe(rec.result.Duration.Seconds())
-	l.series.Load().attempted(&rec)
+	if rec.outcome.kind != unparsable { // nothing was sent
+		l.d.metrics.attemptTime.Observe(rec.result.Duration.Seconds())
+		l.series.Load().attempted(&rec)
+	}
 	l.log(rec, listener)
 }
 

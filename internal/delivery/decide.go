@@ -1,12 +1,14 @@
 package delivery
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/callback"
+	"github.com/gatehook/gatehook/internal/event"
 )
 
 // maxRetryAfter is the most that a callback may ask to be left alone for.
@@ -79,9 +81,29 @@ type decision struct {
 	maxAge     time.Duration
 }
 
-// decide says what follows from an attempt. It is the one place that knows
-// what an answer means.
+// unattempted decides on a delivery before its POST: the outcome of one that is not
+// attempted, since its listener was deleted (nil) or disabled, or the event is too
+// old.
+func unattempted(j *job, l *event.Listener, now time.Time) (o outcome, ok bool) {
+	switch {
+	case l == nil:
+		return outcome{kind: dropped}, true
+	case !l.Enabled:
+		// It waits in the database until the listener is enabled again.
+		return outcome{kind: retryAt, at: now}, true
+	case l.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > l.MaxAge && !j.asked:
+		return outcome{kind: expired}, true
+	default:
+		return outcome{}, false
+	}
+}
+
+// decide says what follows from an attempt. It is the one place that knows what a
+// response means.
 func decide(r callback.Result, d decision) outcome {
+	if _, ok := errors.AsType[*event.ParseError](r.Err); ok {
+		return outcome{kind: unparsable}
+	}
 	switch {
 	case r.Err == nil && r.Status >= 200 && r.Status < 300:
 		return outcome{kind: delivered}

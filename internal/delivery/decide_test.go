@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gatehook/gatehook/internal/callback"
+	"github.com/gatehook/gatehook/internal/event"
 )
 
 func TestDecide(t *testing.T) {
@@ -43,6 +45,7 @@ func TestDecide(t *testing.T) {
 		{"500 with Retry-After, which is not for it", callback.Result{Status: 500, RetryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
 		{"502", callback.Result{Status: 502}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
 		{"504", callback.Result{Status: 504}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
+		{"no model", callback.Result{Err: fmt.Errorf("it can't be parsed: %w", &event.ParseError{})}, 1, 0, outcome{kind: unparsable}},
 		{"no response", callback.Result{Err: broken}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
 		{"the last attempt", callback.Result{Status: 500}, 3, 0, outcome{kind: exhausted}},
 		{"the last attempt, slowed down", callback.Result{Status: 503}, 3, 0, outcome{kind: exhausted, slow: true}},
