@@ -1,10 +1,3 @@
-// Package delivery makes the POSTs: a lane for every listener, signatures,
-// attempts, retries, and the record of all of them.
-//
-// It promises that every delivery it was given ends in exactly one state
-// (delivered, or a row in retries) before its batch is forgotten, and that a
-// listener whose callback is slow or down delays no other. It holds in memory
-// what the lanes have room for; everything else waits in the database.
 package delivery
 
 import (
@@ -31,19 +24,20 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// ErrStopped is what Deliver returns once Stop was called.
+// ErrStopped is what Deliver returns after Stop was called.
 var ErrStopped = errors.New("delivery has stopped")
 
-// Listeners tells how to deliver, and is told when to stop.
+// Listeners is the registrations as delivery uses them.
 type Listeners interface {
 	// Listener returns a registration as it is now, or nil if there is none.
 	Listener(id int64) *event.Listener
-	// Match returns the listeners that an event is for. missed: others want it as
-	// well, and may ask for it later.
+	// Match returns the listeners that an event is for. missed reports whether
+	// others, now disabled, want it too and may ask for it later.
 	Match(e *event.Event) (ids []int64, missed bool)
 	// Disable stops deliveries to a listener, for a reason that its
-	// registration shows. also runs in the same transaction, and its error
-	// undoes all; it does not run if the listener is disabled already.
+	// registration shows. also runs in the same transaction, and an error of it
+	// rolls the transaction back; it does not run if the listener is disabled
+	// already.
 	Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error
 }
 
@@ -88,44 +82,45 @@ type Store interface {
 	At(time.Time) int64
 }
 
-// Instance is this process among those that share the database. Its number is
-// the owner of what it has in hand; when another instance has taken that over,
-// the number is another one.
+// Instance is this process among those that share the database. Its number owns
+// the deliveries that it has in hand. Once another instance has taken them over,
+// this one goes on under a new number.
 type Instance interface {
-	// ID is the number at the moment.
+	// ID returns the current number.
 	ID() int64
-	// Hold returns the number while the instance may act under it, and waits
-	// while it may not. It is called before every POST: it has to be cheap.
+	// Hold returns the number while the instance has its lease, and waits while it
+	// has not. It is called before every POST, so it has to be cheap.
 	Hold(ctx context.Context) (int64, error)
 }
 
-// Config of a Delivery. The zero value of a field means its default, where
-// one is given.
+// Config of a Delivery. A field with a default has it when it is zero.
 type Config struct {
-	// Schedule is the waits between attempts.
+	// Schedule is the waits between the attempts of a delivery.
 	Schedule Schedule
 	// AttemptTimeout bounds one POST, from dial to the end of the response.
-	// Default 15 s.
+	// Default: 15 s.
 	AttemptTimeout time.Duration
-	// AllowTargets are the private ranges that callbacks may resolve to.
+	// AllowTargets are the private ranges in which callbacks may be.
 	AllowTargets []netip.Prefix
-	// Proxy tells through which proxy, if any, a callback over TLS is asked for;
-	// nil for none ever.
+	// Proxy returns the proxy, if any, through which a callback over TLS is
+	// reached; nil means none.
 	Proxy func(*url.URL) (*url.URL, error)
-	// Keys seal the signing keys that are stored.
+	// Keys seal the signing keys in the database.
 	Keys secret.Keys
-	// Version is shown in the User-Agent.
+	// Version is part of the User-Agent.
 	Version string
-	// Application is the bot's; bodies in the format discord name it. Safe for
-	// concurrent use. nil stands for one that is not known yet, 0.
+	// Application returns the id of the bot's application, which bodies in the
+	// format discord name, or 0 while it is unknown. It has to be safe for
+	// concurrent use. nil always stands for 0.
 	Application func() event.Snowflake
-	// LaneQueue and LaneBytes bound what one lane holds in memory; an event
-	// larger than all is let in. Defaults 1024 and 4 MiB.
+	// LaneQueue and LaneBytes bound the deliveries, and the bytes of their
+	// payloads, that one lane holds in memory. A lane that is below both takes one
+	// more of any size. Defaults: 1024 and 4 MiB.
 	LaneQueue int
 	LaneBytes int
-	// Retention is how long attempts are kept. Default 168 h.
+	// Retention is how long attempts are kept. Default: 168 h.
 	Retention time.Duration
-	// Traces says how deliveries are traced.
+	// Traces is how deliveries are traced.
 	Traces Traces
 }
 
@@ -140,8 +135,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Delivery is one instance's side of all deliveries. Make it with Open, then
-// Run it; it is safe for concurrent use.
+// Delivery makes the deliveries of one instance. Make it with Open, then Run it. It
+// is safe for concurrent use.
 type Delivery struct {
 	cfg       Config
 	pool      *pgxpool.Pool
@@ -156,27 +151,29 @@ type Delivery struct {
 	health    health
 	parts     postgres.Partitions
 
-	mu    sync.RWMutex
-	lanes map[int64]*lane
-	// nextDue is when the next retry known of is due; zero for none.
+	mu    sync.RWMutex    // guards the fields below, up to the blank line
+	lanes map[int64]*lane // by listener
+	// nextDue is when the next retry is due that this instance knows of; zero for
+	// none.
 	nextDue time.Time
-	// unsure is what may be claimed and is in no lane: the retry loop's alone.
-	unsure keyRows
 
+	// unsure are rows that may be claimed although no lane has them. Only the
+	// retry loop uses it.
+	unsure   keyRows
 	stopping atomic.Bool
-	kick     chan struct{} // makes the retry loop look now
+	kick     chan struct{} // makes the retry loop look for retries now
 	replan   chan struct{} // makes the retry loop look at nextDue
 	workers  sync.WaitGroup
-	// attempts is the context of every POST; it ends when Run is canceled.
+	// attempts is the context of every POST. It ends when Run's does.
 	attempts context.Context
 	abort    context.CancelCauseFunc
-	// working is the context of taking up work; it ends with Stop.
+	// working is the context of taking up more work. It ends with Stop.
 	working context.Context
 	halt    context.CancelCauseFunc
 }
 
-// Open prepares delivery: the partitions for attempts exist when it returns,
-// and the lanes know which ordering keys wait for a retry. It starts nothing.
+// Open prepares delivery: when it returns, the partitions for attempts exist and the
+// lanes know which ordering keys wait for a retry. It starts no goroutine.
 func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, instance Instance, cfg Config,
 	log *slog.Logger, reg prometheus.Registerer,
 ) (*Delivery, error) {
@@ -214,9 +211,10 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	return d, nil
 }
 
-// Run records attempts and takes up retries until Stop was called and every
-// POST in flight is finished and recorded. Canceling ctx ends the POSTs too,
-// and gives up what could not be recorded: it is delivered again later.
+// Run records attempts and takes up retries. It returns after Stop, when every POST
+// in flight has finished and is recorded. Canceling ctx ends the POSTs as well; an
+// outcome that could not be recorded by then is lost, and its delivery is made again
+// later.
 func (d *Delivery) Run(ctx context.Context) error {
 	stopAbort := context.AfterFunc(ctx, func() { d.abort(context.Cause(ctx)) })
 	defer stopAbort()
@@ -243,24 +241,24 @@ func (d *Delivery) Run(ctx context.Context) error {
 	return err
 }
 
-// Stop lets the lanes start nothing more. What waits in them stays in the
-// database.
+// Stop keeps the lanes from starting more POSTs. The deliveries that wait in them
+// stay in the database.
 func (d *Delivery) Stop() {
 	if d.stopping.CompareAndSwap(false, true) {
 		d.halt(ErrStopped)
 	}
 }
 
-// Err says why attempts can't be recorded at the moment, or nil.
+// Err returns why attempts can't be recorded at the moment, or nil.
 func (d *Delivery) Err() error { return d.recorder.health.Err() }
 
-// Ping asks a callback in the format discord whether it verifies signatures. The
-// error says for people what went wrong.
+// Ping checks that a callback in the format discord verifies signatures
+// ([callback.Client.Ping]). The error is meant for people.
 func (d *Delivery) Ping(ctx context.Context, l *event.Listener) error {
 	return d.client.Ping(ctx, l, d.cfg.Application())
 }
 
-// lane returns the listener's lane, made at its first delivery.
+// lane returns the listener's lane, which is made at its first delivery.
 func (d *Delivery) lane(id int64) *lane {
 	d.mu.RLock()
 	l := d.lanes[id]
@@ -277,14 +275,14 @@ func (d *Delivery) lane(id int64) *lane {
 	return l
 }
 
-// all is the lanes that were made so far.
+// all returns the lanes that were made so far.
 func (d *Delivery) all() []*lane {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return slices.Collect(maps.Values(d.lanes))
 }
 
-// wake makes the retry loop look now.
+// wake makes the retry loop look for retries now.
 func (d *Delivery) wake() {
 	select {
 	case d.kick <- struct{}{}:
