@@ -17,29 +17,28 @@ import (
 
 // Config of a Client.
 type Config struct {
-	// Allow are the ranges that callbacks may be in although they are private,
-	// and that are reached without TLS.
+	// Allow are the private ranges in which callbacks may be. Only there may they be
+	// without TLS.
 	Allow []netip.Prefix
-	// Timeout bounds one POST, from dial to the end of the response, and each of
-	// the two of a PING.
+	// Timeout bounds one POST, from dial to the end of the response. Ping makes two.
 	Timeout time.Duration
-	// Version is shown in the User-Agent.
+	// Version is part of the User-Agent.
 	Version string
 	// Proxy returns the proxy, if any, through which a callback over TLS is
-	// reached; nil for none ever.
+	// reached; nil means none.
 	Proxy func(*url.URL) (*url.URL, error)
-	// Resolver looks names up; nil for the system's.
+	// Resolver looks names up; nil means the system's.
 	Resolver *net.Resolver
-	// Roots are the authorities that callbacks' and proxies' certificates have
-	// to come from; nil for the system's.
+	// Roots are the authorities that may have issued the certificates of callbacks and
+	// proxies; nil means the system's.
 	Roots *x509.CertPool
-	// Key returns the key that signs in the format discord. It is called at every
-	// such POST.
+	// Key returns the key that signs in the format discord. It is called at every such
+	// POST, concurrently.
 	Key func() Key
 }
 
-// Client makes the POSTs. All listeners share one, and so its connections. It is
-// safe for concurrent use; its owner calls Close.
+// Client makes the POSTs. All listeners share one, and its connections. It is safe for
+// concurrent use. Its owner has to Close it.
 type Client struct {
 	dialer  dialer
 	idle    idlePool
@@ -51,7 +50,7 @@ type Client struct {
 	key       func() Key
 }
 
-// New makes a Client. It opens no connection yet.
+// New makes a Client. It opens no connection.
 func New(c Config) *Client {
 	return &Client{
 		dialer: newDialer(c), timeout: c.Timeout, userAgent: "Gatehook/" + c.Version, key: c.Key,
@@ -59,7 +58,7 @@ func New(c Config) *Client {
 	}
 }
 
-// Close ends the connections that wait for a POST, and from now on each one after
+// Close closes the connections that wait for a POST, and from now on every other one after
 // its POST.
 func (c *Client) Close() { c.idle.close() }
 
@@ -71,10 +70,10 @@ func (c *Client) Opened() int64 { return c.opened.Load() }
 
 // Request is one POST of a delivery.
 type Request struct {
-	// ID is the delivery's, the same at every attempt (Webhook-Id). Name is what
-	// the event is called for this listener (Gatehook-Event).
+	// ID is the delivery's, the same at every attempt (Webhook-Id). Name is the event's
+	// name for this listener (Gatehook-Event).
 	ID, Name string
-	// Event is what is delivered. Tokens in its payload are redacted in the
+	// Event is the one that is delivered. Tokens of its payload are redacted in the
 	// response.
 	Event *event.Event
 	Body  []byte
@@ -82,11 +81,12 @@ type Request struct {
 	Attempt int
 	// Traceparent is the attempt's trace context.
 	Traceparent string
-	// Timeout bounds the POST; 0 stands for that of the Config.
+	// Timeout bounds the POST; 0 means the Config's.
 	Timeout time.Duration
 }
 
-// Send makes one POST, without following redirects, all of it within the timeout.
+// Send makes one POST within the timeout. It follows no redirect. A failure is a Result, not
+// an error.
 func (c *Client) Send(ctx context.Context, t *Target, r *Request) Result {
 	start := time.Now()
 	res := c.do(ctx, t, start.Add(cmp.Or(r.Timeout, c.timeout)), r.Body, func(head []byte) []byte {
@@ -97,7 +97,7 @@ func (c *Client) Send(ctx context.Context, t *Target, r *Request) Result {
 	return res
 }
 
-// appendFields appends the header fields that say what a delivery is.
+// appendFields appends the header fields that describe and sign a delivery.
 func (c *Client) appendFields(dst []byte, t *Target, r *Request, at time.Time) []byte {
 	timestamp := strconv.FormatInt(at.Unix(), 10)
 	dst = appendField(dst, "Webhook-Id", r.ID)
@@ -151,7 +151,7 @@ func (c *Client) do(ctx context.Context, t *Target, deadline time.Time, body []b
 		_ = conn.Close()
 	}
 	if err != nil {
-		// A response that never ends has not answered.
+		// A response that did not end is not an answer.
 		r := failed(ctx, err)
 		r.Status, r.Response = a.status, a.body
 		return r

@@ -12,31 +12,30 @@ import (
 )
 
 const (
-	// inline is up to how many bytes a request is written before its answer is
-	// looked for: any socket takes them, even if nobody reads on the other side.
+	// inline is the size up to which a request, in bytes, is written before its answer
+	// is read: any socket takes that many, even if nobody reads on the other side.
 	inline = 16 << 10
-	// maxResponse is how much of a response is read, in bytes, so that its
-	// connection can be used again; a longer one is cut off.
+	// maxResponse bounds how much of a response is read, in bytes, so that its
+	// connection can be used again. A longer one is cut off.
 	maxResponse = 64 << 10
 	// maxHeader bounds a response's header, in bytes.
 	maxHeader = 32 << 10
 )
 
-// conn is a connection to a callback. It carries one POST at a time (HTTP/1.1,
-// RFC 9112), all of which happens in the goroutine of whoever has it:
-// http.Transport needs two more and hands everything over between them, which
-// costs half of a POST.
+// conn is a connection to a callback. It carries one POST at a time (HTTP/1.1, RFC 9112),
+// in the goroutine of the caller: http.Transport needs two more and hands everything over
+// between them, which costs half of a POST.
 type conn struct {
-	net.Conn // over TLS, if the callback is
-	// raw is the socket below.
+	net.Conn // over TLS, if the callback has it
+	// raw is the socket below it.
 	raw syscall.RawConn
 	in  *bufio.Reader // reads conn
-	// budget is how many bytes may still come.
+	// budget is how many bytes may still be read.
 	budget int
-	// broken is why nothing more comes. It is kept here because parsers report
-	// what they make of the half of a line instead.
+	// broken is the error of the last Read. It is kept because a parser reports what it
+	// makes of half a line instead.
 	broken error
-	// until is when the connection is too old for another POST.
+	// until is when the connection becomes too old for another POST.
 	until time.Time
 }
 
@@ -46,9 +45,9 @@ func newConn(c net.Conn, raw syscall.RawConn) *conn {
 	return n
 }
 
-var errTooMuch = errors.New("the response is longer than what is read of one")
+var errTooMuch = errors.New("the response is longer than Gatehook reads")
 
-// Read reads within the budget: who sends without end is cut off.
+// Read reads within the budget, which cuts off an endless response.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.budget <= 0 {
 		c.broken = errTooMuch
@@ -60,16 +59,16 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // it is an io.Reader: io.EOF stays io.EOF
 }
 
-// reply is what came of a response.
+// reply is the part of a response that came.
 type reply struct {
 	status int // 0 for no response
 	header http.Header
 	body   []byte // at most maxResponse bytes of it
 }
 
-// post sends a request and reads the answer, until the connection's deadline.
-// keep tells whether the connection can be used again. rest is nil if head is
-// the whole request, which is for those of at most inline bytes.
+// post sends a request and reads the response, until the connection's deadline. keep
+// reports whether the connection can be used again. rest is nil if head is the whole
+// request, which then has at most inline bytes.
 func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 	wrote := c.write(head, rest)
 	c.budget = maxHeader
@@ -78,7 +77,7 @@ func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 		a.status, a.header = resp.StatusCode, resp.Header
 		c.budget += 2 * maxResponse // chunks are longer than what is in them
 		a.body, keep, err = readBody(resp.Body)
-		// What is still to come of an answer would be taken for the next one's.
+		// The rest of this response would be taken for the next one.
 		keep = keep && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
 	}
 	if err != nil && c.broken != nil {
@@ -87,19 +86,19 @@ func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 	select {
 	case failed := <-wrote:
 		if failed != nil && a.status == 0 {
-			err = failed // it came first
+			err = failed // it happened first
 		}
 		return a, keep && failed == nil, err
 	default:
-		// It answered without having read everything. Or it hangs, and so does
-		// the writer, which the end of the connection ends.
+		// The callback answered without reading everything, or it hangs. Closing
+		// the connection ends the writer.
 		_ = c.Close()
-		<-wrote //nolint:errcheck // it has been answered, or has failed
+		<-wrote //nolint:errcheck // there is an answer or an error already
 		return a, false, err
 	}
 }
 
-// response reads the header of a response. What is interim is none (RFC 9110,
+// response reads the header of the response. It skips interim ones (RFC 9110, section
 // 15.2).
 func (c *conn) response() (*http.Response, error) {
 	for {
@@ -110,8 +109,8 @@ func (c *conn) response() (*http.Response, error) {
 	}
 }
 
-// write writes a request, a large one while the answer is waited for: a callback
-// that refuses it may never read it.
+// write writes a request. It writes a large one in the background, while the response is
+// read: a callback that refuses a request may never read it.
 func (c *conn) write(head, rest []byte) <-chan error {
 	wrote := make(chan error, 1)
 	if rest == nil {
@@ -127,8 +126,8 @@ func (c *conn) write(head, rest []byte) <-chan error {
 	return wrote
 }
 
-// readBody reads at most maxResponse bytes. whole tells that the body ended
-// there. It is not closed: that would read to its end, however far that is.
+// readBody reads at most maxResponse bytes. whole reports whether the body ended by then.
+// The body is not closed: that would read it to its end, however far that is.
 func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	if body == http.NoBody {
 		return nil, true, nil
@@ -138,9 +137,9 @@ func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	return text, err == nil && limited.N > 0, err //nolint:wrapcheck // failed names it
 }
 
-// spent tells of a connection that nobody uses whether the other side has ended
-// it, or sent what nobody asked for: a POST on it would fail. What comes over
-// TLS on an idle connection is hardly ever anything but its end.
+// spent reports whether the other side has ended an idle connection, or sent something
+// unasked: a POST on it would fail. On a TLS connection, too, bytes that arrive while it is
+// idle hardly ever mean anything but its end.
 func (c *conn) spent() bool {
 	var (
 		n       int
@@ -154,8 +153,8 @@ func (c *conn) spent() bool {
 	return err != nil || n >= 0 || !errors.Is(readErr, syscall.EAGAIN)
 }
 
-// interruptible runs f, which works on a connection, and ends it when ctx does.
-// It returns false if ctx did: the connection's deadline is void then.
+// interruptible runs f, which works on a connection, and makes it fail when ctx ends. It
+// returns false if ctx did end: then the connection's deadline is lost.
 func interruptible(ctx context.Context, c net.Conn, f func()) bool {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	f()

@@ -22,8 +22,8 @@ const handshakeTimeout = 10 * time.Second
 // dialer makes connections to callbacks.
 type dialer struct {
 	allow []netip.Prefix
-	// direct dials callbacks and asks the guard; plain dials proxies, and
-	// nothing else: their address is the operator's choice.
+	// direct dials callbacks and asks the guard. plain dials proxies and nothing else:
+	// their address is the operator's choice.
 	direct, plain *net.Dialer
 	proxy         func(*url.URL) (*url.URL, error)
 	tls           *tls.Config
@@ -38,21 +38,21 @@ func newDialer(c Config) dialer {
 		tls: &tls.Config{
 			MinVersion: tls.VersionTLS12,
 			RootCAs:    c.Roots,
-			// HTTP/2 would put all POSTs to a host on one connection, where
-			// each waits for what was lost of the others.
+			// HTTP/2 would put all POSTs to a host on one connection, where a
+			// lost packet delays all of them.
 			NextProtos: []string{"http/1.1"},
-			// A POST is written at once: in the small records that a
-			// connection begins with it would take several packets.
+			// A POST is written in one piece. In the small records with which a
+			// connection begins it would take several packets.
 			DynamicRecordSizingDisabled: true,
 		},
 	}
 }
 
-// refusal is why a target is not even dialed.
+// refusal is the reason why a target is not even dialed.
 type refusal struct{ error }
 
-// connect makes a connection to a target, with TLS if that has it, ready until
-// the deadline.
+// connect makes a connection to a target, over TLS if the target has it, with the deadline
+// set. The caller has to close it.
 func (d *dialer) connect(ctx context.Context, t *Target, deadline time.Time) (*conn, error) {
 	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
 	defer cancel()
@@ -102,11 +102,11 @@ func (d *dialer) secure(ctx context.Context, c net.Conn, host string) (net.Conn,
 	return secured, secured.HandshakeContext(ctx) //nolint:wrapcheck // failed names it
 }
 
-// reach makes the connection that leads to a target: its socket, and its end,
-// which are two if a proxy is asked over TLS. A proxy looks names up by itself,
-// so that only the proxy can refuse what they resolve to; what is an address is
-// refused here. Callbacks without TLS are for addresses of the operator's own
-// network: they are never asked for through a proxy.
+// reach makes the connection to a target, directly or through a proxy. It returns the socket,
+// and the end on which the target speaks: they differ if the proxy itself is reached over
+// TLS. A proxy looks names up itself, so only the proxy can refuse the addresses that they
+// have; a URL with an address is checked here. Callbacks without TLS are in the operator's
+// own network, and never reached through a proxy.
 func (d *dialer) reach(ctx context.Context, t *Target) (socket, end net.Conn, err error) {
 	var by *url.URL
 	if d.proxy != nil && t.url.Scheme == "https" {
@@ -163,8 +163,7 @@ func connectBy(c net.Conn, by *url.URL, address string) error {
 	}
 	limited := newConn(c, nil)
 	limited.budget = maxHeader
-	// The callback speaks only when it is spoken to: what the reader holds
-	// beyond the answer would be the proxy's.
+	// A callback does not speak first: bytes after the answer would be the proxy's.
 	resp, err := http.ReadResponse(limited.in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // it has none
 	switch {
 	case err != nil:
@@ -195,7 +194,7 @@ func socks(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Co
 	return asking.DialContext(ctx, "tcp", address) //nolint:wrapcheck // the caller names it
 }
 
-// opened is a dialer whose connection is there already.
+// opened is a dialer that has its connection already.
 type opened struct{ net.Conn }
 
 // Dial returns the connection.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// RefusedAddressError says that a callback's address may not be dialed.
+// RefusedAddressError reports that a callback's address may not be dialed.
 type RefusedAddressError struct {
 	Addr   netip.AddrPort
 	Reason string
@@ -25,16 +25,15 @@ func (e *RefusedAddressError) Error() string {
 	return fmt.Sprintf("refused to dial %v: %s", e.Addr, e.Reason)
 }
 
-// guard decides which addresses callbacks may have. It is asked with the very
-// address that is about to be connected to, after the name was resolved: a
-// name whose answer changes between a check and the dial gains nothing.
+// guard decides which addresses callbacks may have. It checks the very address that is about
+// to be dialed, after the name was resolved: a name whose address changes between a check and
+// the dial gains nothing.
 type guard struct{ allow []netip.Prefix }
 
-// special are the ranges that are no place for a callback: the special-purpose
-// registries of IANA, those that are globally reachable among them (they are
-// anycast infrastructure), and what clouds reserve for themselves. The first
-// that holds an address gives the reason. IPv4 addresses mapped into IPv6 are
-// looked at as IPv4.
+// special are the ranges in which no callback may be: the special-purpose registries of
+// IANA, including those that are globally reachable (they are anycast infrastructure), and
+// the ranges that clouds reserve for themselves. The first range that holds an address gives
+// the reason. IPv4 addresses mapped into IPv6 count as IPv4.
 var special = []struct {
 	prefix netip.Prefix
 	reason string
@@ -80,17 +79,17 @@ var special = []struct {
 	{netip.MustParsePrefix("fe80::/10"), "it is a link-local address, where clouds serve their metadata"},
 	{netip.MustParsePrefix("fec0::/10"), "it is a site-local address"},
 	{netip.MustParsePrefix("ff00::/8"), "it is a multicast address"},
-	// RFC 4291, section 2.4: what is global unicast begins with 001; the rest
-	// is reserved. The ranges that make up the rest are these.
+	// RFC 4291, section 2.4: global unicast addresses begin with 001. The rest is
+	// reserved; these ranges make it up.
 	{netip.MustParsePrefix("::/3"), "it is reserved"},
 	{netip.MustParsePrefix("4000::/2"), "it is reserved"},
 	{netip.MustParsePrefix("8000::/1"), "it is reserved"},
 }
 
-// check says why an address may not be dialed, or nil. Callbacks without TLS
-// are for allowed addresses only: their signature keeps nothing secret. The
-// ports are refused on allowed addresses too: none of them answers HTTP, and
-// many take a POST's body for commands.
+// check returns why an address may not be dialed, or nil. Callbacks without TLS may only
+// have allowed addresses: a signature keeps nothing secret. The ports are refused on allowed
+// addresses too: nothing there answers HTTP, and many services take a POST's body for
+// commands.
 func (g guard) check(to netip.AddrPort, plain bool) error {
 	addr := to.Addr().Unmap().WithZone("")
 	reason := refusedPort(uint64(to.Port()))
@@ -117,7 +116,7 @@ func (g guard) allowed(addr netip.Addr) bool {
 	return false
 }
 
-// refusedAddr says why an address is no place for a callback, or "".
+// refusedAddr returns why a callback may not have an address, or "".
 func refusedAddr(addr netip.Addr) string {
 	for _, s := range special {
 		if s.prefix.Contains(addr) {
@@ -127,7 +126,7 @@ func refusedAddr(addr netip.Addr) string {
 	return ""
 }
 
-// refusedPort says why a port is not for callbacks, or "".
+// refusedPort returns why a callback may not have a port, or "".
 func refusedPort(port uint64) string {
 	if port < 1024 && port != 80 && port != 443 {
 		return fmt.Sprintf("port %d: of the ports below 1024 only 80 and 443 are for callbacks", port)
@@ -143,8 +142,8 @@ const (
 	keepAlive   = 30 * time.Second
 )
 
-// dialer returns one that asks the guard before every connection. A nil
-// resolver is the system's.
+// dialer returns a dialer that asks the guard before every connection. A nil resolver stands
+// for the system's.
 func (g guard) dialer(r *net.Resolver) *net.Dialer {
 	return &net.Dialer{
 		Timeout:   dialTimeout,
@@ -161,8 +160,8 @@ func (g guard) dialer(r *net.Resolver) *net.Dialer {
 	}
 }
 
-// CheckTarget says why a callback at a URL could never be dialed, or nil. Which
-// addresses a name has is looked at when it is dialed.
+// CheckTarget returns why a callback at a URL can never be dialed, or nil. It looks no name
+// up: the addresses of a name are checked when it is dialed.
 func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	g := guard{allow: allow}
 	plain := u.Scheme == "http"
@@ -185,7 +184,8 @@ func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	return nil
 }
 
-// portOf is the port that a URL of a callback or a proxy names, or its scheme's.
+// portOf returns the port of a callback's or a proxy's URL: the one that it names, or its
+// scheme's.
 func portOf(u *url.URL) string {
 	if port := u.Port(); port != "" {
 		return port
@@ -200,7 +200,7 @@ func portOf(u *url.URL) string {
 	}
 }
 
-// hostIn is the host of a URL as it is looked up, or the address that it is.
+// hostIn returns the host of a URL as it is looked up, or the address that stands for it.
 func hostIn(u *url.URL) string {
 	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
@@ -212,10 +212,10 @@ func hostIn(u *url.URL) string {
 // locateTimeout bounds the lookup of a name for Locate.
 const locateTimeout = 5 * time.Second
 
-// Locate says why a callback that CheckTarget has nothing against has no place
-// now, or nil: without TLS its name has to have an allowed address. It is for
-// whoever registers it; what a name has when it is dialed is looked at again. A
-// nil resolver is the system's.
+// Locate returns why a callback that CheckTarget accepts can't be dialed now, or nil: the name
+// of one without TLS has to have an allowed address. It is meant for the registration; the
+// addresses of a name are checked again when it is dialed. A nil resolver stands for the
+// system's.
 func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.URL) error {
 	host := hostIn(u)
 	if _, err := netip.ParseAddr(host); err == nil || u.Scheme != "http" {
@@ -239,9 +239,9 @@ func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.U
 	return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s resolves to %v: use https://", host, addrs[0])
 }
 
-// looksNumeric tells of a host that some resolvers and proxies take for an
-// IPv4 address although it is none in its usual form: 127.1, 0x7f000001 (WHATWG
-// URL, "ends in a number").
+// looksNumeric reports whether some resolvers and proxies take a host for an IPv4 address
+// although it has not the usual form of one: 127.1, 0x7f000001 (WHATWG URL, "ends in a
+// number").
 func looksNumeric(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	if hex, ok := strings.CutPrefix(last, "0x"); ok {

@@ -12,23 +12,23 @@ import (
 const (
 	// idleTimeout is how long a connection is kept for the next POST.
 	idleTimeout = 90 * time.Second
-	// maxIdle is how many connections are kept in all: with TLS each costs some
-	// 30 KB, and with 10,000 listeners all could be idle at once.
+	// maxIdle is how many connections are kept in all. With TLS each costs some 30 KB,
+	// and with 10,000 listeners all could be idle at once.
 	maxIdle = 4096
 )
 
-// idlePool keeps the connections that wait for the next POST, by endpoint. The zero
-// value is ready for use.
+// idlePool keeps the connections that wait for the next POST, by endpoint. Its zero value is
+// ready for use, and it is safe for concurrent use.
 type idlePool struct {
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the fields below
 	conns  map[string][]*conn
 	n      int         // how many there are
-	sweep  *time.Timer // while there are any
+	sweep  *time.Timer // runs clean, while there are any
 	closed bool
 }
 
-// take returns the connection that was used last, ready until the deadline; nil
-// if there is none.
+// take returns the connection that was used last, with the deadline set; nil if there is
+// none.
 func (p *idlePool) take(endpoint string, deadline time.Time) *conn {
 	for {
 		c := p.pop(endpoint)
@@ -56,7 +56,7 @@ func (p *idlePool) pop(endpoint string) *conn {
 	return c
 }
 
-// put keeps a connection for a time, or closes it.
+// put keeps a connection for a time, or closes it if it can't be kept.
 func (p *idlePool) put(endpoint string, c *conn, d time.Duration) {
 	c.until = time.Now().Add(d)
 	p.mu.Lock()
@@ -78,8 +78,8 @@ func (p *idlePool) put(endpoint string, c *conn, d time.Duration) {
 	}
 }
 
-// evict makes room: the connection that was not used for the longest time, of
-// any endpoint. Called with the lock held.
+// evictLocked closes one connection to make room: of some endpoint, the one that has been
+// idle the longest.
 func (p *idlePool) evictLocked() {
 	for endpoint, of := range p.conns {
 		if len(of) > 0 {
@@ -91,7 +91,7 @@ func (p *idlePool) evictLocked() {
 	}
 }
 
-// clean closes what is too old.
+// clean closes the connections that are too old.
 func (p *idlePool) clean() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,14 +114,14 @@ func (p *idlePool) clean() {
 	}
 }
 
-// len is how many there are.
+// len returns how many connections are kept.
 func (p *idlePool) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.n
 }
 
-// close closes all, and from now on all that is put.
+// close closes all connections, and from now on every one that is put.
 func (p *idlePool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,9 +137,9 @@ func (p *idlePool) close() {
 	p.conns, p.n = nil, 0
 }
 
-// keptFor is how long the other side keeps an idle connection, by its own
-// account, less what an answer may be on its way. Node.js, for one, ends it after
-// 5 s, and the POST that is written at that very moment would be lost.
+// keptFor returns how long to keep an idle connection: as long as the other side says that it
+// does (Keep-Alive), less one second for the way. Node.js, for one, closes it after 5 s, and
+// a POST that is written at that moment would be lost.
 func keptFor(h http.Header) time.Duration {
 	for part := range strings.SplitSeq(h.Get("Keep-Alive"), ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")

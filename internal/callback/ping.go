@@ -10,14 +10,14 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// pingTimeout bounds the answer to a PING: Discord gives its own 3 s.
+// pingTimeout bounds the answer to a PING. Discord, too, allows 3 s.
 const pingTimeout = 3 * time.Second
 
 // Ping asks a callback in the format discord whether it verifies signatures, as
 // Discord does before it takes a webhook events URL (Discord: Preparing for
 // Events): it must accept a PING that is signed and refuse one that is badly
-// signed. application is the bot's, which the PING names. The error says for
-// people what went wrong.
+// signed. application is the bot's, which the PING names. The error is meant for
+// people.
 func (c *Client) Ping(ctx context.Context, l *event.Listener, application event.Snowflake) error {
 	t, err := NewTarget(l)
 	if err != nil {
@@ -46,7 +46,7 @@ func (c *Client) Ping(ctx context.Context, l *event.Listener, application event.
 	return nil
 }
 
-// ping makes one POST that is no delivery.
+// ping makes one POST of a PING.
 func (c *Client) ping(ctx context.Context, t *Target, timestamp, signature string, body []byte) Result {
 	deadline := time.Now().Add(min(c.timeout, pingTimeout))
 	return c.do(ctx, t, deadline, body, func(head []byte) []byte { return appendDiscord(head, signature, timestamp) })

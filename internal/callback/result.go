@@ -18,11 +18,10 @@ import (
 // maxExcerpt is how much of a response a Result keeps, in bytes.
 const maxExcerpt = 1024
 
-// Class is what became of a POST, for metrics: few and fixed.
+// Class sums up what became of a POST, for metrics. There are few, and they are fixed.
 type Class int
 
-// The classes: of the status if there was a complete response, otherwise of what
-// failed.
+// The classes: of the status if the response was complete, otherwise of the failure.
 const (
 	Class2xx Class = iota
 	Class3xx
@@ -30,14 +29,14 @@ const (
 	Class429
 	Class5xx
 	ClassTimeout
-	ClassRefused // it was not sent: the address is refused, or the registration is unusable
+	ClassRefused // nothing was sent: the address is refused, or the registration is unusable
 	ClassDNS
 	ClassTLS
 	ClassConnection
 	Classes // how many there are
 )
 
-// String is the metric's label.
+// String returns the metric's label.
 func (c Class) String() string {
 	return [...]string{"2xx", "3xx", "4xx", "429", "5xx", "timeout", "refused", "dns", "tls", "connection"}[c]
 }
@@ -75,9 +74,9 @@ type Result struct {
 	Err error
 }
 
-// excerpt is what a result keeps of a response. Callbacks echo what they can't
-// handle, and people read excerpts: tokens go, before a cut could leave half of
-// one. Nobody keeps a success, so it is not searched.
+// excerpt returns the part of a response that a result keeps. Callbacks echo payloads that
+// they can't handle, and people read excerpts: tokens are redacted, before a cut could leave
+// half of one. The response of a success is not stored, so it is not searched.
 func excerpt(r *Result, data []byte) []byte {
 	text := r.Response
 	if r.Err != nil || r.Class != Class2xx {
@@ -88,7 +87,7 @@ func excerpt(r *Result, data []byte) []byte {
 
 var errTimeout = errors.New("no complete response within the attempt timeout")
 
-// failed turns a transport's error into a result whose text is safe to show.
+// failed turns an error into a result whose text is safe to show.
 func failed(ctx context.Context, err error) Result {
 	if cause := context.Cause(ctx); cause != nil {
 		return Result{Class: ClassConnection, Err: fmt.Errorf("the attempt was ended: %w", cause)}
@@ -125,9 +124,9 @@ func failed(ctx context.Context, err error) Result {
 	}
 }
 
-// unquoted is an error without what it quotes. That is what the other side sent
-// in place of a response, at any length: it may be a payload with its tokens,
-// even that of the delivery before on the same connection.
+// unquoted returns an error without the text that it quotes. The other side sent that text in
+// place of a response, at any length: it may be a payload with its tokens, even that of an
+// earlier delivery on the same connection.
 func unquoted(err error) error {
 	text := err.Error()
 	if i := strings.IndexAny(text, `":`); i >= 0 {

@@ -15,10 +15,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// signer makes the signatures of one listener, one for each of its secrets. It
-// is safe for concurrent use.
+// signer makes the signatures of one listener, one per secret. It is safe for concurrent use.
 type signer struct {
-	// macs lend out keyed hashes: keying one costs two rounds of SHA-256.
+	// macs keep keyed hashes for reuse: keying one costs two rounds of SHA-256.
 	macs []*sync.Pool
 }
 
@@ -37,9 +36,9 @@ func newSigner(l *event.Listener) (*signer, error) {
 	return s, nil
 }
 
-// sign returns the webhook-signature header for a body (Standard Webhooks
-// 1.0.0, Signature scheme): one signature for each secret, joined with spaces,
-// so that a receiver may know either while they are rotated.
+// sign returns the webhook-signature header for a body (Standard Webhooks 1.0.0, Signature
+// scheme): one signature per secret, joined with spaces, so that a receiver may know either
+// one during a rotation.
 func (s *signer) sign(id, timestamp string, body []byte) string {
 	const version = "v1,"
 	out := make([]byte, 0, len(s.macs)*(len(version)+base64.StdEncoding.EncodedLen(sha256.Size)+1))
@@ -68,19 +67,19 @@ func (s *signer) sign(id, timestamp string, body []byte) string {
 }
 
 // Key signs in the format discord (Discord: Security and Authorization). It prints
-// itself without its private half. Its zero value can't sign.
+// itself without its private half. Its zero value is no key.
 type Key struct{ private ed25519.PrivateKey }
 
-// KeyFromSeed makes the key of a seed, which has [ed25519.SeedSize] bytes; it
-// panics for another size.
+// KeyFromSeed makes a key from a seed of [ed25519.SeedSize] bytes. It panics if the seed has
+// another size.
 func KeyFromSeed(seed []byte) Key { return Key{ed25519.NewKeyFromSeed(seed)} }
 
-// Public is the key that receivers verify with, in hex, as Discord's developer
-// portal shows its own.
+// Public returns the key that receivers verify with, in hex, as Discord's developer portal
+// shows its own.
 func (k Key) Public() string {
 	pub, ok := k.private.Public().(ed25519.PublicKey)
 	if !ok {
-		return "" // it is nothing else, by its documentation
+		return "" // it is always an ed25519.PublicKey
 	}
 	return hex.EncodeToString(pub)
 }

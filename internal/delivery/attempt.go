@@ -11,7 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// attempt makes one POST and decides what follows from it.
+// attempt makes one POST and decides what follows from it. decide.go has both decisions:
+// whether there is a POST at all, and what its result means.
 func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
 	now := time.Now()
 	rec := record{job: j}
@@ -25,7 +26,7 @@ func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad 
 	body, err := j.body(listener, l.d.cfg.Application())
 	switch {
 	case err != nil:
-		// It is recorded as an attempt, so that the reason is kept with it.
+		// Recorded as an attempt, so that the reason is kept.
 		rec.result = callback.Result{Err: fmt.Errorf("%s can't be parsed: %w", j.stored.Name, err)}
 	case bad != nil:
 		rec.result = callback.Result{Err: bad, Class: callback.ClassRefused}
@@ -49,14 +50,14 @@ func (d *Delivery) send(ctx context.Context, t *callback.Target, l *event.Listen
 	})
 }
 
-// interaction is the event that is worth nothing after 3 s.
+// interaction is the event whose deliveries are worthless after 3 s.
 const interaction = "INTERACTION_CREATE"
 
-// interactionTimeout bounds an attempt to deliver an interaction: Discord waits
-// 3 s for the answer to it, from when it sent it.
+// interactionTimeout bounds an attempt to deliver an interaction: Discord waits 3 s for
+// the response, counted from when it sent the interaction.
 const interactionTimeout = 2500 * time.Millisecond
 
-// timeoutOf bounds one attempt to deliver an event.
+// timeoutOf returns the bound of one attempt to deliver an event.
 func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 	if e.Name == interaction {
 		return min(usual, interactionTimeout)
@@ -73,7 +74,7 @@ func (l *lane) observe(rec record, listener *event.Listener) {
 	l.log(rec, listener)
 }
 
-// log writes one line an attempt, a failure at warn.
+// log writes one line per attempt: a failure at level warn, a success at debug.
 func (l *lane) log(rec record, listener *event.Listener) {
 	level := slog.LevelDebug
 	if rec.outcome.kind != delivered {
@@ -87,7 +88,7 @@ func (l *lane) log(rec record, listener *event.Listener) {
 		slog.String("event", listener.Event),
 		slog.String("name", rec.job.stored.Name),
 		slog.String("delivery", rec.job.id().String()),
-		slog.String("host", rec.host(listener)),
+		slog.String("host", hostOf(listener)),
 		slog.Int("attempt", rec.attempt()),
 		slog.Int("status", rec.result.Status),
 		slog.Duration("took", rec.result.Duration),

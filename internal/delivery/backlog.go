@@ -13,35 +13,35 @@ import (
 )
 
 const (
-	// sampleEvery is how old the look at the database may get before a scrape
-	// makes a new one; longer if one took long, so that it never takes more
-	// than a part of the time, one of sampleShare.
+	// sampleEvery is how old a sample of the database may be before a scrape takes a
+	// new one. It may be older if samples take long: taking them uses no more than
+	// 1/sampleShare of the time.
 	sampleEvery = 5 * time.Second
 	sampleShare = 20
-	// sampleTimeout bounds one look, and so what a scrape waits for it.
+	// sampleTimeout bounds a sample, and so how long a scrape waits for it.
 	sampleTimeout = 2 * time.Second
-	// maxDue is how far the due retries of one listener are counted: to count
-	// millions would cost seconds.
+	// maxDue is where counting the due retries of one listener stops: to count
+	// millions would take seconds.
 	maxDue = 10_000
 )
 
-// lanesCollector shows what waits, in the lanes and in the database, at the
+// lanesCollector shows the deliveries that wait, in the lanes and in the database, at the
 // moment of a scrape.
 type lanesCollector struct {
 	d *Delivery
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards the fields below
 	waiting map[int64]backlog
 	next    time.Time
 }
 
-// backlog is what of one listener waits in the database.
+// backlog is the deliveries of one listener that wait in the database.
 type backlog struct {
 	due    int       // at most maxDue
 	oldest time.Time // when the oldest event was stored; zero for none
 }
 
-// gauges is one series of each gauge.
+// gauges are the values of one series of each gauge.
 type gauges struct {
 	queued, inFlight, due int
 	oldest                time.Time
@@ -54,7 +54,7 @@ func (g *gauges) add(queued, inFlight int, oldest time.Time, waits backlog) {
 	g.oldest = earlierIgnoringZero(g.oldest, earlierIgnoringZero(oldest, waits.oldest))
 }
 
-// earlierIgnoringZero is the earlier of two times; a zero one is none.
+// earlierIgnoringZero returns the earlier of two times, or the other one if one is zero.
 func earlierIgnoringZero(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -65,7 +65,7 @@ func earlierIgnoringZero(a, b time.Time) time.Time {
 var laneGauges = [...]*prometheus.Desc{
 	laneGauge("queued", "Deliveries that the lanes hold in memory."),
 	laneGauge("in_flight", "POSTs under way."),
-	laneGauge("retries_due", "Deliveries that wait in the database and could be made now, counted up to 10000 a listener."),
+	laneGauge("retries_due", "Deliveries that wait in the database and could be made now, counted up to 10000 per listener."),
 	laneGauge("oldest_seconds", "Age of the oldest event that waits for a delivery, in memory or in the database."),
 }
 
@@ -107,8 +107,8 @@ func (c *lanesCollector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// sample is what waits in the database, or waited there when it was looked at
-// last.
+// sample returns the deliveries that wait in the database, or those that waited there when
+// the last sample was taken.
 func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +116,7 @@ func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 	if begin.Before(c.next) {
 		return c.waiting
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, errors.New("the look at what waits took too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, errors.New("reading the deliveries that wait took too long"))
 	defer cancel()
 	waiting, err := c.d.backlogs(ctx)
 	switch {
@@ -124,19 +124,19 @@ func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 		c.waiting = waiting
 	case !c.d.stopping.Load():
 		c.d.metrics.sampleFailures.Inc()
-		c.d.log.LogAttrs(ctx, slog.LevelWarn, "metrics show what waited in the database a while ago", slog.Any("error", err))
+		c.d.log.LogAttrs(ctx, slog.LevelWarn, "metrics show an older state of the database", slog.Any("error", err))
 	}
 	c.next = begin.Add(max(sampleEvery, sampleShare*time.Since(begin)))
 	return c.waiting
 }
 
-// backlogs looks at what waits in the database for listeners that are enabled.
-// It reads nothing but indexes, and of each listener no more than maxDue
-// entries: it hops from one listener to the next.
+// backlogs reads the deliveries that wait in the database for enabled listeners. It reads
+// nothing but indexes, and no more than maxDue entries per listener: it hops from one
+// listener to the next.
 func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
 	rows, err := d.pool.Query(ctx, backlogQuery, maxDue)
 	if err != nil {
-		return nil, fmt.Errorf("look at what waits: %w", err)
+		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
 	}
 	found := make(map[int64]backlog)
 	var (
@@ -150,14 +150,14 @@ func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
 		}
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("look at what waits: %w", err)
+		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
 	}
 	return found, nil
 }
 
-// backlogQuery is written so that the planner is left no choice of another index
-// than those on due_at and retries_oldest. By an equal listener_id it would walk
-// through the primary key instead, past all rows that are final.
+// backlogQuery leaves the planner no other choice than the indexes on due_at and
+// retries_oldest. With a comparison listener_id = l.listener_id it would walk through the
+// primary key instead, past all rows that are final.
 const backlogQuery = `WITH RECURSIVE l AS (
 		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
 		UNION ALL

@@ -12,18 +12,18 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// What became of deliveries is read from two tables: attempts, and retries for
-// those that are not delivered, or not yet again.
+// What became of deliveries is read from two tables: attempts, and retries for those that
+// are not delivered, or are to be delivered again.
 
-// The states of a delivery as people see them; the others are those of
-// retries.
+// The states of a delivery that the API shows, besides those that only the table retries
+// names (kind.state).
 const (
 	statusPending   = "pending"
 	statusDelivered = "delivered"
 	statusExhausted = "exhausted"
 )
 
-// attempted is one attempt as it is stored.
+// attempted is an attempt as it is stored.
 type attempted struct {
 	id        ID
 	number    int
@@ -43,7 +43,7 @@ type waiting struct {
 	due      time.Time
 }
 
-// entry is what is known of one delivery.
+// entry is everything that is stored about one delivery.
 type entry struct {
 	id      ID
 	event   event.Stored
@@ -51,8 +51,8 @@ type entry struct {
 	last    *attempted // nil for none
 }
 
-// status is the delivery's state. One that was attempted, was not delivered
-// and waits for nothing lost its listener meanwhile.
+// status returns the delivery's state. A delivery that was attempted, was not delivered and
+// does not wait has lost its listener meanwhile.
 func (e *entry) status() string {
 	switch {
 	case e.waiting != nil:
@@ -66,14 +66,13 @@ func (e *entry) status() string {
 	}
 }
 
-// newest is before every delivery, in their order from the newest to the
-// oldest.
+// newest is the key before the first delivery, in the order from the newest to the oldest.
 var newest = event.Key{Batch: math.MaxInt64, Ordinal: math.MaxInt32}
 
-// pageQueries select the keys of a listener's deliveries ($1) of one status, or
-// of all if it is "": those before a key ($2, $3), so many ($4), newest first.
-// The status is part of the text: by a parameter the planner could not tell
-// which index is meant.
+// pageQueries returns the queries for the keys of a listener's ($1) deliveries of one
+// status, or of any if it is "": older than a key ($2, $3), at most $4 of them, newest
+// first. The status is part of the text: with a parameter the planner could not tell
+// which index serves it.
 func pageQueries(status string) (queries []string) {
 	const order = ` AND (batch_id, ordinal) < ($2, $3) ORDER BY batch_id DESC, ordinal DESC LIMIT $4`
 	if status == "" || status == statusDelivered {
@@ -94,8 +93,8 @@ func pageQueries(status string) (queries []string) {
 	return queries
 }
 
-// page lists deliveries of a listener, newest first, that are older than
-// before; those of one status unless that is "".
+// page lists deliveries of a listener that are older than before, newest first: of one
+// status, or of any if it is "".
 func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
 	var keys []event.Key
 	for _, q := range pageQueries(status) {
@@ -122,8 +121,8 @@ func (d *Delivery) page(ctx context.Context, listener int64, status string, befo
 	return d.entries(ctx, listener, keys[:min(limit, len(keys))])
 }
 
-// entries reads what is known of deliveries. Those whose event retention
-// dropped have none.
+// entries reads everything that is stored about deliveries. An event that retention has
+// dropped is empty.
 func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key) ([]entry, error) {
 	list := make([]entry, len(keys))
 	at := make(map[event.Key]*entry, len(keys))
@@ -147,7 +146,7 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 		FROM retries JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1`,
 		listener, batches, ordinals)
 	if err != nil {
-		return nil, fmt.Errorf("read what waits: %w", err)
+		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
 	}
 	var w waiting
 	if _, err := pgx.ForEachRow(rows, []any{&w.id.Key.Batch, &w.id.Key.Ordinal, &w.state, &w.attempts, &w.due}, func() error {
@@ -155,7 +154,7 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 		at[row.id.Key].waiting = &row
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("read what waits: %w", err)
+		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
 	}
 	made, err := d.attemptsOf(ctx, `SELECT DISTINCT ON (batch_id, ordinal) `+attemptColumns+`
 		FROM attempts a JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1
@@ -171,7 +170,7 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 
 const attemptColumns = `batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response`
 
-// attemptsOf runs a query for attempts.
+// attemptsOf returns the attempts that a query selects.
 func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([]attempted, error) {
 	rows, err := d.pool.Query(ctx, query, args...)
 	if err != nil {
@@ -190,8 +189,8 @@ func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([
 	return made, nil
 }
 
-// find reads one delivery and its attempts, oldest first. It is not ok if there
-// is no such delivery.
+// find reads one delivery and its attempts, oldest first. ok reports whether there is such
+// a delivery.
 func (d *Delivery) find(ctx context.Context, id ID) (e entry, made []attempted, ok bool, err error) {
 	list, err := d.entries(ctx, id.Listener, []event.Key{id.Key})
 	if err != nil {

@@ -8,10 +8,10 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// claim marks due rows as this instance's: those of the background only where
-// there is room left, and no more than limit in all. Of a key that is ordered
-// only the oldest is due, whoever has it. On an error what it returns may be
-// claimed: all answers are read before the commit.
+// claim marks rows that are due as this instance's: those of the background only where
+// room is left, and no more than limit in all. Of an ordering key only the oldest row is
+// due, whoever has it. On an error the jobs that it returns may be claimed nevertheless:
+// all answers are read before the commit.
 func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
@@ -54,7 +54,8 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []j
 	return jobs, keys, err
 }
 
-// claimSome claims the rows that a query calls due.
+// claimSome claims the rows that a query selects, and returns their jobs and the keys of
+// their events.
 func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, limit int, due string) (jobs []job, keys []event.Key, err error) {
 	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, limit)
 	if err != nil {
@@ -70,26 +71,26 @@ func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts 
 	return jobs, keys, err
 }
 
-// claimOf claims what a query selects.
+// claimOf claims the rows that a query selects.
 func claimOf(due string) string {
 	return `UPDATE retries SET owner = $3, updated_at = now() WHERE ctid = ANY (ARRAY(` + due + `))
 		RETURNING batch_id, ordinal, listener_id, attempt, order_key, asked, background`
 }
 
-// byIndex leaves the planner no choice but the indexes that have the order in
-// which rows are claimed. It makes a plan when the table is empty, and keeps it
-// while the table fills within seconds: it took the rows of a listener for one,
-// and sorted all of them for each of its ordering keys. Nor is anything to be
-// compiled for a claim because of what it believes.
+// byIndex leaves the planner no choice but the indexes that have the order in which rows
+// are claimed, until the transaction ends. PostgreSQL plans a statement while the table
+// is empty, and keeps the plan while the table fills within seconds: it expected one row
+// of a listener, and sorted all of them for each of its ordering keys. Nor should a wrong
+// estimate make it compile a claim.
 const byIndex = `SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),
 	set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
 
-// What is due is selected by where its rows are (ctid), and claimed there: rows
-// that are joined by their keys the planner finds by reading the whole table,
-// since it can't know how few they are. Nobody moves a row that is locked.
+// Rows that are due are selected by their place (ctid), and claimed there: to join them
+// by their keys the planner would read the whole table, since it can't know how few they
+// are. A locked row does not move.
 
-// dueOf selects due rows without an order, of one kind. The kind is part of the
-// text: by a parameter the planner could not tell which index is meant.
+// dueOf selects rows of one kind that are due and not ordered. The kind is part of the
+// text: with a parameter the planner could not tell which index serves it.
 func dueOf(kind string) string {
 	return `SELECT r.ctid FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 		CROSS JOIN LATERAL (
@@ -100,10 +101,9 @@ func dueOf(kind string) string {
 		) r LIMIT $4`
 }
 
-// dueOfKeys selects, of each ordering key, the oldest row if it is due. It hops
-// from key to key in the index: behind one that fails for hours there may be a
-// hundred thousand rows. What it finds it looks at again when it is locked, in
-// words by which no index can be meant.
+// dueOfKeys selects the oldest row of each ordering key, if it is due. It hops from key
+// to key in the index: behind one that fails for hours there may be a hundred thousand
+// rows. It checks each row again once that is locked, in terms that no index can serve.
 const dueOfKeys = `WITH RECURSIVE head AS (
 			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (

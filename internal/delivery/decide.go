@@ -11,14 +11,14 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// maxRetryAfter is the most that a callback may ask to be left alone for.
+// maxRetryAfter is the longest pause that a callback may ask for.
 const maxRetryAfter = 24 * time.Hour
 
-// kind is what follows from an attempt.
+// kind is what becomes of a delivery.
 type kind int
 
 const (
-	// delivered: the callback took it.
+	// delivered: the callback accepted it.
 	delivered kind = iota
 	// retryAt: it is tried again, at outcome.at.
 	retryAt
@@ -26,21 +26,22 @@ const (
 	exhausted
 	// expired: it is older than the listener's max_age.
 	expired
-	// disable: the callback wants nothing more; the listener is disabled.
+	// disable: the callback wants no more deliveries (410), and the listener is
+	// disabled.
 	disable
-	// unparsable: no model can be made of the event.
+	// unparsable: the event can't be converted to its model.
 	unparsable
 	// dropped: the listener was deleted.
 	dropped
 	kinds // how many there are
 )
 
-// String is how metrics and logs name it.
+// String returns the name in metrics and logs.
 func (k kind) String() string {
 	return [...]string{"delivered", "retry", "exhausted", "expired", "gone", "unparsable", "dropped"}[k]
 }
 
-// state is how the retries table names it; "" for what has no row there.
+// state returns the name in the table retries; "" if there is no row for it.
 func (k kind) state() string {
 	switch k {
 	case retryAt:
@@ -56,22 +57,22 @@ func (k kind) state() string {
 	}
 }
 
-// outcome is the decision on an attempt.
+// outcome is what was decided on a delivery.
 type outcome struct {
 	kind kind
-	// at is when it is tried again.
+	// at is when the next attempt is due.
 	at time.Time
-	// slow: the callback has too much, and its whole lane slows down.
+	// slow: the callback has too much to do, so its whole lane slows down.
 	slow bool
-	// notBefore is when the callback asked to be left alone until.
+	// notBefore is the time before which the callback asked for no request.
 	notBefore time.Time
 	// reason is why the listener is disabled.
 	reason string
 }
 
-// decision is what an attempt is judged by, besides its result.
+// decision is what decide goes by, besides the result of the attempt.
 type decision struct {
-	// attempt is its number, from 1.
+	// attempt is the number of the attempt, from 1.
 	attempt  int
 	now      time.Time
 	random   float64 // in [0,1)
@@ -81,9 +82,8 @@ type decision struct {
 	maxAge     time.Duration
 }
 
-// unattempted decides on a delivery before its POST: the outcome of one that is not
-// attempted, since its listener was deleted (nil) or disabled, or the event is too
-// old.
+// unattempted decides before the POST. If it is ok there is no attempt: the listener was
+// deleted (nil) or disabled, or the event is too old.
 func unattempted(j *job, l *event.Listener, now time.Time) (o outcome, ok bool) {
 	switch {
 	case l == nil:
@@ -98,8 +98,8 @@ func unattempted(j *job, l *event.Listener, now time.Time) (o outcome, ok bool) 
 	}
 }
 
-// decide says what follows from an attempt. It is the one place that knows what a
-// response means.
+// decide decides after the attempt. It is the one place that knows what a response means
+// for a delivery.
 func decide(r callback.Result, d decision) outcome {
 	if _, ok := errors.AsType[*event.ParseError](r.Err); ok {
 		return outcome{kind: unparsable}
@@ -135,8 +135,8 @@ func decide(r callback.Result, d decision) outcome {
 	return o
 }
 
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or
-// a date. What is unreadable or past counts as absent.
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or a date. A
+// value that is unreadable or past counts as absent.
 func retryAfter(s string, now time.Time) time.Duration {
 	s = strings.TrimSpace(s)
 	if s == "" {
@@ -151,7 +151,7 @@ func retryAfter(s string, now time.Time) time.Duration {
 	} else if at, err := http.ParseTime(s); err == nil {
 		after = at.Sub(now)
 	} else if isDigits(s) {
-		after = maxRetryAfter // more seconds than fit a number
+		after = maxRetryAfter // more seconds than fit into 63 bits
 	}
 	return max(0, min(after, maxRetryAfter))
 }

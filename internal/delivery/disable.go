@@ -14,25 +14,24 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// failingFor is how long every attempt has to fail before a listener is
-// disabled: so far are the first and the last of the failures apart.
+// failingFor is how long every attempt for a listener has to fail, from the first failure
+// to the last, before it is disabled.
 const failingFor = 5 * 24 * time.Hour
 
-// The reasons for which a listener is disabled.
+// The reasons for which delivery disables a listener.
 const (
 	reasonGone    = "gone"
 	reasonFailing = "failing"
 )
 
-// errRecovered says that another instance had a success, or that somebody
-// enabled the listener anew.
+// errRecovered means that another instance had a success, or that somebody enabled the
+// listener again.
 var errRecovered = errors.New("the listener has not failed for long enough")
 
-// condemn disables the listener if the attempt was one too many. It is called
-// before the attempt is recorded: should the process die in between, the
-// delivery is made again and the same happens. The listener, and the event that
-// tells of it, are changed in one transaction, by whichever of several attempts
-// comes first.
+// condemn disables the listener if the attempt was one too many. It is called before the
+// attempt is recorded: should the process die in between, the delivery is made again and
+// the same happens. One transaction disables the listener and stores the event that
+// reports it; of several attempts the first one does it.
 func (d *Delivery) condemn(rec *record, l *event.Listener) {
 	if !rec.attempted || l == nil {
 		return
@@ -55,7 +54,7 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 	}
 }
 
-// disable tries until it is done, or the process ends.
+// disable tries until it succeeds or the process ends.
 func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
 	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
 		done := false
@@ -84,14 +83,15 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 			told.trace(ctx, d.cfg.Traces)
 			d.metrics.disabled.WithLabelValues(reason).Inc()
 			d.log.LogAttrs(ctx, slog.LevelWarn, "listener disabled", slog.String("listener", event.ListenerID(l.ID)),
-				slog.String("reason", reason), slog.String("host", rec.host(l)))
+				slog.String("reason", reason), slog.String("host", hostOf(l)))
 			d.wake()
 		}
 		return nil
 	})
 }
 
-// stillFailing returns errRecovered unless the database agrees.
+// stillFailing returns errRecovered unless the database, too, has the listener failing for
+// long enough.
 func stillFailing(ctx context.Context, tx pgx.Tx, id int64, at time.Time) error {
 	var since *time.Time
 	err := tx.QueryRow(ctx, `SELECT failing_since FROM listener_health WHERE listener_id = $1 FOR UPDATE`, id).Scan(&since)
@@ -99,7 +99,7 @@ func stillFailing(ctx context.Context, tx pgx.Tx, id int64, at time.Time) error 
 	case errors.Is(err, pgx.ErrNoRows), err == nil && (since == nil || at.Sub(*since) < failingFor):
 		return errRecovered
 	case err != nil:
-		return fmt.Errorf("read since when a listener fails: %w", err)
+		return fmt.Errorf("read how long a listener has been failing: %w", err)
 	}
 	return nil
 }

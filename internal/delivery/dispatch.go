@@ -6,8 +6,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Deliver takes a batch that was just committed. It waits only while neither
-// the lanes nor the recorder have room.
+// Deliver takes a batch that was just committed. It waits only while both a
+// lane and the recorder are full.
 func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
 	for i := range b.Events {
 		d.cfg.Traces.received(ctx, &b.Events[i].Event)
@@ -15,9 +15,9 @@ func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
 	return d.dispatch(ctx, b, nil, false)
 }
 
-// dispatch hands the deliveries of a batch to their lanes, less those that
-// skip names. From here on the batch counts down until all are settled. Of one
-// that was inherited, what is ordered goes by way of the database.
+// dispatch hands the deliveries of a batch to their lanes, except for those in skip.
+// From here on the batch counts down until all are settled. The ordered deliveries
+// of an inherited batch go through the database.
 func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]bool, inherited bool) error {
 	if d.stopping.Load() {
 		return ErrStopped
@@ -35,7 +35,7 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 		return d.recorder.put(ctx, record{settle: t})
 	}
 	for i := range b.Events {
-		// A copy: one delivery that waits must not keep all the batch's payloads.
+		// A copy: a delivery that waits must not keep all payloads of the batch.
 		e := new(event.Stored)
 		*e = b.Events[i]
 		common := &bodies{}
@@ -51,8 +51,8 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 	return nil
 }
 
-// rawFirst puts the listeners of raw events before those for which the event
-// is parsed.
+// rawFirst returns the listeners with those of raw events in front: they need not
+// wait until the event is parsed for the rest.
 func (d *Delivery) rawFirst(ids []int64) []int64 {
 	if len(ids) < 2 {
 		return ids
@@ -69,8 +69,8 @@ func (d *Delivery) rawFirst(ids []int64) []int64 {
 	return append(ordered, others...)
 }
 
-// batch counts what is not settled of a stored batch. Only the recorder counts
-// down, in the transaction that settles.
+// batch counts the deliveries of a stored batch that are not settled. Only the
+// recorder counts down, when it writes.
 type batch struct {
 	id    int64
 	owner int64
@@ -80,21 +80,21 @@ type batch struct {
 // job is one delivery on its way through a lane.
 type job struct {
 	stored *event.Stored
-	// bodies are what all deliveries of the event have in common.
+	// bodies are shared by all deliveries of the event.
 	bodies   *bodies
 	listener int64
-	// owner is the number of this instance under which it has the delivery.
+	// owner is the number under which this instance has the delivery.
 	owner int64
-	// attempt is how many were made.
+	// attempt is how many attempts were made.
 	attempt int
-	// orderKey is what it is ordered by; "" for nothing.
+	// orderKey is the name of its ordering key; "" if it is not ordered.
 	orderKey string
-	// asked: a person asked for it, however old it is.
+	// asked: a person asked for it, so it does not expire.
 	asked bool
-	// background: it is one of very many that a person asked for, and goes when
-	// nothing else does.
+	// background: it is one of many that a person asked for at once, and lets
+	// others go first.
 	background bool
-	// batch is what counts it; nil for a delivery taken up from retries.
+	// batch is the batch that counts it; nil if it was taken up from retries.
 	batch *batch
 }
 

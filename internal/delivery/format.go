@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// deliveredName is the name that a delivery to this listener carries: RAW_X
-// for a listener of raw events, X otherwise.
+// deliveredName returns the name that a delivery to this listener carries: RAW_X for a
+// listener of raw events, X otherwise.
 func deliveredName(l *event.Listener, e *event.Event) string {
 	if isRaw(l) {
 		return event.RawPrefix + e.Name
@@ -18,11 +18,11 @@ func deliveredName(l *event.Listener, e *event.Event) string {
 	return e.Name
 }
 
-// isRaw tells whether a listener wants payloads as Discord sent them.
+// isRaw reports whether a listener wants payloads as Discord sent them.
 func isRaw(l *event.Listener) bool { return strings.HasPrefix(l.Event, event.RawPrefix) }
 
-// bodies is what the deliveries of one event have in common, made when the
-// first of them needs it. The zero value is ready for use.
+// bodies are shared by all deliveries of one event. Each is made when the first delivery
+// needs it. The zero value is ready for use.
 type bodies struct {
 	parsedOnce sync.Once
 	parsed     []byte // in the standard format
@@ -33,11 +33,11 @@ type bodies struct {
 	raw     []byte // in the standard format
 }
 
-// ofParsed returns the body in the standard format, and the model that it
-// holds, of the event that s was made for.
+// ofParsed returns the body in the standard format, and the event's model, which is a part
+// of it.
 func (s *bodies) ofParsed(e *event.Event) (body, model []byte, err error) {
 	s.parsedOnce.Do(func() {
-		// The model is made in its place: it is copied nowhere.
+		// The model is made in its place in the body, without a copy.
 		body := appendHead(make([]byte, 0, headRoom+len(e.Data)+len(e.Data)/4), e.Name, e)
 		head := len(body)
 		if body, s.err = event.Parse(body, e.Name, e.Data); s.err != nil {
@@ -52,7 +52,7 @@ func (s *bodies) ofParsed(e *event.Event) (body, model []byte, err error) {
 	return s.parsed, s.model, s.err
 }
 
-// ofRaw returns the body in the standard format with the payload itself.
+// ofRaw returns the body in the standard format that holds the payload itself.
 func (s *bodies) ofRaw(e *event.Event) []byte {
 	s.rawOnce.Do(func() {
 		body := appendHead(make([]byte, 0, headRoom+len(e.Data)), event.RawPrefix+e.Name, e)
@@ -61,13 +61,13 @@ func (s *bodies) ofRaw(e *event.Event) []byte {
 	return s.raw
 }
 
-// headRoom is more than what a body in the standard format has besides data.
+// headRoom is more bytes than a body in the standard format has besides its data.
 const headRoom = 320
 
-// body is what a delivery sends: the payload itself for a listener of raw
-// events, its model for others, in the listener's format. application is whom
-// the format discord names. The body is shared with other deliveries: nobody
-// changes it. The error is an *event.ParseError.
+// body returns what a delivery sends, in the listener's format: the payload itself to a
+// listener of raw events, its model to others. application is the one that the format
+// discord names. Deliveries share the body: nobody may change it. The error is an
+// *event.ParseError.
 func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, error) {
 	e := &j.stored.Event
 	whole, data := []byte(nil), e.Data
@@ -87,10 +87,9 @@ func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, erro
 	}
 }
 
-// appendBody appends the body in the listener's format. Whatever the format,
-// the bytes of data are copied as they are, never encoded again. The format
-// discord is that of Discord's own webhook events (Discord: Webhook Events),
-// and names the application.
+// appendBody appends the body in the listener's format. In every format the bytes of data
+// are copied as they are, never encoded again. The format discord is that of Discord's own
+// webhook events (Discord: Webhook Events).
 func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, data []byte, application event.Snowflake) []byte {
 	switch l.Format {
 	case event.FormatDiscord:
@@ -117,8 +116,7 @@ func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, data
 	}
 }
 
-// appendHead appends what comes before the data of a body in the standard
-// format.
+// appendHead appends the part of a body in the standard format that comes before its data.
 func appendHead(dst []byte, name string, e *event.Event) []byte {
 	dst = append(dst, `{"type":`...)
 	dst = appendString(dst, name)
@@ -139,7 +137,7 @@ func appendHead(dst []byte, name string, e *event.Event) []byte {
 	return append(dst, `,"data":`...)
 }
 
-// appendData appends the payload or its model; null stands for none.
+// appendData appends the payload or its model, or null if there is none.
 func appendData(dst, data []byte) []byte {
 	if len(data) == 0 {
 		return append(dst, "null"...)
@@ -147,8 +145,8 @@ func appendData(dst, data []byte) []byte {
 	return append(dst, data...)
 }
 
-// appendString appends a JSON string. Event names are plain; the escaping is
-// for one that is not.
+// appendString appends a JSON string. Event names need no escaping; it is there for one that
+// does.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	for _, r := range s {

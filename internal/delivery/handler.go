@@ -20,13 +20,13 @@ import (
 const (
 	// callTimeout bounds a call's work in the database.
 	callTimeout = 10 * time.Second
-	// replayTimeout is the same for a replay, within the server's timeout for
-	// an answer.
+	// replayTimeout is the same for a replay and a bulk retry. It is shorter than the
+	// server's timeout for a response.
 	replayTimeout = 50 * time.Second
 	defaultLimit  = 50
 )
 
-// answer turns an error into the call's answer.
+// answer turns an error into the one that the call returns.
 func answer(err error) error {
 	if postgres.Unavailable(err) {
 		return openapi.Unavailable()
@@ -62,7 +62,7 @@ func showKeys(keys []signingKey) openapi.SigningKeys {
 	return out
 }
 
-// registered returns the listener of a call, enabled or not.
+// registered returns the listener that a call names, enabled or not.
 func (d *Delivery) registered(public string) (*event.Listener, error) {
 	if id, ok := event.ParseListenerID(public); ok {
 		if l := d.listeners.Listener(id); l != nil {
@@ -94,7 +94,7 @@ func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliverie
 	}
 	ctx, cancel := limited(ctx)
 	defer cancel()
-	// One more than asked for tells whether there is another page.
+	// One more than asked for: it shows whether there is another page.
 	list, err := d.page(ctx, l.ID, status, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
@@ -111,7 +111,7 @@ func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliverie
 	return openapi.ListDeliveries200JSONResponse(page), nil
 }
 
-// delivery returns the delivery of a call, with its listener.
+// delivery returns the delivery that a call names, with its attempts and its listener.
 func (d *Delivery) delivery(ctx context.Context, public string) (entry, []attempted, *event.Listener, error) {
 	none := openapi.NotFound(fmt.Sprintf("there is no delivery %q: it is the webhook-id of one, or it is older than the retention", public))
 	id, err := ParseID(public)
@@ -242,7 +242,7 @@ func (d *Delivery) TestListener(ctx context.Context, req openapi.TestListenerReq
 
 // GetEvent implements GET /events/{id}.
 func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
-	none := openapi.NotFound(fmt.Sprintf("there is no event %q: nobody wanted it, or it is older than the retention", req.Id))
+	none := openapi.NotFound(fmt.Sprintf("there is no event %q: no listener wanted it, or it is older than the retention", req.Id))
 	id, err := uuid.Parse(req.Id)
 	if err != nil || id.String() != req.Id {
 		return nil, none
@@ -259,7 +259,7 @@ func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObje
 	return storedEvent{&found[0]}, nil
 }
 
-// storedEvent writes an event with its payload's own bytes.
+// storedEvent writes an event with the bytes of its payload as they are.
 type storedEvent struct{ *event.Stored }
 
 // VisitGetEventResponse implements openapi.GetEventResponseObject.

@@ -11,26 +11,24 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Since when every attempt for a listener failed is kept in the database, so
-// that neither a restart nor another instance's failures begin it anew. It is
-// written in the transaction that records the attempt, and only when it changes:
-// at the first failure after a success, and at the first success after a
-// failure. What other instances wrote is read every healthEvery; the decision to
-// disable a listener looks at the row itself.
+// The database keeps the time since which every attempt for a listener has failed, so
+// that neither a restart nor another instance begins it anew. It is written in the
+// transaction that records the attempt, and only when it changes: at the first failure
+// after a success, and at the first success after a failure. Every healthEvery this
+// instance reads what the others wrote; the decision to disable a listener reads the row
+// itself.
 
-const (
-	// healthEvery is how often is read what other instances wrote.
-	healthEvery = 10 * time.Second
-)
+// healthEvery is how often the listeners' health is read from the database.
+const healthEvery = 10 * time.Second
 
-// health is since when listeners fail, as far as this instance knows. It is safe
-// for concurrent use.
+// health holds since when listeners have been failing, as far as this instance knows. It
+// is safe for concurrent use.
 type health struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards failing
 	failing map[int64]time.Time
 }
 
-// since is when the first failure after the last success was; zero for none.
+// since returns the time of the first failure after the last success; zero for none.
 func (h *health) since(listener int64) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -43,18 +41,18 @@ func (h *health) replace(failing map[int64]time.Time) {
 	h.failing = failing
 }
 
-// streak is what some attempts for a listener say: when the last one succeeded,
-// and when the first one after that failed; zero for none.
+// streak sums up some attempts for a listener: when the last success was, and the first
+// failure after it; zero for none.
 type streak struct{ succeeded, failed time.Time }
 
-// streaks sums up attempts by listener.
+// streaks sums up attempts, by listener.
 func streaks(recs []record) map[int64]streak {
 	var all map[int64]streak
 	for pass := range 2 {
 		for i := range recs {
 			r := &recs[i]
 			if !r.attempted || r.outcome.kind == unparsable {
-				continue // nothing was asked of the callback
+				continue // nothing was sent to the callback
 			}
 			s, ok := all[r.job.listener], r.outcome.kind == delivered
 			switch {
@@ -74,7 +72,7 @@ func streaks(recs []record) map[int64]streak {
 	return all
 }
 
-// healthRows is what changes of the listeners' health, in columns.
+// healthRows are changes of the listeners' health, as columns.
 type healthRows struct {
 	ended     []int64
 	succeeded []time.Time
@@ -82,9 +80,9 @@ type healthRows struct {
 	failed    []time.Time
 }
 
-// changes is what of some streaks is news.
+// changes returns how some streaks change the listeners' health.
 func (h *health) changes(all map[int64]streak) (rows healthRows) {
-	// In one order, or two transactions could wait for each other.
+	// In the same order everywhere, or two transactions could deadlock.
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		s, since := all[id], h.since(id)
 		if !since.IsZero() && !s.succeeded.Before(since) {
@@ -111,7 +109,7 @@ func (r *healthRows) queue(b *pgx.Batch) {
 	}
 }
 
-// apply notes what was stored.
+// apply notes changes that were stored.
 func (h *health) apply(r healthRows) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,11 +121,11 @@ func (h *health) apply(r healthRows) {
 	}
 }
 
-// readHealth reads since when listeners fail.
+// readHealth reads since when listeners have been failing.
 func (d *Delivery) readHealth(ctx context.Context) error {
 	rows, err := d.pool.Query(ctx, `SELECT listener_id, failing_since FROM listener_health WHERE failing_since IS NOT NULL`)
 	if err != nil {
-		return fmt.Errorf("read which listeners fail: %w", err)
+		return fmt.Errorf("read which listeners are failing: %w", err)
 	}
 	failing := make(map[int64]time.Time)
 	var (
@@ -138,14 +136,14 @@ func (d *Delivery) readHealth(ctx context.Context) error {
 		failing[id] = since
 		return nil
 	}); err != nil {
-		return fmt.Errorf("read which listeners fail: %w", err)
+		return fmt.Errorf("read which listeners are failing: %w", err)
 	}
 	d.health.replace(failing)
 	return nil
 }
 
-// Renew forgets how a listener's callback did so far, in the transaction that
-// enables the listener or gives it another URL.
+// Renew forgets the failures of a listener, in the transaction that enables it or gives
+// it another URL.
 func Renew(ctx context.Context, tx pgx.Tx, listenerID int64) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM listener_health WHERE listener_id = $1`, listenerID); err != nil {
 		return fmt.Errorf("forget the failures of a listener: %w", err)

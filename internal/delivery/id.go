@@ -8,8 +8,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// ID names a delivery: an event, for a listener. It is derived from what is
-// stored, so that it is the same for every attempt, and after a crash.
+// ID names a delivery: an event for a listener. It is derived from stored values, so that it
+// is the same at every attempt, and after a crash.
 type ID struct {
 	Key      event.Key
 	Listener int64
@@ -17,8 +17,8 @@ type ID struct {
 
 const idPrefix = "dlv_"
 
-// String is the id as receivers see it in webhook-id. It holds no dot:
-// Standard Webhooks signs "id.timestamp.body".
+// String returns the id as receivers see it in webhook-id. It holds no dot: Standard
+// Webhooks signs "id.timestamp.body".
 func (id ID) String() string {
 	b := make([]byte, 0, 32)
 	b = append(b, idPrefix...)
@@ -30,8 +30,7 @@ func (id ID) String() string {
 	return string(b)
 }
 
-// ParseID reads what String wrote, and nothing else: one delivery has one
-// spelling.
+// ParseID reads an id that String wrote, and refuses every other spelling of it.
 func ParseID(s string) (ID, error) {
 	var id ID
 	parts := strings.Split(strings.TrimPrefix(s, idPrefix), "_")
@@ -46,8 +45,8 @@ func ParseID(s string) (ID, error) {
 	return id, nil
 }
 
-// number reads base 36; what it can't read comes out as a number whose
-// spelling differs, and so is refused by ParseID.
+// number reads base 36. For text that it can't read it returns a number of another spelling,
+// which ParseID then refuses.
 func number(s string, bits int) int64 {
 	n, err := strconv.ParseInt(s, 36, bits)
 	if err != nil || n < 0 {

@@ -19,7 +19,7 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// keysPoll is how often is looked whether another instance rotated the keys.
+// keysPoll is how often the keyring checks whether another instance rotated the keys.
 const keysPoll = 5 * time.Second
 
 // signingKey is a key that signs deliveries in the format discord, as it is stored.
@@ -29,15 +29,15 @@ type signingKey struct {
 	createdAt time.Time
 }
 
-// keyring is the signing keys, newest first. The newest one signs.
+// keyring holds the signing keys, newest first. The newest one signs.
 type keyring struct {
 	pool *pgxpool.Pool
 	seal secret.Keys
 	keys atomic.Pointer[[]signingKey]
 }
 
-// openKeyring reads the keys, and makes the first one. What is stored of them
-// is sealed.
+// openKeyring reads the keys, and makes the first one if there is none. It seals those
+// that are not sealed with the first of the sealing keys.
 func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*keyring, error) {
 	r := &keyring{pool: pool, seal: seal}
 	if err := r.add(ctx, true); err != nil {
@@ -49,11 +49,11 @@ func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*ke
 	return r, r.load(ctx)
 }
 
-// seedRow names the place of a key's private half.
+// seedRow names the place of a key's private half, which is authenticated with it.
 func seedRow(public []byte) string { return "signing key " + hex.EncodeToString(public) }
 
-// sealStored seals with the first key what is stored in plain text or under
-// another key.
+// sealStored seals, with the first sealing key, the seeds that are stored in plain text or
+// under another key.
 func (r *keyring) sealStored(ctx context.Context) error {
 	if r.seal.Empty() {
 		return nil
@@ -87,14 +87,14 @@ func (r *keyring) sealStored(ctx context.Context) error {
 	})
 }
 
-// newest is the key that signs.
+// newest returns the key that signs.
 func (r *keyring) newest() signingKey { return (*r.keys.Load())[0] }
 
 // all lists the keys, newest first.
 func (r *keyring) all() []signingKey { return *r.keys.Load() }
 
-// rotate makes a new key, which signs from now on; other instances follow
-// within moments.
+// rotate makes a new key, which signs from now on. Other instances follow within
+// keysPoll.
 func (r *keyring) rotate(ctx context.Context) error {
 	if err := r.add(ctx, false); err != nil {
 		return fmt.Errorf("make a signing key: %w", err)
@@ -102,7 +102,7 @@ func (r *keyring) rotate(ctx context.Context) error {
 	return r.load(ctx)
 }
 
-// add makes a key. onlyFirst leaves it if there is one already.
+// add makes a key; with onlyFirst, only if there is none yet.
 func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

@@ -11,38 +11,41 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// takeAtOnce bounds what a lane takes up from retries in one step.
+// takeAtOnce bounds how many deliveries a lane takes up from retries in one step.
 const takeAtOnce = 512
 
-// lane is the queue of one listener: how many POSTs may be in flight, which
-// ordering keys are busy, and when it may go on after the callback asked it to
-// slow down. A lane with nothing to do has no goroutine.
+// lane makes the deliveries of one listener: it knows which wait, how many POSTs may
+// be in flight, which ordering keys are busy, and when it may go on after the callback
+// asked it to slow down. A lane with nothing to do has no goroutine.
 type lane struct {
 	d  *Delivery
 	id int64
-	// series is what counts the listener's deliveries.
+	// series are the metrics of the listener.
 	series atomic.Pointer[series]
+	// expired is the batch below which deliveries that wait in retries were checked
+	// for their age. Only the retry loop uses it.
+	expired int64
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below
 	ready queue
-	// size and bytes are what the lane holds in memory, ready, behind a key or
-	// in flight.
+	// size and bytes are how many deliveries the lane holds in memory (ready,
+	// behind an ordering key or in flight), and the bytes of their payloads.
 	size, bytes int
 	inFlight    int
 	pace        pace
 	timer       *time.Timer // fires when the pace's pause is over
 	orderKeys   map[string]*orderKey
-	// rowed is the deliveries in hand that got a row in retries meanwhile.
+	// rowed are the deliveries in hand that were given a row in retries meanwhile.
 	rowed map[event.Key]bool
-	// spilled: retries may hold deliveries that are due and only lack room;
-	// postponed: such of the background.
+	// spilled: retries may hold deliveries that are due and only lack room.
+	// postponed: the same for deliveries of the background.
 	spilled, postponed bool
-	// expired is below which batch what waits was looked at for its age: the retry
-	// loop's alone.
-	expired int64
-	// typical is how large a payload that was taken up is on average, in bytes.
+	// typical is the average size of the payloads that were taken up from retries,
+	// in bytes.
 	typical int
 
+	// listener is the registration that was seen last, nil if it was deleted;
+	// target is made from it, or bad is why not.
 	listener *event.Listener
 	target   *callback.Target
 	bad      error
@@ -58,14 +61,14 @@ func newLane(d *Delivery, id int64) *lane {
 	return l
 }
 
-// full: nothing more is held in memory. While the callback is down all waits in
-// the database, so that batches settle and a dead callback costs no memory.
-// Called with the lock held.
+// fullLocked reports whether the lane takes nothing more into memory. While the
+// callback is down everything waits in the database, so that batches settle and a dead
+// callback costs no memory.
 func (l *lane) fullLocked() bool {
 	return l.pace.down || l.size >= l.d.cfg.LaneQueue || l.bytes >= l.d.cfg.LaneBytes
 }
 
-// keep and drop count what the lane holds. Called with the lock held.
+// keepLocked and dropLocked count what the lane holds in memory.
 func (l *lane) keepLocked(j *job) {
 	l.size++
 	l.bytes += len(j.stored.Data)
@@ -76,9 +79,8 @@ func (l *lane) dropLocked(j *job) {
 	l.bytes -= len(j.stored.Data)
 }
 
-// push takes a new job. It goes to the database instead if the lane is full, if
-// the job's key waits there or holds too much, or if it is ordered and
-// inherited.
+// push takes a new job. The job goes to the database instead if the lane is full, if
+// its ordering key waits there or holds too much, or if it is ordered and inherited.
 func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.mu.Lock()
 	l.refreshLocked()
@@ -95,7 +97,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	}
 	defer l.mu.Unlock()
 	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/orderKeyShare)) {
-		// With the lock held: the records of a key must not overtake each
+		// Under the lock: the records of an ordering key must not overtake each
 		// other on their way to the recorder.
 		l.spilled = true
 		l.surrenderLocked(k)
@@ -116,8 +118,8 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	return nil
 }
 
-// load is what the lane holds, how much of it is in flight, and when the oldest
-// event that waits here was received; zero for none.
+// load returns how many deliveries the lane holds, how many of them are in flight, and
+// when the oldest event that waits here was received; zero for none.
 func (l *lane) load() (size, inFlight int, oldest time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -130,16 +132,16 @@ func (l *lane) load() (size, inFlight int, oldest time.Time) {
 	return l.size, l.inFlight, oldest
 }
 
-// hasMore notes that retries may hold more than the lane took.
+// hasMore notes that retries may hold more deliveries, usual ones or of the background,
+// than the lane took.
 func (l *lane) hasMore(usual, background bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spilled, l.postponed = l.spilled || usual, l.postponed || background
-	l.fetchLocked() // what it took may be delivered already
+	l.fetchLocked() // those that it took may be delivered already
 }
 
-// fetch makes the retry loop look, if the lane wants more. Called with the lock
-// held.
+// fetchLocked wakes the retry loop if the lane wants more from retries.
 func (l *lane) fetchLocked() {
 	if l.wantsLocked() {
 		l.spilled, l.postponed = false, false
@@ -147,20 +149,20 @@ func (l *lane) fetchLocked() {
 	}
 }
 
-// wants tells whether the lane takes up what retries hold. It does so when half
-// of what it may hold is delivered: the next page comes while the other half
-// is, and a page is worth its queries. Called with the lock held.
+// wantsLocked reports whether the lane should take up more from retries. That is when
+// half of what it may hold is delivered: the next page comes while the other half is
+// delivered, and is large enough to be worth its queries.
 func (l *lane) wantsLocked() bool {
 	return l.spilled && (l.ready.len() < l.pace.limit || l.size <= l.d.cfg.LaneQueue/2 && l.bytes <= l.d.cfg.LaneBytes/2) ||
 		l.postponed && l.ready.background.len() <= l.maxBackground()/2
 }
 
-// maxBackground is how much of the background a lane holds: the rest of the
-// queue is for what is received meanwhile.
+// maxBackground is how many deliveries of the background the lane holds. The rest of
+// its queue is left to events that are received meanwhile.
 func (l *lane) maxBackground() int { return max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4)) }
 
-// pushTaken takes a job that was taken up from retries. It returns false if
-// the job has to wait there for an older one of its key.
+// pushTaken takes a job that was taken up from retries. It returns false if the job
+// has to wait there for an older one of its ordering key.
 func (l *lane) pushTaken(j job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -179,9 +181,9 @@ func (l *lane) pushTaken(j job) bool {
 	return true
 }
 
-// room is how many more jobs the lane may take up from retries, and how many of
-// them from the background; 0 while the listener is unknown, disabled or slowed
-// down. Of a callback that is down it is one, to try.
+// room returns how many more jobs the lane may take up from retries, and how many of
+// them from the background: none while the listener is unknown, disabled or slowed
+// down, and one, as a try, while its callback is down.
 func (l *lane) room(now time.Time) (all, background int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -200,14 +202,14 @@ func (l *lane) room(now time.Time) (all, background int) {
 	}
 }
 
-// isPaused tells whether the lane stands still.
+// isPaused reports whether the lane stands still: it waits, or its callback is down.
 func (l *lane) isPaused(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.pace.down || now.Before(l.pace.until)
 }
 
-// refresh looks at the registration again. Called with the lock held.
+// refreshLocked looks at the registration again.
 func (l *lane) refreshLocked() {
 	now := l.d.listeners.Listener(l.id)
 	if now == l.listener {
@@ -216,7 +218,7 @@ func (l *lane) refreshLocked() {
 	before := l.listener
 	l.listener, l.target, l.bad = now, nil, nil
 	if now == nil || before != nil && before.Ordering != now.Ordering {
-		// What waits behind a key has lost what it waits for.
+		// The deliveries behind a key no longer wait for one another.
 		for _, k := range l.orderKeys {
 			for _, j := range k.waiting {
 				l.ready.push(j)
@@ -229,12 +231,12 @@ func (l *lane) refreshLocked() {
 	}
 	l.target, l.bad = callback.NewTarget(now)
 	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL || before.Enabled != now.Enabled {
-		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // what was known is void
+		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // what it learned no longer holds
 	}
 }
 
-// start puts one more worker on the lane, if there is work and room in flight.
-// Called with the lock held.
+// startLocked starts one more worker, if there is a job and fewer are in flight than
+// the pace allows.
 func (l *lane) startLocked() {
 	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		return
@@ -244,7 +246,7 @@ func (l *lane) startLocked() {
 	go l.work()
 }
 
-// work makes attempts until the lane has none for it.
+// work makes attempts until the lane has no job for it.
 func (l *lane) work() {
 	defer l.d.workers.Done()
 	for {
@@ -267,7 +269,7 @@ func (l *lane) work() {
 	}
 }
 
-// leave retires a worker whose job stays in the database.
+// leave ends a worker whose job stays in the database.
 func (l *lane) leave(j job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -275,7 +277,7 @@ func (l *lane) leave(j job) {
 	l.inFlight--
 }
 
-// forsake lets go of a job that another instance has taken over.
+// forsake drops a job that another instance has taken over.
 func (l *lane) forsake(j job) {
 	l.d.metrics.forsaken.Inc()
 	l.mu.Lock()
@@ -287,8 +289,8 @@ func (l *lane) forsake(j job) {
 	}
 }
 
-// next returns the next job with the registration as it is now, or retires the
-// worker.
+// next returns the next job and the registration as it is now. If it is not ok, the
+// worker has to end.
 func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad error, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -302,9 +304,8 @@ func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad 
 	return j, l.target, l.listener, l.bad, true
 }
 
-// finish hands the record to the recorder and moves the lane on. The worker
-// waits while the recorder has no room: what is not recorded must not pile up
-// in memory.
+// finish hands the record to the recorder and moves the lane on. The worker waits while
+// the recorder has no room: outcomes must not pile up in memory.
 func (l *lane) finish(j job, rec record) {
 	if j.orderKey == "" {
 		l.record(rec)
@@ -321,6 +322,7 @@ func (l *lane) finish(j job, rec record) {
 	}
 }
 
+// record hands an outcome to the recorder, and waits while that is full.
 func (l *lane) record(rec record) {
 	if err := l.d.recorder.put(l.d.attempts, rec); err != nil {
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "attempt not recorded, its delivery may be made again",
@@ -328,12 +330,12 @@ func (l *lane) record(rec record) {
 	}
 }
 
-// adapt looks at what the answer says of the callback. If it is down, the
-// caller records what adapt returns: the deliveries that wait in memory, which
-// from here on wait in the database. Called with the lock held.
+// adaptLocked adapts the pace to an attempt. If it shows that the callback is down, the
+// deliveries that wait in memory have to wait in the database: the caller hands the
+// records that adaptLocked returns to the recorder.
 func (l *lane) adaptLocked(rec record) (put []record) {
 	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
-		return nil // nothing was asked of it
+		return nil // nothing was sent to it
 	}
 	before := l.pace
 	l.pace = before.after(seen{
@@ -345,10 +347,10 @@ func (l *lane) adaptLocked(rec record) (put []record) {
 		put = l.drainLocked()
 		l.d.metrics.down.Inc()
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "callback is down: its deliveries wait while one at a time is tried",
-			slog.String("listener", event.ListenerID(l.id)), slog.String("host", rec.host(l.listener)), slog.Time("next_try", l.pace.until))
+			slog.String("listener", event.ListenerID(l.id)), slog.String("host", hostOf(l.listener)), slog.Time("next_try", l.pace.until))
 	case before.down && !l.pace.down:
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelInfo, "callback is back",
-			slog.String("listener", event.ListenerID(l.id)), slog.String("host", rec.host(l.listener)))
+			slog.String("listener", event.ListenerID(l.id)), slog.String("host", hostOf(l.listener)))
 		l.d.wake()
 	}
 	if l.pace.until.After(before.until) {
@@ -366,8 +368,9 @@ func (l *lane) adaptLocked(rec record) (put []record) {
 	return put
 }
 
-// drain empties the queue. What is ordered is recorded here, with the lock
-// held: the records of a key must not overtake each other.
+// drainLocked empties the queue and returns the records that put its deliveries into
+// the database. Ordered ones it records itself, under the lock: the records of an
+// ordering key must not overtake each other.
 func (l *lane) drainLocked() (put []record) {
 	for l.ready.len() > 0 {
 		j := l.ready.pop()

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// maxSeries is how many listeners have series of their own at a time; the
-	// others share those of otherListeners. So many make some thousands of
-	// series, whatever the number of listeners.
+	// maxSeries is how many listeners have series of their own at a time. The rest
+	// share those of otherListeners. This keeps the number of series to some
+	// thousands, whatever the number of listeners.
 	maxSeries = 100
-	// otherListeners is the label of what has no series of its own.
+	// otherListeners is the label that listeners without series of their own share.
 	otherListeners = "other"
 )
 
-// delays are the buckets of what may take a millisecond, or a day of retries;
-// in seconds.
+// delays are the buckets, in seconds, for something that may take a millisecond, or a day
+// of retries.
 var delays = []float64{
 	0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 3 * 3600, 24 * 3600,
 }
@@ -38,8 +38,7 @@ type metrics struct {
 	other *series
 }
 
-// series is one listener's part of the metrics, resolved once: nothing on a
-// delivery's way looks up a label.
+// series are one listener's metrics, resolved once: no delivery looks up a label.
 type series struct {
 	label          string
 	attempts       [callback.Classes]prometheus.Counter
@@ -62,19 +61,19 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		return prometheus.HistogramOpts{Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help, Buckets: delays}
 	}
 	m := &metrics{
-		attempts:    counters("attempts_total", "POSTs made, by what became of them.", "class"),
+		attempts:    counters("attempts_total", "POSTs made, by their result.", "class"),
 		deliveries:  counters("deliveries_total", "Deliveries that reached a final state, by that state.", "state"),
 		spilled:     counters("spilled_total", "Deliveries that went to the database because their lane was full or their key waits there."),
 		first:       prometheus.NewHistogramVec(seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."), []string{"listener"}),
 		success:     prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
 		attemptTime: prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
-		forsaken:    counter("forsaken_total", "Deliveries let go of because another instance had taken them over."),
-		down:        counter("callbacks_down_total", "How often a callback was found to be down: its deliveries then wait while one at a time is tried."),
+		forsaken:    counter("forsaken_total", "Deliveries dropped because another instance had taken them over."),
+		down:        counter("callbacks_down_total", "How often a callback went down: its deliveries then wait while one at a time is tried."),
 		keysSkipped: counter("keys_skipped_total", "How often an ordering key went on without a delivery that was exhausted."),
 		disabled: prometheus.NewCounterVec(prometheus.CounterOpts(opts("listeners_disabled_total",
-			"Listeners that were disabled because their callback is gone or has failed for days.")), []string{"reason"}),
-		recordFailures: counter("record_failures_total", "Transactions that record attempts, failed and tried again."),
-		sampleFailures: counter("sample_failures_total", "Looks at what waits in the database that failed: its gauges are old."),
+			"Listeners disabled because their callback is gone or has failed for days.")), []string{"reason"}),
+		recordFailures: counter("record_failures_total", "Transactions recording attempts that failed and were tried again."),
+		sampleFailures: counter("sample_failures_total", "Failed reads of the deliveries that wait in the database: its gauges show an older state."),
 	}
 	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.keysSkipped, m.disabled,
 		m.recordFailures, m.sampleFailures,
@@ -94,8 +93,8 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 	return m
 }
 
-// open returns a listener's series: its own while there is a place, or else
-// those that the others share. Whoever has opened them closes them.
+// open returns a listener's series: its own while there is a place, otherwise those that
+// the rest share. The caller has to close them.
 func (m *metrics) open(listener int64) *series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,8 +105,7 @@ func (m *metrics) open(listener int64) *series {
 	return m.resolve(event.ListenerID(listener))
 }
 
-// close removes the series of a listener that was deleted, and gives up its
-// place.
+// close removes the series of a deleted listener, and frees their place.
 func (m *metrics) close(s *series) {
 	if s == m.other {
 		return
@@ -132,7 +130,7 @@ func (m *metrics) resolve(label string) *series {
 		s.attempts[c] = m.attempts.WithLabelValues(label, c.String())
 	}
 	for k := range kinds {
-		if k != retryAt { // is no final state
+		if k != retryAt { // which is no final state
 			s.deliveries[k] = m.deliveries.WithLabelValues(label, k.String())
 		}
 	}

@@ -15,21 +15,21 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Delivery's own events are stored in the transaction that does what they tell
-// of, and so are their deliveries, as rows of retries that are due: nothing is
-// left to be done after the commit, and nothing is lost by a crash.
+// Notices are the events that delivery itself makes. The transaction that does what a
+// notice reports also stores the notice, and its deliveries as rows of retries that are
+// due: nothing is left to do after the commit, and a crash loses nothing.
 
-// The events that delivery makes.
+// The names of the notices.
 const (
 	eventExhausted = "GATEHOOK_DELIVERY_EXHAUSTED"
 	eventDisabled  = "GATEHOOK_LISTENER_DISABLED"
 )
 
-// notices are events of delivery with whom they are for.
+// notices are such events, with the listeners that they are for.
 type notices []event.Stored
 
-// notice finds out who wants an event, without one listener; nobody is told of
-// what nobody wants.
+// notice addresses an event to all listeners that want it, but one. It returns none if
+// nobody wants the event.
 func (d *Delivery) notice(e *event.Event, but int64) notices {
 	listeners, missed := d.listeners.Match(e)
 	if listeners = slices.DeleteFunc(listeners, func(id int64) bool { return id == but }); len(listeners) == 0 && !missed {
@@ -53,13 +53,13 @@ func (n notices) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
 	if len(rows.batches) == 0 {
 		return
 	}
-	// A try whose answer was lost may have stored them. They have no order.
+	// An earlier try whose answer was lost may have stored them. They are not ordered.
 	b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at)
 		SELECT batch_id, ordinal, listener_id, 0, now() FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 		ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`, rows.batches, rows.ordinals, rows.listeners)
 }
 
-// trace records their receipt, once they are stored.
+// trace records the receipt of the events, once they are stored.
 func (n notices) trace(ctx context.Context, t Traces) {
 	for i := range n {
 		t.received(ctx, &n[i].Event)
@@ -77,9 +77,9 @@ type exhaustedData struct {
 	Error      *string   `json:"error"`
 }
 
-// deliveryExhausted makes the event that tells of an exhausted delivery. Its id
-// is derived from the attempt: should two instances record the same one, as can
-// happen when one is taken for dead, receivers can tell.
+// deliveryExhausted makes the event that reports an exhausted delivery. Its id is derived
+// from the attempt: two instances may record the same one when the first is taken for
+// dead, and then receivers recognize the event by its id.
 func deliveryExhausted(rec *record, l *event.Listener, now time.Time) (*event.Event, error) {
 	data := exhaustedData{
 		DeliveryID: rec.job.id().String(), ListenerID: event.ListenerID(rec.job.listener), EventID: rec.job.stored.ID,
@@ -107,7 +107,7 @@ type disabledData struct {
 	FailingSince *time.Time `json:"failing_since"`
 }
 
-// listenerDisabled makes the event that tells of a listener that is disabled.
+// listenerDisabled makes the event that reports a disabled listener.
 func listenerDisabled(rec *record, l *event.Listener, reason string, since time.Time) (*event.Event, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -121,8 +121,8 @@ func listenerDisabled(rec *record, l *event.Listener, reason string, since time.
 	return noticeEvent(id, eventDisabled, rec, time.Now(), data)
 }
 
-// noticeEvent makes an event that Discord did not number, on the shard of the
-// delivery that it is about.
+// noticeEvent makes an event without a sequence number, on the shard of the delivery that it
+// is about.
 func noticeEvent(id uuid.UUID, name string, rec *record, now time.Time, data any) (*event.Event, error) {
 	b, err := json.Marshal(data)
 	if err != nil {

@@ -13,35 +13,35 @@ import (
 )
 
 const (
-	// orderKeyShare is the part of a lane's queue, one of so many, that one ordering
-	// key may fill: a key whose delivery hangs must leave room for others.
+	// One ordering key may fill 1/orderKeyShare of a lane's queue: a key whose
+	// delivery hangs must leave room for others.
 	orderKeyShare = 8
-	// unparkAtOnce bounds how many ordering keys are looked at in one step.
+	// unparkAtOnce bounds how many ordering keys are checked in one step.
 	unparkAtOnce = 1000
 )
 
-// key is the state of one ordering key that is not idle. A key is worked from
-// memory or by way of the database: once one of its deliveries has a row in
-// retries, every older one that is not done has one too, so that whoever takes
-// up the oldest row, here or in another instance, takes the next in order.
+// orderKey is the state of one ordering key that is not idle. Its deliveries are made
+// from memory or through the database: once one of them has a row in retries, every
+// older one that is not done has one too, so that whoever takes up the oldest row, here
+// or in another instance, takes the next one in order.
 type orderKey struct {
 	// active: current is ready or in flight.
 	active  bool
 	current job
-	waiting []job
-	// parked is the newest of its deliveries that has a row in retries. Until
-	// it is done, everything newer goes there too. Zero for none.
+	waiting []job // behind current, in order
+	// parked is the newest of its deliveries that has a row in retries. Until that
+	// one is done, all newer ones go there too. Zero for none.
 	parked event.Key
 }
 
-// park notes that a delivery has a row, or will have one before any newer one.
+// park notes that a delivery has a row, or gets one before any newer delivery does.
 func (k *orderKey) park(p event.Key) {
 	if older(k.parked, p) {
 		k.parked = p
 	}
 }
 
-// unpark notes that a delivery is done, and so are all that are older.
+// unpark notes that a delivery and all older ones are done.
 func (k *orderKey) unpark(done event.Key) {
 	if !older(done, k.parked) {
 		k.parked = event.Key{}
@@ -50,12 +50,13 @@ func (k *orderKey) unpark(done event.Key) {
 
 func (k *orderKey) begin(j job) { k.active, k.current = true, j }
 
+// older reports whether the event at a was stored before the one at b.
 func older(a, b event.Key) bool {
 	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
 }
 
-// key returns the state of an ordering key, made if need be; nil if nothing is
-// ordered. Called with the lock held.
+// orderKeyLocked returns the state of an ordering key, which it makes if need be; nil
+// for the name of a delivery that is not ordered.
 func (l *lane) orderKeyLocked(name string) *orderKey {
 	if name == "" {
 		return nil
@@ -71,9 +72,9 @@ func (l *lane) orderKeyLocked(name string) *orderKey {
 	return k
 }
 
-// surrender gives every delivery of a key a row in retries: the one in hand a
-// row that says so, those that wait one that anybody may take up when its turn
-// comes. Called with the lock held.
+// surrenderLocked gives every delivery of a key a row in retries: the one in hand gets a
+// row with this instance as its owner, those behind it rows that any instance may take
+// up when it is their turn.
 func (l *lane) surrenderLocked(k *orderKey) {
 	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
 		inHand := spill(k.current)
@@ -85,8 +86,8 @@ func (l *lane) surrenderLocked(k *orderKey) {
 	l.spillLocked(k, time.Now())
 }
 
-// spill gives what waits behind a key rows that are due at a time. Called with
-// the lock held.
+// spillLocked gives the deliveries that wait behind a key rows in retries, due at a
+// time.
 func (l *lane) spillLocked(k *orderKey, due time.Time) {
 	for i := range k.waiting {
 		j := k.waiting[i]
@@ -98,7 +99,7 @@ func (l *lane) spillLocked(k *orderKey, due time.Time) {
 	k.waiting = nil
 }
 
-// yield surrenders the keys that have deliveries of a shard in memory.
+// yield surrenders the ordering keys that have deliveries of a shard in memory.
 func (l *lane) yield(s event.Shard) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -110,7 +111,7 @@ func (l *lane) yield(s event.Shard) {
 	}
 }
 
-// park notes that a key waits in retries, up to a delivery.
+// park notes that an ordering key waits in retries, up to a delivery.
 func (l *lane) park(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,9 +121,9 @@ func (l *lane) park(name string, newest event.Key) {
 	}
 }
 
-// finishOrdered records and moves the job's key on: to its next delivery, or,
-// if this one failed, into the database with all that waits behind it. Called
-// with the lock held: the records of a key must not overtake each other.
+// finishOrderedLocked records the job and moves its ordering key on: to its next
+// delivery, or, if this one failed, into the database with all that wait behind it. The
+// lock keeps the records of a key from overtaking each other.
 func (l *lane) finishOrderedLocked(j job, rec record) {
 	if l.rowed[j.stored.Key] {
 		delete(l.rowed, j.stored.Key)
@@ -146,8 +147,7 @@ func (l *lane) finishOrderedLocked(j job, rec record) {
 	l.advanceLocked(k, j.orderKey)
 }
 
-// advance moves a key on whose current delivery is done. Called with the lock
-// held.
+// advanceLocked moves an ordering key on when its current delivery is done.
 func (l *lane) advanceLocked(k *orderKey, name string) {
 	k.active, k.current = false, job{}
 	switch {
@@ -162,7 +162,8 @@ func (l *lane) advanceLocked(k *orderKey, name string) {
 	}
 }
 
-// parked adds keys that wait in retries, and nothing of which is in hand here.
+// parked appends the ordering keys that wait in retries and have no delivery in hand
+// here.
 func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -177,8 +178,8 @@ func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 	return into
 }
 
-// unpark notes that a key has nothing in retries any more, unless more went
-// there since.
+// unpark notes that an ordering key has nothing left in retries, unless more deliveries
+// went there since.
 func (l *lane) unpark(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -194,8 +195,8 @@ type parkedKey struct {
 	newest   event.Key
 }
 
-// unparkKeys finds the keys that other instances have worked off: what is
-// newer need not take the way by the database any more.
+// unparkKeys finds the ordering keys that other instances have worked off: newer
+// deliveries need not go through the database any more.
 func (d *Delivery) unparkKeys(ctx context.Context) error {
 	var keys []parkedKey
 	for _, l := range d.all() {
@@ -204,7 +205,7 @@ func (d *Delivery) unparkKeys(ctx context.Context) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	// Some of their rows may be on their way only.
+	// Some of their rows may not be written yet.
 	if err := d.recorder.flush(ctx); err != nil {
 		return err
 	}
@@ -216,11 +217,11 @@ func (d *Delivery) unparkKeys(ctx context.Context) error {
 		WHERE NOT EXISTS (SELECT FROM retries r WHERE r.listener_id = k.listener_id AND r.order_key = k.name
 			AND r.order_key <> '' AND r.state = 'pending')`, listeners, names)
 	if err != nil {
-		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+		return fmt.Errorf("look for idle ordering keys: %w", err)
 	}
 	idle, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
-		return fmt.Errorf("look for keys that wait for nothing: %w", err)
+		return fmt.Errorf("look for idle ordering keys: %w", err)
 	}
 	for _, i := range idle {
 		k := keys[i-1]

@@ -2,16 +2,15 @@ package delivery
 
 import "time"
 
-// backgroundShare is the part of a lane's deliveries, one of so many, that is
-// left to the background while there are others.
+// While other deliveries wait, one in backgroundShare comes from the background.
 const backgroundShare = 8
 
-// queue is a queue in which interactions go first: Discord waits 3 s for the
-// answer to one (Discord: Receiving and Responding). What somebody asked for by
-// the thousand goes last, but never stands still.
+// queue holds the deliveries of a lane that are ready. Interactions go first: Discord
+// waits 3 s for the response to one (Discord: Receiving and Responding). Deliveries that
+// somebody asked for by the thousand, the background, go last but never stand still.
 type queue struct {
 	urgent, usual, background fifo
-	// passed is how many went before one of the background since its last.
+	// passed is how many others went since the last one of the background.
 	passed int
 }
 
@@ -41,8 +40,8 @@ func (q *queue) pop() job {
 	}
 }
 
-// oldest is when the oldest of those that are next was received; zero if there
-// are none.
+// oldest returns when the oldest of the next deliveries was received; zero if there are
+// none.
 func (q *queue) oldest() (at time.Time) {
 	for _, f := range []*fifo{&q.urgent, &q.usual, &q.background} {
 		if f.len() > 0 {
@@ -52,7 +51,7 @@ func (q *queue) oldest() (at time.Time) {
 	return at
 }
 
-// fifo is a queue that gives up what it has handed out.
+// fifo is a queue that keeps no memory of the jobs that it has handed out.
 type fifo struct {
 	jobs []job
 	head int

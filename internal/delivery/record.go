@@ -9,23 +9,24 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// record is what became of a delivery: an attempt and its outcome, or only an
-// outcome if none was made.
+// record is what became of a delivery: an attempt and its outcome, or the outcome alone
+// if no attempt was made.
 type record struct {
 	job       job
 	attempted bool
 	startedAt time.Time
 	result    callback.Result
 	outcome   outcome
-	// inHand: the delivery goes on, and only gets a row that says so.
+	// inHand: the delivery is still under way here, and only gets a row that says so.
 	inHand bool
-	// settle, without a job, is a batch that has nothing to deliver.
+	// settle, in a record without a job, is a batch that has nothing to deliver.
 	settle *batch
-	// mark, without a job, is closed when all before it is written.
+	// mark, in a record without a job, is closed when all records before it are
+	// written.
 	mark chan struct{}
 }
 
-// owner is the number under which this instance has what is recorded.
+// owner returns the number under which this instance has the delivery or batch.
 func (r *record) owner() int64 {
 	if r.settle != nil {
 		return r.settle.owner
@@ -33,7 +34,7 @@ func (r *record) owner() int64 {
 	return r.job.owner
 }
 
-// attempt is the number of the attempt that was made, or of the last one.
+// attempt returns the number of the attempt that was made, or of the last one before.
 func (r *record) attempt() int {
 	if r.attempted {
 		return r.job.attempt + 1
@@ -41,7 +42,7 @@ func (r *record) attempt() int {
 	return r.job.attempt
 }
 
-// signal is what an attempt says of the callback.
+// signal returns what the attempt shows of the callback.
 func (r *record) signal() signal {
 	switch {
 	case r.outcome.kind == delivered:
@@ -55,8 +56,8 @@ func (r *record) signal() signal {
 	}
 }
 
-// urgent tells whether somebody waits for the record to be written: who flushes
-// or closes, or the next delivery of an ordering key.
+// urgent reports whether somebody waits for the record to be written: a caller of flush
+// or close, or the next delivery of an ordering key.
 func (r *record) urgent() bool {
 	if r.job.stored == nil {
 		return r.settle == nil
@@ -64,8 +65,8 @@ func (r *record) urgent() bool {
 	return r.job.batch == nil && r.job.orderKey != ""
 }
 
-// failure is why an attempt did not deliver: its kind, one of few, and what
-// there is to say besides.
+// failure returns why an attempt did not deliver: a kind, which is one of few, and a
+// text.
 func (r *record) failure() (kind, text string) {
 	switch {
 	case r.outcome.kind == unparsable:
@@ -77,12 +78,12 @@ func (r *record) failure() (kind, text string) {
 	}
 }
 
-// host is what a log may show of a callback's URL.
-func (r *record) host(l *event.Listener) string {
+// hostOf returns the part of a callback's URL that a log may show.
+func hostOf(l *event.Listener) string {
 	_, rest, _ := strings.Cut(l.URL, "://")
 	host, _, _ := strings.Cut(rest, "/")
 	return host
 }
 
-// spill lets a delivery wait in retries; it is due.
+// spill returns the record that lets a delivery wait in retries, due now.
 func spill(j job) record { return record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}} }

@@ -15,17 +15,16 @@ import (
 )
 
 const (
-	// recordQueue bounds what waits for the recorder.
+	// recordQueue bounds the records that wait for the recorder.
 	recordQueue = 4096
-	// recordAtOnce bounds one transaction.
+	// recordAtOnce bounds the records of one transaction.
 	recordAtOnce = 2048
 	// recordEvery is how far apart transactions begin while there is much to
-	// record. What a crash finds unrecorded is delivered again.
+	// record. Deliveries that a crash leaves unrecorded are made again.
 	recordEvery = 20 * time.Millisecond
 )
 
-// recorder writes outcomes in batches: while one transaction runs, the next
-// fills.
+// recorder writes outcomes, many in one transaction: while one runs, the next fills.
 type recorder struct {
 	d       *Delivery
 	in      chan record
@@ -37,7 +36,7 @@ func newRecorder(d *Delivery) *recorder {
 	return &recorder{d: d, in: make(chan record, recordQueue), stopped: make(chan struct{})}
 }
 
-// put hands over a record. It waits while the recorder is behind.
+// put hands over a record. It waits while the queue is full.
 func (r *recorder) put(ctx context.Context, rec record) error {
 	select {
 	case r.in <- rec:
@@ -54,7 +53,7 @@ func (r *recorder) put(ctx context.Context, rec record) error {
 	}
 }
 
-// flush returns when all that was put before is written.
+// flush returns when all records that were put before are written.
 func (r *recorder) flush(ctx context.Context) error {
 	mark := make(chan struct{})
 	if err := r.put(ctx, record{mark: mark}); err != nil {
@@ -70,10 +69,10 @@ func (r *recorder) flush(ctx context.Context) error {
 	}
 }
 
-// close lets run return once all is written. Nothing may be put after it.
+// close lets run return once all records are written. No record may be put after it.
 func (r *recorder) close() { r.in <- record{} }
 
-// run writes until close was called.
+// run writes records until close was called.
 func (r *recorder) run(ctx context.Context) error {
 	defer close(r.stopped)
 	var recs []record
@@ -110,9 +109,9 @@ func (r *recorder) run(ctx context.Context) error {
 	}
 }
 
-// gather returns what the next transaction writes: at least one record, and all
-// that waits. A transaction costs as much as dozens of records, so while there
-// is much to record the next one begins no earlier than notBefore.
+// gather returns the records of the next transaction: at least one, and all that wait. A
+// transaction costs as much as dozens of records, so while there is much to record the
+// next one begins no earlier than notBefore, unless somebody waits for a record.
 func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Time) ([]record, error) {
 	var due <-chan time.Time
 	if wait := time.Until(notBefore); wait > 0 {
@@ -145,8 +144,7 @@ func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Tim
 	return recs, nil
 }
 
-// write stores records in one transaction, trying until it succeeds or ctx
-// ends.
+// write stores records in one transaction, which it tries until it succeeds or ctx ends.
 func (r *recorder) write(ctx context.Context, recs []record) error {
 	if len(recs) == 0 {
 		return nil
@@ -190,8 +188,9 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	return nil
 }
 
-// notices makes the events that tell of exhausted deliveries. Those of that very
-// event are not told of: a callback for it that fails would go round in circles.
+// notices makes the events that report exhausted deliveries. Exhausted deliveries of
+// that event itself are not reported: a failing callback for it would cause new ones for
+// ever.
 func (r *recorder) notices(ctx context.Context, recs []record, owner int64) (all notices) {
 	for i := range recs {
 		rec := &recs[i]
@@ -225,7 +224,7 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 	defer cancel()
 	var b pgx.Batch
 	if len(s.insert.batches) == 0 {
-		// What is sent together is one transaction, in one round trip.
+		// Statements that are sent together are one transaction, in one round trip.
 		s.queue(&b, s.insert, r.d.store)
 		return r.d.pool.SendBatch(ctx, &b).Close()
 	}

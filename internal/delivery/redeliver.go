@@ -15,7 +15,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// again queues a delivery once more, due now, unless it is in somebody's hands.
+// again queues a delivery once more, due now, unless an instance has it in hand.
 func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error {
 	attempts := 0
 	if e.last != nil {
@@ -32,8 +32,8 @@ func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error
 	return nil
 }
 
-// replay queues, in one transaction, all stored events of a span of time that a
-// listener wants and that are not on their way to it, and returns how many.
+// replay queues, in one transaction, all stored events of a span of time that a listener
+// wants and that are not under way to it, and returns how many.
 func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until time.Time) (queued int64, err error) {
 	pattern, err := event.ParsePattern(l.Event)
 	if err != nil {
@@ -44,8 +44,8 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 		name = ""
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		// The transaction is idle while a page is read, which may take long if
-		// few events of many have that name.
+		// The transaction is idle while a page is read, which may take long if only
+		// a few of many events have that name.
 		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = `+strconv.FormatInt(replayTimeout.Milliseconds(), 10)); err != nil {
 			return err
 		}
@@ -78,10 +78,10 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 	return queued, nil
 }
 
-// underWay returns which events of a page, that are in order, are in somebody's
-// hands for a listener: taken up from retries, or in memory. Whoever has one
-// records what becomes of it. A replay must not have written or locked its row by
-// then: the recorder would wait until the replay ends, and all listeners with it.
+// underWay returns which events of a page, which is in order, an instance has in hand for
+// a listener: taken up from retries, or in memory. That instance records what becomes of
+// it. A replay must not have written or locked its row by then: the recorder would wait
+// until the replay ends, and all listeners with it.
 func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.Stored) (map[event.Key]bool, error) {
 	if len(page) == 0 {
 		return nil, nil
@@ -91,7 +91,7 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 		batches = append(batches, page[i].Key.Batch)
 	}
 	batches = slices.Compact(batches)
-	// Asked first: what is settled after this has its row, or its success.
+	// Read first: a delivery that is settled later has its row, or its success.
 	unsettled, err := d.store.Unsettled(ctx, batches)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 		UNION ALL SELECT batch_id, ordinal, false FROM attempts WHERE listener_id = $1 AND batch_id = ANY($4) AND delivered`,
 		listener, batches[0], batches[len(batches)-1], unsettled)
 	if err != nil {
-		return nil, fmt.Errorf("look for what is under way: %w", err)
+		return nil, fmt.Errorf("look for deliveries under way: %w", err)
 	}
 	under := make(map[event.Key]bool)
 	var k event.Key
@@ -109,7 +109,7 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 		under[k] = under[k] || inHand
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("look for what is under way: %w", err)
+		return nil, fmt.Errorf("look for deliveries under way: %w", err)
 	}
 	for i := range page {
 		e := &page[i]
@@ -120,12 +120,12 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 	return under, nil
 }
 
-// bulkPage is how many deliveries are looked at in one step.
+// bulkPage is how many deliveries are read in one step.
 const bulkPage = 5000
 
-// retryAll queues, in one transaction, the deliveries of a listener that ended
-// in some states and whose events were received in a span of time, and returns
-// how many. Their schedule begins anew.
+// retryAll queues, in one transaction, the deliveries of a listener that ended in one of
+// some states and whose events were received in a span of time, and returns how many.
+// Their schedule begins anew.
 func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string, since, until time.Time) (queued int64, err error) {
 	after := event.Key{Batch: d.store.At(since) - 1, Ordinal: math.MaxInt32} // no event is stored before it is received
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
@@ -166,8 +166,8 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 	return queued, nil
 }
 
-// test makes one attempt to deliver an event to a listener, and records it. A
-// failed one can be retried like any other that is exhausted.
+// test makes one attempt to deliver an event to a listener, and records it. If it fails
+// the delivery is exhausted, and can be retried like any other.
 func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) (attempted, error) {
 	key, err := d.store.Add(ctx, e, []int64{l.ID})
 	if err != nil {
@@ -211,7 +211,7 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	}, nil
 }
 
-// sampleFor makes an event that a listener would get.
+// sampleFor makes an event that the listener would receive.
 func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 	pattern, err := event.ParsePattern(l.Event)
 	if err != nil {
@@ -226,21 +226,21 @@ func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 			}
 		}
 	}
-	id, err := uuid.NewRandom() // isSample knows it by that
+	id, err := uuid.NewRandom() // isSample recognizes it by this
 	if err != nil {
 		return nil, fmt.Errorf("make a sample: %w", err)
 	}
 	data, ok := event.Sample(name)
 	if !ok {
-		data = []byte(`{"shard_id":0}`) // what events that are not Discord's have in common
+		data = []byte(`{"shard_id":0}`) // the fields that all events of Gatehook have in common
 	}
 	e := &event.Event{ID: id, Name: name, Shard: event.Shard{ID: 0, Count: 1}, ReceivedAt: now, Data: data}
 	event.FindIDs(e)
 	return e, nil
 }
 
-// isSample tells whether an event is one of sampleFor's, which alone have a random
-// id (RFC 9562, section 5.4): those of Discord's events are made of their place in
-// the session, and the others of the time. A sample is for the listener that is
-// tried, and must not reach another one as if it had happened.
+// isSample reports whether an event is one of sampleFor's. Only they have a random id (RFC
+// 9562, section 5.4): ids of Discord's events are derived from their place in the session,
+// and the rest from the time. A sample is for the listener under test, and must not reach
+// another one as if it had happened.
 func isSample(e *event.Event) bool { return e.ID.Version() == 4 }

@@ -14,18 +14,19 @@ import (
 )
 
 const (
-	// retryPoll is how often retries are looked for when nothing announces
-	// one: another instance may have left some.
+	// retryPoll is how often the retry loop looks for retries when nothing
+	// announces one: another instance may have left some.
 	retryPoll = time.Second
-	// putBack is when a delivery is looked at again that must wait for an
-	// older one of its key.
+	// putBack is how long a delivery that must wait for an older one of its
+	// ordering key goes back into retries.
 	putBack = 200 * time.Millisecond
-	// claimAtOnce bounds what all lanes together take up in one step: it is in
-	// memory twice meanwhile, and the lanes that have nothing left wait for it.
+	// claimAtOnce bounds how many deliveries all lanes together take up in one
+	// step: they are in memory twice meanwhile, and lanes that have nothing left
+	// wait for the end of the step.
 	claimAtOnce = 4096
 )
 
-// due tells the retry loop that a delivery will be due at a time.
+// due announces to the retry loop that a delivery will be due at a time.
 func (d *Delivery) due(at time.Time) {
 	d.mu.Lock()
 	sooner := d.nextDue.IsZero() || at.Before(d.nextDue)
@@ -41,7 +42,7 @@ func (d *Delivery) due(at time.Time) {
 	}
 }
 
-// untilDue is how long the retry loop may sleep.
+// untilDue returns how long the retry loop may sleep.
 func (d *Delivery) untilDue(now time.Time) time.Duration {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -51,7 +52,7 @@ func (d *Delivery) untilDue(now time.Time) time.Duration {
 	return max(0, min(retryPoll, d.nextDue.Sub(now)))
 }
 
-// takeRetries takes up what is due, until ctx ends.
+// takeRetries is the retry loop: it takes up the retries that are due, until ctx ends.
 func (d *Delivery) takeRetries(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -63,8 +64,8 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 	defer upkeep.Stop()
 	for {
 		var err error
-		// What has nothing to do with the timer must not set it back: it would
-		// never fire.
+		// Work that has nothing to do with the timer must not reset it, or it
+		// might never fire.
 		looked := true
 		select {
 		case <-ctx.Done():
@@ -91,11 +92,11 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 	}
 }
 
-// takeDue claims what is due and gives it to the lanes that have room. One
-// listener's rows never stand in the way of another's.
+// takeDue claims the retries that are due and gives them to the lanes that have room.
+// One listener's rows never stand in the way of another's.
 func (d *Delivery) takeDue(ctx context.Context) error {
 	d.mu.Lock()
-	if !d.nextDue.After(time.Now()) { // or what is due in a moment would wait for the next look
+	if !d.nextDue.After(time.Now()) { // a later one must not wait for the next poll
 		d.nextDue = time.Time{}
 	}
 	d.mu.Unlock()
@@ -106,14 +107,15 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	if err != nil || len(rooms) == 0 {
 		return err
 	}
-	// Each is the first now and then: the others may get all of a step.
+	// In random order, so that each is first now and then: the first ones may take
+	// the whole step.
 	rand.Shuffle(len(rooms), func(i, j int) { rooms[i], rooms[j] = rooms[j], rooms[i] })
 	jobs, keys, err := d.claim(ctx, rooms, claimAtOnce)
 	if err == nil && len(jobs) > 0 {
 		err = d.loadEvents(ctx, jobs, keys)
 	}
 	if err != nil {
-		// They may be claimed all the same, if only the answer was lost.
+		// They may be claimed nevertheless, if only the answer was lost.
 		for i := range jobs {
 			d.unsure.add(ID{keys[i], jobs[i].listener})
 		}
@@ -143,8 +145,8 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	return nil
 }
 
-// room is how many of a listener's deliveries its lane can take: all in all,
-// and of the background.
+// room is how many deliveries a listener's lane can take: in all, and how many of them
+// from the background.
 type room struct {
 	listener        int64
 	all, background int
@@ -157,9 +159,8 @@ func (r *room) take(background bool) {
 	}
 }
 
-// withRoom returns the listeners that have pending retries, and how many their
-// lanes can take. It hops from listener to listener in the index instead of
-// reading every row.
+// withRoom returns the listeners that have pending retries and a lane with room for
+// some. It hops from listener to listener in the index instead of reading every row.
 func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	rows, err := d.pool.Query(ctx, `WITH RECURSIVE l AS (
 			(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
@@ -193,14 +194,14 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	return rooms, nil
 }
 
-// expirePaused ends what got too old while its lane stands still. Nobody is asked
-// about it: whoever takes up the others would have to go through it first. Of
-// what was looked at before only the last minute is looked at again: rows may
-// come late, but those that stay, since somebody asked for them, may be a
-// million. One that is missed is found too old when it is taken up.
+// expirePaused expires the deliveries that became too old while their lane stands
+// still, without an attempt: whoever takes up the rest would have to go through them
+// first. Of the rows that were checked before, only those of the last minute are checked
+// again: rows may come late, but those that stay because somebody asked for them may be
+// a million. A row that is missed expires when it is taken up.
 func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time.Time) error {
 	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
-	// What is locked is left: a replay of this listener locks its rows until it
+	// Locked rows are skipped: a replay of this listener locks its rows until it
 	// ends, and all listeners would wait for it.
 	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now() WHERE ctid = ANY (ARRAY(
 			SELECT ctid FROM retries
@@ -208,14 +209,14 @@ func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time
 			FOR UPDATE SKIP LOCKED))`,
 		l.ID, lane.expired, d.store.At(until))
 	if err != nil {
-		return fmt.Errorf("expire what waits for listener %s: %w", event.ListenerID(l.ID), err)
+		return fmt.Errorf("expire the deliveries that wait for listener %s: %w", event.ListenerID(l.ID), err)
 	}
 	lane.expired = d.store.At(until.Add(-time.Minute))
 	lane.series.Load().deliveries[expired].Add(float64(tag.RowsAffected()))
 	return nil
 }
 
-// freeUnsure gives back what was claimed, perhaps, and is in no lane.
+// freeUnsure gives back the rows that may be claimed although no lane has them.
 func (d *Delivery) freeUnsure(ctx context.Context) error {
 	if len(d.unsure.batches) == 0 {
 		return nil
@@ -230,7 +231,7 @@ func (d *Delivery) freeUnsure(ctx context.Context) error {
 	return nil
 }
 
-// loadEvents gives every job its event; one that is gone has no name.
+// loadEvents gives every job its event; an event that is no longer stored has no name.
 func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key) error {
 	stored, err := d.store.Events(ctx, keys)
 	if err != nil {

@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// jitter is how far a wait may be moved either way, so that deliveries which
-// failed together do not come back together.
+// jitter is the share by which a wait is made longer or shorter at random, so that
+// deliveries which failed together do not come back together.
 const jitter = 0.2
 
-// Schedule is the waits between the attempts of a delivery: the first after
-// the first attempt, and so on. After the last the delivery is exhausted.
+// Schedule is the waits between the attempts of a delivery: the first one follows the
+// first attempt, and so on. A delivery whose attempt after the last wait fails is
+// exhausted.
 type Schedule []time.Duration
 
 // ParseSchedule reads waits joined with commas, such as "5s,5m,30m".
@@ -28,8 +29,7 @@ func ParseSchedule(s string) (Schedule, error) {
 	return out, nil
 }
 
-// total is how long a delivery is tried for, from its first attempt to its
-// last.
+// total returns how long a delivery is tried, from its first attempt to its last.
 func (s Schedule) total() (d time.Duration) {
 	for _, wait := range s {
 		d += wait
@@ -37,8 +37,8 @@ func (s Schedule) total() (d time.Duration) {
 	return d
 }
 
-// wait is how long to wait after an attempt, counted from 1; ok is false when
-// there is no further attempt. random is in [0,1).
+// wait returns the time to wait after an attempt, which is counted from 1; ok is false if no
+// attempt follows. random is in [0,1).
 func (s Schedule) wait(attempt int, random float64) (d time.Duration, ok bool) {
 	if attempt > len(s) {
 		return 0, false

@@ -14,32 +14,31 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Traces says how deliveries are traced. Its zero value records nothing, and
-// lets receivers record all.
+// Traces is how deliveries are traced. Its zero value records nothing, and lets receivers
+// record every trace.
 type Traces struct {
-	// Tracer records the spans; nil for none. It has to take their ids from
-	// SpanIDs.
+	// Tracer records the spans; nil for none. It has to take their ids from SpanIDs.
 	Tracer trace.Tracer
-	// Sampled tells by the id alone whether a trace is recorded, so that all
-	// servers agree; nil for all of them. Receivers whose samplers follow their
-	// parent do the same.
+	// Sampled decides by the id alone whether a trace is recorded, so that all
+	// servers agree; nil records every trace. Receivers whose samplers follow their
+	// parent decide the same.
 	Sampled func(trace.TraceID) bool
 }
 
 func (t Traces) sampled(id trace.TraceID) bool { return t.Sampled == nil || t.Sampled(id) }
 
-// eventKey is where the context of a receipt's span has the event's id.
+// eventKey is the context key under which the span of a receipt finds the event's id.
 type eventKey struct{}
 
-// SpanIDs makes the ids of spans: those of a receipt from its event's, the
-// others at random. It is the IDGenerator of Traces.Tracer.
+// SpanIDs makes the ids of spans: those of a receipt are derived from the event's id, the
+// rest are random. It is the IDGenerator of Traces.Tracer.
 type SpanIDs struct{}
 
 // NewIDs returns the ids of a receipt.
 func (SpanIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	id, ok := ctx.Value(eventKey{}).(uuid.UUID)
 	if !ok {
-		id = uuid.New() // of no event
+		id = uuid.New() // the span of no event
 	}
 	return traceOf(id)
 }
@@ -47,8 +46,8 @@ func (SpanIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 // NewSpanID returns the id of one more span of a trace.
 func (SpanIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID { return newSpanID() }
 
-// received records the first span of an event's trace: from its receipt until
-// now, when it is stored and deliveries of it begin.
+// received records the first span of an event's trace: from the event's receipt until now,
+// when it is stored and its deliveries begin.
 func (t Traces) received(ctx context.Context, e *event.Event) {
 	if t.Tracer == nil {
 		return
@@ -75,8 +74,8 @@ func (t Traces) received(ctx context.Context, e *event.Event) {
 	span.End()
 }
 
-// attempt begins the span of a record's attempt, and returns the traceparent
-// that goes with the POST. The span is nil if it is not recorded.
+// attempt begins the span of a record's attempt, and returns the POST's traceparent. The span
+// is nil if it is not recorded.
 func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
 	e := &rec.job.stored.Event
 	id, receipt := traceOf(e.ID)
@@ -91,8 +90,8 @@ func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
 	return span, traceparent(id, span.SpanContext().SpanID(), true)
 }
 
-// endSpan ends the span of an attempt, if there is one, with what became of it.
-// Of the callback's URL it has the host and no more: the rest may be secret.
+// endSpan ends the span of an attempt, if there is one, with the outcome. It shows the host
+// of the callback's URL only: the rest may be secret.
 func endSpan(span trace.Span, rec *record, t *callback.Target) {
 	if span == nil {
 		return

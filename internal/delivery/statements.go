@@ -9,34 +9,34 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// statements is the columns of one transaction.
+// statements is one transaction of the recorder, as columns.
 //
-// Attempts are facts and stored always. All else is for the owner to say, since
-// an heir may have taken over, and then has dispatched again what it did not
-// find recorded. Whichever comes first, no delivery is lost:
+// Attempts are facts and always stored. Everything else is stored only on behalf of the
+// owner: an heir may have taken over meanwhile, and then has dispatched again what it did
+// not find recorded. Whichever comes first, no delivery is lost:
 //
-//   - A batch's delivery goes to retries. Its batch is locked before, so that
-//     the heir, who makes the batch its own before it looks at retries, either
-//     finds the row, or had the batch first, and the row is not stored.
-//   - A batch is settled. It is forgotten only as its owner's, and so only if
-//     every row of it was stored by this owner or needed none.
-//   - A delivery that was taken up is done, or goes back. Its row changes only
-//     as the owner's. The heir frees it: it is taken up again.
+//   - A delivery of a batch goes to retries. Its batch is locked before. The heir takes
+//     the batch before it looks at retries: it either finds the row, or had the batch
+//     first, and then the row is not stored.
+//   - A batch is settled. It is forgotten only if this instance still owns it, and so
+//     only if every row of it was stored by this owner or none was needed.
+//   - A delivery that was taken up is done, or goes back. Its row changes only if this
+//     instance still owns it. Otherwise the heir has freed it, and it is taken up again.
 type statements struct {
-	// owner is the number of this instance; what it has under another one is
-	// an heir's.
+	// owner is the number of this instance. Records under an older number belong
+	// to an heir.
 	owner    int64
 	attempts attemptRows
-	insert   retryRows // new in retries
-	update   retryRows // taken up from retries, and going back
-	remove   keyRows   // taken up from retries, and done
+	insert   retryRows // new rows of retries
+	update   retryRows // taken up, and going back
+	remove   keyRows   // taken up, and done
 	settled  []int64
-	// earliest is when the first of the new retries is due.
+	// earliest is when the first of these retries is due; zero for none.
 	earliest time.Time
-	// freed: the next retry of some ordering key may go.
+	// freed: the next row of some ordering key may be taken up.
 	freed bool
-	// health is what changes of the listeners' health, and notices the events that
-	// tell of exhausted deliveries.
+	// health are the changes of the listeners' health, and notices the events that
+	// report exhausted deliveries.
 	health  healthRows
 	notices notices
 }
@@ -73,13 +73,13 @@ func (a *attemptRows) add(rec *record) {
 	a.delivered = append(a.delivered, rec.outcome.kind == delivered)
 	text := ""
 	if rec.result.Err != nil {
-		// PostgreSQL takes neither NUL nor broken UTF-8 in a text.
+		// PostgreSQL accepts neither NUL nor invalid UTF-8 in a text.
 		text = strings.ToValidUTF8(strings.ReplaceAll(rec.result.Err.Error(), "\x00", ""), "\uFFFD")
 	}
 	a.errors = append(a.errors, text)
 	kept := rec.result.Response
 	if rec.outcome.kind == delivered {
-		kept = nil // nobody debugs a success: don't pay for it
+		kept = nil // nobody debugs a success: it is not worth its room
 	}
 	a.responses = append(a.responses, append([]byte{}, kept...))
 }
@@ -90,7 +90,7 @@ type retryRows struct {
 	attempts  []int32
 	due       []time.Time
 	orderKeys []string
-	owners    []*int64 // nil for a row that anybody may take up
+	owners    []*int64 // nil for a row that any instance may take up
 }
 
 func (r *retryRows) add(rec *record, state string, owner *int64) {
@@ -106,7 +106,7 @@ func (r *retryRows) add(rec *record, state string, owner *int64) {
 	r.owners = append(r.owners, owner)
 }
 
-// of returns the rows of some batches.
+// of returns the rows that belong to some batches.
 func (r *retryRows) of(batches []int64) retryRows {
 	in := make(map[int64]bool, len(batches))
 	for _, id := range batches {
@@ -171,12 +171,12 @@ func newStatements(recs []record, owner int64) *statements {
 	return s
 }
 
-// queue adds the statements of the transaction. The order matters only in that
-// the batches go last.
+// queue adds the statements of the transaction. Of their order it matters only that the
+// batches come last.
 func (s *statements) queue(b *pgx.Batch, insert retryRows, store Store) {
 	queueAttempts(b, &s.attempts)
 	if r := &insert; len(r.batches) > 0 {
-		// A try whose answer was lost may have stored them.
+		// An earlier try whose answer was lost may have stored them.
 		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, owner)
 			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[], $7::text[], $8::bigint[])
 			ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`,
@@ -207,8 +207,8 @@ func queueAttempts(b *pgx.Batch, a *attemptRows) {
 	}
 }
 
-// What becomes of rows that were taken up. They follow byIndex in a transaction:
-// a plan that was made when the table was empty would read all of it.
+// These change rows that were taken up. They follow byIndex in a transaction: a plan that
+// was made while the table was empty would read all of it.
 const (
 	removeRows = `DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 		WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`

@@ -9,9 +9,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Recover takes batches that a dead instance left unsettled. What the records
-// show as delivered, or as waiting in retries, is not dispatched again. What is
-// ordered waits in retries when it returns: newer events may then be received,
+// Recover takes over batches that a dead instance left unsettled. Deliveries that the
+// records show as delivered, or as waiting in retries, are not dispatched again. When it
+// returns, the ordered ones wait in retries: from then on newer events may be received,
 // here or elsewhere.
 func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	wanted, of := wantedBy(batches)
@@ -19,7 +19,7 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 		SELECT batch_id, ordinal, listener_id FROM u JOIN attempts USING (listener_id, batch_id) WHERE delivered
 		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, wanted, of)
 	if err != nil {
-		return fmt.Errorf("read what was settled: %w", err)
+		return fmt.Errorf("read the settled deliveries: %w", err)
 	}
 	settled := make(map[ID]bool)
 	var id ID
@@ -27,7 +27,7 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 		settled[id] = true
 		return nil
 	}); err != nil {
-		return fmt.Errorf("read what was settled: %w", err)
+		return fmt.Errorf("read the settled deliveries: %w", err)
 	}
 	for _, b := range batches {
 		if err := d.dispatch(ctx, b, settled, true); err != nil {
@@ -37,7 +37,7 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	return d.recorder.flush(ctx)
 }
 
-// wantedBy lists the listeners of batches, and beside each one its batch.
+// wantedBy lists the listeners of batches, each beside its batch.
 func wantedBy(batches []*event.Batch) (listeners, of []int64) {
 	for _, b := range batches {
 		seen := make(map[int64]bool)
@@ -62,9 +62,9 @@ func (d *Delivery) Free(ctx context.Context, dead int64) error {
 	return nil
 }
 
-// Yield puts all ordered deliveries of a shard that this instance has in memory
-// into retries, and returns when they are there. Those in flight are not waited
-// for: their rows hold back what is newer.
+// Yield puts all ordered deliveries of a shard that this instance has in memory into
+// retries, and returns when they are there. It does not wait for those in flight: their
+// rows hold back newer ones.
 func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
 	for _, l := range d.all() {
 		l.yield(s)
@@ -75,21 +75,21 @@ func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
 	return nil
 }
 
-// Prepare tells the lanes which ordering keys have deliveries waiting in
-// retries: newer ones must not overtake them.
+// Prepare lets the lanes know which ordering keys have deliveries waiting in retries:
+// newer ones must not overtake them.
 func (d *Delivery) Prepare(ctx context.Context) error {
 	rows, err := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
 		WHERE state = 'pending' AND order_key <> ''
 		ORDER BY listener_id DESC, order_key DESC, batch_id DESC, ordinal DESC`)
 	if err != nil {
-		return fmt.Errorf("read what waits for a retry: %w", err)
+		return fmt.Errorf("read the ordering keys that wait for a retry: %w", err)
 	}
 	var k parkedKey
 	if _, err = pgx.ForEachRow(rows, []any{&k.listener, &k.name, &k.newest.Batch, &k.newest.Ordinal}, func() error {
 		d.lane(k.listener).park(k.name, k.newest)
 		return nil
 	}); err != nil {
-		return fmt.Errorf("read what waits for a retry: %w", err)
+		return fmt.Errorf("read the ordering keys that wait for a retry: %w", err)
 	}
 	return nil
 }

@@ -10,11 +10,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// traceOf is the trace of an event and the span of its receipt. The trace is the
-// event: every delivery of it, every attempt and every replay is in the same
-// one, and whoever makes an attempt, hours later on another server, can name the
-// receipt as its parent. A hash, since samplers judge a trace by the last bytes
-// of its id, and those of events count up.
+// traceOf returns the trace of an event and the span of its receipt. All deliveries of an
+// event, their attempts and replays are in one trace, and whoever makes an attempt, hours
+// later on another server, can name the receipt as its parent. The ids are a hash, since
+// samplers judge a trace by the last bytes of its id, and those of events count up.
 func traceOf(e uuid.UUID) (trace.TraceID, trace.SpanID) {
 	h := sha256.Sum256(e[:])
 	return trace.TraceID(h[:16]), trace.SpanID(h[16:24])
@@ -26,9 +25,9 @@ func newSpanID() (id trace.SpanID) {
 	return id
 }
 
-// traceparent writes a trace context (W3C Trace Context, 3.2). Of the flags only
-// the sampler's decision is used: many receivers' libraries drop the whole
-// header if the random flag of level 2 stands beside it.
+// traceparent returns a trace context (W3C Trace Context, 3.2). The sampler's decision is its
+// only flag: many receivers' libraries drop the whole header if it has the random flag of
+// level 2 too.
 func traceparent(id trace.TraceID, span trace.SpanID, sampled bool) string {
 	const length = len("00-") + 32 + len("-") + 16 + len("-00")
 	b := make([]byte, 0, length)

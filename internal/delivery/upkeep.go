@@ -8,15 +8,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// upkeep makes and drops partitions, and removes rows that nothing will ask
-// for any more: those past their retention, and those of deleted listeners
-// that a POST in flight left behind.
+// upkeep makes and drops partitions, and removes rows that are no longer of use: those
+// past their retention, and those that a POST in flight left behind for a listener that
+// was deleted.
 func (d *Delivery) upkeep(ctx context.Context) error {
 	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
 		return err
 	}
-	// What was last touched so long ago has no event any more, also if it still
-	// waits for a listener that is disabled.
+	// The event of a row that was last touched that long ago is gone, even if the
+	// row still waits for a disabled listener.
 	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE owner IS NULL AND updated_at < now() - $1::interval
 		AND (state <> 'pending' OR due_at < now() - $1::interval)`, d.cfg.Retention); err != nil {
 		return fmt.Errorf("remove old outcomes: %w", err)
@@ -40,8 +40,8 @@ func (d *Delivery) upkeep(ctx context.Context) error {
 	return nil
 }
 
-// forget drops the lanes of deleted listeners that have nothing left to do, and
-// their metrics.
+// forget drops the lanes of deleted listeners that have nothing left to do, and their
+// metrics.
 func (d *Delivery) forget() {
 	for _, l := range d.all() {
 		if d.listeners.Listener(l.id) != nil {
@@ -57,7 +57,8 @@ func (d *Delivery) forget() {
 	}
 }
 
-// Forget drops what waits for a listener, in the transaction that deletes it.
+// Forget drops the deliveries that wait for a listener, in the transaction that deletes
+// it.
 func Forget(ctx context.Context, tx pgx.Tx, listenerID int64) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM retries WHERE listener_id = $1`, listenerID); err != nil {
 		return fmt.Errorf("drop the retries of a listener: %w", err)
