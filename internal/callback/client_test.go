@@ -117,8 +117,8 @@ func TestHeadersOfADelivery(t *testing.T) {
 	}
 }
 
-// TestSignedLikeDiscord: what goes out in the format discord is signed over the
-// timestamp and the body, beside the usual signature.
+// TestSignedLikeDiscord: a delivery in the format discord is signed over the timestamp
+// and the body, besides the usual signature.
 func TestSignedLikeDiscord(t *testing.T) {
 	t.Parallel()
 	public, err := hex.DecodeString(testKey.Public())
@@ -243,7 +243,7 @@ func TestTargetNeedsASecret(t *testing.T) {
 	}
 }
 
-// BenchmarkSend is an attempt beside the bare cost of the same POST.
+// BenchmarkSend compares an attempt with a bare POST of the same body.
 func BenchmarkSend(b *testing.B) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)

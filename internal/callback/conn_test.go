@@ -30,7 +30,7 @@ func counted(t *testing.T, h http.HandlerFunc) (srv *httptest.Server, opened *at
 	return srv, opened
 }
 
-// TestConnectionsAreReused: as long as answers are whole, one connection does.
+// TestConnectionsAreReused: one connection is enough as long as answers are whole.
 func TestConnectionsAreReused(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -128,8 +128,8 @@ func TestAnsweredEarly(t *testing.T) {
 	}
 }
 
-// TestBodiesOfAllSizes: what is written in one piece, in two and in many comes
-// as it was, with and without TLS.
+// TestBodiesOfAllSizes: a body that is written in one piece, in two or in many arrives
+// unchanged, with and without TLS.
 func TestBodiesOfAllSizes(t *testing.T) {
 	t.Parallel()
 	bodies := make(chan []byte, 1)
@@ -162,8 +162,8 @@ func TestBodiesOfAllSizes(t *testing.T) {
 	}
 }
 
-// TestAttemptIsEnded: the end of the context ends a POST that hangs, for the
-// context's reason.
+// TestAttemptIsEnded: the end of the context ends a POST that hangs, and its cause is
+// the error.
 func TestAttemptIsEnded(t *testing.T) {
 	t.Parallel()
 	reason := errors.New("the server stops")

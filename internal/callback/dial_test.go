@@ -50,7 +50,8 @@ func startTLS(t *testing.T, h http.HandlerFunc, change func(*tls.Config)) (srv *
 	return srv, roots
 }
 
-// certificate makes one, signed by itself, that is what change makes of it.
+// certificate makes a certificate that is signed by itself, with the changes that
+// change makes.
 func certificate(t *testing.T, change func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -70,7 +71,8 @@ func certificate(t *testing.T, change func(*x509.Certificate)) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestTLSIsVerified: nothing is sent to who does not prove to be the callback.
+// TestTLSIsVerified: nothing is sent to a server that does not prove to be the
+// callback.
 func TestTLSIsVerified(t *testing.T) {
 	t.Parallel()
 	with := func(change func(*x509.Certificate)) func(*tls.Config) {
@@ -111,8 +113,7 @@ func TestTLSIsVerified(t *testing.T) {
 	}
 }
 
-// testProxy asks for callbacks on behalf of others. It takes every name for
-// the one callback that it knows.
+// testProxy is a proxy that takes every name for the one callback that it knows.
 type testProxy struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -156,8 +157,8 @@ func (p *testProxy) log() string {
 	return strings.Join(p.asked, "\n")
 }
 
-// TestProxy: callbacks over TLS are asked of the proxy by name, its own address
-// is taken as it is, and what is an address is still refused here.
+// TestProxy: the proxy is asked for callbacks over TLS by name, its own address is not
+// checked, and callbacks' addresses are still refused here.
 func TestProxy(t *testing.T) {
 	t.Parallel()
 	names := newNameServer(func(int, bool) netip.Addr { return netip.MustParseAddr("127.0.0.1") })
@@ -189,7 +190,7 @@ func TestProxy(t *testing.T) {
 	if got, want := p.log(), "CONNECT callback.test:443 Basic dXNlcjpodW50ZXIy"; got != want {
 		t.Errorf("the proxy was asked %q, want %q", got, want)
 	}
-	// The tunnel changes nothing about who has to be at its end.
+	// The server at the end of the tunnel has to prove its name as without a proxy.
 	if r := send(t, s, testListener("https://other.test/")); r.Class != callback.ClassTLS {
 		t.Errorf("a callback of another name: %v, %v", r.Class, r.Err)
 	}
@@ -210,8 +211,8 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// TestProxyHangs: a proxy that does not answer ends at the attempt's timeout, as a
-// callback does, and in one line.
+// TestProxyHangs: a POST through a proxy that does not answer ends at the attempt's
+// timeout, as with a callback, with an error of one line.
 func TestProxyHangs(t *testing.T) {
 	t.Parallel()
 	address := speaker(t, func(_ net.Conn, done <-chan struct{}) { <-done })
@@ -225,7 +226,7 @@ func TestProxyHangs(t *testing.T) {
 	}
 }
 
-// TestProxyFails: what is the proxy's fault is said to be, without its password.
+// TestProxyFails: the error names the proxy when it is at fault, without its password.
 func TestProxyFails(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t, "", http.StatusForbidden)
@@ -247,8 +248,8 @@ func TestProxyFails(t *testing.T) {
 	}
 }
 
-// socksProxy speaks as much of RFC 1928 and 1929 as it takes to be asked for a
-// name with a user and a password.
+// socksProxy speaks the part of RFC 1928 and 1929 that asks for a name with a user and
+// a password.
 func socksProxy(t *testing.T, destination string, asked chan<- string) (address string) {
 	t.Helper()
 	return speaker(t, func(c net.Conn, _ <-chan struct{}) {

@@ -11,14 +11,14 @@ import (
 	"testing"
 )
 
-// refused is what is never dialed unless it is allowed.
+// refused are the ranges that are never dialed unless they are allowed.
 //
 //go:embed testdata/refused.txt
 var refused string
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-// dialed are ordinary addresses, those beside a refused range among them.
+// dialed are ordinary addresses, including those next to a refused range.
 var dialed = []string{
 	"1.0.0.0", "9.255.255.255", "11.0.0.0", "93.184.216.34", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",
 	"168.63.129.15", "168.63.129.17", "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "191.255.255.255", "192.0.1.0",
@@ -29,7 +29,7 @@ var dialed = []string{
 	"2606:2800:220:1::1", "2620:4f:7fff:ffff:ffff:ffff:ffff:ffff", "2620:4f:8001::", "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::",
 }
 
-// hook asks what is asked before every connection. It opens none.
+// hook makes the check that precedes every connection, and opens none.
 func hook(allow []netip.Prefix, addr string, port uint16, plain bool) error {
 	ctx := context.WithValue(context.Background(), plainKey{}, plain)
 	to := netip.AddrPortFrom(netip.MustParseAddr(addr), port).String()
@@ -60,7 +60,7 @@ func TestEveryRefusedAddress(t *testing.T) {
 					break
 				}
 			}
-			// What the operator allows is allowed, and nothing else is.
+			// An address is allowed if the operator allows it, and no other one is.
 			if err := hook([]netip.Prefix{netip.PrefixFrom(plain, plain.BitLen())}, addr, 443, true); err != nil {
 				t.Errorf("%s is allowed, and refused: %v", addr, err)
 			}
@@ -84,7 +84,7 @@ func TestEveryRefusedAddress(t *testing.T) {
 	}
 }
 
-// TestRefusedPorts: also where everything is allowed.
+// TestRefusedPorts: ports are refused even where every address is allowed.
 func TestRefusedPorts(t *testing.T) {
 	t.Parallel()
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}

@@ -13,7 +13,7 @@ import (
 	"github.com/gatehook/gatehook/internal/callback"
 )
 
-// speaker is a callback that says what it likes, byte for byte.
+// speaker is a callback whose every byte the test decides.
 func speaker(t *testing.T, say func(c net.Conn, done <-chan struct{})) (address string) {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -29,13 +29,14 @@ func speaker(t *testing.T, say func(c net.Conn, done <-chan struct{})) (address 
 				return
 			}
 			conns.Go(func() {
-				// Also of a connection that nobody has asked anything on.
+				// This also ends a connection on which no request came.
 				ended := context.AfterFunc(ctx, func() { c.Close() }) //nolint:errcheck // the other side has gone
 				defer func() {
 					ended()
 					c.Close() //nolint:errcheck // the other side has gone
 				}()
-				// Spoken to first: an answer to nothing is an error of its own.
+				// A byte of the request comes first: an answer without a request is
+				// another error.
 				if _, err := c.Read(make([]byte, 1)); err == nil {
 					say(c, ctx.Done())
 				}
@@ -50,8 +51,8 @@ func speaker(t *testing.T, say func(c net.Conn, done <-chan struct{})) (address 
 	return l.Addr().String()
 }
 
-// drip writes the parts one by one, the last one for ever, until nobody reads
-// them any more.
+// drip writes the parts one by one, and the last one again and again until nobody reads
+// it any more.
 func drip(c io.Writer, done <-chan struct{}, parts ...string) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -95,7 +96,7 @@ func TestDripsEnd(t *testing.T) {
 	}
 	t.Run("TLS handshake", func(t *testing.T) {
 		t.Parallel()
-		// A record of 16 KiB, of which a byte comes at a time (RFC 8446, 5.1).
+		// A record of 16 KiB, which comes byte by byte (RFC 8446, section 5.1).
 		address := speaker(t, func(c net.Conn, done <-chan struct{}) { drip(c, done, "\x16\x03\x03\x3f\xff", "\x02") })
 		s := newClient(t, testConfig(200*time.Millisecond))
 		if r := send(t, s, testListener("https://"+address)); r.Class != callback.ClassTimeout {
@@ -119,8 +120,8 @@ func TestDripsEnd(t *testing.T) {
 	})
 }
 
-// TestFloodsEnd: what never ends and comes fast is cut off by size, long before
-// the timeout.
+// TestFloodsEnd: a fast response that never ends is cut off by size, long before the
+// timeout.
 func TestFloodsEnd(t *testing.T) {
 	t.Parallel()
 	x := strings.Repeat("x", 4<<10)

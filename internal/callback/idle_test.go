@@ -35,7 +35,7 @@ func testListener(u string) *event.Listener {
 	return &event.Listener{URL: u, Secrets: []secret.Value{secret.New("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")}}
 }
 
-// TestClosedWhileIdle: a connection that the other side ended, or spoke on,
+// TestClosedWhileIdle: a connection that the other side ended, or on which it spoke,
 // before the next POST costs no attempt.
 func TestClosedWhileIdle(t *testing.T) {
 	t.Parallel()
@@ -71,7 +71,7 @@ func TestClosedWhileIdle(t *testing.T) {
 				if err := between(c); err != nil {
 					t.Fatal(err)
 				}
-				// Loopback hands it over at once, but not in the same instant.
+				// On loopback the end arrives at once, but not in the same instant.
 				kept := s.idle.conns[srv.URL]
 				for deadline := time.Now().Add(time.Minute); !kept[0].spent(); {
 					if time.Now().After(deadline) {
@@ -83,7 +83,7 @@ func TestClosedWhileIdle(t *testing.T) {
 	}
 }
 
-// TestIdleConnectionsEnd: those that nobody used for long are closed, and all
+// TestIdleConnectionsEnd: connections that were idle for long are closed, and all are
 // when the client is.
 func TestIdleConnectionsEnd(t *testing.T) {
 	t.Parallel()
@@ -116,7 +116,7 @@ func TestIdleConnectionsEnd(t *testing.T) {
 	for _, of := range s.idle.conns {
 		of[0].until = time.Now().Add(-time.Second)
 	}
-	post() // does not take what is too old
+	post() // does not use a connection that is too old
 	<-closed
 	s.Close()
 	<-closed
@@ -124,7 +124,7 @@ func TestIdleConnectionsEnd(t *testing.T) {
 	<-closed // at once: the client is closed
 }
 
-// TestIdleConnectionsAreBounded: one more makes another one go.
+// TestIdleConnectionsAreBounded: one more closes another one.
 func TestIdleConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	var p idlePool

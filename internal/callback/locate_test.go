@@ -43,7 +43,7 @@ func TestCheckTarget(t *testing.T) {
 		{"https://127.0.0.1./", nil, false},
 		{"http://93.184.216.34", loopback, false},
 		{"https://[::1]", loopback, false},
-		// What some resolvers and proxies take for 127.0.0.1.
+		// Some resolvers and proxies take these for 127.0.0.1.
 		{"https://127.1", loopback, false},
 		{"https://2130706433", loopback, false},
 		{"https://0x7f000001", loopback, false},
@@ -159,7 +159,7 @@ func (s *nameServer) serve(c net.Conn) {
 	}
 }
 
-// unreached is a listener on loopback that fails the test if anybody comes.
+// unreached is a listener on loopback that fails the test if anybody connects.
 func unreached(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -184,13 +184,13 @@ func unreached(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// refused is what is never dialed unless it is allowed.
+// refused are the ranges that are never dialed unless they are allowed.
 //
 //go:embed testdata/refused.txt
 var refused string
 
-// TestRefusedByName: no name leads to a refused IPv4 address, or an IPv6 one
-// where the machine has IPv6, whatever a check before would have seen.
+// TestRefusedByName: no name leads to a refused IPv4 address, nor to an IPv6 one where
+// the machine has IPv6, whatever an earlier check saw.
 func TestRefusedByName(t *testing.T) {
 	t.Parallel()
 	port := unreached(t).Port()
@@ -220,7 +220,7 @@ func TestRefusedByName(t *testing.T) {
 	}
 }
 
-// guardedClient allows nothing.
+// guardedClient returns a client that allows no private address.
 func guardedClient(t *testing.T, names *nameServer) *callback.Client {
 	t.Helper()
 	c := testConfig(time.Minute)
@@ -228,8 +228,8 @@ func guardedClient(t *testing.T, names *nameServer) *callback.Client {
 	return newClient(t, c)
 }
 
-// TestRebinding: a name that has an ordinary address when it is checked, and a
-// refused one when it is dialed, is refused; so is one of both kinds.
+// TestRebinding: a name that has an ordinary address when it is checked, and a refused
+// one when it is dialed, is refused.
 func TestRebinding(t *testing.T) {
 	t.Parallel()
 	target := unreached(t)

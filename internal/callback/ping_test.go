@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// verified tells whether a request is signed as Discord signs (Discord:
-// Security and Authorization).
+// verified reports whether a request is signed as Discord signs (Discord: Security and
+// Authorization).
 func verified(t *testing.T, r *http.Request, public ed25519.PublicKey) (body []byte, ok bool) {
 	t.Helper()
 	body, err := io.ReadAll(r.Body)
@@ -27,8 +27,8 @@ func verified(t *testing.T, r *http.Request, public ed25519.PublicKey) (body []b
 	return body, err == nil && ed25519.Verify(public, append([]byte(r.Header.Get("X-Signature-Timestamp")), body...), signature)
 }
 
-// TestPing: a callback is taken if it accepts what is signed and refuses what
-// is not, and else it is said what went wrong.
+// TestPing: a callback passes if it accepts a signed PING and refuses a badly signed
+// one; otherwise the error says what went wrong.
 func TestPing(t *testing.T) {
 	t.Parallel()
 	c := newClient(t, testConfig(time.Second))
@@ -36,12 +36,11 @@ func TestPing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// answer returns what a callback answers to a PING that is, or is not,
-	// well signed.
+	// answer returns a callback's answer to a PING that is, or is not, well signed.
 	tests := []struct {
 		name    string
 		answer  func(signed bool) int
-		problem string // "" if it is taken
+		problem string // "" if it passes
 	}{
 		{"verifies", func(signed bool) int { return map[bool]int{true: 204, false: 401}[signed] }, ""},
 		{"answers 200 and 403", func(signed bool) int { return map[bool]int{true: 200, false: 403}[signed] }, ""},

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestHosts: what a URL's host is dialed and asked as.
+// TestHosts: the address that is dialed for a URL, and the Host that is sent.
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	for u, want := range map[string][2]string{

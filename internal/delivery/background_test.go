@@ -17,7 +17,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// What is received while thousands of deliveries are replayed overtakes them.
+// Events that are received while thousands of deliveries are replayed overtake them.
 func TestLiveEventsOvertakeAReplay(t *testing.T) {
 	t.Parallel()
 	const replayed, live = 10_000, 60
@@ -72,7 +72,8 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 	}
 }
 
-// Neither do those in the database wait behind a replay, nor the replay for ever.
+// Deliveries in the database don't wait behind a replay either, and the replay does not
+// wait for ever.
 func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	t.Parallel()
 	var q queue
@@ -117,14 +118,14 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 	}
 }
 
-// However many rows wait, and whatever the planner knows of them, or knew when
-// it made its plan, a claim reads little more than what it takes.
+// However many rows wait, and whatever the planner knows of them, or knew when it made
+// its plan, a claim reads few more rows than it takes.
 func TestClaimReadsWhatItTakes(t *testing.T) {
 	t.Parallel()
 	const waiting, taken, keys = 20_000, 100, 300
 	b := setup(t, Config{})
 	b.stop()
-	fill := func(listeners string, rows, ordered int) { // all of the rows, or one of so many
+	fill := func(listeners string, rows, ordered int) { // all of the rows, or one in so many
 		b.exec(t, fmt.Sprintf(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
 			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i %% %d = 0 THEN 'c' || i %% %d ELSE '' END, i %% 3 = 1
 			FROM generate_series(1, %d) AS i, (VALUES %s) AS v (l)`, ordered, keys, rows, listeners))
@@ -167,8 +168,8 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 	claims(5, "unknown") // it is known that there is no such listener
 }
 
-// keepsPlans returns a connection that is as in a claim's transaction, and on
-// which each statement keeps the plan of its first use.
+// keepsPlans returns a connection with the settings of a claim's transaction, on which
+// each statement keeps the plan of its first use.
 func (b *bundle) keepsPlans(t *testing.T) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.ConnectConfig(t.Context(), b.pool.Config().ConnConfig)
@@ -182,7 +183,7 @@ func (b *bundle) keepsPlans(t *testing.T) *pgx.Conn {
 	return conn
 }
 
-// Nor does it cost more to settle or to put back what was taken up.
+// Nor does it cost more to settle the rows that were taken up, or to put them back.
 func TestSettlingReadsWhatItChanges(t *testing.T) {
 	t.Parallel()
 	const waiting, taken = 20_000, 100
@@ -237,7 +238,7 @@ func TestSettlingReadsWhatItChanges(t *testing.T) {
 	settle("unknown_", 5000)
 }
 
-// All lanes together take up a limited number, whatever they have room for.
+// All lanes together take up a limited number of rows, however much room they have.
 func TestClaimIsLimited(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})
@@ -257,7 +258,7 @@ func TestClaimIsLimited(t *testing.T) {
 	}
 }
 
-// Nobody waits for the records of a drain: they are written many at once.
+// Nobody waits for the records of a drain: many are written at once.
 func TestUrgentRecords(t *testing.T) {
 	t.Parallel()
 	stored, of := &event.Stored{}, &batch{}
@@ -279,8 +280,8 @@ func TestUrgentRecords(t *testing.T) {
 	}
 }
 
-// What is sent together is one transaction: byIndex holds for the statements
-// after it, and for no others on that connection.
+// Statements that are sent together are one transaction: byIndex holds for those after
+// it, and for no others on that connection.
 func TestByIndexEndsWithItsTransaction(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})

@@ -63,7 +63,7 @@ func (r *registry) Match(e *event.Event) (ids []int64, missed bool) {
 	return ids, missed
 }
 
-// Disable locks as a transaction would: of several at once one disables.
+// Disable locks as a transaction would: of several calls at once one disables.
 func (r *registry) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
 	r.disabling.Lock()
 	defer r.disabling.Unlock()
@@ -113,8 +113,8 @@ type call struct {
 	channel           string
 }
 
-// receiver is a customer's function. It verifies every signature with the
-// ecosystem's library and answers what answer says.
+// receiver is a customer's function. It verifies every signature with the ecosystem's
+// library, and answer gives its answers.
 type receiver struct {
 	*httptest.Server
 	verify *standardwebhooks.Webhook
@@ -191,7 +191,7 @@ type bundle struct {
 	journal  *journal
 	stop     func()
 	batch    int64
-	// readEvents, if set, may fail a reading of events.
+	// readEvents, if set, may make a read of events fail.
 	readEvents func() error
 	settled    chan int64 // the batches whose deliveries all are settled
 	metrics    *prometheus.Registry
@@ -462,7 +462,7 @@ func TestGoneDisablesTheListener(t *testing.T) {
 	}
 }
 
-// While one callback hangs, another one is served as if nothing were.
+// While one callback hangs, another one is served as usual.
 func TestHangingCallbackDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})

@@ -34,8 +34,8 @@ func (b *bundle) aged(id int64) {
 	l.pace.since = l.pace.since.Add(-downFor)
 }
 
-// While a callback is down, what waits for it loses no attempt and no memory,
-// and batches are settled; when it is back all is delivered.
+// While a callback is down, its deliveries lose no attempts and use no memory, and
+// batches are settled; when it is back all are delivered.
 func TestDownCallbackCostsNoAttempts(t *testing.T) {
 	t.Parallel()
 	for _, ordering := range []event.Ordering{event.OrderingNone, event.OrderingChannel} {
@@ -92,7 +92,7 @@ func TestDownCallbackCostsNoAttempts(t *testing.T) {
 	}
 }
 
-// With a schedule that gives up soon every delivery gets all its attempts soon,
+// With a schedule that gives up soon, every delivery gets all its attempts soon,
 // however long the callback fails.
 func TestShortScheduleRunsToItsEnd(t *testing.T) {
 	t.Parallel()
@@ -106,7 +106,7 @@ func TestShortScheduleRunsToItsEnd(t *testing.T) {
 	b.books(t, 3*3*40, 0, 3*40, 0)
 }
 
-// Events that a callback can't digest leave it in business.
+// Events that a callback can't handle delay no others.
 func TestPoisonousEventsDelayNoOthers(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, func(got call) (int, http.Header) {
@@ -124,7 +124,7 @@ func TestPoisonousEventsDelayNoOthers(t *testing.T) {
 	b.books(t, 800, 50, 0, 0)
 }
 
-// What gets too old while its callback is down expires then, not when the
+// Deliveries that get too old while their callback is down expire then, not when the
 // callback is back.
 func TestWhatIsHeldExpires(t *testing.T) {
 	t.Parallel()
@@ -155,8 +155,8 @@ func TestWhatIsHeldExpires(t *testing.T) {
 	b.books(t, 0, 0, 20, 0)
 }
 
-// A key whose first delivery fails until it is exhausted stops no other key, and
-// goes on then; one whose delivery hangs leaves room for the others.
+// An ordering key whose first delivery fails until it is exhausted stops no other key,
+// and then goes on; one whose delivery hangs leaves room for the others.
 func TestStuckKeyStopsNoOther(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
@@ -207,8 +207,8 @@ func TestStuckKeyStopsNoOther(t *testing.T) {
 	}
 }
 
-// A key whose delivery hangs does not fill the lane: what comes for another key
-// would wait in the database for room.
+// An ordering key whose delivery hangs does not fill the lane: deliveries of another
+// key would wait in the database for room.
 func TestHangingKeyLeavesRoom(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})

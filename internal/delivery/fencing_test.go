@@ -69,7 +69,7 @@ func (l *lessee) isPaused() bool {
 	}
 }
 
-// row is what the tests look at of a row of retries.
+// row is the part of a row of retries that the tests check.
 type row struct {
 	Batch   int64
 	State   string
@@ -121,8 +121,8 @@ func TestOutcomesAreRecordedForOwnRowsOnly(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		job     func(*event.Stored) job
-		batch   int64 // whose the batch is by now; 0 if it is settled
-		row     int64 // whose the row in retries is by now, -1 for nobody's; 0 if there is none
+		batch   int64 // the owner of the batch by now; 0 if it is settled
+		row     int64 // the owner of the row in retries by now, -1 for none; 0 if there is no row
 		outcome outcome
 		inHand  bool
 		want    []row
@@ -180,8 +180,8 @@ func TestOutcomesAreRecordedForOwnRowsOnly(t *testing.T) {
 	}
 }
 
-// Without its lease an instance begins no POST, and what was taken over
-// meanwhile it lets go of.
+// Without its lease an instance begins no POST, and it drops deliveries that were taken
+// over meanwhile.
 func TestNoPostWithoutALease(t *testing.T) {
 	t.Parallel()
 	i := newLessee(1)
@@ -211,7 +211,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 		if len(c.got) > 0 {
 			t.Error("more than one was in flight")
 		}
-		i.regain(1) // nobody was faster
+		i.regain(1) // nobody took over meanwhile
 	}
 	<-b.settled
 	if n := testutil.ToFloat64(b.Delivery.metrics.forsaken); n != 0 {
@@ -254,7 +254,7 @@ func TestStopDoesNotWaitForALease(t *testing.T) {
 	}
 }
 
-// A key whose deliveries don't all fit into the lane goes by way of the
+// An ordering key whose deliveries don't all fit into the lane goes through the
 // database as a whole: another instance must not take up the newer half.
 func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 	t.Parallel()
@@ -292,7 +292,7 @@ func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 	b.books(t, 12, 0, 0, 0)
 }
 
-// What another instance has worked off is not waited for.
+// An ordering key does not wait for deliveries that another instance has made.
 func TestKeyIsFreeWhenAnotherInstanceHasEmptiedIt(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, ok)
@@ -380,8 +380,8 @@ func TestYieldedDeliveriesHaveRows(t *testing.T) {
 	b.books(t, 4, 0, 0, 0)
 }
 
-// What a dead instance left of an ordered listener is in retries when Recover
-// returns: its shard may then be another's, who looks there.
+// The deliveries that a dead instance left for an ordered listener are in retries when
+// Recover returns: another instance may then have the shard, and looks there.
 func TestInheritedOrderedDeliveriesHaveRows(t *testing.T) {
 	t.Parallel()
 	answer := make(chan struct{})

@@ -66,10 +66,10 @@ func TestBodies(t *testing.T) {
 	}
 }
 
-// came is a delivery as a callback without opinions saw it.
+// came is a delivery as a callback saw it.
 type came struct{ name, data string }
 
-// wall takes everything and shows what came.
+// wall accepts every delivery and shows it.
 func wall(t *testing.T) (url string, got <-chan came) {
 	t.Helper()
 	ch := make(chan came, 100)
@@ -97,9 +97,9 @@ func next(t *testing.T, got <-chan came) came {
 	}
 }
 
-// A listener of raw events gets the bytes that Discord sent, one of parsed
-// events the model. What can't be parsed still reaches the first, and waits for
-// the second with the reason, until it is tried again.
+// A listener of raw events gets the bytes that Discord sent, one of parsed events gets
+// the model. An event that can't be parsed still reaches the first, and waits for the
+// second with the reason until it is tried again.
 func TestParsedAndRaw(t *testing.T) {
 	t.Parallel()
 	parsedURL, parsed := wall(t)
@@ -135,7 +135,8 @@ func TestParsedAndRaw(t *testing.T) {
 	if state != "unparsable" || reason != "MESSAGE_CREATE can't be parsed: author.id is missing" {
 		t.Errorf("it is %q, because %q", state, reason)
 	}
-	// As after an upgrade that can parse it: here the payload changes instead.
+	// As after an upgrade to a version that can parse it: here the payload changes
+	// instead.
 	if _, err := b.pool.Exec(t.Context(), `UPDATE events SET data = $1 WHERE data = $2`, []byte(whole), []byte(useless)); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +153,7 @@ func TestParsedAndRaw(t *testing.T) {
 	}
 }
 
-// Whatever the order of their numbers, listeners of raw events come first.
+// Listeners of raw events come first, whatever the order of their numbers.
 func TestRawFirst(t *testing.T) {
 	t.Parallel()
 	b := &Delivery{listeners: &registry{m: map[int64]*event.Listener{
@@ -166,7 +167,7 @@ func TestRawFirst(t *testing.T) {
 	}
 }
 
-// However many listeners, an event is parsed once, and its body is made once.
+// An event is parsed once, and its body is made once, however many listeners it has.
 func TestParsedOnce(t *testing.T) {
 	t.Parallel()
 	e := &event.Stored{Event: event.Event{Name: "GUILD_DELETE", Data: []byte(`{"id":"1"}`)}}

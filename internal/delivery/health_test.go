@@ -20,7 +20,7 @@ func TestStreaks(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		recs   []record
-		before time.Time // when the failures known of began
+		before time.Time // when the known failures began
 		want   healthRows
 	}{
 		"no attempts":             {recs: []record{{job: job{listener: 1}}}},
@@ -70,8 +70,8 @@ func (b *bundle) told(t *testing.T, name string) (all []map[string]any) {
 	return all
 }
 
-// Several deliveries that see a 410 at once disable the listener once, and say
-// so once, to those who asked; each of them is exhausted, and that is said too.
+// Several deliveries that see a 410 at once disable the listener once, and report it
+// once to those who listen; each of them is exhausted, which is reported too.
 func TestGoneIsToldOnce(t *testing.T) {
 	t.Parallel()
 	const atOnce = 4
@@ -112,14 +112,14 @@ func TestGoneIsToldOnce(t *testing.T) {
 	b.books(t, 2*atOnce+1, 0, atOnce, 0)
 }
 
-// An exhausted delivery is told of, but not the delivery that tells of one.
+// An exhausted delivery is reported, but not an exhausted delivery of such a report.
 func TestExhaustedIsToldWithoutEnd(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusInternalServerError, nil })
 	b := setup(t, Config{}, c.URL, c.URL+"/all")
 	b.registry.change(2, func(l *event.Listener) { l.Event = "*" })
 	b.deliver(t, b.commit(t, 2, 1, 1, 2))
-	// Two events for two listeners, and four that tell of those: 3 attempts each.
+	// Two events for two listeners, and four that report those: 3 attempts each.
 	c.await(t, 3*(4+4))
 	b.stop()
 	if n := len(b.told(t, eventExhausted)); n != 4 {
@@ -130,7 +130,8 @@ func TestExhaustedIsToldWithoutEnd(t *testing.T) {
 	}
 }
 
-// Since when a listener fails survives a restart, and ends with a success.
+// The time since which a listener has been failing survives a restart, and ends with a
+// success.
 func TestFailuresAreRemembered(t *testing.T) {
 	t.Parallel()
 	c, broken := fallible(t, http.StatusInternalServerError)
@@ -174,8 +175,8 @@ func TestFailuresAreRemembered(t *testing.T) {
 	}
 }
 
-// The attempt that makes it five days disables the listener; not if another
-// instance has seen a success meanwhile.
+// The attempt that completes five days of failures disables the listener, unless
+// another instance has seen a success meanwhile.
 func TestFailingForDaysDisables(t *testing.T) {
 	t.Parallel()
 	c, _ := fallible(t, http.StatusInternalServerError)
@@ -201,9 +202,9 @@ func TestFailingForDaysDisables(t *testing.T) {
 	b.books(t, 4, 3, 0, 0)
 }
 
-// A process that dies after it disabled a listener, and before it recorded the
-// attempt that was the reason, leaves nothing undone: its heir finds the listener
-// disabled, lets the delivery wait, and tells nobody again.
+// A process that dies after it disabled a listener, and before it recorded the attempt
+// that was the reason, leaves nothing undone: its heir finds the listener disabled,
+// lets the delivery wait, and reports nothing again.
 func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
@@ -216,7 +217,7 @@ func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 		job: job{stored: &batch.Events[0], listener: 1, owner: 1},
 	}, b.registry.Listener(1))
 	operator.await(t, 1)
-	b.stop() // without a word about the attempt
+	b.stop() // without recording the attempt
 	b.open(t, Config{AllowTargets: loopback}, 2)
 	b.inherit(t, batch)
 	if err := b.Recover(t.Context(), []*event.Batch{batch}); err != nil {

@@ -24,8 +24,8 @@ func TestTimeoutOfInteractions(t *testing.T) {
 	}
 }
 
-// TestInteractionsGoFirst: an interaction does not wait behind what its
-// listener got before, nor does it overtake another one.
+// TestInteractionsGoFirst: an interaction does not wait behind earlier events, but does
+// not overtake another interaction.
 func TestInteractionsGoFirst(t *testing.T) {
 	t.Parallel()
 	var q queue

@@ -50,8 +50,8 @@ func TestKeyring(t *testing.T) {
 	}
 }
 
-// TestSigningKeysAreSealed: the private halves are stored encrypted, and one
-// that was stored in plain text is at the next start.
+// TestSigningKeysAreSealed: the private halves are stored encrypted, and one that was
+// stored in plain text is encrypted at the next start.
 func TestSigningKeysAreSealed(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)

@@ -108,8 +108,8 @@ func TestMetricsByListener(t *testing.T) {
 	}
 }
 
-// So many listeners have series of their own; the rest share theirs, and a
-// deleted listener's are removed and make room for another one's.
+// Some listeners have series of their own; the rest share theirs. The series of a
+// deleted listener are removed and make room for another one's.
 func TestSeriesAreBounded(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, ok)
@@ -152,7 +152,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	b.stop()
 }
 
-// What waits in memory and in the database is shown.
+// The deliveries that wait in memory and in the database are shown.
 func TestBacklogIsShown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
@@ -203,8 +203,8 @@ func (b *bundle) wait(t *testing.T, listener int64, stored time.Time, n int, due
 	}
 }
 
-// What is due is counted for listeners that are enabled, and looked at once in
-// some seconds however often it is asked for.
+// Due deliveries are counted for enabled listeners, and read once in some seconds,
+// however often they are asked for.
 func TestBacklogIsSampled(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "https://one.example/", "https://two.example/")
@@ -232,7 +232,7 @@ func TestBacklogIsSampled(t *testing.T) {
 	}
 }
 
-// However many rows there are, a look at them reads only the ends of indexes.
+// A sample reads only the ends of indexes, however many rows there are.
 func TestBacklogReadsIndexesOnly(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})
@@ -251,8 +251,8 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 	}
 }
 
-// explain runs a query and tells how many rows of retries and attempts it read,
-// and by which kinds of scans.
+// explain runs a query and returns how many rows of retries and attempts it read, and
+// by which kinds of scans.
 func explain(t *testing.T, db interface {
 	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
 }, query string, args ...any,
@@ -295,7 +295,7 @@ func walk(v any, f func(map[string]any)) {
 	}
 }
 
-// Counting an attempt costs no allocation and no look-up of labels.
+// Counting an attempt costs no allocation and no lookup of labels.
 func BenchmarkCountAttempt(b *testing.B) {
 	s := newMetrics(prometheus.NewRegistry(), &Delivery{}).open(1)
 	rec := &record{
@@ -308,7 +308,7 @@ func BenchmarkCountAttempt(b *testing.B) {
 	}
 }
 
-// eventually looks again and again until what it waits for is so.
+// eventually checks a condition again and again until it holds.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)

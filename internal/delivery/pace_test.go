@@ -21,13 +21,14 @@ var (
 type answers struct {
 	signal     signal
 	n          int
-	deliveries int           // over so many different ones; 0 for as many as answers
+	deliveries int           // how many different ones; 0 for one per answer
 	every      time.Duration // between two
 	notBefore  time.Duration // after the answer
 	inFlight   int           // 0 for as many as the limit allows
 }
 
-// play lets a pace see answers, each sent when the one before had come.
+// play lets a pace see answers, each to a request that was sent after the answer
+// before.
 func play(p pace, runs ...answers) (after pace, now time.Time) {
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	now, next := begin, int64(0)
@@ -130,7 +131,7 @@ func TestPaceFindsItsLimit(t *testing.T) {
 	}
 }
 
-// What was in flight together lowers the limit once.
+// Requests that were in flight together lower the limit once.
 func TestPaceIsLoweredOnceARound(t *testing.T) {
 	t.Parallel()
 	sent := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -143,8 +144,8 @@ func TestPaceIsLoweredOnceARound(t *testing.T) {
 	}
 }
 
-// crowded is a callback that takes some requests at once and answers 429 to
-// the others.
+// crowded is a callback that takes some requests at once and answers the others with
+// 429.
 type crowded struct {
 	atOnce int
 
@@ -174,7 +175,8 @@ func (l *crowded) answer(call) (int, http.Header) {
 	return http.StatusNoContent, nil
 }
 
-// A callback that takes five at once gets five at once, and hardly ever a sixth.
+// A callback that takes five requests at once gets five at once, and hardly ever a
+// sixth.
 func TestLaneFindsWhatACallbackTakes(t *testing.T) {
 	t.Parallel()
 	const atOnce, events = 5, 1500

@@ -14,8 +14,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// TestRefusedWhereverItIsDialed: the PING of a registration and the sample of
-// POST /listeners/{id}/test go the same way as deliveries.
+// TestRefusedWhereverItIsDialed: the PING of a registration and the sample of POST
+// /listeners/{id}/test are guarded like deliveries.
 func TestRefusedWhereverItIsDialed(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewUnstartedServer(nil)

@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// A replay that takes long holds up nobody, and queues nothing that is on its
-// way already: neither what is in memory nor what was taken up from retries.
+// A replay that takes long holds up nobody, and queues no delivery that is under way
+// already, whether in memory or taken up from retries.
 func TestReplayHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	fail, arrived := make(chan struct{}), make(chan struct{}, 10)
@@ -86,9 +86,9 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 	b.books(t, 4, 2, 0, 0)
 }
 
-// What has become too old while a callback is down ends, but for what a replay of
-// that listener holds locked: nobody waits for it. What was looked at once is not
-// looked at again, but for the last minute.
+// Deliveries that became too old while a callback is down expire, except for those that
+// a replay of that listener has locked: nobody waits for them. Rows that were checked
+// once are not checked again, except for those of the last minute.
 func TestExpiringWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "http://127.0.0.1:1")
@@ -107,7 +107,8 @@ func TestExpiringWaitsForNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is lost with it
-	// Or the server would end it, and with it what the others wait for.
+	// Otherwise the server would end the transaction, and with it the lock for which
+	// the others wait.
 	if _, err := tx.Exec(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		t.Fatal(err)
 	}

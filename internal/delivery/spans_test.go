@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestSpans: whatever becomes of an attempt, its span says so and is below the
-// receipt of its event; the events that delivery makes have a receipt too.
+// TestSpans: the span of an attempt shows its outcome and is below the receipt of its
+// event; notices have a receipt too.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	moved := newReceiver(t, func(call) (int, http.Header) { return http.StatusFound, nil })

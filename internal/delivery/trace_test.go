@@ -17,8 +17,8 @@ func dispatched(seq int64) *event.Event {
 	return &event.Event{ID: event.DispatchID(1, "s", shard, seq), Name: "GUILD_BAN_ADD", Shard: shard, Seq: seq}
 }
 
-// TestTraceparent: all attempts of an event are in one trace, each under a
-// parent of its own, with what the sampler decided.
+// TestTraceparent: all attempts of an event are in one trace, each under a parent of
+// its own, with the sampler's decision.
 func TestTraceparent(t *testing.T) {
 	t.Parallel()
 	form := regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])$`)
