@@ -69,7 +69,7 @@ func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 func (l *lane) observe(rec record, listener *event.Listener) {
 	if rec.outcome.kind != unparsable { // nothing was sent
 		l.d.metrics.attemptTime.Observe(rec.result.Duration.Seconds())
-		l.series.Load().attempted(&rec)
+		l.series.Load().countAttempt(&rec)
 	}
 	l.log(rec, listener)
 }

@@ -23,8 +23,8 @@ const (
 	statusExhausted = "exhausted"
 )
 
-// attempted is an attempt as it is stored.
-type attempted struct {
+// storedAttempt is an attempt as it is stored.
+type storedAttempt struct {
 	id        ID
 	number    int
 	startedAt time.Time
@@ -35,8 +35,8 @@ type attempted struct {
 	response  []byte
 }
 
-// waiting is a row of retries.
-type waiting struct {
+// storedRetry is a row of retries.
+type storedRetry struct {
 	id       ID
 	state    string
 	attempts int
@@ -47,8 +47,8 @@ type waiting struct {
 type entry struct {
 	id      ID
 	event   event.Stored
-	waiting *waiting   // nil for none
-	last    *attempted // nil for none
+	waiting *storedRetry   // nil for none
+	last    *storedAttempt // nil for none
 }
 
 // status returns the delivery's state. A delivery that was attempted, was not delivered and
@@ -148,7 +148,7 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 	if err != nil {
 		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
 	}
-	var w waiting
+	var w storedRetry
 	if _, err := pgx.ForEachRow(rows, []any{&w.id.Key.Batch, &w.id.Key.Ordinal, &w.state, &w.attempts, &w.due}, func() error {
 		row := w
 		at[row.id.Key].waiting = &row
@@ -171,12 +171,12 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 const attemptColumns = `batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response`
 
 // attemptsOf returns the attempts that a query selects.
-func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([]attempted, error) {
+func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([]storedAttempt, error) {
 	rows, err := d.pool.Query(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read attempts: %w", err)
 	}
-	made, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a attempted, err error) {
+	made, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a storedAttempt, err error) {
 		var us int64
 		err = row.Scan(&a.id.Key.Batch, &a.id.Key.Ordinal, &a.id.Listener, &a.number, &a.startedAt, &us, &a.status, &a.delivered,
 			&a.problem, &a.response)
@@ -191,7 +191,7 @@ func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([
 
 // find reads one delivery and its attempts, oldest first. ok reports whether there is such
 // a delivery.
-func (d *Delivery) find(ctx context.Context, id ID) (e entry, made []attempted, ok bool, err error) {
+func (d *Delivery) find(ctx context.Context, id ID) (e entry, made []storedAttempt, ok bool, err error) {
 	list, err := d.entries(ctx, id.Listener, []event.Key{id.Key})
 	if err != nil {
 		return e, nil, false, err

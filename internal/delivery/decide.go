@@ -45,9 +45,9 @@ func (k kind) String() string {
 func (k kind) state() string {
 	switch k {
 	case retryAt:
-		return "pending"
+		return statusPending
 	case exhausted, disable:
-		return "exhausted"
+		return statusExhausted
 	case expired:
 		return "expired"
 	case unparsable:

@@ -112,7 +112,7 @@ func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliverie
 }
 
 // delivery returns the delivery that a call names, with its attempts and its listener.
-func (d *Delivery) delivery(ctx context.Context, public string) (entry, []attempted, *event.Listener, error) {
+func (d *Delivery) delivery(ctx context.Context, public string) (entry, []storedAttempt, *event.Listener, error) {
 	none := openapi.NotFound(fmt.Sprintf("there is no delivery %q: it is the webhook-id of one, or it is older than the retention", public))
 	id, err := ParseID(public)
 	if err != nil {
@@ -297,7 +297,7 @@ func show(e *entry, l *event.Listener) openapi.DeliveryRecord {
 	return out
 }
 
-func showAttempt(a *attempted) openapi.Attempt {
+func showAttempt(a *storedAttempt) openapi.Attempt {
 	out := openapi.Attempt{
 		Attempt: a.number, StartedAt: a.startedAt.UTC(), DurationMs: float32(a.took.Seconds() * 1000), Delivered: a.delivered,
 		Status: nullable.NewNullNullable[int](), Error: nullable.NewNullNullable[string](), Response: nullable.NewNullNullable[string](),

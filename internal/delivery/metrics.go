@@ -137,8 +137,8 @@ func (m *metrics) resolve(label string) *series {
 	return s
 }
 
-// attempted counts an attempt.
-func (s *series) attempted(rec *record) {
+// countAttempt counts an attempt.
+func (s *series) countAttempt(rec *record) {
 	s.attempts[rec.result.Class].Inc()
 	received := rec.job.stored.ReceivedAt
 	if rec.attempt() == 1 {

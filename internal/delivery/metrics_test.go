@@ -304,7 +304,7 @@ func BenchmarkCountAttempt(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		s.attempted(rec)
+		s.countAttempt(rec)
 	}
 }
 

@@ -168,10 +168,10 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 
 // test makes one attempt to deliver an event to a listener, and records it. If it fails
 // the delivery is exhausted, and can be retried like any other.
-func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) (attempted, error) {
+func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) (storedAttempt, error) {
 	key, err := d.store.Add(ctx, e, []int64{l.ID})
 	if err != nil {
-		return attempted{}, err
+		return storedAttempt{}, err
 	}
 	d.cfg.Traces.received(ctx, e)
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
@@ -203,9 +203,9 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
-		return attempted{}, fmt.Errorf("record a test: %w", err)
+		return storedAttempt{}, fmt.Errorf("record a test: %w", err)
 	}
-	return attempted{
+	return storedAttempt{
 		id: rec.job.id(), number: 1, startedAt: rec.startedAt, took: rec.result.Duration, status: rec.result.Status,
 		delivered: rec.outcome.kind == delivered, problem: made.errors[0], response: made.responses[0],
 	}, nil
