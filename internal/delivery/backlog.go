@@ -158,13 +158,7 @@ func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
 // backlogQuery leaves the planner no other choice than the indexes on due_at and
 // retries_oldest. With a comparison listener_id = l.listener_id it would walk through the
 // primary key instead, past all rows that are final.
-const backlogQuery = `WITH RECURSIVE l AS (
-		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
-		UNION ALL
-		SELECT (SELECT r.listener_id FROM retries r WHERE r.state = 'pending' AND r.listener_id > l.listener_id
-			ORDER BY r.listener_id LIMIT 1)
-		FROM l WHERE l.listener_id IS NOT NULL
-	) SELECT listener_id,
+const backlogQuery = withPending + `SELECT listener_id,
 		(SELECT count(*) FROM (
 			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.order_key <> ''
 				AND r.due_at <= now() ORDER BY r.due_at LIMIT $1)

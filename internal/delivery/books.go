@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -109,13 +110,7 @@ func (d *Delivery) page(ctx context.Context, listener int64, status string, befo
 		keys = append(keys, some...)
 	}
 	slices.SortFunc(keys, func(a, b event.Key) int {
-		if older(a, b) {
-			return 1
-		}
-		if older(b, a) {
-			return -1
-		}
-		return 0
+		return cmp.Or(cmp.Compare(b.Batch, a.Batch), cmp.Compare(b.Ordinal, a.Ordinal))
 	})
 	keys = slices.Compact(keys)
 	return d.entries(ctx, listener, keys[:min(limit, len(keys))])

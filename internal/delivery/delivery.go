@@ -283,9 +283,12 @@ func (d *Delivery) all() []*lane {
 }
 
 // wake makes the retry loop look for retries now.
-func (d *Delivery) wake() {
+func (d *Delivery) wake() { poke(d.kick) }
+
+// poke leaves a token in a channel with room for one, unless one is there already.
+func poke(c chan<- struct{}) {
 	select {
-	case d.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

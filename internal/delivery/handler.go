@@ -168,18 +168,31 @@ func (d *Delivery) RetryDelivery(ctx context.Context, req openapi.RetryDeliveryR
 	return openapi.RetryDelivery202JSONResponse(show(&e, l)), nil
 }
 
+// span returns the span of time that a call names: without since from the beginning, and
+// without until to now.
+func span(since, until *time.Time) (from, to time.Time, err error) {
+	to = time.Now()
+	if since != nil {
+		from = *since
+	}
+	if until != nil {
+		to = *until
+	}
+	if !from.Before(to) {
+		err = openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", from.Format(time.RFC3339), to.Format(time.RFC3339)))
+	}
+	return from, to, err
+}
+
 // ReplayListener implements POST /listeners/{id}/replay.
 func (d *Delivery) ReplayListener(ctx context.Context, req openapi.ReplayListenerRequestObject) (openapi.ReplayListenerResponseObject, error) {
 	l, err := d.registered(req.Id)
 	if err != nil {
 		return nil, err
 	}
-	since, until := req.Body.Since, time.Now()
-	if req.Body.Until != nil {
-		until = *req.Body.Until
-	}
-	if !since.Before(until) {
-		return nil, openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", since.Format(time.RFC3339), until.Format(time.RFC3339)))
+	since, until, err := span(&req.Body.Since, req.Body.Until)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("the replay took too long: replay a shorter span of time"))
 	defer cancel()
@@ -196,15 +209,9 @@ func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerR
 	if err != nil {
 		return nil, err
 	}
-	since, until := time.Time{}, time.Now()
-	if req.Body.Since != nil {
-		since = *req.Body.Since
-	}
-	if req.Body.Until != nil {
-		until = *req.Body.Until
-	}
-	if !since.Before(until) {
-		return nil, openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", since.Format(time.RFC3339), until.Format(time.RFC3339)))
+	since, until, err := span(req.Body.Since, req.Body.Until)
+	if err != nil {
+		return nil, err
 	}
 	states := make([]string, len(req.Body.Status))
 	for i, s := range req.Body.Status {

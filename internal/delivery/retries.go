@@ -35,10 +35,7 @@ func (d *Delivery) due(at time.Time) {
 	}
 	d.mu.Unlock()
 	if sooner {
-		select {
-		case d.replan <- struct{}{}:
-		default:
-		}
+		poke(d.replan)
 	}
 }
 
@@ -159,16 +156,20 @@ func (r *room) take(background bool) {
 	}
 }
 
+// withPending begins a query for the listeners that have pending retries, l. It hops from
+// listener to listener in the index instead of reading every row. The last one is NULL.
+const withPending = `WITH RECURSIVE l AS (
+		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
+		UNION ALL
+		SELECT (SELECT r.listener_id FROM retries r WHERE r.state = 'pending' AND r.listener_id > l.listener_id
+			ORDER BY r.listener_id LIMIT 1)
+		FROM l WHERE l.listener_id IS NOT NULL
+	) `
+
 // withRoom returns the listeners that have pending retries and a lane with room for
-// some. It hops from listener to listener in the index instead of reading every row.
+// some.
 func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
-	rows, err := d.pool.Query(ctx, `WITH RECURSIVE l AS (
-			(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
-			UNION ALL
-			SELECT (SELECT r.listener_id FROM retries r WHERE r.state = 'pending' AND r.listener_id > l.listener_id
-				ORDER BY r.listener_id LIMIT 1)
-			FROM l WHERE l.listener_id IS NOT NULL
-		) SELECT listener_id FROM l WHERE listener_id IS NOT NULL`)
+	rows, err := d.pool.Query(ctx, withPending+`SELECT listener_id FROM l WHERE listener_id IS NOT NULL`)
 	if err != nil {
 		return nil, fmt.Errorf("list listeners with retries: %w", err)
 	}
