@@ -99,10 +99,7 @@ func pageQueries(status string) (queries []string) {
 func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
 	var keys []event.Key
 	for _, q := range pageQueries(status) {
-		rows, err := d.pool.Query(ctx, q, listener, before.Batch, before.Ordinal, limit)
-		if err != nil {
-			return nil, fmt.Errorf("list deliveries: %w", err)
-		}
+		rows, _ := d.pool.Query(ctx, q, listener, before.Batch, before.Ordinal, limit)
 		some, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event.Key])
 		if err != nil {
 			return nil, fmt.Errorf("list deliveries: %w", err)
@@ -137,12 +134,9 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 	for _, e := range events {
 		at[e.Key].event = e
 	}
-	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, state, attempt, due_at
+	rows, _ := d.pool.Query(ctx, `SELECT batch_id, ordinal, state, attempt, due_at
 		FROM retries JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1`,
 		listener, batches, ordinals)
-	if err != nil {
-		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
-	}
 	var w storedRetry
 	if _, err := pgx.ForEachRow(rows, []any{&w.id.Key.Batch, &w.id.Key.Ordinal, &w.state, &w.attempts, &w.due}, func() error {
 		row := w
@@ -167,10 +161,7 @@ const attemptColumns = `batch_id, ordinal, listener_id, attempt, started_at, dur
 
 // attemptsOf returns the attempts that a query selects.
 func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([]storedAttempt, error) {
-	rows, err := d.pool.Query(ctx, query, args...)
-	if err != nil {
-		return nil, fmt.Errorf("read attempts: %w", err)
-	}
+	rows, _ := d.pool.Query(ctx, query, args...)
 	made, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a storedAttempt, err error) {
 		var us int64
 		err = row.Scan(&a.id.Key.Batch, &a.id.Key.Ordinal, &a.id.Listener, &a.number, &a.startedAt, &us, &a.status, &a.delivered,

@@ -57,10 +57,7 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []j
 // claimSome claims the rows that a query selects, and returns their jobs and the keys of
 // their events.
 func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts []int32, limit int, due string) (jobs []job, keys []event.Key, err error) {
-	rows, err := tx.Query(ctx, claimOf(due), ids, counts, owner, limit)
-	if err != nil {
-		return nil, nil, err
-	}
+	rows, _ := tx.Query(ctx, claimOf(due), ids, counts, owner, limit)
 	jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (job, error) {
 		var k event.Key
 		j := job{owner: owner}

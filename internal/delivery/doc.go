@@ -92,5 +92,6 @@
 // [Delivery.Run] owns the recorder, the loop that takes up retries, and the workers; it
 // returns when all have ended. After [Delivery.Stop] no POST begins, those in flight
 // finish and are recorded. Canceling Run's context ends them too. The lanes belong to
-// the Delivery; a lane with nothing to do has no goroutine.
+// the Delivery; a lane with nothing to do has no goroutine. The error of a Query is read
+// from its rows, as pgx allows: nothing else looks at it.
 package delivery

@@ -123,10 +123,7 @@ func (h *health) apply(r healthRows) {
 
 // readHealth reads since when listeners have been failing.
 func (d *Delivery) readHealth(ctx context.Context) error {
-	rows, err := d.pool.Query(ctx, `SELECT listener_id, failing_since FROM listener_health WHERE failing_since IS NOT NULL`)
-	if err != nil {
-		return fmt.Errorf("read which listeners are failing: %w", err)
-	}
+	rows, _ := d.pool.Query(ctx, `SELECT listener_id, failing_since FROM listener_health WHERE failing_since IS NOT NULL`)
 	failing := make(map[int64]time.Time)
 	var (
 		id    int64

@@ -62,10 +62,7 @@ func (r *keyring) sealStored(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE signing_keys IN EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `SELECT id, public_key, seed FROM signing_keys`)
-		if err != nil {
-			return err
-		}
+		rows, _ := tx.Query(ctx, `SELECT id, public_key, seed FROM signing_keys`)
 		var (
 			b            pgx.Batch
 			id           int64
@@ -121,10 +118,7 @@ func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
 }
 
 func (r *keyring) load(ctx context.Context) error {
-	rows, err := r.pool.Query(ctx, `SELECT id, public_key, seed, created_at FROM signing_keys ORDER BY id DESC`)
-	if err != nil {
-		return fmt.Errorf("read the signing keys: %w", err)
-	}
+	rows, _ := r.pool.Query(ctx, `SELECT id, public_key, seed, created_at FROM signing_keys ORDER BY id DESC`)
 	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k signingKey, err error) {
 		var public, stored []byte
 		if err := row.Scan(&k.id, &public, &stored, &k.createdAt); err != nil {

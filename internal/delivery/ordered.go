@@ -213,12 +213,9 @@ func (d *Delivery) unparkKeys(ctx context.Context) error {
 	for i, k := range keys {
 		listeners[i], names[i] = k.listener, k.name
 	}
-	rows, err := d.pool.Query(ctx, `SELECT i FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (listener_id, name, i)
+	rows, _ := d.pool.Query(ctx, `SELECT i FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (listener_id, name, i)
 		WHERE NOT EXISTS (SELECT FROM retries r WHERE r.listener_id = k.listener_id AND r.order_key = k.name
 			AND r.order_key <> '' AND r.state = 'pending')`, listeners, names)
-	if err != nil {
-		return fmt.Errorf("look for idle ordering keys: %w", err)
-	}
 	idle, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
 		return fmt.Errorf("look for idle ordering keys: %w", err)

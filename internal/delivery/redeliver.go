@@ -96,12 +96,9 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 	if err != nil {
 		return nil, err
 	}
-	rows, err := d.pool.Query(ctx, `SELECT batch_id, ordinal, owner IS NOT NULL FROM retries WHERE listener_id = $1 AND batch_id BETWEEN $2 AND $3
+	rows, _ := d.pool.Query(ctx, `SELECT batch_id, ordinal, owner IS NOT NULL FROM retries WHERE listener_id = $1 AND batch_id BETWEEN $2 AND $3
 		UNION ALL SELECT batch_id, ordinal, false FROM attempts WHERE listener_id = $1 AND batch_id = ANY($4) AND delivered`,
 		listener, batches[0], batches[len(batches)-1], unsettled)
-	if err != nil {
-		return nil, fmt.Errorf("look for deliveries under way: %w", err)
-	}
 	under := make(map[event.Key]bool)
 	var k event.Key
 	var inHand bool
@@ -130,12 +127,9 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 	after := event.Key{Batch: d.store.At(since) - 1, Ordinal: math.MaxInt32} // no event is stored before it is received
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
 		for {
-			rows, err := tx.Query(ctx, `SELECT batch_id, ordinal FROM retries
+			rows, _ := tx.Query(ctx, `SELECT batch_id, ordinal FROM retries
 				WHERE listener_id = $1 AND (batch_id, ordinal) > ($2, $3) AND state = ANY($4) AND owner IS NULL
 				ORDER BY batch_id, ordinal LIMIT $5`, listener, after.Batch, after.Ordinal, states, bulkPage)
-			if err != nil {
-				return err
-			}
 			page, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event.Key])
 			if err != nil || len(page) == 0 {
 				return err

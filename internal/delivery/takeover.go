@@ -15,12 +15,9 @@ import (
 // here or elsewhere.
 func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	wanted, of := wantedBy(batches)
-	rows, err := d.pool.Query(ctx, `WITH u AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u (listener_id, batch_id))
+	rows, _ := d.pool.Query(ctx, `WITH u AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u (listener_id, batch_id))
 		SELECT batch_id, ordinal, listener_id FROM u JOIN attempts USING (listener_id, batch_id) WHERE delivered
 		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, wanted, of)
-	if err != nil {
-		return fmt.Errorf("read the settled deliveries: %w", err)
-	}
 	settled := make(map[ID]bool)
 	var id ID
 	if _, err := pgx.ForEachRow(rows, []any{&id.Key.Batch, &id.Key.Ordinal, &id.Listener}, func() error {
@@ -78,14 +75,11 @@ func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
 // Prepare lets the lanes know which ordering keys have deliveries waiting in retries:
 // newer ones must not overtake them.
 func (d *Delivery) Prepare(ctx context.Context) error {
-	rows, err := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
+	rows, _ := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
 		WHERE state = 'pending' AND order_key <> ''
 		ORDER BY listener_id DESC, order_key DESC, batch_id DESC, ordinal DESC`)
-	if err != nil {
-		return fmt.Errorf("read the ordering keys that wait for a retry: %w", err)
-	}
 	var k parkedKey
-	if _, err = pgx.ForEachRow(rows, []any{&k.listener, &k.name, &k.newest.Batch, &k.newest.Ordinal}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&k.listener, &k.name, &k.newest.Batch, &k.newest.Ordinal}, func() error {
 		d.lane(k.listener).park(k.name, k.newest)
 		return nil
 	}); err != nil {

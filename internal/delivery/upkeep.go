@@ -21,10 +21,7 @@ func (d *Delivery) upkeep(ctx context.Context) error {
 		AND (state <> 'pending' OR due_at < now() - $1::interval)`, d.cfg.Retention); err != nil {
 		return fmt.Errorf("remove old outcomes: %w", err)
 	}
-	rows, err := d.pool.Query(ctx, `SELECT DISTINCT listener_id FROM retries WHERE updated_at < now() - interval '1 hour'`)
-	if err != nil {
-		return fmt.Errorf("list listeners with old retries: %w", err)
-	}
+	rows, _ := d.pool.Query(ctx, `SELECT DISTINCT listener_id FROM retries WHERE updated_at < now() - interval '1 hour'`)
 	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
 		return fmt.Errorf("list listeners with old retries: %w", err)
