@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway"
@@ -89,9 +87,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	s.gateway = gateway.New(gw, gatewayStore{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	s.calls = listeners.NewCalls(s.listeners, listeners.CallsConfig{
-		CheckTarget: func(u *url.URL) error { return callback.CheckTarget(cfg.allowTargets, u) },
-		Locate:      func(ctx context.Context, u *url.URL) error { return callback.Locate(ctx, cfg.allowTargets, nil, u) },
-		Gateway:     s.gateway, Callbacks: s.delivery,
+		AllowTargets: cfg.allowTargets, Gateway: s.gateway, Callbacks: s.delivery,
 	})
 	return s, s.makeHTTP(key)
 }

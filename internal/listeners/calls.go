@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 	"github.com/gatehook/gatehook/internal/postgres"
@@ -30,15 +32,14 @@ type Calls struct {
 	cfg       CallsConfig
 }
 
-// CallsConfig is what Calls asks before it registers a listener. All fields are
-// required.
+// CallsConfig is what Calls asks before it registers a listener. Gateway and
+// Callbacks are required.
 type CallsConfig struct {
-	// CheckTarget returns why a callback at a URL could never be dialed, or nil.
-	CheckTarget func(*url.URL) error
-	// Locate returns why a callback can't be dialed now, or nil. It looks names up.
-	Locate    func(context.Context, *url.URL) error
-	Gateway   Gateway
-	Callbacks Callbacks
+	// AllowTargets are the private ranges that callbacks may resolve to; nil for
+	// none.
+	AllowTargets []netip.Prefix
+	Gateway      Gateway
+	Callbacks    Callbacks
 }
 
 // Gateway knows which events Discord sends to this bot.
@@ -214,7 +215,7 @@ func (c *Calls) locate(ctx context.Context, before, after *registration) error {
 	}
 	u, err := url.Parse(after.URL)
 	if err == nil {
-		err = c.cfg.Locate(ctx, u)
+		err = callback.Locate(ctx, c.cfg.AllowTargets, nil, u)
 	}
 	if err != nil {
 		return openapi.FieldError("url", err.Error())
@@ -347,4 +348,3 @@ func answer(err error) error {
 		return err
 	}
 }
-

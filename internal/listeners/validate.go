@@ -14,6 +14,7 @@ import (
 	"github.com/oapi-codegen/nullable"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/openapi"
 )
@@ -175,7 +176,7 @@ func (c *Calls) checkURL(p *problems, raw string) string {
 	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
 		p.add("url", "it has a fragment (#…), which is never sent")
 	default:
-		if err := c.cfg.CheckTarget(u); err != nil {
+		if err := callback.CheckTarget(c.cfg.AllowTargets, u); err != nil {
 			p.add("url", "%v", err)
 		}
 	}
