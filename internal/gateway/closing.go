@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
@@ -114,4 +116,49 @@ func invalidWait(cause error, least time.Duration, r float64) time.Duration {
 		return 0
 	}
 	return least + time.Duration(r*float64(4*least))
+}
+
+// lossOf says for people why a session is gone.
+func lossOf(end ending) string {
+	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
+		return "it could not be resumed"
+	}
+	_, reason := closeText(end.cause)
+	return reason
+}
+
+// closeText says for people how a connection ended. Addresses of this machine
+// are not in it: it goes to callbacks.
+func closeText(cause error) (code int, reason string) {
+	if sent := (ending{cause: cause}).code(); sent != 0 {
+		code = int(sent)
+		return code, cmp.Or(sent.Meaning(), "closed with code "+strconv.Itoa(code))
+	}
+	for _, own := range ownCauses {
+		if errors.Is(cause, own.err) {
+			return int(discord.CodeKeepSession), own.err.Error()
+		}
+	}
+	return abnormalClosure, "the connection broke"
+}
+
+// abnormalClosure stands for a connection that ended without a close frame
+// (RFC 6455, section 7.1.5).
+const abnormalClosure = 1006
+
+// reconnectReason is a bounded label for why a connection ended.
+func reconnectReason(cause error) string {
+	code := ending{cause: cause}.code()
+	if code.Meaning() != "" {
+		return strconv.Itoa(int(code))
+	}
+	for _, own := range ownCauses {
+		if errors.Is(cause, own.err) {
+			return own.label
+		}
+	}
+	if code != 0 {
+		return "other_code"
+	}
+	return "network"
 }

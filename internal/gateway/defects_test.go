@@ -15,7 +15,6 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // What other programs for the same purpose are known to get wrong, found by
@@ -362,5 +361,3 @@ func TestDefect9SequenceBeforeStore(t *testing.T) {
 	}
 	r.legal()
 }
-
-var _ prometheus.Metric = prometheus.Histogram(nil)

@@ -16,7 +16,7 @@ func FuzzReady(f *testing.F) {
 	f.Fuzz(func(t *testing.T, d []byte) {
 		var r discord.Ready
 		_ = json.Unmarshal(d, &r) // as far as possible
-		l := &link{loaded: make(chan struct{}), intents: 1}
+		l := &loading{done: make(chan struct{})}
 		l.expect(r.Guilds)
 	})
 }

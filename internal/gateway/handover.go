@@ -23,30 +23,6 @@ import (
 // over.
 var errUpgradeFailed = errors.New("the first connection ended before the second could take over")
 
-// running is a link at work.
-type running struct {
-	*link
-	cancel context.CancelCauseFunc
-	done   chan struct{}
-	end    ending // once done is closed
-}
-
-func start(ctx context.Context, l *link) *running {
-	ctx, cancel := context.WithCancelCause(ctx)
-	r := &running{link: l, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(r.done)
-		r.end = l.run(ctx)
-	}()
-	return r
-}
-
-// stop ends the link and waits for it.
-func (r *running) stop(cause error) {
-	r.cancel(cause)
-	<-r.done
-}
-
 // carry runs a link to its end, and lets another one take its place whenever
 // more intents are needed. It returns the one that was last.
 func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
@@ -66,7 +42,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 			return current.link, current.end
 		case <-began:
 			began = nil
-			loaded, patience = current.loaded, time.After(s.patience(current.link))
+			loaded, patience = current.loading.done, time.After(s.patience(current.link))
 		case <-loaded:
 			loaded = nil
 			t.serve()
@@ -133,12 +109,6 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 	}
 }
 
-// lacks returns the intents that the link's session is without. It is known
-// once the link is live.
-func (l *link) lacks(wanted event.Intents) event.Intents {
-	return wanted &^ event.Intents(l.has.Load())
-}
-
 // replace begins a session with the intents that are needed and lets it take
 // over from old, which has ended then. With an error it returns the link that
 // has the old session: old as it was, or one that has ended.
@@ -192,15 +162,6 @@ func (s *shard) readOut(ctx context.Context, out sink, old *running) *running {
 	}
 }
 
-func (r *running) ended() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // await returns when next gets everything that old gets.
 func (s *shard) await(next, old *running) error {
 	select {
@@ -216,7 +177,7 @@ func (s *shard) await(next, old *running) error {
 	limit := time.NewTimer(s.patience(next.link))
 	defer limit.Stop()
 	select {
-	case <-next.loaded:
+	case <-next.loading.done:
 	case <-limit.C:
 	case <-next.done:
 		return next.end.cause
@@ -234,30 +195,72 @@ func (s *shard) patience(l *link) time.Duration {
 	return s.timing.load
 }
 
-// expect notes the guilds that a new session is still to be told of (Discord:
-// Guild Availability): before that it does not get everything.
-func (l *link) expect(guilds []discord.Guild) {
-	if l.intents&event.IntentGuilds == 0 || l.loading != nil {
-		return
-	}
-	l.loading = make(map[event.Snowflake]bool, len(guilds))
-	for _, g := range guilds {
-		if id, ok := g.Snowflake(); ok {
-			l.loading[id] = true
+// guide brings a shard of the next set from dropping what it receives over
+// holding it back to delivering it.
+func (s *shard) guide(ctx context.Context, t *tenure) {
+	backoff := discord.NewBackoff(s.timing.reconnect)
+	for marked := t.claim.Stage(); ; {
+		var err error
+		stage, deliver := stageOf(t.at())
+		switch {
+		case deliver:
+			if err = s.open(ctx, t); err == nil {
+				return
+			}
+		case stage != marked:
+			if stage == event.StageHolding {
+				t.gate.hold()
+			}
+			if err = t.claim.Mark(ctx, stage); err == nil {
+				marked = stage
+			}
 		}
-	}
-	if len(l.loading) == 0 {
-		close(l.loaded)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "could not change over, trying again", slog.Any("error", err))
+			wait, _ := backoff.Next()
+			if discord.Sleep(ctx, wait) != nil {
+				return
+			}
+			continue
+		}
+		select {
+		case <-t.news:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
-// loads crosses off a guild.
-func (l *link) loads(e *event.Event) {
-	if len(l.loading) == 0 || e.Name != "GUILD_CREATE" && e.Name != "GUILD_DELETE" {
-		return
+// stageOf is how far a shard of the next set is, or whether it is to deliver.
+func stageOf(d duty, served bool) (stage event.Stage, deliver bool) {
+	switch {
+	case d == dutyDeliver || d == dutyLeave:
+		return event.StageNone, true
+	case d == dutyHold:
+		return event.StageHolding, false
+	case served:
+		return event.StageReady, false
+	default:
+		return event.StageNone, false
 	}
-	delete(l.loading, e.GuildID)
-	if len(l.loading) == 0 {
-		close(l.loaded)
+}
+
+// open lets the shard deliver, less what the set before it told.
+func (s *shard) open(ctx context.Context, t *tenure) error {
+	list, err := s.told(ctx)
+	if err != nil {
+		return err
 	}
+	told := make(map[event.Told]int, len(list))
+	for _, e := range list {
+		told[e]++
+	}
+	if err := t.gate.open(ctx, told); err != nil {
+		return err
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")
+	return t.claim.Mark(ctx, event.StageNone)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -54,11 +53,10 @@ type link struct {
 	// unanswered is how many RESUMEs of the session may have been answered by
 	// a RESUMED that was not read yet: Discord may replay those.
 	unanswered int
-	loading    map[event.Snowflake]bool // guilds of READY that are still to come
+	loading    loading
 	origins    *origins
 
 	began     chan struct{} // closed at READY or RESUMED
-	loaded    chan struct{} // closed when nothing is loading any more
 	asked     chan struct{} // Discord asks for a heartbeat
 	sessionID atomic.Pointer[string]
 	has       atomic.Int64 // the session's intents
@@ -78,19 +76,11 @@ type link struct {
 	pulse pulse
 }
 
-// sink is where a link puts its events: the shard's outlet, or a holding while
-// another connection of the shard still delivers.
-type sink interface {
-	put(ctx context.Context, session *event.Session, e *event.Event) error
-	putSoon(ctx context.Context, limit time.Duration, events ...*event.Event)
-	stored(sessionID string) int64
-}
-
 func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
 		shard: s, out: out, session: session, log: s.log, intents: session.Intents, released: func() {},
 		origins: &origins{away: map[event.Snowflake]bool{}},
-		began:   make(chan struct{}), loaded: make(chan struct{}), asked: make(chan struct{}, 1),
+		loading: loading{done: make(chan struct{})}, began: make(chan struct{}), asked: make(chan struct{}, 1),
 	}
 	l.sessionID.Store(&session.ID)
 	l.has.Store(int64(session.Intents))
@@ -268,56 +258,6 @@ func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error)
 	}
 }
 
-// beat sends heartbeats (Discord: Sending Heartbeats) until ctx ends.
-func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
-	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-l.asked:
-			l.mu.Lock()
-			l.pulse.asked(time.Now())
-			l.mu.Unlock()
-		case <-timer.C:
-			timer.Reset(interval)
-			l.mu.Lock()
-			dead := l.pulse.beat(time.Now(), l.busyFor(), interval)
-			l.mu.Unlock()
-			if dead {
-				end(errZombie)
-				return
-			}
-		}
-		if err := l.conn.Send(ctx, discord.OpHeartbeat, l.heartbeatSeq()); err != nil {
-			l.give(ctx, end, err)
-			return
-		}
-		l.shard.metrics.heartbeats.Inc()
-	}
-}
-
-// heartbeatSeq is the d of a heartbeat: what is stored, not what was received.
-// Discord does not say whether it forgets what a heartbeat acknowledges, and
-// so it may. Nor is it more than this connection was sent: what an earlier one
-// received may be stored only after the RESUME, and is being replayed then.
-func (l *link) heartbeatSeq() any {
-	if seq := min(l.out.stored(*l.sessionID.Load()), l.seen.Load()); seq > 0 {
-		return seq
-	}
-	return nil
-}
-
-// busyFor is for how long, so far, the reader did not wait for the socket.
-func (l *link) busyFor() time.Duration {
-	d := time.Duration(l.busy.Load())
-	if since := l.busySince.Load(); since != 0 {
-		d += time.Since(time.Unix(0, since))
-	}
-	return d
-}
-
 // handle deals with a payload other than HELLO and dispatches. An error ends
 // the connection.
 func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error {
@@ -427,7 +367,9 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	l.sessionID.Store(&r.SessionID)
 	l.has.Store(int64(l.intents))
 	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
-	l.expect(r.Guilds)
+	if l.intents&event.IntentGuilds != 0 {
+		l.loading.expect(r.Guilds)
+	}
 	l.origins = newOrigins(r.Guilds)
 	return nil
 }
@@ -438,8 +380,8 @@ func (l *link) establish(ctx context.Context, resumed bool) {
 	// In this order: what follows from being live may have more to report.
 	l.report(l.connected(time.Now()))
 	if !l.isLive() {
-		if resumed && l.loading == nil {
-			close(l.loaded) // it is told of its guilds with READY only
+		if resumed {
+			l.loading.expect(nil) // Discord lists the guilds in READY only
 		}
 		close(l.began)
 	}
@@ -505,7 +447,7 @@ func (l *link) put(ctx context.Context, f discord.Frame, now time.Time) error {
 	if o := l.overlap.Load(); o != nil {
 		o.add(e)
 	}
-	l.loads(e)
+	l.loading.note(e)
 	return nil
 }
 
@@ -550,4 +492,20 @@ func (l *link) drop(ctx context.Context, reason, detail string) {
 // odd logs what is wrong with a payload that is used all the same.
 func (l *link) odd(ctx context.Context, what string, err error) {
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload not as documented", slog.String("detail", what), slog.Any("error", err))
+}
+
+// lacks returns the intents that the link's session is without. It is known
+// once the link is live.
+func (l *link) lacks(wanted event.Intents) event.Intents {
+	return wanted &^ event.Intents(l.has.Load())
+}
+
+// inherit notes what presence a session shows that is resumed, and what is
+// known of its guilds, from the connection before, which has ended (nil: none).
+func (l *link) inherit(before *running) {
+	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
+		l.presence.Store(before.presence.Load())
+		l.origins = before.origins
+		l.unanswered = before.unanswered
+	}
 }

@@ -183,16 +183,3 @@ func (r *clockRig) sleep(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
-
-// entries returns what happened, of one kind.
-func (r *rig) entries(k discordtest.Kind) []discordtest.Entry {
-	return slices.DeleteFunc(r.Log(), func(e discordtest.Entry) bool { return e.Kind != k })
-}
-
-// gaps returns the times between entries.
-func gaps(entries []discordtest.Entry) (list []time.Duration) {
-	for i := 1; i < len(entries); i++ {
-		list = append(list, entries[i].At.Sub(entries[i-1].At))
-	}
-	return list
-}

@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"errors"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -108,21 +106,4 @@ func (m *metrics) learn(name string) eventName {
 	known := eventName{name, m.events.WithLabelValues(strings.ToValidUTF8(name, "?"))}
 	m.names[name] = known
 	return known
-}
-
-// reconnectReason is a bounded label for why a connection ended.
-func reconnectReason(cause error) string {
-	code := ending{cause: cause}.code()
-	if code.Meaning() != "" {
-		return strconv.Itoa(int(code))
-	}
-	for _, own := range ownCauses {
-		if errors.Is(cause, own.err) {
-			return own.label
-		}
-	}
-	if code != 0 {
-		return "other_code"
-	}
-	return "network"
 }

@@ -1,17 +1,11 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"strconv"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
-	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -84,61 +78,10 @@ func (o *outlet) at() event.Session {
 	return o.cursor
 }
 
-// The data of shard events. Consumers of SHARD_CONNECT, CONNECT and
-// SHARD_RESUME get {"shard_id":n}.
-type shardData struct {
-	ShardID int `json:"shard_id"`
+// sink is where a link puts its events: the shard's outlet, or a holding while
+// another connection of the shard still delivers.
+type sink interface {
+	put(ctx context.Context, session *event.Session, e *event.Event) error
+	putSoon(ctx context.Context, limit time.Duration, events ...*event.Event)
+	stored(sessionID string) int64
 }
-
-// disconnectData is the data of SHARD_DISCONNECT and DISCONNECT. Code is the
-// WebSocket close code: Discord's, or the one that this side sent, or 1006
-// where the connection broke without any.
-type disconnectData struct {
-	ShardID int    `json:"shard_id"`
-	Code    int    `json:"code"`
-	Reason  string `json:"reason"`
-}
-
-// lostData is the data of GATEHOOK_SESSION_LOST. What Discord dispatched after
-// AfterSeq of session SessionID and before NextSeq of session NextSessionID
-// could not be had.
-type lostData struct {
-	ShardID       int    `json:"shard_id"`
-	SessionID     string `json:"session_id"`
-	AfterSeq      int64  `json:"after_seq"`
-	NextSessionID string `json:"next_session_id"`
-	NextSeq       int64  `json:"next_seq"`
-	Reason        string `json:"reason"`
-}
-
-// ownEvent makes an event that Discord did not number.
-func ownEvent(shard event.Shard, name string, data any) (*event.Event, error) {
-	b, err := json.Marshal(data)
-	if err != nil {
-		return nil, err
-	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return nil, err
-	}
-	return &event.Event{ID: id, Name: name, Shard: shard, ReceivedAt: time.Now(), Data: b}, nil
-}
-
-// closeText says for people how a connection ended. Addresses of this machine
-// are not in it: it goes to callbacks.
-func closeText(cause error) (code int, reason string) {
-	if sent := (ending{cause: cause}).code(); sent != 0 {
-		code = int(sent)
-		return code, cmp.Or(sent.Meaning(), "closed with code "+strconv.Itoa(code))
-	}
-	for _, own := range ownCauses {
-		if errors.Is(cause, own.err) {
-			return int(discord.CodeKeepSession), own.err.Error()
-		}
-	}
-	return abnormalClosure, "the connection broke"
-}
-
-// abnormalClosure stands for a connection that ended without a close frame
-// (RFC 6455, section 7.1.5).
-const abnormalClosure = 1006

@@ -1,12 +1,10 @@
 package gateway
 
 import (
-	"errors"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
 
@@ -66,30 +64,5 @@ func TestOutletCursor(t *testing.T) {
 	}
 	if o.stored("old") != 7 || o.stored("new") != 0 || o.stored("") != 0 {
 		t.Errorf("stored %d, %d, %d", o.stored("old"), o.stored("new"), o.stored(""))
-	}
-}
-
-func TestUpgrades(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(0, 0)
-	var u upgrades
-	if u.wait(1, now) != 0 {
-		t.Error("the first try has to wait")
-	}
-	u.failed(1, now, errors.New("x"), 1)
-	if got := u.wait(1, now); got != 30*time.Second {
-		t.Errorf("waits %v after the first failure", got)
-	}
-	if u.wait(3, now) != 0 {
-		t.Error("other intents have to wait")
-	}
-	for range 20 {
-		u.failed(1, now, closed(4014), 1<<15)
-	}
-	if got := u.wait(1, now); got != time.Hour {
-		t.Errorf("waits %v after many failures", got)
-	}
-	if want := "events are missing: " + discord.CodeDisallowedIntents.Remedy(1<<15); u.problem != want {
-		t.Errorf("problem %q, want %q", u.problem, want)
 	}
 }

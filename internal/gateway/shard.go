@@ -19,52 +19,6 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// timing is how long things take. Tests can't wait that long.
-type timing struct {
-	// hello is how long HELLO may take to come.
-	hello time.Duration
-	// reconnect is the first wait before a reconnect; later ones are longer.
-	reconnect time.Duration
-	// invalid is the shortest pause after op 9; the longest is five times it.
-	invalid time.Duration
-	// survey is how often is looked who has which shards.
-	survey time.Duration
-	// grants is how often is looked whether a missing intent was switched on.
-	grants time.Duration
-	// recommend is how often Discord is asked how many shards there should be.
-	recommend time.Duration
-	// overlap is how long two sets of shards receive the same before the first
-	// one is let go: by so much may it be behind the other.
-	overlap time.Duration
-	// margin is by how much a dispatch may arrive earlier on one connection
-	// than on another.
-	margin time.Duration
-	// notice is how long the journal may take for a SHARD_DISCONNECT.
-	notice time.Duration
-	// release bounds giving a shard back.
-	release time.Duration
-	// load is how long the guilds of a new session may take to come before it
-	// takes over: its events begin with them, and one in an outage does not
-	// come at all. settle is the time that a session gets instead which is not
-	// told of its guilds, for want of the GUILDS intent.
-	load, settle time.Duration
-}
-
-var usualTiming = timing{
-	hello:     20 * time.Second,
-	reconnect: 500 * time.Millisecond,
-	invalid:   time.Second,
-	survey:    time.Second,
-	grants:    time.Minute,
-	recommend: 10 * time.Minute,
-	overlap:   5 * time.Second,
-	margin:    2 * time.Second,
-	notice:    time.Second,
-	release:   5 * time.Second,
-	load:      15 * time.Second,
-	settle:    5 * time.Second,
-}
-
 // shard is one shard that this instance may run. While it does there is a
 // tenure: it keeps it connected, and decides after every connection what
 // follows.
@@ -226,15 +180,6 @@ func (s *shard) lose(ctx context.Context, t *tenure, session event.Session, reas
 	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
 }
 
-// lossOf says for people why a session is gone.
-func lossOf(end ending) string {
-	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
-		return "it could not be resumed"
-	}
-	_, reason := closeText(end.cause)
-	return reason
-}
-
 // tellLost tells of a lost session that no other one of this shard follows.
 func (s *shard) tellLost(ctx context.Context, t *tenure) {
 	if s.lost == nil {
@@ -304,4 +249,100 @@ func (s *shard) url(resumeURL string) string {
 		return gateway
 	}
 	return resumeURL
+}
+
+// run keeps a claimed shard connected until ctx ends, the lease is lost or
+// the session was read to its end, and gives it back.
+func (s *shard) run(ctx context.Context, t *tenure) {
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		select {
+		case <-t.claim.Lost():
+			t.end(errLeaseLost)
+		case <-ctx.Done():
+		}
+	})
+	if t.gate != nil {
+		tasks.Go(func() { s.guide(ctx, t) })
+	}
+	ended := s.keep(ctx, t)
+	t.end(errDrain)
+	tasks.Wait()
+	s.letGo(ctx, t, ended)
+	s.set(func(st *ShardStatus) { st.State, st.Problem, s.tenure = StateStandby, "", nil })
+}
+
+// confirm returns errLeaseLost if another instance has the shard. It is asked
+// before what would end the other's connection: a process that was paused
+// wakes up in the middle of anything.
+func (s *shard) confirm(ctx context.Context) error {
+	if t := s.held(); t != nil && t.claim.Confirm(ctx) != nil {
+		return errLeaseLost
+	}
+	return nil
+}
+
+func (s *shard) adopt(t *tenure) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tenure = t
+	s.status = ShardStatus{
+		Shard: s.id, State: StateConnecting, Intents: t.out.at().Intents,
+		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
+	}
+}
+
+// letGo gives the shard back, so that another instance need not wait for the
+// lease to run out.
+func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
+	if errors.Is(context.Cause(ctx), errLeaseLost) {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the journal is busy"))
+	defer cancel()
+	release := t.claim.Release
+	if ended {
+		s.log.LogAttrs(ctx, slog.LevelInfo, "shard ended: another set of shards takes over")
+		release = t.claim.End
+	}
+	if err := release(ctx); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not given back: its lease has to run out", slog.Any("error", err))
+	}
+}
+
+// restart lets a shard that failed try again, and one that works connect again.
+// One that is connecting does that already.
+func (s *shard) restart() {
+	if r := s.service(); r != nil {
+		r.cancel(errRestart)
+		return
+	}
+	s.retry()
+}
+
+// presence is what the next IDENTIFY carries. A database that does not answer
+// in time is not waited for: present makes up for that.
+func (s *shard) presence(ctx context.Context) presence {
+	if s.relay == nil {
+		return presence{}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database is slow"))
+	defer cancel()
+	p, err := s.relay.presence(ctx, s.turns.ApplicationID())
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it is sent later", slog.Any("error", err))
+		return presence{}
+	}
+	return p
+}
+
+// service returns the connection that commands go through, or nil while there
+// is none.
+func (s *shard) service() *running {
+	r := s.current.Load()
+	if r == nil || !r.isLive() || r.ended() {
+		return nil
+	}
+	return r
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -210,38 +209,4 @@ func wrap(err error, operation string) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", operation, err)
-}
-
-// outcome is how a command went.
-type outcome string
-
-const (
-	outcomeDone        outcome = "done"
-	outcomeUnconnected outcome = "not_connected"
-	outcomeLimited     outcome = "limited"
-	outcomeIntents     outcome = "intents_missing"
-	outcomeUnanswered  outcome = "unanswered"
-)
-
-// commandError says why a command did not reach Discord. It passes from one
-// instance to another.
-type commandError struct {
-	outcome    outcome
-	detail     string
-	retryAfter time.Duration
-}
-
-// Error implements error.
-func (e *commandError) Error() string { return e.detail }
-
-// status is how HTTP says it.
-func (e *commandError) status() int {
-	switch e.outcome {
-	case outcomeLimited:
-		return http.StatusTooManyRequests
-	case outcomeIntents:
-		return http.StatusConflict
-	default:
-		return http.StatusServiceUnavailable
-	}
 }

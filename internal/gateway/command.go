@@ -91,7 +91,7 @@ func (c *Commands) do(ctx context.Context, r relayed) {
 			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
 			detail: fmt.Sprintf("shard %v is changing its server: try again", r.shard),
 		}
-	} else if err := s.do(ctx, r.op, r.d); err != nil {
+	} else if err := c.perform(ctx, s, r.op, r.d); err != nil {
 		how = err
 	}
 	if err := c.relay.tell(context.WithoutCancel(ctx), r.id, how); err != nil {
@@ -123,7 +123,7 @@ func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op i
 // deliver sends a command to a shard, wherever that is.
 func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d json.RawMessage) error {
 	if s := c.gateway.find(shard); s != nil && s.held() != nil {
-		if err := s.do(ctx, op, d); err != nil {
+		if err := c.perform(ctx, s, op, d); err != nil {
 			return c.answer(ctx, err)
 		}
 		return nil
@@ -157,67 +157,67 @@ func commandName(op int) string {
 	}
 }
 
-// do does a command on the shard; nil when that is done.
-func (s *shard) do(ctx context.Context, op int, d json.RawMessage) *commandError {
+// perform has a shard of this process do a command. It returns nil when that
+// is done.
+func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMessage) *commandError {
 	if op == discord.OpReconnect {
 		s.restart()
-		return s.counted(op, nil)
+		return c.counted(op, nil)
 	}
 	r := s.service()
 	if r == nil {
-		return s.counted(op, s.unconnected())
+		return c.counted(op, unconnected(s.snapshot()))
 	}
 	if missing := needs(op, d) &^ event.Intents(r.has.Load()); missing != 0 {
-		return s.counted(op, &commandError{
+		return c.counted(op, &commandError{
 			outcome: outcomeIntents,
 			detail: fmt.Sprintf("the session of shard %v is without the intent %v: switch it on in the developer portal "+
 				"(Bot, Privileged Gateway Intents), and register a listener that needs it or set GATEHOOK_INTENTS", s.id, missing),
 		})
 	}
-	return s.send(ctx, r, op, d)
+	return c.send(ctx, r, op, d)
 }
 
-// send sends a command over one of the shard's connections.
-func (s *shard) send(ctx context.Context, r *running, op int, d json.RawMessage) *commandError {
+// send sends a command over one connection of a shard.
+func (c *Commands) send(ctx context.Context, r *running, op int, d json.RawMessage) *commandError {
 	err := r.conn.Command(ctx, op, d)
 	if limit, ok := errors.AsType[*discord.LimitError](err); ok {
-		return s.counted(op, &commandError{
+		return c.counted(op, &commandError{
 			outcome: outcomeLimited, retryAfter: limit.Wait,
 			detail: fmt.Sprintf("shard %v: %v, but for the %d that are kept for heartbeats: try again in %v",
-				s.id, limit, discord.SendRoom, limit.Wait.Round(time.Millisecond)),
+				r.shard.id, limit, discord.SendRoom, limit.Wait.Round(time.Millisecond)),
 		})
 	}
 	if err != nil {
-		return s.counted(op, &commandError{
+		return c.counted(op, &commandError{
 			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
-			detail: fmt.Sprintf("the connection of shard %v broke while the command was sent: try again", s.id),
+			detail: fmt.Sprintf("the connection of shard %v broke while the command was sent: try again", r.shard.id),
 		})
 	}
-	return s.counted(op, nil)
+	return c.counted(op, nil)
 }
 
 // counted counts how a command went, and returns that.
-func (s *shard) counted(op int, how *commandError) *commandError {
+func (c *Commands) counted(op int, how *commandError) *commandError {
 	outcome := outcomeDone
 	if how != nil {
 		outcome = how.outcome
 	}
-	s.metrics.commands.WithLabelValues(commandName(op), string(outcome)).Inc()
+	c.gateway.metrics.commands.WithLabelValues(commandName(op), string(outcome)).Inc()
 	return how
 }
 
 // unconnected says why there is no connection.
-func (s *shard) unconnected() *commandError {
-	st := s.snapshot()
+func unconnected(st ShardStatus) *commandError {
 	e := &commandError{outcome: outcomeUnconnected, retryAfter: retryUnconnected}
 	switch st.State {
 	case StateFailed:
 		e.retryAfter = retryFailed
-		e.detail = fmt.Sprintf("shard %v is failed: %s; then POST /shards/%d/restart", s.id, st.Problem, s.id.ID)
+		e.detail = fmt.Sprintf("shard %v is failed: %s; then POST /shards/%d/restart", st.Shard, st.Problem, st.Shard.ID)
 	case StateConnected:
-		e.detail = fmt.Sprintf("shard %v is changing its connection: try again", s.id)
+		e.detail = fmt.Sprintf("shard %v is changing its connection: try again", st.Shard)
 	default:
-		e.detail = fmt.Sprintf("shard %v is %s, not connected: try again when GET /shards says so", s.id, st.State)
+		e.detail = fmt.Sprintf("shard %v is %s, not connected: try again when GET /shards says so", st.Shard, st.State)
 	}
 	return e
 }
@@ -249,3 +249,45 @@ func (c *Commands) unknown() error {
 
 // shown is a shard as the API shows it.
 func shown(s event.Shard) openapi.ShardOfCount { return openapi.ShardOfCount{s.ID, s.Count} }
+
+// outcome is how a command went.
+type outcome string
+
+const (
+	outcomeDone        outcome = "done"
+	outcomeUnconnected outcome = "not_connected"
+	outcomeLimited     outcome = "limited"
+	outcomeIntents     outcome = "intents_missing"
+	outcomeUnanswered  outcome = "unanswered"
+)
+
+// commandError says why a command did not reach Discord. It passes from one
+// instance to another.
+type commandError struct {
+	outcome    outcome
+	detail     string
+	retryAfter time.Duration
+}
+
+// Error implements error.
+func (e *commandError) Error() string { return e.detail }
+
+// status is how HTTP says it.
+func (e *commandError) status() int {
+	switch e.outcome {
+	case outcomeLimited:
+		return http.StatusTooManyRequests
+	case outcomeIntents:
+		return http.StatusConflict
+	default:
+		return http.StatusServiceUnavailable
+	}
+}
+
+// given is what an optional field says, or the zero value.
+func given[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}

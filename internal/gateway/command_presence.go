@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -174,44 +173,10 @@ func (c *Commands) present(ctx context.Context, p presence, now time.Time, sendi
 		r.presences.Add(now)
 		r.presence.Store(p.version)
 		sending.Go(func() {
-			if err := s.send(ctx, r, discord.OpPresence, p.d); err != nil {
+			if err := c.send(ctx, r, discord.OpPresence, p.d); err != nil {
 				r.presence.CompareAndSwap(p.version, 0)
 				s.log.LogAttrs(ctx, slog.LevelDebug, "the presence was not sent, trying again", slog.Any("error", err))
 			}
 		})
 	}
-}
-
-// presence is what the next IDENTIFY carries. A database that does not answer
-// in time is not waited for: present makes up for that.
-func (s *shard) presence(ctx context.Context) presence {
-	if s.relay == nil {
-		return presence{}
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database is slow"))
-	defer cancel()
-	p, err := s.relay.presence(ctx, s.turns.ApplicationID())
-	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it is sent later", slog.Any("error", err))
-		return presence{}
-	}
-	return p
-}
-
-// inherit notes what presence a session shows that is resumed, and what is
-// known of its guilds, from the connection before, which has ended (nil: none).
-func (l *link) inherit(before *running) {
-	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
-		l.presence.Store(before.presence.Load())
-		l.origins = before.origins
-		l.unanswered = before.unanswered
-	}
-}
-
-// given is what an optional field says, or the zero value.
-func given[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
 }

@@ -29,13 +29,3 @@ func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardReq
 	}
 	return openapi.RestartShard202JSONResponse{Shard: shown(shard)}, nil
 }
-
-// restart lets a shard that failed try again, and one that works connect again.
-// One that is connecting does that already.
-func (s *shard) restart() {
-	if r := s.service(); r != nil {
-		r.cancel(errRestart)
-		return
-	}
-	s.retry()
-}

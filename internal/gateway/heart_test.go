@@ -5,7 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify/identifytest"
 )
 
 func TestPulse(t *testing.T) {
@@ -95,3 +97,28 @@ func (storedSink) put(context.Context, *event.Session, *event.Event) error { ret
 func (storedSink) putSoon(context.Context, time.Duration, ...*event.Event) {}
 
 func (s storedSink) stored(string) int64 { return int64(s) }
+
+// TestFirstHeartbeat: before READY there is no sequence number to carry.
+func TestFirstHeartbeat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, discordtest.Config{HeartbeatInterval: 20 * time.Millisecond})
+	hold := make(chan struct{})
+	r.slots = &identifytest.Slots{OnWait: func(ctx context.Context, _ int) error {
+		select {
+		case <-hold:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}}
+	r.start()
+	if e := r.count(discordtest.Heartbeat, discordtest.AnyShard, 3); e.Seq != -1 {
+		t.Errorf("a heartbeat with %d before READY", e.Seq)
+	}
+	if st := r.gateway.Status()[0]; st.State != StateIdentifying || len(r.gateway.Unready()) != 1 {
+		t.Errorf("status %+v", st)
+	}
+	close(hold)
+	r.ready(0)
+	r.legal()
+}

@@ -1,0 +1,144 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/discord"
+	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
+)
+
+// grantsAsked is how long it is believed which intents are switched on when
+// somebody is about to be refused: they may just have switched one on.
+const grantsAsked = 3 * time.Second
+
+// verdict is what an event's intents mean for whoever registers for it.
+type verdict int
+
+const (
+	// comes: with all that is in it.
+	comes verdict = iota
+	// poorer: it comes, but not always, or not with its content.
+	poorer
+	// never: it can't come.
+	never
+)
+
+// judge decides whether an event can come. can are the intents that a session
+// may have: the fixed ones, or all but those that are switched off.
+func judge(t event.Type, can event.Intents) verdict {
+	switch {
+	case t.Intents == 0:
+		return comes
+	case t.Intents&can == 0 && t.Name == "GUILD_MEMBER_UPDATE":
+		return poorer // it comes for the bot's own member without any (Discord: List of Intents)
+	case t.Intents&can == 0:
+		return never
+	case t.Content && can&event.IntentMessageContent == 0:
+		return poorer
+	default:
+		return comes
+	}
+}
+
+// Advise says what registering for some events means: in refusal, why they can
+// never come, or ""; in notes, what will happen, or what will be missing.
+// before are the intents that were needed so far.
+func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string) {
+	if !p.Known() {
+		return "", nil
+	}
+	gr := g.known()
+	if gr == nil && g.cfg.OnlyEnabled {
+		return "", []string{"Discord could not be asked yet which privileged intents are switched on."}
+	}
+	can := event.IntentsAll
+	if g.cfg.OnlyEnabled {
+		can &^= gr.Missing(can)
+	} else {
+		can = g.cfg.Intents()
+	}
+	verdicts := judgeAll(p, can)
+	if len(verdicts[never])+len(verdicts[poorer]) > 0 && g.cfg.OnlyEnabled && gr.Refresh(ctx, grantsAsked) {
+		g.reconsiderIntents()
+		can = event.IntentsAll &^ gr.Missing(event.IntentsAll)
+		verdicts = judgeAll(p, can)
+	}
+	if len(verdicts[never]) > 0 && len(verdicts[poorer])+len(verdicts[comes]) == 0 {
+		return g.refusal(gr, verdicts[never]), nil
+	}
+	for _, t := range append(verdicts[never], verdicts[poorer]...) {
+		notes = append(notes, g.lack(gr, t, can))
+	}
+	if more := p.Needs() & can &^ before; more != 0 && g.cfg.OnlyEnabled {
+		notes = append(notes, g.identifies(more))
+	}
+	return "", notes
+}
+
+func judgeAll(p event.Pattern, can event.Intents) map[verdict][]event.Type {
+	all := make(map[verdict][]event.Type)
+	for _, t := range event.Types() {
+		if p.Matches(t.Name) {
+			v := judge(t, can)
+			all[v] = append(all[v], t)
+		}
+	}
+	return all
+}
+
+// refusal says why none of the events can come, and what to do.
+func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
+	var intents event.Intents
+	var names []string
+	for _, t := range types {
+		intents |= t.Intents
+		names = append(names, t.Name)
+	}
+	if !g.cfg.OnlyEnabled {
+		return fmt.Sprintf("%s can't come: GATEHOOK_INTENTS is %s; add %s to it, or set it to auto",
+			strings.Join(names, ", "), orNone(g.cfg.Intents()), intents)
+	}
+	return fmt.Sprintf("%s can't come: the bot is not allowed %s; switch it on at %s",
+		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.Portal())
+}
+
+// lack says what of an event will be missing.
+func (g *Gateway) lack(gr *identify.Grants, t event.Type, can event.Intents) string {
+	what := t.Name + " does not come"
+	intents := t.Intents
+	if judge(t, can) == poorer {
+		if t.Intents&can == 0 {
+			what = t.Name + " comes for the bot's own member only"
+		} else {
+			what, intents = t.Name+" comes without its content", event.IntentMessageContent
+		}
+	}
+	if g.cfg.OnlyEnabled {
+		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, discord.PrivilegedNames(intents), gr.Portal())
+	}
+	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
+}
+
+// identifies says what more intents make the shards do.
+func (g *Gateway) identifies(more event.Intents) string {
+	g.mu.Lock()
+	count, started := g.plan.Current, g.concurrency
+	g.mu.Unlock()
+	if count == 0 {
+		return fmt.Sprintf("The shards will identify with %s.", more)
+	}
+	rounds := (count + started - 1) / max(started, 1)
+	return fmt.Sprintf("The shards (%d) identify again with %s, one after the other, within about %v; until a shard has done so, events that need that do not come.",
+		count, more, (time.Duration(rounds) * identify.SlotLength).Round(time.Second))
+}
+
+func orNone(i event.Intents) string {
+	if i == 0 {
+		return "empty"
+	}
+	return i.String()
+}

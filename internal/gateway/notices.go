@@ -1,0 +1,50 @@
+package gateway
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// The data of shard events. Consumers of SHARD_CONNECT, CONNECT and
+// SHARD_RESUME get {"shard_id":n}.
+type shardData struct {
+	ShardID int `json:"shard_id"`
+}
+
+// disconnectData is the data of SHARD_DISCONNECT and DISCONNECT. Code is the
+// WebSocket close code: Discord's, or the one that this side sent, or 1006
+// where the connection broke without any.
+type disconnectData struct {
+	ShardID int    `json:"shard_id"`
+	Code    int    `json:"code"`
+	Reason  string `json:"reason"`
+}
+
+// lostData is the data of GATEHOOK_SESSION_LOST. What Discord dispatched after
+// AfterSeq of session SessionID and before NextSeq of session NextSessionID
+// could not be had.
+type lostData struct {
+	ShardID       int    `json:"shard_id"`
+	SessionID     string `json:"session_id"`
+	AfterSeq      int64  `json:"after_seq"`
+	NextSessionID string `json:"next_session_id"`
+	NextSeq       int64  `json:"next_seq"`
+	Reason        string `json:"reason"`
+}
+
+// ownEvent makes an event that Discord did not number.
+func ownEvent(shard event.Shard, name string, data any) (*event.Event, error) {
+	b, err := json.Marshal(data)
+	if err != nil {
+		return nil, err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	return &event.Event{ID: id, Name: name, Shard: shard, ReceivedAt: time.Now(), Data: b}, nil
+}
