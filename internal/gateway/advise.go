@@ -51,7 +51,7 @@ func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Inte
 	if !p.Known() {
 		return "", nil
 	}
-	gr := g.known()
+	gr := g.knownGrants()
 	if gr == nil && g.cfg.OnlyEnabled {
 		return "", []string{"Discord could not be asked yet which privileged intents are switched on."}
 	}
@@ -71,10 +71,10 @@ func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Inte
 		return g.refusal(gr, verdicts[never]), nil
 	}
 	for _, t := range append(verdicts[never], verdicts[poorer]...) {
-		notes = append(notes, g.lack(gr, t, can))
+		notes = append(notes, g.missingNote(gr, t, can))
 	}
 	if more := p.Needs() & can &^ before; more != 0 && g.cfg.OnlyEnabled {
-		notes = append(notes, g.identifies(more))
+		notes = append(notes, g.identifyNote(more))
 	}
 	return "", notes
 }
@@ -100,14 +100,14 @@ func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
 	}
 	if !g.cfg.OnlyEnabled {
 		return fmt.Sprintf("%s can't come: GATEHOOK_INTENTS is %s; add %s to it, or set it to auto",
-			strings.Join(names, ", "), orNone(g.cfg.Intents()), intents)
+			strings.Join(names, ", "), orEmpty(g.cfg.Intents()), intents)
 	}
 	return fmt.Sprintf("%s can't come: the bot is not allowed %s; switch it on at %s",
 		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.Portal())
 }
 
-// lack says what of an event will be missing.
-func (g *Gateway) lack(gr *identify.Grants, t event.Type, can event.Intents) string {
+// missingNote says what of an event will be missing.
+func (g *Gateway) missingNote(gr *identify.Grants, t event.Type, can event.Intents) string {
 	what := t.Name + " does not come"
 	intents := t.Intents
 	if judge(t, can) == poorer {
@@ -123,8 +123,8 @@ func (g *Gateway) lack(gr *identify.Grants, t event.Type, can event.Intents) str
 	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
 }
 
-// identifies says what more intents make the shards do.
-func (g *Gateway) identifies(more event.Intents) string {
+// identifyNote says what more intents make the shards do.
+func (g *Gateway) identifyNote(more event.Intents) string {
 	g.mu.Lock()
 	count, started := g.plan.Current, g.concurrency
 	g.mu.Unlock()
@@ -136,7 +136,7 @@ func (g *Gateway) identifies(more event.Intents) string {
 		count, more, (time.Duration(rounds) * identify.SlotLength).Round(time.Second))
 }
 
-func orNone(i event.Intents) string {
+func orEmpty(i event.Intents) string {
 	if i == 0 {
 		return "empty"
 	}

@@ -62,7 +62,7 @@ func (c *caller) start() {
 	c.t.Helper()
 	stopGateway := c.rig.start()
 	c.commands = NewCommands(c.gateway, quiet)
-	c.commands.every = 10 * time.Millisecond
+	c.commands.interval = 10 * time.Millisecond
 	ctx, cancel := context.WithCancel(c.ctx)
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -162,17 +162,17 @@ func (c *caller) ready(shard int) discordtest.Session {
 // inService are the shards that commands can go to here.
 func (c *caller) inService() (list []event.Shard) {
 	for _, s := range c.gateway.owned() {
-		if s.service() != nil {
+		if s.liveLink() != nil {
 			list = append(list, s.id)
 		}
 	}
 	return list
 }
 
-// looked returns when the instance has looked for commands since the call.
-func (c *caller) looked() {
+// polled returns when the instance has looked for commands since the call.
+func (c *caller) polled() {
 	for range 3 { // the second waits for the start of a look, the third for its end
-		c.commands.wake <- struct{}{}
+		c.commands.poll <- struct{}{}
 	}
 }
 

@@ -18,7 +18,7 @@ var (
 	errTryResume = errors.New("a resume of the session was asked for (op 9)")
 	errZombie    = errors.New("no heartbeat was acknowledged") // Discord: Heartbeat Interval
 	errNoHello   = errors.New("no HELLO came in time")
-	errLeaseLost = errors.New("the lease on the shard ran out, or another instance has it")
+	errClaimLost = errors.New("the lease on the shard ran out, or another instance has it")
 	// errLeaving ends the last but one connection of a session: the last one
 	// fetches what it still has, and ends with errReplaced.
 	errLeaving  = errors.New("another session takes over")
@@ -30,9 +30,9 @@ var (
 	errUnanswered = errors.New("a RESUME was not answered")
 )
 
-// ownCauses are the causes for which this side closes the connection, with
+// localCauses are the causes for which this side closes the connection, with
 // their label in metrics.
-var ownCauses = []struct {
+var localCauses = []struct {
 	err   error
 	label string
 }{
@@ -43,7 +43,7 @@ var ownCauses = []struct {
 	{errNoHello, "no_hello"},
 	{errUnanswered, "unanswered"},
 	{discord.ErrDefect, "defect"},
-	{errLeaseLost, "lease_lost"},
+	{errClaimLost, "lease_lost"},
 	{errLeaving, "leaving"},
 	{errReplaced, "replaced"},
 	{errShared, "shared"},
@@ -134,7 +134,7 @@ func closeText(cause error) (code int, reason string) {
 		code = int(sent)
 		return code, cmp.Or(sent.Meaning(), "closed with code "+strconv.Itoa(code))
 	}
-	for _, own := range ownCauses {
+	for _, own := range localCauses {
 		if errors.Is(cause, own.err) {
 			return int(discord.CodeKeepSession), own.err.Error()
 		}
@@ -152,7 +152,7 @@ func reconnectReason(cause error) string {
 	if code.Meaning() != "" {
 		return strconv.Itoa(int(code))
 	}
-	for _, own := range ownCauses {
+	for _, own := range localCauses {
 		if errors.Is(cause, own.err) {
 			return own.label
 		}

@@ -96,7 +96,7 @@ func TestCloseText(t *testing.T) {
 			t.Errorf("%v: metric %q, want %q", tt.cause, got, tt.metric)
 		}
 	}
-	for _, own := range ownCauses {
+	for _, own := range localCauses {
 		if len(own.err.Error()) > 123 {
 			t.Errorf("%q does not fit into a close frame", own.err)
 		}

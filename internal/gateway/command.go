@@ -16,8 +16,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// lookEvery is how often an instance looks for what others want done.
-const lookEvery = 500 * time.Millisecond
+// pollInterval is how often an instance looks for what others want done.
+const pollInterval = 500 * time.Millisecond
 
 // Commands sends Discord what a bot sends over its gateway connections, for
 // code that has none: it serves the calls for that. A command goes to the
@@ -25,22 +25,22 @@ const lookEvery = 500 * time.Millisecond
 // database if another one has it. Make it with NewCommands, then Run it; its
 // calls are safe for concurrent use.
 type Commands struct {
-	gateway *Gateway
-	relay   *Relay
-	log     *slog.Logger
-	every   time.Duration
-	wake    chan struct{} // holds a token when it should look at once
+	gateway  *Gateway
+	relay    *Relay
+	log      *slog.Logger
+	interval time.Duration
+	poll     chan struct{} // holds a token when it should look at once
 }
 
 // NewCommands returns the calls for this gateway, whose Config has a Relay.
 func NewCommands(g *Gateway, log *slog.Logger) *Commands {
-	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, every: lookEvery, wake: make(chan struct{}, 1)}
+	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, interval: pollInterval, poll: make(chan struct{}, 1)}
 }
 
 // Run does what other instances want done, and keeps the presence up to date
 // on every connection, until ctx ends.
 func (c *Commands) Run(ctx context.Context) error {
-	tick := time.NewTicker(c.every)
+	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
 	var sending sync.WaitGroup
 	defer sending.Wait()
@@ -52,15 +52,15 @@ func (c *Commands) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-c.wake:
+		case <-c.poll:
 		}
-		applicationID, _ := c.gateway.extent()
+		applicationID, _ := c.gateway.commandTarget()
 		if applicationID == 0 {
 			continue
 		}
 		now := time.Now()
 		taken, latest, err := c.relay.take(ctx, applicationID, c.gateway.owned(), known)
-		if err == nil && now.Sub(swept) >= keepCommands {
+		if err == nil && now.Sub(swept) >= commandRetention {
 			swept, err = now, c.relay.sweep(ctx)
 		}
 		if err != nil && !failed && ctx.Err() == nil {
@@ -68,23 +68,15 @@ func (c *Commands) Run(ctx context.Context) error {
 		}
 		failed = err != nil
 		known = latest
-		c.present(ctx, known, now, &sending)
+		c.sendPresence(ctx, known, now, &sending)
 		for _, r := range taken {
-			sending.Go(func() { c.do(ctx, r) })
+			sending.Go(func() { c.doRelayed(ctx, r) })
 		}
 	}
 }
 
-// look makes Run look at once.
-func (c *Commands) look() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
-// do does what another instance wants done.
-func (c *Commands) do(ctx context.Context, r relayed) {
+// doRelayed does what another instance wants done.
+func (c *Commands) doRelayed(ctx context.Context, r relayed) {
 	how := &commandError{outcome: outcomeDone}
 	if s := c.gateway.find(r.shard); s == nil {
 		how = &commandError{
@@ -94,16 +86,16 @@ func (c *Commands) do(ctx context.Context, r relayed) {
 	} else if err := c.perform(ctx, s, r.op, r.d); err != nil {
 		how = err
 	}
-	if err := c.relay.tell(context.WithoutCancel(ctx), r.id, how); err != nil {
+	if err := c.relay.answer(context.WithoutCancel(ctx), r.id, how); err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "another server waits in vain for an answer", slog.Any("error", err))
 	}
 }
 
 // deliverGuild sends a command to the shard of a guild, and returns that.
 func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op int, d any) (event.Shard, error) {
-	_, count := c.gateway.extent()
+	_, count := c.gateway.commandTarget()
 	if count == 0 {
-		return event.Shard{}, c.unknown()
+		return event.Shard{}, c.notKnownYet()
 	}
 	b, err := json.Marshal(d)
 	if err != nil {
@@ -122,18 +114,18 @@ func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op i
 
 // deliver sends a command to a shard, wherever that is.
 func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d json.RawMessage) error {
-	if s := c.gateway.find(shard); s != nil && s.held() != nil {
+	if s := c.gateway.find(shard); s != nil && s.tenure.Load() != nil {
 		if err := c.perform(ctx, s, op, d); err != nil {
-			return c.answer(ctx, err)
+			return c.apiError(ctx, err)
 		}
 		return nil
 	}
-	applicationID, _ := c.gateway.extent()
+	applicationID, _ := c.gateway.commandTarget()
 	err := c.relay.ask(ctx, applicationID, shard, op, d)
 	if refused, ok := errors.AsType[*commandError](err); ok && refused.outcome == outcomeUnanswered {
 		c.gateway.metrics.commands.WithLabelValues(commandName(op), string(outcomeUnanswered)).Inc()
 	}
-	return c.answer(ctx, err)
+	return c.apiError(ctx, err)
 }
 
 const (
@@ -164,11 +156,11 @@ func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMess
 		s.restart()
 		return c.counted(op, nil)
 	}
-	r := s.service()
+	r := s.liveLink()
 	if r == nil {
 		return c.counted(op, unconnected(s.snapshot()))
 	}
-	if missing := needs(op, d) &^ event.Intents(r.has.Load()); missing != 0 {
+	if missing := needs(op, d) &^ event.Intents(r.sessionIntents.Load()); missing != 0 {
 		return c.counted(op, &commandError{
 			outcome: outcomeIntents,
 			detail: fmt.Sprintf("the session of shard %v is without the intent %v: switch it on in the developer portal "+
@@ -222,8 +214,8 @@ func unconnected(st ShardStatus) *commandError {
 	return e
 }
 
-// answer turns an error into the call's answer.
-func (c *Commands) answer(ctx context.Context, err error) error {
+// apiError turns an error into the call's answer.
+func (c *Commands) apiError(ctx context.Context, err error) error {
 	switch refused, ok := errors.AsType[*commandError](err); {
 	case ok:
 		return &openapi.Error{Status: refused.status(), Detail: refused.detail, RetryAfter: refused.retryAfter}
@@ -235,8 +227,8 @@ func (c *Commands) answer(ctx context.Context, err error) error {
 	}
 }
 
-// unknown answers while Discord has not said what the shards are.
-func (c *Commands) unknown() error {
+// notKnownYet answers while Discord has not said what the shards are.
+func (c *Commands) notKnownYet() error {
 	e := &openapi.Error{
 		Status: http.StatusServiceUnavailable, RetryAfter: retryUnconnected,
 		Detail: "it is not known yet which shards there are: try again",
@@ -247,8 +239,8 @@ func (c *Commands) unknown() error {
 	return e
 }
 
-// shown is a shard as the API shows it.
-func shown(s event.Shard) openapi.ShardOfCount { return openapi.ShardOfCount{s.ID, s.Count} }
+// apiShard is a shard as the API shows it.
+func apiShard(s event.Shard) openapi.ShardOfCount { return openapi.ShardOfCount{s.ID, s.Count} }
 
 // outcome is how a command went.
 type outcome string

@@ -51,7 +51,7 @@ func (c *Commands) RequestGuildMembers(ctx context.Context, req openapi.RequestG
 	if err != nil {
 		return nil, err
 	}
-	return openapi.RequestGuildMembers202JSONResponse{Shard: shown(shard), Nonce: d.Nonce}, nil
+	return openapi.RequestGuildMembers202JSONResponse{Shard: apiShard(shard), Nonce: d.Nonce}, nil
 }
 
 // checkMembers finds what Discord would ignore, cut off, or close the

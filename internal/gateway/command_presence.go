@@ -53,9 +53,9 @@ type presence struct {
 
 // SetPresence implements PUT /presence.
 func (c *Commands) SetPresence(ctx context.Context, req openapi.SetPresenceRequestObject) (openapi.SetPresenceResponseObject, error) {
-	applicationID, _ := c.gateway.extent()
+	applicationID, _ := c.gateway.commandTarget()
 	if applicationID == 0 {
-		return nil, c.unknown()
+		return nil, c.notKnownYet()
 	}
 	if problems := checkPresence(req.Body); len(problems) > 0 {
 		return nil, openapi.FieldErrors(problems)
@@ -66,7 +66,7 @@ func (c *Commands) SetPresence(ctx context.Context, req openapi.SetPresenceReque
 	}
 	p, wait, err := c.relay.setPresence(ctx, applicationID, d)
 	if err != nil {
-		return nil, c.answer(ctx, err)
+		return nil, c.apiError(ctx, err)
 	}
 	if wait > 0 {
 		return nil, &openapi.Error{
@@ -75,20 +75,20 @@ func (c *Commands) SetPresence(ctx context.Context, req openapi.SetPresenceReque
 				presenceLimit, presenceWindow, wait.Round(time.Millisecond)),
 		}
 	}
-	c.look()
+	wake(c.poll)
 	body, err := p.show()
 	return openapi.SetPresence200JSONResponse(body), err
 }
 
 // GetPresence implements GET /presence.
 func (c *Commands) GetPresence(ctx context.Context, _ openapi.GetPresenceRequestObject) (openapi.GetPresenceResponseObject, error) {
-	applicationID, _ := c.gateway.extent()
+	applicationID, _ := c.gateway.commandTarget()
 	if applicationID == 0 {
-		return nil, c.unknown()
+		return nil, c.notKnownYet()
 	}
 	p, err := c.relay.presence(ctx, applicationID)
 	if err != nil {
-		return nil, c.answer(ctx, err)
+		return nil, c.apiError(ctx, err)
 	}
 	if p.version == 0 {
 		return nil, openapi.NotFound("no presence was set, so Discord shows the bot as online: PUT /presence sets one")
@@ -162,11 +162,11 @@ func (p presence) show() (openapi.BotPresence, error) {
 	return out, nil
 }
 
-// present tells Discord the presence on every connection of this process that
+// sendPresence tells Discord the presence on every connection of this process that
 // shows another one. What can't be sent now is tried with the next look.
-func (c *Commands) present(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
+func (c *Commands) sendPresence(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
 	for _, s := range c.gateway.owned() {
-		r := s.service()
+		r := s.liveLink()
 		if r == nil || r.presence.Load() == p.version || r.presences.Wait(now, 0) > 0 {
 			continue
 		}

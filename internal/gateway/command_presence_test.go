@@ -64,7 +64,7 @@ func TestPresence(t *testing.T) {
 func (c *caller) stay(n int) {
 	c.t.Helper()
 	closed := c.Count(discordtest.ClientClosed, 0)
-	c.looked()
+	c.polled()
 	c.stop()
 	c.count(discordtest.ClientClosed, 0, closed+1) // all that was sent has arrived
 	if got := c.Count(discordtest.Command, 0); got != n {
@@ -113,7 +113,7 @@ func TestPresenceLimit(t *testing.T) {
 	a.start()
 	a.ready(0)
 	b.start()
-	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
+	b.wait("b knows the shards", func() bool { _, n := b.gateway.commandTarget(); return n == 1 })
 	for i := range presenceLimit {
 		[]*caller{a, b}[i%2].want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
 		a.command(0, i+1, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)

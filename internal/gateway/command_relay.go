@@ -14,31 +14,31 @@ import (
 )
 
 const (
-	// askPatience is how long another instance may take to do a command.
-	askPatience = 5 * time.Second
-	// askEvery is how often it is asked whether it has.
-	askEvery = 100 * time.Millisecond
-	// takeMost is how many commands are taken at a time. The connection's
+	// maxAnswerWait is how long another instance may take to do a command.
+	maxAnswerWait = 5 * time.Second
+	// answerPollInterval is how often it is asked whether it has.
+	answerPollInterval = 100 * time.Millisecond
+	// maxTaken is how many commands are taken at a time. The connection's
 	// limit refuses what is more than that soon enough.
-	takeMost = 200
-	// keepCommands is how long an answer may lie there that nobody looks at.
-	keepCommands = time.Minute
+	maxTaken = 200
+	// commandRetention is how long an answer may lie there that nobody looks at.
+	commandRetention = time.Minute
 )
 
 // Relay is what the instances of a bot share about commands, through the
 // database: its presence, and commands for shards that another one has.
 type Relay struct {
-	pool     *pgxpool.Pool
-	patience time.Duration
+	pool    *pgxpool.Pool
+	timeout time.Duration
 }
 
 // NewRelay uses pool, which the caller closes.
-func NewRelay(pool *pgxpool.Pool) *Relay { return &Relay{pool: pool, patience: askPatience} }
+func NewRelay(pool *pgxpool.Pool) *Relay { return &Relay{pool: pool, timeout: maxAnswerWait} }
 
 // setPresence stores a presence, or tells how long to wait with that. All
 // times are the database's: the limit is one for all instances.
 func (r *Relay) setPresence(ctx context.Context, applicationID event.Snowflake, d json.RawMessage) (p presence, wait time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	p.d = d
 	err = r.pool.QueryRow(ctx, `INSERT INTO presences AS p (application_id, presence, changes)
@@ -70,16 +70,16 @@ func (r *Relay) presence(ctx context.Context, applicationID event.Snowflake) (p 
 // ask has a command done by the instance that has the shard, and returns how
 // that went: a commandError if not well.
 func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard event.Shard, op int, d json.RawMessage) error {
-	ctx, cancel := context.WithTimeoutCause(parent, 2*r.patience, errors.New("the database took too long"))
+	ctx, cancel := context.WithTimeoutCause(parent, 2*r.timeout, errors.New("the database took too long"))
 	defer cancel()
 	var id int64
 	if err := r.pool.QueryRow(ctx, `INSERT INTO shard_commands (application_id, shard_count, shard_id, op, payload)
 		VALUES ($1, $2, $3, $4, $5) RETURNING id`, int64(applicationID), shard.Count, shard.ID, op, []byte(d)).Scan(&id); err != nil {
 		return wrap(err, "hand a command over")
 	}
-	limit := time.NewTimer(r.patience)
+	limit := time.NewTimer(r.timeout)
 	defer limit.Stop()
-	tick := time.NewTicker(askEvery)
+	tick := time.NewTicker(answerPollInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -127,12 +127,12 @@ func (r *Relay) giveUp(ctx context.Context, id int64, shard event.Shard) error {
 		return answered(err, outcome)
 	case taken:
 		return &commandError{
-			outcome: outcomeUnanswered, retryAfter: r.patience,
-			detail: fmt.Sprintf("the server that has shard %v did not answer in %v: the command may have been sent", shard, r.patience),
+			outcome: outcomeUnanswered, retryAfter: r.timeout,
+			detail: fmt.Sprintf("the server that has shard %v did not answer in %v: the command may have been sent", shard, r.timeout),
 		}
 	default:
 		return &commandError{
-			outcome: outcomeUnanswered, retryAfter: r.patience,
+			outcome: outcomeUnanswered, retryAfter: r.timeout,
 			detail: fmt.Sprintf("no server has shard %v at the moment, so the command was not sent: try again", shard),
 		}
 	}
@@ -149,7 +149,7 @@ type relayed struct {
 // take returns the commands that wait for these shards, each of them once, and
 // the presence if it is another than the one known.
 func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards []*shard, known presence) ([]relayed, presence, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	counts, ids := make([]int, len(shards)), make([]int, len(shards))
 	for i, s := range shards {
@@ -164,7 +164,7 @@ func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards 
 			WHERE application_id = $1 AND taken_at IS NULL AND created_at > now() - $4::interval
 			  AND (shard_count, shard_id) IN (SELECT * FROM unnest($2::int[], $3::int[]))
 			ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED)
-		RETURNING id, shard_count, shard_id, op, payload`, int64(applicationID), counts, ids, r.patience, takeMost,
+		RETURNING id, shard_count, shard_id, op, payload`, int64(applicationID), counts, ids, r.timeout, maxTaken,
 	).Query(func(rows pgx.Rows) (err error) {
 		taken, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c relayed, err error) {
 			return c, row.Scan(&c.id, &c.shard.Count, &c.shard.ID, &c.op, &c.d)
@@ -187,9 +187,9 @@ func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards 
 	return taken, latest, nil
 }
 
-// tell answers a command that was taken.
-func (r *Relay) tell(ctx context.Context, id int64, how *commandError) error {
-	ctx, cancel := context.WithTimeout(ctx, r.patience)
+// answer answers a command that was taken.
+func (r *Relay) answer(ctx context.Context, id int64, how *commandError) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	_, err := r.pool.Exec(ctx, `UPDATE shard_commands SET answered_at = now(), outcome = $2, detail = $3, retry_after_ms = $4 WHERE id = $1`,
 		id, how.outcome, how.detail, how.retryAfter.Milliseconds())
@@ -198,9 +198,9 @@ func (r *Relay) tell(ctx context.Context, id int64, how *commandError) error {
 
 // sweep forgets what nobody asks for any more.
 func (r *Relay) sweep(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	_, err := r.pool.Exec(ctx, `DELETE FROM shard_commands WHERE created_at < now() - $1::interval`, keepCommands)
+	_, err := r.pool.Exec(ctx, `DELETE FROM shard_commands WHERE created_at < now() - $1::interval`, commandRetention)
 	return wrap(err, "forget old commands")
 }
 

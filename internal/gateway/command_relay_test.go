@@ -63,7 +63,7 @@ func TestRelay(t *testing.T) {
 		t.Errorf("taken again: %v, %v", got, err)
 	}
 	want := commandError{outcome: outcomeLimited, detail: "slower", retryAfter: 1500 * time.Millisecond}
-	if err := r.tell(ctx, taken[0].id, &want); err != nil {
+	if err := r.answer(ctx, taken[0].id, &want); err != nil {
 		t.Fatal(err)
 	}
 	var got *commandError
@@ -87,7 +87,7 @@ func TestRelayForgets(t *testing.T) {
 		}
 		return id
 	}
-	r.patience = time.Minute
+	r.timeout = time.Minute
 	late := insert(2 * time.Minute)
 	if got, _, err := r.take(ctx, 7, shards, presence{}); err != nil || len(got) > 0 {
 		t.Errorf("taken too late: %v, %v", got, err)

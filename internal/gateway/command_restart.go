@@ -12,9 +12,9 @@ import (
 
 // RestartShard implements POST /shards/{id}/restart.
 func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardRequestObject) (openapi.RestartShardResponseObject, error) {
-	_, count := c.gateway.extent()
+	_, count := c.gateway.commandTarget()
 	if count == 0 {
-		return nil, c.unknown()
+		return nil, c.notKnownYet()
 	}
 	if req.Params.Count != nil {
 		count = *req.Params.Count
@@ -27,5 +27,5 @@ func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardReq
 	if err := c.deliver(ctx, shard, discord.OpReconnect, json.RawMessage("null")); err != nil {
 		return nil, err
 	}
-	return openapi.RestartShard202JSONResponse{Shard: shown(shard)}, nil
+	return openapi.RestartShard202JSONResponse{Shard: apiShard(shard)}, nil
 }

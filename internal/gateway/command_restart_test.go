@@ -57,7 +57,7 @@ func TestRestartElsewhere(t *testing.T) {
 	a.start()
 	a.ready(0)
 	b.start()
-	b.wait("b knows the shards", func() bool { _, n := b.gateway.extent(); return n == 1 })
+	b.wait("b knows the shards", func() bool { _, n := b.gateway.commandTarget(); return n == 1 })
 	b.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
 	a.count(discordtest.Resumed, 0, 1)
 	a.legal()

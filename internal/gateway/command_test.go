@@ -235,7 +235,7 @@ func TestNobodyHasTheShard(t *testing.T) {
 	pool := postgrestest.New(t)
 	c := newCaller(t, discordtest.Config{Shards: 2}, pool)
 	c.cfg.Shards = Shards{First: 0, Last: 0, Count: 2}
-	c.cfg.Relay.patience = 300 * time.Millisecond
+	c.cfg.Relay.timeout = 300 * time.Millisecond
 	c.start()
 	c.ready(0)
 	c.refused(http.MethodPut, fmt.Sprintf("/guilds/%v/voice-state", guildOn(event.Shard{ID: 1, Count: 2})), `{"channel_id":null}`,
@@ -298,7 +298,7 @@ func TestCommandsWhileResharding(t *testing.T) {
 	b.start()
 	var nonces []string
 	done := func() bool {
-		_, count := a.gateway.extent()
+		_, count := a.gateway.commandTarget()
 		return count == 5 && len(a.inService())+len(b.inService()) == 5 && len(nonces) >= 20
 	}
 	var asked time.Time

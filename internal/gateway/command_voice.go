@@ -35,5 +35,5 @@ func (c *Commands) UpdateVoiceState(ctx context.Context, req openapi.UpdateVoice
 	if err != nil {
 		return nil, err
 	}
-	return openapi.UpdateVoiceState202JSONResponse{Shard: shown(shard)}, nil
+	return openapi.UpdateVoiceState202JSONResponse{Shard: apiShard(shard)}, nil
 }

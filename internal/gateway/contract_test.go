@@ -324,7 +324,7 @@ func (c contractCase) checkTold(r *rig) {
 	if c.next != fails {
 		want = slices.Concat(want, end) // the drain
 	}
-	if diff := cmp.Diff(want, r.untold()); diff != "" {
+	if diff := cmp.Diff(want, r.notices()); diff != "" {
 		r.t.Error(diff)
 	}
 	if c.next == goesOn || c.at == atHello {

@@ -37,7 +37,7 @@ type fleet struct {
 	recommended int
 	wish        int // what the plan should become; 0 for no wish
 	began       bool
-	lacked      string // what was said to be missing
+	lastProblem string // what was said to be missing
 	failing     bool
 	reconsider  chan struct{} // holds a token when Discord should be asked again
 }
@@ -57,7 +57,7 @@ func (f *fleet) run(ctx context.Context) {
 	defer recommend.Stop()
 	grants := time.NewTicker(f.timing.grants)
 	defer grants.Stop()
-	f.regrant(ctx)
+	f.refreshGrants(ctx)
 	for {
 		f.report(ctx, f.step(ctx))
 		select {
@@ -65,10 +65,10 @@ func (f *fleet) run(ctx context.Context) {
 			return
 		case <-survey.C:
 		case <-f.cfg.IntentsChanged:
-			f.regrant(ctx)
+			f.refreshGrants(ctx)
 			f.reconsiderIntents()
 		case <-grants.C:
-			f.regrant(ctx)
+			f.refreshGrants(ctx)
 		case <-recommend.C:
 			f.recommend(ctx)
 		case <-f.reconsider:
@@ -104,14 +104,14 @@ func (f *fleet) step(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f.consider(ctx, plan)
-		current, err := f.arrange(ctx, plan, plan.Current)
+		f.adoptPlan(ctx, plan)
+		current, err := f.shareSet(ctx, plan, plan.Current)
 		if err != nil {
 			return err
 		}
 		var next event.Survey
 		if plan.Next != 0 {
-			if next, err = f.arrange(ctx, plan, plan.Next); err != nil {
+			if next, err = f.shareSet(ctx, plan, plan.Next); err != nil {
 				return err
 			}
 		}
@@ -131,9 +131,9 @@ func (f *fleet) step(ctx context.Context) error {
 	return nil
 }
 
-// consider makes the wish that an instance has when it starts, and forgets one
+// adoptPlan makes the wish that an instance has when it starts, and forgets one
 // that came true.
-func (f *fleet) consider(ctx context.Context, plan event.Plan) {
+func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	if !f.began {
 		f.began = true
 		f.wishFor(plan)
@@ -159,14 +159,14 @@ func (f *fleet) wishFor(plan event.Plan) {
 	}
 }
 
-// regrant looks whether what is missing was switched on, and says once what is
+// refreshGrants looks whether what is missing was switched on, and says once what is
 // missing.
-func (f *fleet) regrant(ctx context.Context) {
-	lacking := f.lacking()
-	if lacking != f.lacked && lacking != "" {
+func (f *fleet) refreshGrants(ctx context.Context) {
+	lacking := f.intentsProblem()
+	if lacking != f.lastProblem && lacking != "" {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "intents are not switched on", slog.String("problem", lacking))
 	}
-	if f.lacked = lacking; lacking != "" && f.turns.Grants().Refresh(ctx, f.timing.grants/2) {
+	if f.lastProblem = lacking; lacking != "" && f.turns.Grants().Refresh(ctx, f.timing.grants/2) {
 		f.reconsiderIntents()
 	}
 }
@@ -187,12 +187,7 @@ func (f *fleet) recommend(ctx context.Context) {
 }
 
 // outgrown asks for the number of shards again: there are too few.
-func (f *fleet) outgrown() {
-	select {
-	case f.reconsider <- struct{}{}:
-	default:
-	}
-}
+func (f *fleet) outgrown() { wake(f.reconsider) }
 
 // rangeOf is what this instance runs of a set.
 func (f *fleet) rangeOf(count int) event.ShardRange {
@@ -211,13 +206,13 @@ func (f *fleet) willing() event.ShardRange {
 	return event.ShardRange{}
 }
 
-// arrange takes this instance's share of a set and gives it its duty.
-func (f *fleet) arrange(ctx context.Context, plan event.Plan, count int) (event.Survey, error) {
+// shareSet takes this instance's share of a set and gives it its duty.
+func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event.Survey, error) {
 	r := f.rangeOf(count)
-	shards := f.enlist(r)
+	shards := f.shardsOf(r)
 	busy := make(map[int]bool) // what was run at the survey, even if it has just been given back
 	for _, s := range shards {
-		busy[s.id.ID] = s.held() != nil
+		busy[s.id.ID] = s.tenure.Load() != nil
 	}
 	sv, err := f.store.Survey(ctx, f.turns.ApplicationID(), r, f.willing())
 	if err != nil {
@@ -226,7 +221,7 @@ func (f *fleet) arrange(ctx context.Context, plan event.Plan, count int) (event.
 	d := dutyOf(plan, count)
 	ending := 0
 	for _, s := range slices.Backward(shards) {
-		t := s.held()
+		t := s.tenure.Load()
 		if t == nil {
 			continue
 		}
@@ -235,7 +230,7 @@ func (f *fleet) arrange(ctx context.Context, plan event.Plan, count int) (event.
 			continue
 		}
 		if _, owned := slices.BinarySearch(sv.Owned, s.id.ID); !owned {
-			t.end(errLeaseLost)
+			t.end(errClaimLost)
 			continue
 		}
 		t.steer(d)
@@ -243,7 +238,7 @@ func (f *fleet) arrange(ctx context.Context, plan event.Plan, count int) (event.
 	claim, giveBack := share(sv, r)
 	for _, s := range slices.Backward(shards) {
 		// Between IDENTIFY and READY nobody else could resume the session.
-		if t := s.held(); t != nil && giveBack > ending && !t.isEnding() && s.snapshot().State != StateIdentifying {
+		if t := s.tenure.Load(); t != nil && giveBack > ending && !t.isEnding() && s.snapshot().State != StateIdentifying {
 			t.end(errShared)
 			giveBack--
 		}
@@ -273,21 +268,21 @@ func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, 
 		return err
 	}
 	for _, c := range claims {
-		f.begin(shards[c.Shard().ID-r.First], c, d) //nolint:contextcheck // a shard outlives the step
+		f.runShard(shards[c.Shard().ID-r.First], c, d) //nolint:contextcheck // a shard outlives the step
 	}
 	return nil
 }
 
-// begin runs a claimed shard.
-func (f *fleet) begin(s *shard, c Claim, d duty) {
+// runShard runs a claimed shard.
+func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	ctx, cancel := context.WithCancelCause(f.tenures)
 	t := newTenure(c, d, f.timing.margin, cancel)
 	s.adopt(t)
 	f.running.Go(func() { s.run(ctx, t) })
 }
 
-// enlist returns the shards of a range, in order, making those that are new.
-func (f *fleet) enlist(r event.ShardRange) []*shard {
+// shardsOf returns the shards of a range, in order, making those that are new.
+func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	list := make([]*shard, 0, r.Last-r.First+1)
@@ -307,15 +302,15 @@ func (f *fleet) enlist(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		turns: f.turns, dials: f.dials, intents: f.intents, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		relay: f.cfg.Relay, outgrown: f.outgrown, told: f.told,
+		turns: f.turns, dials: f.dials, intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
+		relay: f.cfg.Relay, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},
 	}
 }
 
-// told lists what the set before the current one delivered in their overlap.
-func (f *fleet) told(ctx context.Context) ([]event.Told, error) {
+// deliveredBefore lists what the set before the current one delivered in their overlap.
+func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
 	f.mu.Lock()
 	plan := f.plan
 	f.mu.Unlock()
@@ -333,7 +328,7 @@ func (f *fleet) dismiss(plan event.Plan) {
 		if dutyOf(plan, id.Count) != dutyNone {
 			continue
 		}
-		if t := s.held(); t != nil {
+		if t := s.tenure.Load(); t != nil {
 			t.end(errReplaced)
 		} else {
 			delete(f.shards, id)

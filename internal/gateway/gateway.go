@@ -183,7 +183,7 @@ func (g *Gateway) heldBack() (n float64) {
 // order of their ids, then those of the next one. It is empty until it is
 // known how many there are.
 func (g *Gateway) Status() []ShardStatus {
-	lacking := g.lacking()
+	lacking := g.intentsProblem()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	list := make([]ShardStatus, 0, len(g.shards))
@@ -234,9 +234,9 @@ func (g *Gateway) find(id event.Shard) *shard {
 	return g.shards[id]
 }
 
-// extent tells whose shards these are and how many there are in the set that
+// commandTarget tells whose shards these are and how many there are in the set that
 // commands go to; each is 0 until it is known.
-func (g *Gateway) extent() (applicationID event.Snowflake, count int) {
+func (g *Gateway) commandTarget() (applicationID event.Snowflake, count int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	count = g.plan.Current
@@ -254,7 +254,7 @@ func (g *Gateway) owned() (list []*shard) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, s := range g.shards {
-		if s.held() != nil {
+		if s.tenure.Load() != nil {
 			list = append(list, s)
 		}
 	}

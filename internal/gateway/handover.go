@@ -23,18 +23,18 @@ import (
 // over.
 var errUpgradeFailed = errors.New("the first connection ended before the second could take over")
 
-// carry runs a link to its end, and lets another one take its place whenever
+// runLink runs a link to its end, and lets another one take its place whenever
 // more intents are needed. It returns the one that was last.
-func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
+func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending) {
 	leave := t.leave
-	if l.last {
+	if l.final {
 		leave = nil
 	}
 	var loaded <-chan struct{}
 	current := start(ctx, l)
 	s.current.Store(current)
 	defer func() { current.stop(errDrain) }()
-	began := current.began
+	began := current.live
 	var again, patience <-chan time.Time
 	for leaving := false; ; {
 		select {
@@ -42,16 +42,16 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 			return current.link, current.end
 		case <-began:
 			began = nil
-			loaded, patience = current.loading.done, time.After(s.patience(current.link))
+			loaded, patience = current.loading.done, time.After(s.loadLimit(current.link))
 		case <-loaded:
 			loaded = nil
-			t.serve()
+			t.setComplete(true)
 		case <-patience:
-			t.serve()
+			t.setComplete(true)
 		case <-leave:
 			leave, leaving = nil, true
 			current.cancel(errLeaving)
-		case <-s.changed:
+		case <-s.intentsChanged:
 		case <-again:
 		}
 		again = nil
@@ -61,7 +61,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 		}
 		if wait := s.upgrades.wait(wanted, time.Now()); wait > 0 {
 			again = time.After(wait)
-			s.set(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
+			s.setStatus(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			continue
 		}
 		var err error
@@ -74,7 +74,7 @@ func (s *shard) carry(ctx context.Context, t *tenure, l *link) (*link, ending) {
 		default:
 			s.upgrades.failed(wanted, time.Now(), err, current.lacks(wanted))
 			again = time.After(s.upgrades.wait(wanted, time.Now()))
-			s.set(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
+			s.setStatus(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			s.log.LogAttrs(ctx, slog.LevelWarn, "could not begin a session with more intents, the present one goes on", slog.Any("error", err))
 		}
 	}
@@ -113,45 +113,45 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 // over from old, which has ended then. With an error it returns the link that
 // has the old session: old as it was, or one that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
-	held := newHolding(out, s.timing.margin)
-	s.upgrade.Store(held)
+	h := newHolding(out, s.timing.margin)
+	s.upgrade.Store(h)
 	defer s.upgrade.Store(nil)
-	l := newLink(s, held, event.Session{})
+	l := newLink(s, h, event.Session{})
 	s.turns.RefreshGrants(ctx)
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
 	old.overlap.Store(&overlap{margin: s.timing.margin})
 	defer old.overlap.Store(nil)
 	next := start(ctx, l)
-	if err := s.await(next, old); err != nil {
+	if err := s.awaitComplete(next, old); err != nil {
 		next.stop(err)
 		return old, err
 	}
 	old.stop(errLeaving)
-	last := s.readOut(ctx, out, old)
+	last := s.readToEnd(ctx, out, old)
 	// Nothing of the next one was told yet. Unless all is well the old session
 	// is resumed, with all that it missed.
 	if !errors.Is(last.end.cause, errReplaced) || next.ended() {
 		next.stop(errUpgradeFailed)
 		return last, errUpgradeFailed
 	}
-	if err := held.open(ctx, old.overlap.Load().counts()); err != nil {
+	if err := h.open(ctx, old.overlap.Load().counts()); err != nil {
 		next.stop(err)
 		return last, err
 	}
 	now := time.Now()
 	next.primary.Store(true)
-	s.set(next.connected(now))
-	s.set(func(st *ShardStatus) { st.SessionSince = now })
+	s.setStatus(next.connected(now))
+	s.setStatus(func(st *ShardStatus) { st.SessionSince = now })
 	return next, nil
 }
 
-// readOut reads what the session of a link that was stopped still has.
-func (s *shard) readOut(ctx context.Context, out sink, old *running) *running {
+// readToEnd reads what the session of a link that was stopped still has.
+func (s *shard) readToEnd(ctx context.Context, out sink, old *running) *running {
 	for last := old; ; {
 		l := newLink(s, out, last.session)
 		l.inherit(last)
-		l.last = true
+		l.final = true
 		l.primary.Store(true)
 		l.overlap.Store(old.overlap.Load())
 		last = start(ctx, l)
@@ -162,10 +162,10 @@ func (s *shard) readOut(ctx context.Context, out sink, old *running) *running {
 	}
 }
 
-// await returns when next gets everything that old gets.
-func (s *shard) await(next, old *running) error {
+// awaitComplete returns when next gets everything that old gets.
+func (s *shard) awaitComplete(next, old *running) error {
 	select {
-	case <-next.began:
+	case <-next.live:
 	case <-next.done:
 		return next.end.cause
 	case <-old.done:
@@ -174,7 +174,7 @@ func (s *shard) await(next, old *running) error {
 	// What is asked from now on is answered on the next one, which keeps it.
 	s.current.Store(next)
 	old.overlap.Load().begin(time.Now())
-	limit := time.NewTimer(s.patience(next.link))
+	limit := time.NewTimer(s.loadLimit(next.link))
 	defer limit.Stop()
 	select {
 	case <-next.loading.done:
@@ -187,8 +187,8 @@ func (s *shard) await(next, old *running) error {
 	return nil
 }
 
-// patience is how long a link may take to be told of all its guilds.
-func (s *shard) patience(l *link) time.Duration {
+// loadLimit is how long a link may take to be told of all its guilds.
+func (s *shard) loadLimit(l *link) time.Duration {
 	if l.intents&event.IntentGuilds == 0 {
 		return s.timing.settle
 	}
@@ -201,15 +201,15 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 	backoff := discord.NewBackoff(s.timing.reconnect)
 	for marked := t.claim.Stage(); ; {
 		var err error
-		stage, deliver := stageOf(t.at())
+		stage, deliver := stageOf(t.state())
 		switch {
 		case deliver:
-			if err = s.open(ctx, t); err == nil {
+			if err = s.openGate(ctx, t); err == nil {
 				return
 			}
 		case stage != marked:
 			if stage == event.StageHolding {
-				t.gate.hold()
+				t.gate.unmute()
 			}
 			if err = t.claim.Mark(ctx, stage); err == nil {
 				marked = stage
@@ -227,7 +227,7 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 			continue
 		}
 		select {
-		case <-t.news:
+		case <-t.changed:
 		case <-ctx.Done():
 			return
 		}
@@ -248,9 +248,9 @@ func stageOf(d duty, served bool) (stage event.Stage, deliver bool) {
 	}
 }
 
-// open lets the shard deliver, less what the set before it told.
-func (s *shard) open(ctx context.Context, t *tenure) error {
-	list, err := s.told(ctx)
+// openGate lets the shard deliver, less what the set before it told.
+func (s *shard) openGate(ctx context.Context, t *tenure) error {
+	list, err := s.deliveredBefore(ctx)
 	if err != nil {
 		return err
 	}

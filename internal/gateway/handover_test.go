@@ -57,7 +57,7 @@ func TestMoreIntents(t *testing.T) {
 		"SHARD_CONNECT", "CONNECT", "RESUMED", "SHARD_RESUME", "SHARD_DISCONNECT", "DISCONNECT",
 		"SHARD_CONNECT", "CONNECT", "READY",
 	}
-	told := r.untold()
+	told := r.notices()
 	// It may come before the first connection ends, or with the RESUME.
 	at := slices.Index(told, "GUILD_DELETE")
 	if at < 0 {
@@ -173,7 +173,7 @@ func TestMoreIntentsRefused(t *testing.T) {
 	if st := r.gateway.Status()[0]; st.State != StateConnected || r.gateway.Unready() != nil {
 		t.Errorf("status %+v", st)
 	}
-	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.untold()); diff != "" {
+	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.notices()); diff != "" {
 		t.Error(diff)
 	}
 	if n := r.Count(discordtest.Identify, 0); n != 2 {

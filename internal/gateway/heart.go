@@ -60,7 +60,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 		select {
 		case <-ctx.Done():
 			return
-		case <-l.asked:
+		case <-l.beatAsked:
 			l.mu.Lock()
 			l.pulse.asked(time.Now())
 			l.mu.Unlock()
@@ -75,7 +75,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 			}
 		}
 		if err := l.conn.Send(ctx, discord.OpHeartbeat, l.heartbeatSeq()); err != nil {
-			l.give(ctx, end, err)
+			l.failSend(ctx, end, err)
 			return
 		}
 		l.shard.metrics.heartbeats.Inc()
@@ -87,7 +87,7 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 // so it may. Nor is it more than this connection was sent: what an earlier one
 // received may be stored only after the RESUME, and is being replayed then.
 func (l *link) heartbeatSeq() any {
-	if seq := min(l.out.stored(*l.sessionID.Load()), l.seen.Load()); seq > 0 {
+	if seq := min(l.out.stored(*l.sessionID.Load()), l.seenSeq.Load()); seq > 0 {
 		return seq
 	}
 	return nil

@@ -82,7 +82,7 @@ func TestHeartbeatSeq(t *testing.T) {
 	}
 	for _, tt := range tests {
 		l := newLink(&shard{}, storedSink(tt.stored), event.Session{ID: "s"})
-		l.seen.Store(tt.seen)
+		l.seenSeq.Store(tt.seen)
 		if got := l.heartbeatSeq(); got != tt.want {
 			t.Errorf("stored %d, seen %d: %v, want %v", tt.stored, tt.seen, got, tt.want)
 		}

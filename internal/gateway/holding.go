@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// maxHeldEvents and maxHeldBytes bound what is held back. A connection
+	// maxKeptEvents and maxHeldBytes bound what is held back. A connection
 	// that meets them is not read on.
-	maxHeldEvents = 8192
-	maxHeldBytes  = 64 << 20
-	// staleMargin is after how long nobody can send the other copy of a
+	maxKeptEvents = 8192
+	maxKeptBytes  = 64 << 20
+	// copyLimit is after how long nobody can send the other copy of a
 	// dispatch any more: what looks like one is news.
-	staleMargin = 30 * time.Second
+	copyLimit = 30 * time.Second
 )
 
 // holding stands before a sink while another connection delivers the same
@@ -27,18 +27,18 @@ type holding struct {
 	out    sink
 	margin time.Duration // timing.margin
 
-	mu     sync.Mutex
-	muted  bool
-	held   []heldEvent
-	bytes  int
-	space  chan struct{} // closed and replaced when held was taken
-	opened chan struct{} // closed when nothing is held back any more
-	told   map[event.Told]int
-	stale  time.Time // when told is worth nothing any more
-	first  bool      // nothing was put since it was opened
+	mu          sync.Mutex
+	muted       bool
+	kept        []keptEvent
+	bytes       int
+	space       chan struct{} // closed and replaced when held was taken
+	opened      chan struct{} // closed when nothing is held back any more
+	delivered   map[event.Told]int
+	copiesUntil time.Time // when told is worth nothing any more
+	justOpened  bool      // nothing was put since it was opened
 }
 
-type heldEvent struct {
+type keptEvent struct {
 	session *event.Session
 	event   *event.Event
 }
@@ -54,10 +54,8 @@ func (h *holding) put(ctx context.Context, session *event.Session, e *event.Even
 		if kept {
 			return nil
 		}
-		select {
-		case <-h.opened:
-			return h.out.put(ctx, session, h.news(e))
-		default:
+		if h.isOpen() {
+			return h.out.put(ctx, session, h.afterOpen(e))
 		}
 		if space == nil { // muted
 			if session == nil {
@@ -82,10 +80,10 @@ func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan str
 	if h.muted {
 		return nil, false
 	}
-	if h.isOpen() || len(h.held) > 0 && (len(h.held) >= maxHeldEvents || h.bytes+len(e.Data) > maxHeldBytes) {
+	if h.isOpen() || len(h.kept) > 0 && (len(h.kept) >= maxKeptEvents || h.bytes+len(e.Data) > maxKeptBytes) {
 		return h.space, false
 	}
-	h.held = append(h.held, heldEvent{session, e})
+	h.kept = append(h.kept, keptEvent{session, e})
 	h.bytes += len(e.Data)
 	return nil, true
 }
@@ -94,20 +92,13 @@ func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan str
 func (h *holding) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.held)
+	return len(h.kept)
 }
 
-func (h *holding) isOpen() bool {
-	select {
-	case <-h.opened:
-		return true
-	default:
-		return false
-	}
-}
+func (h *holding) isOpen() bool { return isClosed(h.opened) }
 
-// hold ends being muted: all that is put from now on is kept.
-func (h *holding) hold() {
+// unmute ends being muted: all that is put from now on is kept.
+func (h *holding) unmute() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.muted = false
@@ -127,15 +118,15 @@ func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID
 // dispatch was), and holds nothing back from then on.
 func (h *holding) open(ctx context.Context, told map[event.Told]int) error {
 	h.mu.Lock()
-	h.told, h.stale, h.first = told, time.Now().Add(staleMargin), true
+	h.delivered, h.copiesUntil, h.justOpened = told, time.Now().Add(copyLimit), true
 	h.mu.Unlock()
 	for {
-		held := h.take()
-		if held == nil {
+		kept := h.take()
+		if kept == nil {
 			return nil
 		}
-		for _, e := range held {
-			if err := h.out.put(ctx, e.session, h.unlessTold(e.event)); err != nil {
+		for _, e := range kept {
+			if err := h.out.put(ctx, e.session, h.unlessDelivered(e.event)); err != nil {
 				return err
 			}
 		}
@@ -143,60 +134,55 @@ func (h *holding) open(ctx context.Context, told map[event.Told]int) error {
 }
 
 // take returns what is held. When that is nothing, the holding is open.
-func (h *holding) take() []heldEvent {
+func (h *holding) take() []keptEvent {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	held := h.held
-	h.held, h.bytes = nil, 0
-	if held == nil {
+	kept := h.kept
+	h.kept, h.bytes = nil, 0
+	if kept == nil {
 		close(h.opened)
 		return nil
 	}
 	close(h.space)
 	h.space = make(chan struct{})
-	return held
+	return kept
 }
 
-// news is unlessTold for an event that came after the opening: for some time
+// afterOpen is unlessTold for an event that came after the opening: for some time
 // it may still be a copy that was under way.
-func (h *holding) news(e *event.Event) *event.Event {
+func (h *holding) afterOpen(e *event.Event) *event.Event {
 	h.mu.Lock()
-	if h.told != nil && e != nil {
-		if h.first {
-			h.first = false
-			h.stale = earlier(h.stale, e.ReceivedAt.Add(h.margin))
+	if h.delivered != nil && e != nil {
+		if h.justOpened {
+			h.justOpened = false
+			if t := e.ReceivedAt.Add(h.margin); t.Before(h.copiesUntil) {
+				h.copiesUntil = t
+			}
 		}
-		if e.ReceivedAt.After(h.stale) {
-			h.told = nil
+		if e.ReceivedAt.After(h.copiesUntil) {
+			h.delivered = nil
 		}
 	}
 	h.mu.Unlock()
-	return h.unlessTold(e)
+	return h.unlessDelivered(e)
 }
 
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
-// unlessTold returns the event, or nil if the other connection told it: then
+// unlessDelivered returns the event, or nil if the other connection told it: then
 // only the session moves.
-func (h *holding) unlessTold(e *event.Event) *event.Event {
+func (h *holding) unlessDelivered(e *event.Event) *event.Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.told) == 0 || e == nil || e.Seq == 0 {
+	if len(h.delivered) == 0 || e == nil || e.Seq == 0 {
 		return e
 	}
 	k := toldOf(e)
-	switch n := h.told[k]; n {
+	switch n := h.delivered[k]; n {
 	case 0:
 		return e
 	case 1:
-		delete(h.told, k)
+		delete(h.delivered, k)
 	default:
-		h.told[k] = n - 1
+		h.delivered[k] = n - 1
 	}
 	return nil
 }
@@ -210,12 +196,12 @@ func toldOf(e *event.Event) event.Told {
 type overlap struct {
 	margin time.Duration // timing.margin
 
-	mu    sync.Mutex
-	begun bool // both get them
-	told  []toldEvent
+	mu        sync.Mutex
+	begun     bool // both get them
+	delivered []deliveredEvent
 }
 
-type toldEvent struct {
+type deliveredEvent struct {
 	event.Told
 	at time.Time
 }
@@ -224,25 +210,25 @@ type toldEvent struct {
 func (o *overlap) add(e *event.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.told = append(o.told, toldEvent{toldOf(e), e.ReceivedAt})
+	o.delivered = append(o.delivered, deliveredEvent{toldOf(e), e.ReceivedAt})
 	if !o.begun {
-		o.forget(e.ReceivedAt)
+		o.forgetLocked(e.ReceivedAt)
 	}
 }
 
-func (o *overlap) forget(now time.Time) {
+func (o *overlap) forgetLocked(now time.Time) {
 	i := 0
-	for i < len(o.told) && now.Sub(o.told[i].at) > o.margin {
+	for i < len(o.delivered) && now.Sub(o.delivered[i].at) > o.margin {
 		i++
 	}
-	o.told = o.told[i:]
+	o.delivered = o.delivered[i:]
 }
 
 // begin is called when the other connection begins to get dispatches.
 func (o *overlap) begin(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.forget(now)
+	o.forgetLocked(now)
 	o.begun = true
 }
 
@@ -250,8 +236,8 @@ func (o *overlap) begin(now time.Time) {
 func (o *overlap) counts() map[event.Told]int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	counts := make(map[event.Told]int, len(o.told))
-	for _, t := range o.told {
+	counts := make(map[event.Told]int, len(o.delivered))
+	for _, t := range o.delivered {
 		counts[t.Told]++
 	}
 	return counts

@@ -56,20 +56,21 @@ func TestHoldingIsBounded(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	h := newHolding(newOutlet(t, m), usualTiming.margin)
-	for i := range maxHeldEvents {
+	for i := range maxKeptEvents {
 		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if h.len() != maxHeldEvents {
-		t.Errorf("%d are held back, want %d", h.len(), maxHeldEvents)
+	if h.len() != maxKeptEvents {
+		t.Errorf("%d are held back, want %d", h.len(), maxKeptEvents)
 	}
-	gate := &shard{tenure: &tenure{gate: h}}
-	both := &shard{tenure: &tenure{gate: h}}
+	var gate, both shard
+	gate.tenure.Store(&tenure{gate: h})
+	both.tenure.Store(&tenure{gate: h})
 	both.upgrade.Store(h)
-	g := &Gateway{shards: map[event.Shard]*shard{{ID: 0, Count: 3}: gate, {ID: 1, Count: 3}: both, {ID: 2, Count: 3}: {}}}
-	if n := g.heldBack(); n != 3*maxHeldEvents {
-		t.Errorf("the gauge shows %v, want %d", n, 3*maxHeldEvents)
+	g := &Gateway{shards: map[event.Shard]*shard{{ID: 0, Count: 3}: &gate, {ID: 1, Count: 3}: &both, {ID: 2, Count: 3}: {}}}
+	if n := g.heldBack(); n != 3*maxKeptEvents {
+		t.Errorf("the gauge shows %v, want %d", n, 3*maxKeptEvents)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errDrain)
@@ -84,7 +85,7 @@ func TestHoldingIsBounded(t *testing.T) {
 	if err := <-last; err != nil {
 		t.Fatal(err)
 	}
-	if got := m.all(); len(got) != maxHeldEvents+1 || got[maxHeldEvents].Name != "LAST" {
+	if got := m.all(); len(got) != maxKeptEvents+1 || got[maxKeptEvents].Name != "LAST" {
 		t.Errorf("%d events", len(got))
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// known is what is known of the application's intents; nil before Discord
+// knownGrants is what is known of the application's intents; nil before Discord
 // answered.
-func (g *Gateway) known() *identify.Grants {
+func (g *Gateway) knownGrants() *identify.Grants {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.grants
@@ -20,15 +20,15 @@ func (g *Gateway) known() *identify.Grants {
 // switched off if the gateway may leave out some.
 func (g *Gateway) intents() event.Intents {
 	wanted := g.cfg.Intents()
-	if gr := g.known(); gr != nil && g.cfg.OnlyEnabled {
+	if gr := g.knownGrants(); gr != nil && g.cfg.OnlyEnabled {
 		wanted &^= gr.Missing(wanted)
 	}
 	return wanted
 }
 
-// lacking says for people which wanted intents are switched off, or "".
-func (g *Gateway) lacking() string {
-	gr := g.known()
+// intentsProblem says for people which wanted intents are switched off, or "".
+func (g *Gateway) intentsProblem() string {
+	gr := g.knownGrants()
 	if gr == nil {
 		return ""
 	}
@@ -44,9 +44,6 @@ func (g *Gateway) reconsiderIntents() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, s := range g.shards {
-		select {
-		case s.changed <- struct{}{}:
-		default: // it has not seen the change before this one
-		}
+		wake(s.intentsChanged)
 	}
 }

@@ -40,29 +40,29 @@ type link struct {
 	primary atomic.Bool
 
 	// The reader's alone, until run has returned.
-	session  event.Session // zero before READY
-	intents  event.Intents // what IDENTIFY asks for
-	ending   ending
-	greeted  bool // HELLO came
-	heard    bool // a dispatch came
-	released func()
-	// last: RESUMED is the end. It comes after everything that Discord
+	session     event.Session // zero before READY
+	intents     event.Intents // what IDENTIFY asks for
+	ending      ending
+	greeted     bool // HELLO came
+	heard       bool // a dispatch came
+	releaseTurn func()
+	// final: RESUMED is the end. It comes after everything that Discord
 	// dispatched before (Discord: Resuming), which nothing else promises: the
 	// acknowledgement of a heartbeat may overtake what waits to be sent.
-	last bool
+	final bool
 	// unanswered is how many RESUMEs of the session may have been answered by
 	// a RESUMED that was not read yet: Discord may replay those.
 	unanswered int
 	loading    loading
 	origins    *origins
 
-	began     chan struct{} // closed at READY or RESUMED
-	asked     chan struct{} // Discord asks for a heartbeat
-	sessionID atomic.Pointer[string]
-	has       atomic.Int64 // the session's intents
-	// seen is the highest sequence number that this connection is known to have
+	live           chan struct{} // closed at READY or RESUMED
+	beatAsked      chan struct{} // Discord asks for a heartbeat
+	sessionID      atomic.Pointer[string]
+	sessionIntents atomic.Int64 // the session's intents
+	// seenSeq is the highest sequence number that this connection is known to have
 	// been sent, or where it was resumed from; 0 for none.
-	seen      atomic.Int64
+	seenSeq   atomic.Int64
 	presence  atomic.Int64   // the version that the session shows; 0 for an unknown one
 	presences discord.Window // when it was changed on this connection; Commands' alone
 	overlap   atomic.Pointer[overlap]
@@ -78,12 +78,12 @@ type link struct {
 
 func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
-		shard: s, out: out, session: session, log: s.log, intents: session.Intents, released: func() {},
+		shard: s, out: out, session: session, log: s.log, intents: session.Intents, releaseTurn: func() {},
 		origins: &origins{away: map[event.Snowflake]bool{}},
-		loading: loading{done: make(chan struct{})}, began: make(chan struct{}), asked: make(chan struct{}, 1),
+		loading: loading{done: make(chan struct{})}, live: make(chan struct{}), beatAsked: make(chan struct{}, 1),
 	}
 	l.sessionID.Store(&session.ID)
-	l.has.Store(int64(session.Intents))
+	l.sessionIntents.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
 	l.unanswered = 1 // whoever had the session before may have been interrupted
 	l.presences = discord.Window{Length: presenceWindow + presenceMargin, Limit: presenceLimit}
@@ -95,7 +95,7 @@ func newLink(s *shard, out sink, session event.Session) *link {
 func (l *link) run(parent context.Context) ending {
 	l.ending.cause = l.connect(parent)
 	if l.ending.cause != nil {
-		l.released()
+		l.releaseTurn()
 		return l.ending
 	}
 	l.ending.opened = true
@@ -110,11 +110,11 @@ func (l *link) run(parent context.Context) ending {
 	end(l.receive(ctx, end, &tasks))
 	tasks.Wait()
 	l.conn.Release()
-	l.released()
+	l.releaseTurn()
 	l.ending.cause = context.Cause(ctx)
 	l.ending.session = l.session.ID != ""
 	l.shard.turns.Refuse(discord.CloseCodeOf(l.ending.cause), l.intents)
-	l.farewell(parent)
+	l.reportEnd(parent)
 	return l.ending
 }
 
@@ -125,7 +125,7 @@ func (l *link) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.released = release
+		l.releaseTurn = release
 		if err := s.turns.Allowed(l.intents); err != nil {
 			return err
 		}
@@ -186,20 +186,20 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	err := json.Unmarshal(f.Data, &h)
 	interval, usable := h.Interval()
 	if err != nil || !usable {
-		l.odd(ctx, "HELLO has no usable heartbeat_interval", err)
+		l.warnOdd(ctx, "HELLO has no usable heartbeat_interval", err)
 	}
 	l.greeted = true
 	tasks.Go(func() { l.beat(ctx, end, interval) })
 	s := l.shard
 	if l.session.ID == "" {
-		l.report(func(st *ShardStatus) { st.State = StateIdentifying })
-		tasks.Go(func() { l.give(ctx, end, l.identify(ctx)) })
+		l.setStatus(func(st *ShardStatus) { st.State = StateIdentifying })
+		tasks.Go(func() { l.failSend(ctx, end, l.identify(ctx)) })
 	} else if err := l.resume(ctx); err != nil {
 		return err
 	}
 	// Only now, with the heart beating: the journal may keep this waiting.
 	for _, name := range []string{"SHARD_CONNECT", "CONNECT"} {
-		if err := l.putOwn(ctx, name, shardData{s.id.ID}); err != nil {
+		if err := l.putNotice(ctx, name, shardData{s.id.ID}); err != nil {
 			return err
 		}
 	}
@@ -218,9 +218,9 @@ func (l *link) resume(ctx context.Context) error {
 		return err
 	}
 	l.unanswered++
-	l.seen.Store(seq)
+	l.seenSeq.Store(seq)
 	s.metrics.resumes.Inc()
-	s.set(func(st *ShardStatus) { st.Resumes++ })
+	s.setStatus(func(st *ShardStatus) { st.Resumes++ })
 	return l.conn.Send(ctx, discord.OpResume, discord.Resume{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
 }
 
@@ -233,14 +233,14 @@ func (l *link) identify(ctx context.Context) error {
 	if err := s.confirm(ctx); err != nil {
 		return err
 	}
-	defer l.released()
+	defer l.releaseTurn()
 	// The shard before may have been refused while this one waited.
 	if err := s.turns.Allowed(l.intents); err != nil {
 		return err
 	}
 	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
-	s.set(func(st *ShardStatus) { st.Identifies++ })
+	s.setStatus(func(st *ShardStatus) { st.Identifies++ })
 	return l.conn.Send(ctx, discord.OpIdentify, discord.Identify{
 		Token:      s.token.Reveal(),
 		Properties: discord.Properties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
@@ -250,9 +250,9 @@ func (l *link) identify(ctx context.Context) error {
 	})
 }
 
-// give ends the connection after a failure to send, but leaves the reader the
+// failSend ends the connection after a failure to send, but leaves the reader the
 // time to find out why: Discord's close frame says more than a broken pipe.
-func (l *link) give(ctx context.Context, end context.CancelCauseFunc, err error) {
+func (l *link) failSend(ctx context.Context, end context.CancelCauseFunc, err error) {
 	if err != nil && discord.Sleep(ctx, time.Second) == nil {
 		end(err)
 	}
@@ -268,15 +268,12 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 		latency, regular := l.pulse.latency, l.pulse.regular
 		l.mu.Unlock()
 		l.shard.metrics.latency.Observe(latency.Seconds())
-		l.report(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
+		l.setStatus(func(st *ShardStatus) { st.AckedAt, st.Latency = now, latency })
 		if l.session.ID != "" && !l.heard && regular >= maxSilentBeats {
 			return errUnanswered
 		}
 	case discord.OpHeartbeat:
-		select {
-		case l.asked <- struct{}{}:
-		default: // one is on its way
-		}
+		wake(l.beatAsked)
 	case discord.OpReconnect:
 		return errReconnect
 	case discord.OpInvalidSession:
@@ -293,7 +290,7 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 // dispatch hands on an event that came at now.
 func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	l.heard = true
-	l.seen.Store(max(l.seen.Load(), f.Seq))
+	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
 	if len(f.Name) == 0 || f.Seq == 0 {
 		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
 		return nil
@@ -312,14 +309,14 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		// Its sequence number may be that of the last event replayed. It is
 		// still a RESUMED of its own. One with a lower number is replayed: it
 		// tells of another connection, and is no sign that this one works.
-		if err := l.putOwn(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.Data))); err != nil {
+		if err := l.putNotice(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.Data))); err != nil {
 			return err
 		}
 	case f.Seq <= l.session.Seq:
 		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
 		return nil
 	default:
-		if err := l.put(ctx, f, now); err != nil {
+		if err := l.putDispatch(ctx, f, now); err != nil {
 			return err
 		}
 	}
@@ -331,7 +328,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		return nil
 	}
 	l.unanswered = max(l.unanswered-1, 0)
-	if err := l.putOwn(ctx, "SHARD_RESUME", shardData{l.shard.id.ID}); err != nil || !l.last {
+	if err := l.putNotice(ctx, "SHARD_RESUME", shardData{l.shard.id.ID}); err != nil || !l.final {
 		return err
 	}
 	if l.unanswered > 0 {
@@ -347,7 +344,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	var r discord.Ready
 	if err := json.Unmarshal(f.Data, &r); err != nil || r.SessionID == "" {
-		l.odd(ctx, "READY lacks what it should have", err)
+		l.warnOdd(ctx, "READY lacks what it should have", err)
 	}
 	if r.SessionID == "" {
 		// Its events are worth having. A RESUME with an id that was made up is
@@ -356,7 +353,7 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	}
 	if lost := l.shard.lost; lost != nil {
 		lost.NextSessionID, lost.NextSeq = r.SessionID, f.Seq
-		if err := l.putOwn(ctx, "GATEHOOK_SESSION_LOST", lost); err != nil {
+		if err := l.putNotice(ctx, "GATEHOOK_SESSION_LOST", lost); err != nil {
 			return err
 		}
 		l.shard.lost = nil
@@ -365,8 +362,8 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	l.unanswered = 0
 	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
-	l.has.Store(int64(l.intents))
-	l.report(func(st *ShardStatus) { st.SessionSince = time.Now() })
+	l.sessionIntents.Store(int64(l.intents))
+	l.setStatus(func(st *ShardStatus) { st.SessionSince = time.Now() })
 	if l.intents&event.IntentGuilds != 0 {
 		l.loading.expect(r.Guilds)
 	}
@@ -378,12 +375,12 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 func (l *link) establish(ctx context.Context, resumed bool) {
 	l.ending.progress = true
 	// In this order: what follows from being live may have more to report.
-	l.report(l.connected(time.Now()))
+	l.setStatus(l.connected(time.Now()))
 	if !l.isLive() {
 		if resumed {
 			l.loading.expect(nil) // Discord lists the guilds in READY only
 		}
-		close(l.began)
+		close(l.live)
 	}
 	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
 }
@@ -397,17 +394,10 @@ func (l *link) age() slog.Attr {
 	return slog.Duration("session_age", time.Since(since).Round(time.Millisecond))
 }
 
-func (l *link) isLive() bool {
-	select {
-	case <-l.began:
-		return true
-	default:
-		return false
-	}
-}
+func (l *link) isLive() bool { return isClosed(l.live) }
 
 func (l *link) connected(now time.Time) func(*ShardStatus) {
-	intents := event.Intents(l.has.Load())
+	intents := event.Intents(l.sessionIntents.Load())
 	return func(st *ShardStatus) {
 		st.State, st.Problem, st.ConnectedSince, st.Intents = StateConnected, "", now, intents
 		if st.SessionSince.IsZero() {
@@ -416,15 +406,15 @@ func (l *link) connected(now time.Time) func(*ShardStatus) {
 	}
 }
 
-// report changes the shard's status if it tells of this link.
-func (l *link) report(f func(*ShardStatus)) {
+// setStatus changes the shard's status if it tells of this link.
+func (l *link) setStatus(f func(*ShardStatus)) {
 	if l.primary.Load() {
-		l.shard.set(f)
+		l.shard.setStatus(f)
 	}
 }
 
-// put makes a dispatch an event and hands it on.
-func (l *link) put(ctx context.Context, f discord.Frame, now time.Time) error {
+// putDispatch makes a dispatch an event and hands it on.
+func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	s := l.shard
 	data := bytes.Clone(f.Data)
 	if data == nil {
@@ -451,29 +441,29 @@ func (l *link) put(ctx context.Context, f discord.Frame, now time.Time) error {
 	return nil
 }
 
-// putOwn hands on an event that Discord did not number.
-func (l *link) putOwn(ctx context.Context, name string, data any) error {
-	e, err := ownEvent(l.shard.id, name, data)
+// putNotice hands on an event that Discord did not number.
+func (l *link) putNotice(ctx context.Context, name string, data any) error {
+	e, err := newNotice(l.shard.id, name, data)
 	if err != nil {
 		return err
 	}
 	return l.out.put(ctx, nil, e)
 }
 
-// farewell tells of the end of a connection that was told of.
-func (l *link) farewell(ctx context.Context) {
+// reportEnd tells of the end of a connection that was told of.
+func (l *link) reportEnd(ctx context.Context) {
 	code, reason := closeText(l.ending.cause)
 	s := l.shard
 	s.metrics.reconnects.WithLabelValues(reconnectReason(l.ending.cause)).Inc()
-	l.report(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
+	l.setStatus(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
 	l.log.LogAttrs(ctx, slog.LevelInfo, "disconnected", slog.Int("code", code), slog.Any("cause", l.ending.cause),
 		slog.Int64("seq", l.session.Seq), l.age())
-	if !l.greeted || errors.Is(l.ending.cause, errLeaseLost) {
+	if !l.greeted || errors.Is(l.ending.cause, errClaimLost) {
 		return
 	}
 	var events []*event.Event
 	for _, name := range []string{"SHARD_DISCONNECT", "DISCONNECT"} {
-		e, err := ownEvent(s.id, name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
+		e, err := newNotice(s.id, name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
 		if err != nil {
 			l.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", name), slog.Any("error", err))
 			continue
@@ -489,15 +479,15 @@ func (l *link) drop(ctx context.Context, reason, detail string) {
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))
 }
 
-// odd logs what is wrong with a payload that is used all the same.
-func (l *link) odd(ctx context.Context, what string, err error) {
+// warnOdd logs what is wrong with a payload that is used all the same.
+func (l *link) warnOdd(ctx context.Context, what string, err error) {
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload not as documented", slog.String("detail", what), slog.Any("error", err))
 }
 
 // lacks returns the intents that the link's session is without. It is known
 // once the link is live.
 func (l *link) lacks(wanted event.Intents) event.Intents {
-	return wanted &^ event.Intents(l.has.Load())
+	return wanted &^ event.Intents(l.sessionIntents.Load())
 }
 
 // inherit notes what presence a session shows that is resumed, and what is

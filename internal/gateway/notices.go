@@ -36,8 +36,8 @@ type lostData struct {
 	Reason        string `json:"reason"`
 }
 
-// ownEvent makes an event that Discord did not number.
-func ownEvent(shard event.Shard, name string, data any) (*event.Event, error) {
+// newNotice makes an event that Discord did not number.
+func newNotice(shard event.Shard, name string, data any) (*event.Event, error) {
 	b, err := json.Marshal(data)
 	if err != nil {
 		return nil, err

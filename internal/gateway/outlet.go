@@ -30,7 +30,7 @@ type outlet struct {
 // put hands on an event. session says where the session stands with it; nil
 // leaves the cursor where it is.
 func (o *outlet) put(ctx context.Context, session *event.Session, e *event.Event) error {
-	cursor := o.at()
+	cursor := o.position()
 	for len(o.late) > 0 {
 		if err := o.claim.Append(ctx, cursor, o.late[0]); err != nil {
 			return err
@@ -66,13 +66,13 @@ func (o *outlet) putSoon(ctx context.Context, limit time.Duration, events ...*ev
 // stored is the highest committed sequence number of a session; 0 for none,
 // and for any other session than the one that the cursor is on.
 func (o *outlet) stored(sessionID string) int64 {
-	if sessionID == "" || sessionID != o.at().ID {
+	if sessionID == "" || sessionID != o.position().ID {
 		return 0
 	}
 	return o.claim.Stored()
 }
 
-func (o *outlet) at() event.Session {
+func (o *outlet) position() event.Session {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.cursor

@@ -206,8 +206,8 @@ func (r *rig) named(name string, n int) *event.Event {
 	return found
 }
 
-// untold returns the names of what was told, without the messages.
-func (r *rig) untold() []string {
+// notices returns the names of what was told, without the messages.
+func (r *rig) notices() []string {
 	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
 }
 

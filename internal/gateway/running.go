@@ -26,11 +26,4 @@ func (r *running) stop(cause error) {
 	<-r.done
 }
 
-func (r *running) ended() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
+func (r *running) ended() bool { return isClosed(r.done) }

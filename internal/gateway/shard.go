@@ -23,26 +23,26 @@ import (
 // tenure: it keeps it connected, and decides after every connection what
 // follows.
 type shard struct {
-	id       event.Shard
-	token    secret.Value
-	dialer   *discord.Dialer
-	turns    *identify.Turns
-	dials    *semaphore.Weighted
-	intents  func() event.Intents
-	changed  chan struct{} // holds one token after the intents changed
-	again    chan struct{} // holds one token after retry
-	relay    *Relay        // has the presence; nil for none
-	outgrown func()        // says that there are too few shards
-	// told lists what the set of shards before this one delivered.
-	told    func(context.Context) ([]event.Told, error)
-	timing  timing
-	log     *slog.Logger
-	metrics *metrics
+	id             event.Shard
+	token          secret.Value
+	dialer         *discord.Dialer
+	turns          *identify.Turns
+	dials          *semaphore.Weighted
+	intents        func() event.Intents
+	intentsChanged chan struct{} // holds one token after the intents changed
+	retryAsked     chan struct{} // holds one token after retry
+	relay          *Relay        // has the presence; nil for none
+	outgrown       func()        // says that there are too few shards
+	// deliveredBefore lists what the set of shards before this one delivered.
+	deliveredBefore func(context.Context) ([]event.Told, error)
+	timing          timing
+	log             *slog.Logger
+	metrics         *metrics
 
 	// The run loop's and, while a link runs, its reader's.
-	lost     *lostData // a session that could not be resumed, until it was told
-	dead     string    // its id: it is not tried again, should a new claim name it
-	upgrades upgrades
+	lost        *lostData // a session that could not be resumed, until it was told
+	deadSession string    // its id: it is not tried again, should a new claim name it
+	upgrades    upgrades
 
 	// current is the connection that delivers, or the last one that did.
 	current atomic.Pointer[running]
@@ -50,22 +50,17 @@ type shard struct {
 	// is none.
 	upgrade atomic.Pointer[holding]
 
-	mu     sync.Mutex // guards what follows
-	status ShardStatus
-	tenure *tenure // nil while another instance has it
-}
+	// tenure is nil while this instance does not run the shard.
+	tenure atomic.Pointer[tenure]
 
-// held is the shard's tenure, or nil.
-func (s *shard) held() *tenure {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.tenure
+	mu     sync.Mutex // guards status, which agrees with tenure
+	status ShardStatus
 }
 
 // heldBack is how many events wait for the session or the set of shards that
 // still delivers.
 func (s *shard) heldBack() (n int) {
-	if t := s.held(); t != nil && t.gate != nil {
+	if t := s.tenure.Load(); t != nil && t.gate != nil {
 		n = t.gate.len()
 	}
 	if h := s.upgrade.Load(); h != nil {
@@ -74,7 +69,7 @@ func (s *shard) heldBack() (n int) {
 	return n
 }
 
-func (s *shard) set(f func(*ShardStatus)) {
+func (s *shard) setStatus(f func(*ShardStatus)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f(&s.status)
@@ -85,32 +80,32 @@ func (s *shard) snapshot() ShardStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.status
-	if s.tenure != nil {
-		st.Received, st.Stored = s.tenure.out.at().Seq, s.tenure.claim.Stored()
+	if t := s.tenure.Load(); t != nil {
+		st.Received, st.Stored = t.out.position().Seq, t.claim.Stored()
 	}
 	return st
 }
 
-// keep connects again and again until ctx ends. It returns true if the session
+// keepConnected connects again and again until ctx ends. It returns true if the session
 // was read to its end, because another set of shards takes over.
-func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
-	session := t.out.at()
+func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
+	session := t.out.position()
 	s.lost = nil
-	if session.ID != "" && session.ID == s.dead {
-		s.lose(ctx, t, session, "it could not be resumed")
+	if session.ID != "" && session.ID == s.deadSession {
+		s.loseSession(ctx, t, session, "it could not be resumed")
 		session = event.Session{}
 	}
 	failed, failedDials := 0, 0
 	backoff := discord.NewBackoff(s.timing.reconnect)
 	for {
 		if t.leaving() && session.ID == "" {
-			s.tellLost(ctx, t)
+			s.reportLost(ctx, t)
 			return true
 		}
 		if session.ID == "" {
 			s.turns.RefreshGrants(ctx)
 		}
-		l, end := s.carry(ctx, t, s.prepare(t, session))
+		l, end := s.runLink(ctx, t, s.nextLink(t, session))
 		session = l.session
 		switch {
 		case errors.Is(end.cause, errReplaced) && t.leaving():
@@ -138,14 +133,14 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 			}
 			// A session keeps its intents: resumed, it would be refused again.
 			if session.ID != "" && (!goOn || end.code().LiftedByIntents()) {
-				s.lose(ctx, t, session, lossOf(end))
+				s.loseSession(ctx, t, session, lossOf(end))
 				session = event.Session{}
 			}
 			if !goOn {
 				continue
 			}
 		case next == discord.CourseIdentify && session.ID != "":
-			s.lose(ctx, t, session, lossOf(end))
+			s.loseSession(ctx, t, session, lossOf(end))
 			session = event.Session{}
 		}
 		wait, _ := backoff.Next()
@@ -155,37 +150,37 @@ func (s *shard) keep(ctx context.Context, t *tenure) (ended bool) {
 	}
 }
 
-// prepare makes the next connection.
-func (s *shard) prepare(t *tenure, session event.Session) *link {
+// nextLink makes the next connection.
+func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	l := newLink(s, t.sink(), session)
 	l.inherit(s.current.Load())
-	l.last = t.leaving() && session.ID != ""
+	l.final = t.leaving() && session.ID != ""
 	l.primary.Store(true)
 	state := StateResuming
 	if session.ID == "" {
 		state, l.intents = StateConnecting, s.intents()
 	}
-	s.set(func(st *ShardStatus) { st.State, st.Problem, st.ConnectedSince = state, "", time.Time{} })
+	s.setStatus(func(st *ShardStatus) { st.State, st.Problem, st.ConnectedSince = state, "", time.Time{} })
 	return l
 }
 
-// lose notes that a session is gone. It is told with the next READY, when the
+// loseSession notes that a session is gone. It is told with the next READY, when the
 // gap has an end.
-func (s *shard) lose(ctx context.Context, t *tenure, session event.Session, reason string) {
+func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Session, reason string) {
 	s.metrics.lost.Inc()
-	s.dead = session.ID
-	t.lose()
+	s.deadSession = session.ID
+	t.setComplete(false)
 	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
-	s.set(func(st *ShardStatus) { st.SessionSince = time.Time{} })
+	s.setStatus(func(st *ShardStatus) { st.SessionSince = time.Time{} })
 	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
 }
 
-// tellLost tells of a lost session that no other one of this shard follows.
-func (s *shard) tellLost(ctx context.Context, t *tenure) {
+// reportLost tells of a lost session that no other one of this shard follows.
+func (s *shard) reportLost(ctx context.Context, t *tenure) {
 	if s.lost == nil {
 		return
 	}
-	e, err := ownEvent(s.id, "GATEHOOK_SESSION_LOST", s.lost)
+	e, err := newNotice(s.id, "GATEHOOK_SESSION_LOST", s.lost)
 	if err != nil {
 		s.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", "GATEHOOK_SESSION_LOST"), slog.Any("error", err))
 		return
@@ -200,12 +195,12 @@ func (s *shard) tellLost(ctx context.Context, t *tenure) {
 // shard is to be let go.
 func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
-	case <-s.again: // from before there was something to try again
+	case <-s.retryAsked: // from before there was something to try again
 	default:
 	}
 	missing := s.turns.Missing(intents)
 	remedy := code.Remedy(cmp.Or(missing, intents))
-	s.set(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
+	s.setStatus(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", int(code)), slog.String("remedy", remedy))
 	if code == discord.CodeShardingRequired {
 		s.outgrown()
@@ -216,9 +211,9 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 			return false
 		case <-t.leave:
 			return false
-		case <-s.again:
+		case <-s.retryAsked:
 			return true
-		case <-s.changed:
+		case <-s.intentsChanged:
 		}
 	}
 	return true
@@ -229,10 +224,7 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 // nothing to a shard that has not failed.
 func (s *shard) retry() {
 	s.turns.Lift()
-	select {
-	case s.again <- struct{}{}:
-	default: // it has not seen the one before
-	}
+	wake(s.retryAsked)
 }
 
 // url is where to connect: to a session's own URL, or to the gateway to begin
@@ -258,26 +250,29 @@ func (s *shard) run(ctx context.Context, t *tenure) {
 	tasks.Go(func() {
 		select {
 		case <-t.claim.Lost():
-			t.end(errLeaseLost)
+			t.end(errClaimLost)
 		case <-ctx.Done():
 		}
 	})
 	if t.gate != nil {
 		tasks.Go(func() { s.guide(ctx, t) })
 	}
-	ended := s.keep(ctx, t)
+	ended := s.keepConnected(ctx, t)
 	t.end(errDrain)
 	tasks.Wait()
 	s.letGo(ctx, t, ended)
-	s.set(func(st *ShardStatus) { st.State, st.Problem, s.tenure = StateStandby, "", nil })
+	s.setStatus(func(st *ShardStatus) {
+		st.State, st.Problem = StateStandby, ""
+		s.tenure.Store(nil)
+	})
 }
 
 // confirm returns errLeaseLost if another instance has the shard. It is asked
 // before what would end the other's connection: a process that was paused
 // wakes up in the middle of anything.
 func (s *shard) confirm(ctx context.Context) error {
-	if t := s.held(); t != nil && t.claim.Confirm(ctx) != nil {
-		return errLeaseLost
+	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
+		return errClaimLost
 	}
 	return nil
 }
@@ -285,9 +280,9 @@ func (s *shard) confirm(ctx context.Context) error {
 func (s *shard) adopt(t *tenure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tenure = t
+	s.tenure.Store(t)
 	s.status = ShardStatus{
-		Shard: s.id, State: StateConnecting, Intents: t.out.at().Intents,
+		Shard: s.id, State: StateConnecting, Intents: t.out.position().Intents,
 		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
 	}
 }
@@ -295,7 +290,7 @@ func (s *shard) adopt(t *tenure) {
 // letGo gives the shard back, so that another instance need not wait for the
 // lease to run out.
 func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
-	if errors.Is(context.Cause(ctx), errLeaseLost) {
+	if errors.Is(context.Cause(ctx), errClaimLost) {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
 		return
 	}
@@ -314,7 +309,7 @@ func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 // restart lets a shard that failed try again, and one that works connect again.
 // One that is connecting does that already.
 func (s *shard) restart() {
-	if r := s.service(); r != nil {
+	if r := s.liveLink(); r != nil {
 		r.cancel(errRestart)
 		return
 	}
@@ -337,9 +332,9 @@ func (s *shard) presence(ctx context.Context) presence {
 	return p
 }
 
-// service returns the connection that commands go through, or nil while there
+// liveLink returns the connection that commands go through, or nil while there
 // is none.
-func (s *shard) service() *running {
+func (s *shard) liveLink() *running {
 	r := s.current.Load()
 	if r == nil || !r.isLive() || r.ended() {
 		return nil

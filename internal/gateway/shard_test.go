@@ -36,11 +36,11 @@ func TestShardURL(t *testing.T) {
 // none that lets it try again.
 func TestRestartTooEarly(t *testing.T) {
 	t.Parallel()
-	s := &shard{again: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
+	s := &shard{retryAsked: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 { // which of two channels is read is chance
-		s.again <- struct{}{}
+		s.retryAsked <- struct{}{}
 		if s.fail(ctx, &tenure{leave: make(chan struct{})}, 4004, 0) {
 			t.Fatal("it tries again")
 		}

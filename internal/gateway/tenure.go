@@ -19,25 +19,25 @@ type tenure struct {
 	// cancel ends the tenure, with the cause that the shard closes with.
 	cancel context.CancelCauseFunc
 	// leave is closed when the session is to be read to its end and let go.
-	leave chan struct{}
-	news  chan struct{} // holds a token after duty or served changed
+	leave   chan struct{}
+	changed chan struct{} // holds a token after duty or served changed
 
-	mu     sync.Mutex // guards what follows
-	duty   duty
-	served bool // the session gets everything
-	ending bool // cancel was called
+	mu       sync.Mutex // guards what follows
+	duty     duty
+	complete bool // the session gets everything
+	ending   bool // cancel was called
 }
 
 func newTenure(claim Claim, d duty, margin time.Duration, cancel context.CancelCauseFunc) *tenure {
 	t := &tenure{
 		claim: claim, out: &outlet{claim: claim, cursor: claim.Session()}, cancel: cancel,
-		leave: make(chan struct{}), news: make(chan struct{}, 1), duty: d,
+		leave: make(chan struct{}), changed: make(chan struct{}, 1), duty: d,
 	}
 	// A shard that held events back when its instance died has its cursor
 	// before them: they come again and are held back again, even if by now
 	// nothing has to be waited for.
-	held := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
-	if held || d == dutyWarm || d == dutyHold {
+	heldBack := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
+	if heldBack || d == dutyWarm || d == dutyHold {
 		t.gate = newHolding(t.out, margin)
 		t.gate.muted = claim.Stage() != event.StageHolding
 	}
@@ -65,52 +65,33 @@ func (t *tenure) steer(d duty) {
 	if t.duty = d; d == dutyLeave {
 		close(t.leave)
 	}
-	t.wake()
+	wake(t.changed)
 }
 
-func (t *tenure) leaving() bool {
-	select {
-	case <-t.leave:
-		return true
-	default:
-		return false
+func (t *tenure) leaving() bool { return isClosed(t.leave) }
+
+// setComplete notes whether there is a session that receives everything.
+func (t *tenure) setComplete(served bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.complete != served {
+		t.complete = served
+		wake(t.changed)
 	}
 }
 
-// serve notes that the session gets everything, lose that it is gone.
-func (t *tenure) serve() { t.setServed(true) }
-
-func (t *tenure) lose() { t.setServed(false) }
-
-func (t *tenure) setServed(served bool) {
+func (t *tenure) state() (duty, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.served != served {
-		t.served = served
-		t.wake()
-	}
+	return t.duty, t.complete
 }
 
-func (t *tenure) wake() {
-	select {
-	case t.news <- struct{}{}:
-	default:
-	}
-}
-
-func (t *tenure) at() (duty, bool) {
+// end ends the tenure.
+func (t *tenure) end(cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.duty, t.served
-}
-
-// end ends the tenure, and tells whether it was about to end already.
-func (t *tenure) end(cause error) (before bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	before, t.ending = t.ending, true
+	t.ending = true
 	t.cancel(cause)
-	return before
 }
 
 func (t *tenure) isEnding() bool {
