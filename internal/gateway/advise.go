@@ -11,19 +11,19 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// grantsAsked is how long it is believed which intents are switched on when
-// somebody is about to be refused: they may just have switched one on.
+// grantsAsked is how old an answer about the switched-on intents may be when a
+// registration is about to be refused: a person may just have switched one on.
 const grantsAsked = 3 * time.Second
 
-// verdict is what an event's intents mean for whoever registers for it.
+// verdict is whether an event can come, given the intents that are possible.
 type verdict int
 
 const (
-	// comes: with all that is in it.
+	// comes: the event comes, complete.
 	comes verdict = iota
-	// poorer: it comes, but not always, or not with its content.
+	// poorer: the event comes, but not always, or without its content.
 	poorer
-	// never: it can't come.
+	// never: the event can't come.
 	never
 )
 
@@ -34,7 +34,7 @@ func judge(t event.Type, can event.Intents) verdict {
 	case t.Intents == 0:
 		return comes
 	case t.Intents&can == 0 && t.Name == "GUILD_MEMBER_UPDATE":
-		return poorer // it comes for the bot's own member without any (Discord: List of Intents)
+		return poorer // without any intent it comes for the bot's own member (Discord: List of Intents)
 	case t.Intents&can == 0:
 		return never
 	case t.Content && can&event.IntentMessageContent == 0:
@@ -44,16 +44,16 @@ func judge(t event.Type, can event.Intents) verdict {
 	}
 }
 
-// Advise says what registering for some events means: in refusal, why they can
-// never come, or ""; in notes, what will happen, or what will be missing.
-// before are the intents that were needed so far.
+// Advise returns advice for a registration for the events that match p. refusal
+// says why none of them can ever come; "" if one can. notes say what will happen
+// and what will be missing. before are the intents that were needed so far.
 func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string) {
 	if !p.Known() {
 		return "", nil
 	}
 	gr := g.knownGrants()
 	if gr == nil && g.cfg.OnlyEnabled {
-		return "", []string{"Discord could not be asked yet which privileged intents are switched on."}
+		return "", []string{"Discord has not said yet which privileged intents are switched on."}
 	}
 	can := event.IntentsAll
 	if g.cfg.OnlyEnabled {
@@ -90,7 +90,7 @@ func judgeAll(p event.Pattern, can event.Intents) map[verdict][]event.Type {
 	return all
 }
 
-// refusal says why none of the events can come, and what to do.
+// refusal returns why none of the events can come, and what to do about it.
 func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
 	var intents event.Intents
 	var names []string
@@ -106,7 +106,7 @@ func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
 		strings.Join(names, ", "), discord.PrivilegedNames(intents), gr.Portal())
 }
 
-// missingNote says what of an event will be missing.
+// missingNote returns a note on the part of an event that will be missing.
 func (g *Gateway) missingNote(gr *identify.Grants, t event.Type, can event.Intents) string {
 	what := t.Name + " does not come"
 	intents := t.Intents
@@ -123,7 +123,7 @@ func (g *Gateway) missingNote(gr *identify.Grants, t event.Type, can event.Inten
 	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
 }
 
-// identifyNote says what more intents make the shards do.
+// identifyNote returns a note on what the shards do to get more intents.
 func (g *Gateway) identifyNote(more event.Intents) string {
 	g.mu.Lock()
 	count, started := g.plan.Current, g.concurrency
@@ -132,7 +132,7 @@ func (g *Gateway) identifyNote(more event.Intents) string {
 		return fmt.Sprintf("The shards will identify with %s.", more)
 	}
 	rounds := (count + started - 1) / max(started, 1)
-	return fmt.Sprintf("The shards (%d) identify again with %s, one after the other, within about %v; until a shard has done so, events that need that do not come.",
+	return fmt.Sprintf("The shards (%d) identify again with %s, one after the other, within about %v; until a shard has done so, it does not receive the events that need them.",
 		count, more, (time.Duration(rounds) * identify.SlotLength).Round(time.Second))
 }
 

@@ -10,28 +10,30 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// Why a connection ends, besides what the network and Discord's close frame
-// say. Each is the cause that the connection's context is canceled with.
+// The reasons why a connection ends, other than a fault of the network or a
+// close frame from Discord. Each is a cause that the connection's context is
+// canceled with.
 var (
 	errReconnect = errors.New("a reconnect was asked for (op 7)")
 	errInvalid   = errors.New("the session was invalidated (op 9)")
 	errTryResume = errors.New("a resume of the session was asked for (op 9)")
 	errZombie    = errors.New("no heartbeat was acknowledged") // Discord: Heartbeat Interval
 	errNoHello   = errors.New("no HELLO came in time")
+	// errClaimLost: another instance has the claim, or this one's lease ran out.
 	errClaimLost = errors.New("the lease on the shard ran out, or another instance has it")
-	// errLeaving ends the last but one connection of a session: the last one
-	// fetches what it still has, and ends with errReplaced.
+	// errLeaving ends the last but one connection of a session. The last one
+	// fetches the remaining events, and ends with errReplaced.
 	errLeaving  = errors.New("another session takes over")
 	errReplaced = errors.New("another session took over")
 	errShared   = errors.New("another instance gets its share of the shards")
 	errRestart  = errors.New("a restart of the shard was asked for")
 	errDrain    = errors.New("this server is shutting down")
-	// Heartbeats are acknowledged and nothing else comes.
+	// errUnanswered: heartbeats are acknowledged, but nothing else comes.
 	errUnanswered = errors.New("a RESUME was not answered")
 )
 
-// localCauses are the causes for which this side closes the connection, with
-// their label in metrics.
+// localCauses are the causes for which this side closes the connection, each with
+// its label in metrics.
 var localCauses = []struct {
 	err   error
 	label string
@@ -51,21 +53,23 @@ var localCauses = []struct {
 	{errDrain, "shutdown"},
 }
 
-// ending tells how a connection ended.
+// ending is how a connection ended.
 type ending struct {
-	cause error
-	// session: there is one to resume. opened: the socket opened. progress:
-	// READY, RESUMED or a dispatch that did not come before arrived. The last
-	// of them is not in the rule to count RESUMED only, but a replay that gets
-	// further comes to its end, and is too valuable to be given up for the
-	// third network fault; one that breaks at the same place does not count.
-	// unreachable: the session's URL could not be dialed many times, while
-	// Discord's API answers.
-	session, opened, progress, unreachable bool
+	cause   error
+	session bool // there is one to resume
+	opened  bool // the socket opened
+	// progress: READY, RESUMED or a new dispatch arrived. A new dispatch counts
+	// too, because a replay that gets further will finish, and is too valuable
+	// to give up for a third network fault. One that always breaks at the same
+	// place brings nothing new.
+	progress bool
+	// unreachable: many dials of the session's URL failed, while Discord's API
+	// answers.
+	unreachable bool
 }
 
-// code is the close code that Discord sent, here or to another shard that
-// spoke for all; 0 for none.
+// code returns the close code that Discord sent, to this shard or to another one
+// on behalf of all; 0 for none.
 func (e ending) code() discord.CloseCode {
 	if r, ok := errors.AsType[identify.RefusedError](e.cause); ok {
 		return r.Code
@@ -74,17 +78,16 @@ func (e ending) code() discord.CloseCode {
 }
 
 const (
-	// maxFailedResumes is how often a RESUME is tried in a row: some dead
-	// sessions are never answered with op 9, only with a broken connection.
+	// maxFailedResumes is how many RESUMEs may fail in a row: for some dead
+	// sessions Discord never answers with op 9, only breaks the connection.
 	maxFailedResumes = 3
-	// maxFailedDials is how often a session's URL is dialed in vain before it
-	// is asked whether it is the network that is down: about a quarter of a
-	// minute.
+	// maxFailedDials is how many dials of a session's URL may fail in a row, in
+	// about 15 s, before we check whether the network is down.
 	maxFailedDials = 6
 )
 
-// decide says what follows, given how many resumes failed in a row before. It
-// returns how many that are now.
+// decide decides what follows from an ending: resume, identify or stop. failed is
+// how many resumes have failed in a row before. It returns how many have now.
 func decide(e ending, failed int) (discord.Course, int) {
 	if !e.session {
 		if e.code().Course() == discord.CourseStop {
@@ -109,16 +112,17 @@ func decide(e ending, failed int) (discord.Course, int) {
 	}
 }
 
-// invalidWait is the pause that op 9 asks for: from least to five times that,
-// so that many shards don't come back at once. r is uniform in [0, 1).
-func invalidWait(cause error, least time.Duration, r float64) time.Duration {
+// invalidWait returns the pause that op 9 asks for, from the shortest to five
+// times that, so that many shards don't come back at once. r is uniform in
+// [0, 1).
+func invalidWait(cause error, shortest time.Duration, r float64) time.Duration {
 	if !errors.Is(cause, errInvalid) && !errors.Is(cause, errTryResume) {
 		return 0
 	}
-	return least + time.Duration(r*float64(4*least))
+	return shortest + time.Duration(r*float64(4*shortest))
 }
 
-// lossOf says for people why a session is gone.
+// lossOf returns a text for people that says why a session is gone.
 func lossOf(end ending) string {
 	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
 		return "it could not be resumed"
@@ -127,34 +131,36 @@ func lossOf(end ending) string {
 	return reason
 }
 
-// closeText says for people how a connection ended. Addresses of this machine
-// are not in it: it goes to callbacks.
+// abnormalClosure stands for a connection that ended without a close frame
+// (RFC 6455, section 7.1.5).
+const abnormalClosure = 1006
+
+// closeText returns the close code and a text for people that say how a
+// connection ended. The text goes to callbacks, so it never contains an address
+// of this machine.
 func closeText(cause error) (code int, reason string) {
 	if sent := (ending{cause: cause}).code(); sent != 0 {
 		code = int(sent)
 		return code, cmp.Or(sent.Meaning(), "closed with code "+strconv.Itoa(code))
 	}
-	for _, own := range localCauses {
-		if errors.Is(cause, own.err) {
-			return int(discord.CodeKeepSession), own.err.Error()
+	for _, local := range localCauses {
+		if errors.Is(cause, local.err) {
+			return int(discord.CodeKeepSession), local.err.Error()
 		}
 	}
 	return abnormalClosure, "the connection broke"
 }
 
-// abnormalClosure stands for a connection that ended without a close frame
-// (RFC 6455, section 7.1.5).
-const abnormalClosure = 1006
-
-// reconnectReason is a bounded label for why a connection ended.
+// reconnectReason returns the label for metrics that says why a connection
+// ended. The number of labels is bounded.
 func reconnectReason(cause error) string {
 	code := ending{cause: cause}.code()
 	if code.Meaning() != "" {
 		return strconv.Itoa(int(code))
 	}
-	for _, own := range localCauses {
-		if errors.Is(cause, own.err) {
-			return own.label
+	for _, local := range localCauses {
+		if errors.Is(cause, local.err) {
+			return local.label
 		}
 	}
 	if code != 0 {

@@ -16,20 +16,20 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// pollInterval is how often an instance looks for what others want done.
+// pollInterval is how often an instance looks for commands from the others.
 const pollInterval = 500 * time.Millisecond
 
-// Commands sends Discord what a bot sends over its gateway connections, for
-// code that has none: it serves the calls for that. A command goes to the
-// shard's connection at once if this process has the shard, and through the
-// database if another one has it. Make it with NewCommands, then Run it; its
-// calls are safe for concurrent use.
+// Commands serves the API calls that send a command over a gateway connection,
+// for code that has no such connection. A command goes straight to the shard's
+// connection if this process runs the shard, and through the database if another
+// one does. Make it with NewCommands, then Run it; its calls are safe for
+// concurrent use.
 type Commands struct {
 	gateway  *Gateway
 	relay    *Relay
 	log      *slog.Logger
 	interval time.Duration
-	poll     chan struct{} // holds a token when it should look at once
+	poll     chan struct{} // holds a token when Run should look at once
 }
 
 // NewCommands returns the calls for this gateway, whose Config has a Relay.
@@ -37,8 +37,8 @@ func NewCommands(g *Gateway, log *slog.Logger) *Commands {
 	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, interval: pollInterval, poll: make(chan struct{}, 1)}
 }
 
-// Run does what other instances want done, and keeps the presence up to date
-// on every connection, until ctx ends.
+// Run does the commands of other instances, and keeps the presence up to date on
+// every connection, until ctx ends.
 func (c *Commands) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
@@ -64,7 +64,7 @@ func (c *Commands) Run(ctx context.Context) error {
 			swept, err = now, c.relay.sweep(ctx)
 		}
 		if err != nil && !failed && ctx.Err() == nil {
-			c.log.LogAttrs(ctx, slog.LevelWarn, "commands of other servers are not seen at the moment", slog.Any("error", err))
+			c.log.LogAttrs(ctx, slog.LevelWarn, "could not look for commands of other servers, trying again", slog.Any("error", err))
 		}
 		failed = err != nil
 		known = latest
@@ -75,23 +75,23 @@ func (c *Commands) Run(ctx context.Context) error {
 	}
 }
 
-// doRelayed does what another instance wants done.
+// doRelayed does a command of another instance and answers it.
 func (c *Commands) doRelayed(ctx context.Context, r relayed) {
-	how := &commandError{outcome: outcomeDone}
+	result := &commandError{outcome: outcomeDone}
 	if s := c.gateway.find(r.shard); s == nil {
-		how = &commandError{
+		result = &commandError{
 			outcome: outcomeUnconnected, retryAfter: retryUnconnected,
-			detail: fmt.Sprintf("shard %v is changing its server: try again", r.shard),
+			detail: fmt.Sprintf("shard %v is moving to another server: try again", r.shard),
 		}
 	} else if err := c.perform(ctx, s, r.op, r.d); err != nil {
-		how = err
+		result = err
 	}
-	if err := c.relay.answer(context.WithoutCancel(ctx), r.id, how); err != nil {
-		c.log.LogAttrs(ctx, slog.LevelWarn, "another server waits in vain for an answer", slog.Any("error", err))
+	if err := c.relay.answer(context.WithoutCancel(ctx), r.id, result); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "could not answer a command of another server", slog.Any("error", err))
 	}
 }
 
-// deliverGuild sends a command to the shard of a guild, and returns that.
+// deliverGuild sends a command to the shard of a guild, and returns that shard.
 func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op int, d any) (event.Shard, error) {
 	_, count := c.gateway.commandTarget()
 	if count == 0 {
@@ -112,7 +112,7 @@ func (c *Commands) deliverGuild(ctx context.Context, guild event.Snowflake, op i
 	return shard, c.deliver(ctx, shard, op, b)
 }
 
-// deliver sends a command to a shard, wherever that is.
+// deliver sends a command to a shard, whichever instance runs it.
 func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d json.RawMessage) error {
 	if s := c.gateway.find(shard); s != nil && s.tenure.Load() != nil {
 		if err := c.perform(ctx, s, op, d); err != nil {
@@ -129,13 +129,13 @@ func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d jso
 }
 
 const (
-	// retryUnconnected is when a shard that has no connection may have one.
+	// retryUnconnected is when to try a shard again that has no connection.
 	retryUnconnected = 2 * time.Second
-	// retryFailed is the same for one that waits for a person.
+	// retryFailed is when to try a shard again that waits for a person.
 	retryFailed = time.Minute
 )
 
-// commandName is what metrics call a command.
+// commandName returns the name of a command in metrics.
 func commandName(op int) string {
 	switch op {
 	case discord.OpPresence:
@@ -149,8 +149,8 @@ func commandName(op int) string {
 	}
 }
 
-// perform has a shard of this process do a command. It returns nil when that
-// is done.
+// perform does a command on a shard of this process. It returns nil once it is
+// done.
 func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMessage) *commandError {
 	if op == discord.OpReconnect {
 		s.restart()
@@ -170,7 +170,7 @@ func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMess
 	return c.send(ctx, r, op, d)
 }
 
-// send sends a command over one connection of a shard.
+// send sends a command over one connection of a shard, within its limits.
 func (c *Commands) send(ctx context.Context, r *running, op int, d json.RawMessage) *commandError {
 	err := r.conn.Command(ctx, op, d)
 	if limit, ok := errors.AsType[*discord.LimitError](err); ok {
@@ -189,60 +189,60 @@ func (c *Commands) send(ctx context.Context, r *running, op int, d json.RawMessa
 	return c.counted(op, nil)
 }
 
-// counted counts how a command went, and returns that.
-func (c *Commands) counted(op int, how *commandError) *commandError {
+// counted counts the result of a command, and returns it.
+func (c *Commands) counted(op int, result *commandError) *commandError {
 	outcome := outcomeDone
-	if how != nil {
-		outcome = how.outcome
+	if result != nil {
+		outcome = result.outcome
 	}
 	c.gateway.metrics.commands.WithLabelValues(commandName(op), string(outcome)).Inc()
-	return how
+	return result
 }
 
-// unconnected says why there is no connection.
+// unconnected returns the error for a shard that has no live link.
 func unconnected(st ShardStatus) *commandError {
 	e := &commandError{outcome: outcomeUnconnected, retryAfter: retryUnconnected}
 	switch st.State {
 	case StateFailed:
 		e.retryAfter = retryFailed
-		e.detail = fmt.Sprintf("shard %v is failed: %s; then POST /shards/%d/restart", st.Shard, st.Problem, st.Shard.ID)
+		e.detail = fmt.Sprintf("shard %v has failed: %s; then POST /shards/%d/restart", st.Shard, st.Problem, st.Shard.ID)
 	case StateConnected:
-		e.detail = fmt.Sprintf("shard %v is changing its connection: try again", st.Shard)
+		e.detail = fmt.Sprintf("shard %v is replacing its connection: try again", st.Shard)
 	default:
 		e.detail = fmt.Sprintf("shard %v is %s, not connected: try again when GET /shards says so", st.Shard, st.State)
 	}
 	return e
 }
 
-// apiError turns an error into the call's answer.
+// apiError turns an error into the answer to a call.
 func (c *Commands) apiError(ctx context.Context, err error) error {
 	switch refused, ok := errors.AsType[*commandError](err); {
 	case ok:
 		return &openapi.Error{Status: refused.status(), Detail: refused.detail, RetryAfter: refused.retryAfter}
 	case err != nil && postgres.Unavailable(err):
-		c.log.LogAttrs(ctx, slog.LevelWarn, "a command could not be handed over", slog.Any("error", err))
+		c.log.LogAttrs(ctx, slog.LevelWarn, "could not hand a command over to another server", slog.Any("error", err))
 		return openapi.Unavailable()
 	default:
 		return err
 	}
 }
 
-// notKnownYet answers while Discord has not said what the shards are.
+// notKnownYet returns the answer to a call before the shards are known.
 func (c *Commands) notKnownYet() error {
 	e := &openapi.Error{
 		Status: http.StatusServiceUnavailable, RetryAfter: retryUnconnected,
-		Detail: "it is not known yet which shards there are: try again",
+		Detail: "the shards are not known yet: try again",
 	}
 	if reasons := c.gateway.Unready(); len(reasons) > 0 {
-		e.Detail, e.Reasons = "it is not known yet which shards there are: "+reasons[0], reasons
+		e.Detail, e.Reasons = "the shards are not known yet: "+reasons[0], reasons
 	}
 	return e
 }
 
-// apiShard is a shard as the API shows it.
+// apiShard returns a shard as the API shows it.
 func apiShard(s event.Shard) openapi.ShardOfCount { return openapi.ShardOfCount{s.ID, s.Count} }
 
-// outcome is how a command went.
+// outcome is how a command ended.
 type outcome string
 
 const (
@@ -253,8 +253,8 @@ const (
 	outcomeUnanswered  outcome = "unanswered"
 )
 
-// commandError says why a command did not reach Discord. It passes from one
-// instance to another.
+// commandError is why a command did not reach Discord. One instance sends it to
+// another as the answer to a relayed command.
 type commandError struct {
 	outcome    outcome
 	detail     string
@@ -264,7 +264,7 @@ type commandError struct {
 // Error implements error.
 func (e *commandError) Error() string { return e.detail }
 
-// status is how HTTP says it.
+// status returns the HTTP status.
 func (e *commandError) status() int {
 	switch e.outcome {
 	case outcomeLimited:
@@ -276,7 +276,7 @@ func (e *commandError) status() int {
 	}
 }
 
-// given is what an optional field says, or the zero value.
+// given returns the value of an optional field, or the zero value.
 func given[T any](p *T) (v T) {
 	if p != nil {
 		v = *p

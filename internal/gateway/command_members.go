@@ -13,12 +13,12 @@ import (
 	"github.com/gatehook/gatehook/internal/openapi"
 )
 
-// What Discord takes of a Request Guild Members. It ignores a longer nonce and
-// cuts off what goes beyond the others (Discord: Request Guild Members).
+// The limits of Request Guild Members. Discord ignores a longer nonce, and cuts
+// off what exceeds the other limits (Discord: Request Guild Members).
 const (
 	maxNonce   = 32 // bytes
 	maxUserIDs = 100
-	maxMatches = 100 // that a prefix may find
+	maxMatches = 100 // members that a query may find
 )
 
 // membersCommand is the d of Request Guild Members.
@@ -45,7 +45,7 @@ func (c *Commands) RequestGuildMembers(ctx context.Context, req openapi.RequestG
 		UserIDs: given(req.Body.UserIds), Nonce: given(req.Body.Nonce),
 	}
 	if d.Nonce == "" {
-		d.Nonce = strings.ReplaceAll(uuid.NewString(), "-", "") // just as long as it may be
+		d.Nonce = strings.ReplaceAll(uuid.NewString(), "-", "") // as long as allowed
 	}
 	shard, err := c.deliverGuild(ctx, guild, discord.OpMembers, d)
 	if err != nil {
@@ -54,8 +54,8 @@ func (c *Commands) RequestGuildMembers(ctx context.Context, req openapi.RequestG
 	return openapi.RequestGuildMembers202JSONResponse{Shard: apiShard(shard), Nonce: d.Nonce}, nil
 }
 
-// checkMembers finds what Discord would ignore, cut off, or close the
-// connection for.
+// checkMembers returns a problem for everything that Discord would ignore, cut off
+// or close the connection for.
 func checkMembers(r *openapi.MembersRequest) (problems []openapi.FieldProblem) {
 	refuse := func(field, format string, args ...any) {
 		problems = append(problems, openapi.FieldProblem{Field: field, Detail: fmt.Sprintf(format, args...)})
@@ -68,10 +68,10 @@ func checkMembers(r *openapi.MembersRequest) (problems []openapi.FieldProblem) {
 	case r.Query != nil && r.Limit == nil:
 		refuse("limit", `it is required with query: 1 to %d, or 0 for all members with a query of ""`, maxMatches)
 	case r.Query != nil && *r.Query != "" && *r.Limit == 0:
-		refuse("limit", `0 stands for all members, which takes a query of "": give 1 to %d`, maxMatches)
+		refuse("limit", `0 means all members, which needs a query of "": give 1 to %d`, maxMatches)
 	}
 	if r.Limit != nil && *r.Limit > maxMatches {
-		refuse("limit", "%d is too many: Discord finds at most %d, and all members with a limit of 0", *r.Limit, maxMatches)
+		refuse("limit", "%d is too many: Discord finds at most %d, or all members with a limit of 0", *r.Limit, maxMatches)
 	}
 	if ids := given(r.UserIds); len(ids) > maxUserIDs {
 		refuse("user_ids", "%d ids are too many: Discord takes at most %d at a time", len(ids), maxUserIDs)
@@ -83,13 +83,13 @@ func checkMembers(r *openapi.MembersRequest) (problems []openapi.FieldProblem) {
 		}
 	}
 	if nonce := given(r.Nonce); len(nonce) > maxNonce {
-		refuse("nonce", "it has %d bytes: Discord ignores one of more than %d", len(nonce), maxNonce)
+		refuse("nonce", "it has %d bytes: Discord ignores a nonce of more than %d", len(nonce), maxNonce)
 	}
 	return problems
 }
 
-// needs are the intents without which Discord would not answer a command as
-// it was meant.
+// needs returns the intents without which Discord would not answer a command as
+// intended.
 func needs(op int, d json.RawMessage) (intents event.Intents) {
 	var r membersCommand
 	if op != discord.OpMembers || json.Unmarshal(d, &r) != nil {

@@ -18,14 +18,15 @@ import (
 )
 
 const (
-	// presenceLimit changes are taken by Discord in presenceWindow (Discord:
-	// Activity Object).
+	// presenceLimit is how many changes Discord takes within presenceWindow
+	// (Discord: Activity Object).
 	presenceLimit  = 5
 	presenceWindow = 20 * time.Second
-	// presenceMargin is added to it on a connection: what counts is when the
-	// changes arrive.
+	// presenceMargin is added to presenceWindow on a connection, because Discord
+	// counts from when the changes arrive.
 	presenceMargin = 250 * time.Millisecond
-	// maxPresence leaves room for the rest of an IDENTIFY, in bytes.
+	// maxPresence bounds a presence, in bytes. It leaves room for the rest of an
+	// IDENTIFY.
 	maxPresence = discord.MaxSend - 512
 )
 
@@ -43,8 +44,8 @@ type presenceCommand struct {
 	AFK        bool                  `json:"afk"`
 }
 
-// presence is what a bot was told last to show. The zero value is for a bot
-// that was told nothing.
+// presence is the presence that the bot shows. The zero value means that none was
+// set.
 type presence struct {
 	version int64
 	d       json.RawMessage // a presenceCommand
@@ -71,7 +72,7 @@ func (c *Commands) SetPresence(ctx context.Context, req openapi.SetPresenceReque
 	if wait > 0 {
 		return nil, &openapi.Error{
 			Status: http.StatusTooManyRequests, RetryAfter: wait,
-			Detail: fmt.Sprintf("the presence was changed %d times in %v, which is all that Discord takes: try again in %v",
+			Detail: fmt.Sprintf("the presence was changed %d times in %v, and Discord takes no more: try again in %v",
 				presenceLimit, presenceWindow, wait.Round(time.Millisecond)),
 		}
 	}
@@ -97,7 +98,7 @@ func (c *Commands) GetPresence(ctx context.Context, _ openapi.GetPresenceRequest
 	return openapi.GetPresence200JSONResponse(body), err
 }
 
-// checkPresence finds what Discord would not show.
+// checkPresence returns a problem for everything that Discord would not show.
 func checkPresence(r *openapi.SetPresence) (problems []openapi.FieldProblem) {
 	for i, a := range given(r.Activities) {
 		refuse := func(field, detail string) {
@@ -115,7 +116,7 @@ func checkPresence(r *openapi.SetPresence) (problems []openapi.FieldProblem) {
 	return problems
 }
 
-// isStream tells whether Discord takes the URL for a stream (Discord: Activity
+// isStream reports whether Discord takes the URL for a stream (Discord: Activity
 // Types).
 func isStream(s string) bool {
 	u, err := url.Parse(s)
@@ -126,7 +127,7 @@ func isStream(s string) bool {
 	return host == "twitch.tv" || host == "youtube.com"
 }
 
-// encodePresence makes a presence what Discord wants it to be.
+// encodePresence encodes a presence as Discord expects it.
 func encodePresence(r *openapi.SetPresence) (json.RawMessage, error) {
 	d := presenceCommand{Activities: given(r.Activities), Status: string(r.Status), AFK: given(r.Afk)}
 	if d.Activities == nil {
@@ -141,12 +142,12 @@ func encodePresence(r *openapi.SetPresence) (json.RawMessage, error) {
 	}
 	if len(b) > maxPresence {
 		return nil, openapi.FieldError("activities",
-			fmt.Sprintf("the presence has %d bytes as Discord gets it: at most %d are accepted", len(b), maxPresence))
+			fmt.Sprintf("the presence has %d bytes when it is sent to Discord: at most %d are accepted", len(b), maxPresence))
 	}
 	return b, nil
 }
 
-// show is the presence as the API shows it.
+// show returns the presence as the API shows it.
 func (p presence) show() (openapi.BotPresence, error) {
 	var d presenceCommand
 	if err := json.Unmarshal(p.d, &d); err != nil {
@@ -162,8 +163,8 @@ func (p presence) show() (openapi.BotPresence, error) {
 	return out, nil
 }
 
-// sendPresence tells Discord the presence on every connection of this process that
-// shows another one. What can't be sent now is tried with the next look.
+// sendPresence sends the presence over every connection of this process that shows
+// another one. If one can't be sent now, the next round of Run tries again.
 func (c *Commands) sendPresence(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
 	for _, s := range c.gateway.owned() {
 		r := s.liveLink()
@@ -175,7 +176,7 @@ func (c *Commands) sendPresence(ctx context.Context, p presence, now time.Time, 
 		sending.Go(func() {
 			if err := c.send(ctx, r, discord.OpPresence, p.d); err != nil {
 				r.presence.CompareAndSwap(p.version, 0)
-				s.log.LogAttrs(ctx, slog.LevelDebug, "the presence was not sent, trying again", slog.Any("error", err))
+				s.log.LogAttrs(ctx, slog.LevelDebug, "could not send the presence, trying again", slog.Any("error", err))
 			}
 		})
 	}

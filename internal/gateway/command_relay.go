@@ -14,29 +14,31 @@ import (
 )
 
 const (
-	// maxAnswerWait is how long another instance may take to do a command.
+	// maxAnswerWait is how long another instance may take to answer a command.
 	maxAnswerWait = 5 * time.Second
-	// answerPollInterval is how often it is asked whether it has.
+	// answerPollInterval is how often to check for the answer.
 	answerPollInterval = 100 * time.Millisecond
-	// maxTaken is how many commands are taken at a time. The connection's
-	// limit refuses what is more than that soon enough.
+	// maxTaken is how many commands are taken at a time. A connection would soon
+	// refuse more.
 	maxTaken = 200
-	// commandRetention is how long an answer may lie there that nobody looks at.
+	// commandRetention is how long the row of a command is kept.
 	commandRetention = time.Minute
 )
 
-// Relay is what the instances of a bot share about commands, through the
-// database: its presence, and commands for shards that another one has.
+// Relay shares a bot's presence, and the commands for shards of another instance,
+// through the database. It is safe for concurrent use. It owns the tables
+// presences and shard_commands.
 type Relay struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
 }
 
-// NewRelay uses pool, which the caller closes.
+// NewRelay returns a Relay that uses pool, which the caller closes.
 func NewRelay(pool *pgxpool.Pool) *Relay { return &Relay{pool: pool, timeout: maxAnswerWait} }
 
-// setPresence stores a presence, or tells how long to wait with that. All
-// times are the database's: the limit is one for all instances.
+// setPresence stores a presence, or returns how long to wait before it may be
+// changed. All times are the database's, so that one limit holds for all
+// instances.
 func (r *Relay) setPresence(ctx context.Context, applicationID event.Snowflake, d json.RawMessage) (p presence, wait time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -57,7 +59,7 @@ func (r *Relay) setPresence(ctx context.Context, applicationID event.Snowflake, 
 	return presence{}, wait, wrap(err, "ask when the presence may be changed")
 }
 
-// presence is what was set last; the zero value for nothing.
+// presence returns the presence that was set last; the zero value for none.
 func (r *Relay) presence(ctx context.Context, applicationID event.Snowflake) (p presence, err error) {
 	err = r.pool.QueryRow(ctx, `SELECT version, presence, changes[cardinality(changes)] FROM presences WHERE application_id = $1`,
 		int64(applicationID)).Scan(&p.version, &p.d, &p.at)
@@ -67,8 +69,8 @@ func (r *Relay) presence(ctx context.Context, applicationID event.Snowflake) (p 
 	return p, wrap(err, "read the presence")
 }
 
-// ask has a command done by the instance that has the shard, and returns how
-// that went: a commandError if not well.
+// ask hands a command to the instance that runs the shard and waits for the
+// answer. The error is a commandError if the command was not done.
 func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard event.Shard, op int, d json.RawMessage) error {
 	ctx, cancel := context.WithTimeoutCause(parent, 2*r.timeout, errors.New("the database took too long"))
 	defer cancel()
@@ -89,42 +91,42 @@ func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard
 			return r.giveUp(ctx, id, shard)
 		case <-tick.C:
 		}
-		var outcome commandError
+		var result commandError
 		var wait int64
 		err := r.pool.QueryRow(ctx, `SELECT outcome, detail, retry_after_ms FROM shard_commands WHERE id = $1 AND answered_at IS NOT NULL`,
-			id).Scan(&outcome.outcome, &outcome.detail, &wait)
+			id).Scan(&result.outcome, &result.detail, &wait)
 		if !errors.Is(err, pgx.ErrNoRows) {
-			outcome.retryAfter = time.Duration(wait) * time.Millisecond
-			return answered(err, outcome)
+			result.retryAfter = time.Duration(wait) * time.Millisecond
+			return answered(err, result)
 		}
 	}
 }
 
-// answered is how a command went.
-func answered(err error, outcome commandError) error {
+// answered returns the error for the answer to a command: nil if it was done.
+func answered(err error, result commandError) error {
 	switch {
 	case err != nil:
 		return wrap(err, "wait for a command")
-	case outcome.outcome == outcomeDone:
+	case result.outcome == outcomeDone:
 		return nil
 	default:
-		return &outcome
+		return &result
 	}
 }
 
-// giveUp takes a command back, so that nobody does it after its caller was
+// giveUp takes a command back, so that no instance does it after its caller was
 // told that it was not done.
 func (r *Relay) giveUp(ctx context.Context, id int64, shard event.Shard) error {
-	var outcome commandError
+	var result commandError
 	var taken, done bool
 	var wait int64
 	err := r.pool.QueryRow(ctx, `DELETE FROM shard_commands WHERE id = $1
 		RETURNING taken_at IS NOT NULL, answered_at IS NOT NULL, outcome, detail, retry_after_ms`,
-		id).Scan(&taken, &done, &outcome.outcome, &outcome.detail, &wait)
-	outcome.retryAfter = time.Duration(wait) * time.Millisecond
+		id).Scan(&taken, &done, &result.outcome, &result.detail, &wait)
+	result.retryAfter = time.Duration(wait) * time.Millisecond
 	switch {
 	case err != nil || done:
-		return answered(err, outcome)
+		return answered(err, result)
 	case taken:
 		return &commandError{
 			outcome: outcomeUnanswered, retryAfter: r.timeout,
@@ -138,7 +140,7 @@ func (r *Relay) giveUp(ctx context.Context, id int64, shard event.Shard) error {
 	}
 }
 
-// relayed is a command that another instance wants done.
+// relayed is a command of another instance.
 type relayed struct {
 	id    int64
 	shard event.Shard
@@ -146,8 +148,8 @@ type relayed struct {
 	d     json.RawMessage
 }
 
-// take returns the commands that wait for these shards, each of them once, and
-// the presence if it is another than the one known.
+// take returns the commands that wait for these shards, each to one caller only,
+// and the current presence, given the last known one.
 func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards []*shard, known presence) ([]relayed, presence, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -158,7 +160,7 @@ func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards 
 	var taken []relayed
 	latest := known
 	var batch pgx.Batch
-	// What its caller gave up on is not done any more, wherever it comes from.
+	// A command that its caller gave up on must not be done any more.
 	batch.Queue(`UPDATE shard_commands SET taken_at = now() WHERE id IN (
 			SELECT id FROM shard_commands
 			WHERE application_id = $1 AND taken_at IS NULL AND created_at > now() - $4::interval
@@ -182,21 +184,21 @@ func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards 
 		return rows.Err()
 	})
 	if err := r.pool.SendBatch(ctx, &batch).Close(); err != nil {
-		return nil, known, wrap(err, "look for commands") // taken together: nothing is
+		return nil, known, wrap(err, "look for commands") // one transaction: nothing was taken
 	}
 	return taken, latest, nil
 }
 
 // answer answers a command that was taken.
-func (r *Relay) answer(ctx context.Context, id int64, how *commandError) error {
+func (r *Relay) answer(ctx context.Context, id int64, result *commandError) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	_, err := r.pool.Exec(ctx, `UPDATE shard_commands SET answered_at = now(), outcome = $2, detail = $3, retry_after_ms = $4 WHERE id = $1`,
-		id, how.outcome, how.detail, how.retryAfter.Milliseconds())
+		id, result.outcome, result.detail, result.retryAfter.Milliseconds())
 	return wrap(err, "answer a command")
 }
 
-// sweep forgets what nobody asks for any more.
+// sweep deletes the rows that no instance asks for any more.
 func (r *Relay) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -204,6 +206,7 @@ func (r *Relay) sweep(ctx context.Context) error {
 	return wrap(err, "forget old commands")
 }
 
+// wrap adds the operation to an error. It returns nil for nil.
 func wrap(err error, operation string) error {
 	if err == nil {
 		return nil

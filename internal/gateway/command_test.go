@@ -258,7 +258,7 @@ func TestNotConnected(t *testing.T) {
 		s := c.gateway.Status()
 		return len(s) == 1 && s[0].State == StateFailed
 	})
-	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 is failed: the bot is not allowed").retryable(t)
+	c.refused(http.MethodPut, path, body, http.StatusServiceUnavailable, "shard 0/1 has failed: the bot is not allowed").retryable(t)
 	c.Arm(discordtest.AtHello, discordtest.AnyShard, 1, discordtest.Skip())
 	c.want(http.MethodPost, "/shards/0/restart", "", http.StatusAccepted, `{"shard":[0,1]}`)
 	c.count(discordtest.Connected, discordtest.AnyShard, 2)
@@ -279,7 +279,7 @@ func TestNotKnown(t *testing.T) {
 		{http.MethodPost, "/guilds/7/members/request", `{"user_ids":["1"]}`},
 		{http.MethodPost, "/shards/0/restart", ""},
 	} {
-		c.refused(call[0], call[1], call[2], http.StatusServiceUnavailable, "not known yet which shards there are").retryable(t)
+		c.refused(call[0], call[1], call[2], http.StatusServiceUnavailable, "the shards are not known yet").retryable(t)
 	}
 }
 

@@ -15,31 +15,30 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// maxDials is how many connections are opened at a time: Discord counts no
+// maxDials is how many connections are opened at a time. Discord does not limit
 // resumes, but thousands of handshakes at once would be rude.
 const maxDials = 16
 
-// fleet is this instance's part of the application's shards: it takes its
-// share of them, gives back what is more than that, and leads them from one
-// set to the next when their number changes. Nothing but the database
-// coordinates the instances: each looks at it every second and decides for
-// itself.
+// fleet runs this instance's share of the application's shards. It claims shards
+// up to its share, gives back those beyond it, and leads the shards from one set
+// to the next when their number changes. Only the database coordinates the
+// instances: each reads it every second and decides for itself.
 type fleet struct {
 	*Gateway
 	turns *identify.Turns
 	dials *semaphore.Weighted
-	// tenures is the context of all of them; it ends with the drain.
-	tenures context.Context
-	running sync.WaitGroup
+	// tenures is the parent context of all tenures; it ends with the drain.
+	tenures    context.Context
+	running    sync.WaitGroup
+	reconsider chan struct{} // holds a token when Discord should be asked again
 
-	// These are the loop's alone.
-	configured  int // the number of shards; 0 for what Discord recommends
+	// These belong to run.
+	configured  int // the number of shards; 0 for the recommended one
 	recommended int
-	wish        int // what the plan should become; 0 for no wish
+	wish        int // the number of shards that the plan should get; 0 for no wish
 	began       bool
-	lastProblem string // what was said to be missing
-	failing     bool
-	reconsider  chan struct{} // holds a token when Discord should be asked again
+	lastProblem string // the intents that were last logged as switched off
+	failing     bool   // the last step failed
 }
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
@@ -77,13 +76,13 @@ func (f *fleet) run(ctx context.Context) {
 	}
 }
 
-// report says, once, that the shards can't be shared, and that they can again.
+// report logs when steps begin to fail, and when they work again.
 func (f *fleet) report(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil && !f.failing:
 		f.failing = true
-		f.log.LogAttrs(ctx, slog.LevelWarn, "could not look after the shards, trying again", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "could not read or change who runs which shards, trying again", slog.Any("error", err))
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if len(f.shards) == 0 {
@@ -91,11 +90,12 @@ func (f *fleet) report(ctx context.Context, err error) {
 		}
 	case err == nil && f.failing:
 		f.failing = false
-		f.log.LogAttrs(ctx, slog.LevelInfo, "looking after the shards again")
+		f.log.LogAttrs(ctx, slog.LevelInfo, "who runs which shards can be read and changed again")
 	}
 }
 
-// step looks at the plan and the shards once, and does what there is to do.
+// step reads the plan and the owners of the shards once, and acts on them. It
+// starts over as long as it changes the plan.
 func (f *fleet) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
 	defer cancel()
@@ -131,8 +131,8 @@ func (f *fleet) step(ctx context.Context) error {
 	return nil
 }
 
-// adoptPlan makes the wish that an instance has when it starts, and forgets one
-// that came true.
+// adoptPlan notes the plan. The first time it makes this instance's wish; later it
+// drops a wish that came true.
 func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	if !f.began {
 		f.began = true
@@ -148,7 +148,7 @@ func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	}
 }
 
-// wishFor makes a wish if the plan is not what is configured or recommended.
+// wishFor makes a wish if the plan is not as configured or recommended.
 func (f *fleet) wishFor(plan event.Plan) {
 	base := plan.Current
 	if plan.Next != 0 && f.configured == 0 {
@@ -159,14 +159,14 @@ func (f *fleet) wishFor(plan event.Plan) {
 	}
 }
 
-// refreshGrants looks whether what is missing was switched on, and says once what is
-// missing.
+// refreshGrants checks whether a missing intent was switched on, and logs once
+// which ones are missing.
 func (f *fleet) refreshGrants(ctx context.Context) {
-	lacking := f.intentsProblem()
-	if lacking != f.lastProblem && lacking != "" {
-		f.log.LogAttrs(ctx, slog.LevelWarn, "intents are not switched on", slog.String("problem", lacking))
+	problem := f.intentsProblem()
+	if problem != f.lastProblem && problem != "" {
+		f.log.LogAttrs(ctx, slog.LevelWarn, "intents are not switched on", slog.String("problem", problem))
 	}
-	if f.lastProblem = lacking; lacking != "" && f.turns.Grants().Refresh(ctx, f.timing.grants/2) {
+	if f.lastProblem = problem; problem != "" && f.turns.Grants().Refresh(ctx, f.timing.grants/2) {
 		f.reconsiderIntents()
 	}
 }
@@ -186,10 +186,10 @@ func (f *fleet) recommend(ctx context.Context) {
 	}
 }
 
-// outgrown asks for the number of shards again: there are too few.
+// outgrown reports that there are too few shards: run asks Discord again.
 func (f *fleet) outgrown() { wake(f.reconsider) }
 
-// rangeOf is what this instance runs of a set.
+// rangeOf returns the range of a set that this instance runs.
 func (f *fleet) rangeOf(count int) event.ShardRange {
 	if f.cfg.Shards.Count == count {
 		return event.ShardRange(f.cfg.Shards)
@@ -197,8 +197,8 @@ func (f *fleet) rangeOf(count int) event.ShardRange {
 	return event.ShardRange{Last: count - 1, Count: count}
 }
 
-// willing is the range as the other instances have to know it: the zero value
-// if it is just the whole of a set.
+// willing returns the configured range for the other instances; the zero value if
+// it is the whole of a set.
 func (f *fleet) willing() event.ShardRange {
 	if s := f.cfg.Shards; s.First > 0 || s.Last < s.Count-1 {
 		return event.ShardRange(s)
@@ -206,11 +206,12 @@ func (f *fleet) willing() event.ShardRange {
 	return event.ShardRange{}
 }
 
-// shareSet takes this instance's share of a set and gives it its duty.
+// shareSet claims this instance's share of a set, ends the tenures beyond it, and
+// gives the shards their duty.
 func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event.Survey, error) {
 	r := f.rangeOf(count)
 	shards := f.shardsOf(r)
-	busy := make(map[int]bool) // what was run at the survey, even if it has just been given back
+	busy := make(map[int]bool) // run before the survey, even if released since
 	for _, s := range shards {
 		busy[s.id.ID] = s.tenure.Load() != nil
 	}
@@ -237,14 +238,13 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 	}
 	claim, giveBack := share(sv, r)
 	for _, s := range slices.Backward(shards) {
-		// Between IDENTIFY and READY nobody else could resume the session.
+		// Between IDENTIFY and READY no other instance could resume the session.
 		if t := s.tenure.Load(); t != nil && giveBack > ending && !t.isEnding() && s.snapshot().State != StateIdentifying {
 			t.end(errShared)
 			giveBack--
 		}
 	}
-	// Also those that are this instance's and that nobody runs: it could not
-	// give them back.
+	// Claim again what this instance owns without running it: a release failed.
 	for _, id := range sv.Owned {
 		if !busy[id] {
 			claim = append(claim, id)
@@ -254,7 +254,7 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 	return sv, f.claim(ctx, shards, r, claim, d)
 }
 
-// claim takes shards and runs them.
+// claim claims shards and runs them.
 func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, ids []int, d duty) error {
 	if len(ids) == 0 || ctx.Err() != nil {
 		return nil
@@ -281,7 +281,7 @@ func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	f.running.Go(func() { s.run(ctx, t) })
 }
 
-// shardsOf returns the shards of a range, in order, making those that are new.
+// shardsOf returns the shards of a range, in order. It makes those that are new.
 func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -309,7 +309,8 @@ func (f *fleet) newShard(id event.Shard) *shard {
 	}
 }
 
-// deliveredBefore lists what the set before the current one delivered in their overlap.
+// deliveredBefore lists the dispatches that the previous set delivered while the
+// current one received the same.
 func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
 	f.mu.Lock()
 	plan := f.plan
@@ -320,7 +321,8 @@ func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
 	return f.store.Told(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 }
 
-// dismiss lets go of the shards that the plan does not have any more.
+// dismiss ends the tenures of shards that are in no set of the plan any more, and
+// forgets the shards.
 func (f *fleet) dismiss(plan event.Plan) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -336,13 +338,13 @@ func (f *fleet) dismiss(plan event.Plan) {
 	}
 }
 
-// stop gives all shards back. It is told to the other instances first: they
-// need not leave this one a share.
+// stop releases all shards. It withdraws first, so that the other instances need
+// not leave this one a share.
 func (f *fleet) stop(ctx context.Context, end context.CancelCauseFunc) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), f.timing.notice, fmt.Errorf("the database took longer than %v", f.timing.notice))
 	defer cancel()
 	if err := f.store.Withdraw(ctx); err != nil {
-		f.log.LogAttrs(ctx, slog.LevelWarn, "the other instances were not told of the drain", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "could not tell the other servers that this one drains", slog.Any("error", err))
 	}
 	end(errDrain)
 	f.running.Wait()

@@ -1,14 +1,3 @@
-// Package gateway keeps a bot's shards connected to Discord's Gateway and
-// hands every dispatch on, in the order in which a session numbers them.
-//
-// It promises that no payload's d is decoded or changed on the way, that a
-// session which can be resumed is resumed (after a broken connection, a
-// restart, a take-over by another instance), that what could not be resumed is
-// said with a GATEHOOK_SESSION_LOST, and that IDENTIFYs keep to Discord's
-// limits however many instances share the token. It never ends a session on
-// purpose: it closes with code 4900, not with 1000 or 1001. It never waits for
-// a callback, only for a journal whose queue is full, and keeps the connection
-// alive meanwhile.
 package gateway
 
 import (
@@ -36,25 +25,25 @@ type Config struct {
 	Token secret.Value
 	// APIURL is the base of the REST API, such as https://discord.com/api/v10.
 	APIURL string
-	// Shards are those that this process keeps connected. The zero value means
-	// all.
+	// Shards are the shards that this process keeps connected. The zero value
+	// means all.
 	Shards Shards
 	// Compression of what Discord sends. The zero value means zstd-stream.
 	Compression discord.Compression
-	// MaxPayload bounds one payload of Discord's, in bytes; 0 means 64 MiB.
+	// MaxPayload bounds one payload from Discord, in bytes; 0 means 64 MiB.
 	MaxPayload int
 	// Dial opens all sockets to Discord; nil means the system's.
 	Dial discord.DialFunc
 	// Version of this program, for the User-Agent.
 	Version string
-	// Intents tells what sessions should receive at the moment. Safe for
-	// concurrent use.
+	// Intents returns the intents that sessions should have now. It must be safe
+	// for concurrent use.
 	Intents func() event.Intents
-	// OnlyEnabled leaves out the privileged intents that are not switched on
-	// for the application: with one of them Discord refuses the connection.
+	// OnlyEnabled leaves out the privileged intents that are not switched on for
+	// the application: Discord refuses a connection with one of them.
 	OnlyEnabled bool
-	// IntentsChanged tells that Intents returns something else; nil if it
-	// never does.
+	// IntentsChanged receives a value when Intents returns something else; nil
+	// if it never does.
 	IntentsChanged <-chan struct{}
 	// Discovered is called when Discord has said which application the token
 	// belongs to; nil for nobody.
@@ -75,14 +64,14 @@ type Gateway struct {
 	timing  timing
 	log     *slog.Logger
 	metrics *metrics
-	// application is its id; 0 until Discord told it.
+	// application is the bot's application id; 0 until Discord told it.
 	application atomic.Uint64
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the fields below
 	shards map[event.Shard]*shard
 	plan   event.Plan
 	grants *identify.Grants // nil until Discord answered
-	// concurrency is how many IDENTIFYs may be sent every 5 s.
+	// concurrency is how many IDENTIFYs Discord takes every 5 s.
 	concurrency int
 	problem     string // why there are no shards yet
 }
@@ -99,20 +88,20 @@ func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg pr
 			Agent: agent, Compression: cfg.Compression, MaxPayload: cfg.MaxPayload, Dial: cfg.Dial, Received: m.received,
 		}),
 		rest:    discord.NewREST(discord.RESTConfig{URL: cfg.APIURL, Token: cfg.Token, Agent: agent, Dial: cfg.Dial}),
-		problem: "Discord's API was not asked yet",
+		problem: "Discord's API has not been asked yet",
 		shards:  make(map[event.Shard]*shard),
 	}
 	reg.MustRegister(newStatusCollector(g.Status), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "gatehook", Subsystem: "gateway", Name: "held_back_events",
-		Help: "Events received that wait while another session or set of shards still delivers.",
+		Help: "Received events that wait while another session or set of shards still delivers.",
 	}, g.heldBack))
 	return g
 }
 
-// Run keeps the shards connected until ctx ends, then closes their connections
-// so that the sessions can be resumed, gives the shards back and returns nil.
-// The error is discord.ErrUnauthorized if Discord does not know the token. It
-// is called once.
+// Run keeps the shards connected until ctx ends. Then it closes their connections
+// so that the sessions can be resumed, releases the shards and returns nil. The
+// error is discord.ErrUnauthorized if Discord does not know the token. Call it
+// once.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.rest.Close()
 	turns, recommended, err := g.discover(ctx)
@@ -122,7 +111,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if err != nil {
 		return nil // ctx has ended
 	}
-	// Whatever ended ctx, for the shards it is the drain.
+	// Whatever the cause that ends ctx, the shards close with errDrain.
 	tenures, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(errDrain)
 	f := g.newFleet(tenures, turns, recommended)
@@ -131,7 +120,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return nil
 }
 
-// discover asks Discord who the bot is and how to connect.
+// discover asks Discord who the bot is and how to connect, until it answers.
 func (g *Gateway) discover(ctx context.Context) (turns *identify.Turns, recommended int, err error) {
 	report := func(err error) {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "Discord's API did not answer, trying again", slog.Any("error", err))
@@ -170,6 +159,7 @@ func (g *Gateway) discover(ctx context.Context) (turns *identify.Turns, recommen
 	return turns, info.Shards, nil
 }
 
+// heldBack returns how many events all shards hold back.
 func (g *Gateway) heldBack() (n float64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -179,11 +169,11 @@ func (g *Gateway) heldBack() (n float64) {
 	return n
 }
 
-// Status tells how every shard is doing: those of the set that delivers in the
-// order of their ids, then those of the next one. It is empty until it is
-// known how many there are.
+// Status returns the status of every shard: first the set that delivers, then the
+// next one, each in the order of the ids. It is empty until the number of shards
+// is known.
 func (g *Gateway) Status() []ShardStatus {
-	lacking := g.intentsProblem()
+	problem := g.intentsProblem()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	list := make([]ShardStatus, 0, len(g.shards))
@@ -191,7 +181,7 @@ func (g *Gateway) Status() []ShardStatus {
 		st := s.snapshot()
 		st.Role = roleOf(dutyOf(g.plan, id.Count))
 		if st.State == StateConnected && st.Problem == "" {
-			st.Problem = lacking
+			st.Problem = problem
 		}
 		list = append(list, st)
 	}
@@ -207,9 +197,9 @@ func (g *Gateway) Status() []ShardStatus {
 	return list
 }
 
-// Unready tells why the gateway is not ready: one line for every shard of this
-// instance that is neither connected nor resuming. Shards that another
-// instance has don't count. Empty means ready.
+// Unready returns why the gateway is not ready: one line per shard of this
+// instance that is neither connected nor resuming. Shards of other instances
+// don't count. Empty means ready.
 func (g *Gateway) Unready() []string {
 	g.mu.Lock()
 	problem := g.problem
@@ -226,30 +216,30 @@ func (g *Gateway) Unready() []string {
 	return reasons
 }
 
-// find returns the shard of that name if this process runs it or may come to
-// run it, else nil.
+// find returns a shard that this process runs or may run later; nil for any
+// other.
 func (g *Gateway) find(id event.Shard) *shard {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.shards[id]
 }
 
-// commandTarget tells whose shards these are and how many there are in the set that
-// commands go to; each is 0 until it is known.
+// commandTarget returns the application's id and the number of shards of the set
+// that commands go to; each is 0 until it is known.
 func (g *Gateway) commandTarget() (applicationID event.Snowflake, count int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	count = g.plan.Current
 	if g.plan.Phase == event.Overlapping || g.plan.Phase == event.Switching {
-		// What answers a command is dispatched to one session only. The old
-		// set has the whole overlap for what it was asked before; the next one
-		// keeps its answers until it delivers.
+		// Discord dispatches the answers to a command to one session only. The
+		// old set has the whole overlap to deliver the answers that it still
+		// gets; the next one holds its answers back until it delivers.
 		count = g.plan.Next
 	}
 	return event.Snowflake(g.application.Load()), count
 }
 
-// owned are the shards that this process has, of all sets.
+// owned returns the shards that this process runs, of all sets.
 func (g *Gateway) owned() (list []*shard) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -18,8 +18,8 @@ type Handler struct{ g *Gateway }
 // Handler returns the REST calls about this gateway's shards.
 func (g *Gateway) Handler() *Handler { return &Handler{g} }
 
-// ListShards implements GET /shards. It answers without the database, too: then
-// it does not say which server has a shard.
+// ListShards implements GET /shards. Without the database it answers too, but
+// does not say which server has which shard.
 func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {
 	out := openapi.Shards{Data: []openapi.Shard{}}
 	now := time.Now()
@@ -31,7 +31,7 @@ func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObj
 		shown := show(s, now)
 		if holder := holders[s.Shard.Count][s.Shard.ID]; holder.Name != "" {
 			shown.Instance = nullable.NewNullableWithValue(holder.Name)
-			if shown.SeqStored == 0 { // another server's, or one that only begins
+			if shown.SeqStored == 0 { // another server's shard, or one that just begins
 				shown.SeqStored = holder.Stored
 			}
 		}
@@ -40,20 +40,20 @@ func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObj
 	return openapi.ListShards200JSONResponse(out), nil
 }
 
-// holders tells which servers have the shards of a set, if the database answers
-// at once.
+// holders returns which servers have the shards of a set, or nothing if the
+// database does not answer soon.
 func (g *Gateway) holders(ctx context.Context, count int) map[int]event.Holder {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Second, errors.New("the database took longer than 2 s"))
 	defer cancel()
 	holders, err := g.store.Holders(ctx, event.Snowflake(g.application.Load()), count)
 	if err != nil {
-		g.log.LogAttrs(ctx, slog.LevelDebug, "not known who has the shards", slog.Any("error", err))
+		g.log.LogAttrs(ctx, slog.LevelDebug, "could not read which server has which shard", slog.Any("error", err))
 		return map[int]event.Holder{}
 	}
 	return holders
 }
 
-// show is a shard's status as the API shows it: null for what there is not.
+// show returns a shard's status as the API shows it, with null for missing values.
 func show(s ShardStatus, now time.Time) openapi.Shard {
 	out := openapi.Shard{
 		Id: s.Shard.ID, Count: s.Shard.Count, State: openapi.ShardState(s.State), Intents: s.Intents.Names(),

@@ -13,18 +13,21 @@ import (
 )
 
 // A session keeps the intents that it was identified with. When more are
-// needed, a second connection begins a session with them while the first one
+// needed, a second connection begins a session with them, while the first one
 // goes on delivering: Discord allows the same shard twice (Discord: Sharding).
-// What the second one gets is held back until it gets everything; then the
-// first session is read to its end, by a last RESUME, and the second takes its
-// place. So no event falls between the two, and what came on both is told once.
+// The second one holds its events back until it receives everything. Then the
+// first session is read to its end by a last RESUME, and the second one takes
+// its place. So no event is lost between the two, and an event that came on
+// both is delivered once.
+//
+// A new set of shards takes over from the old one in the same way, but over
+// several instances: guide brings each shard of the new set through the stages.
 
-// errUpgradeFailed is why a second connection is let go that could not take
-// over.
+// errUpgradeFailed is why a second connection that could not take over ends.
 var errUpgradeFailed = errors.New("the first connection ended before the second could take over")
 
-// runLink runs a link to its end, and lets another one take its place whenever
-// more intents are needed. It returns the one that was last.
+// runLink runs a link to its end, and replaces it by another one whenever more
+// intents are needed. It returns the last one.
 func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending) {
 	leave := t.leave
 	if l.final {
@@ -70,26 +73,28 @@ func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending)
 		switch {
 		case err == nil:
 		case current.ended():
-			// The next turn of the loop returns it.
+			// The next round of the loop returns it.
 		default:
 			s.upgrades.failed(wanted, time.Now(), err, current.lacks(wanted))
 			again = time.After(s.upgrades.wait(wanted, time.Now()))
 			s.setStatus(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
-			s.log.LogAttrs(ctx, slog.LevelWarn, "could not begin a session with more intents, the present one goes on", slog.Any("error", err))
+			s.log.LogAttrs(ctx, slog.LevelWarn, "could not begin a session with more intents, the current one goes on", slog.Any("error", err))
 		}
 	}
 }
 
-// upgrades remembers what came of asking for more intents. Every try costs a
-// session start, so they are far apart: from half a minute to an hour.
+// upgrades remembers the failed attempts to get more intents. Every attempt
+// costs a session start, so the waits between them grow from half a minute to
+// an hour.
 type upgrades struct {
-	tried   event.Intents
+	tried   event.Intents // of the last attempt
 	backoff retry.Backoff
-	at      time.Time
+	at      time.Time // of the next attempt
 	problem string
 }
 
-// wait tells how long not to try. Other intents may be tried at once.
+// wait returns how long to wait before the next attempt. Other intents than
+// those of the last attempt may be tried at once.
 func (u *upgrades) wait(wanted event.Intents, now time.Time) time.Duration {
 	if wanted != u.tried {
 		return 0
@@ -110,8 +115,8 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 }
 
 // replace begins a session with the intents that are needed and lets it take
-// over from old, which has ended then. With an error it returns the link that
-// has the old session: old as it was, or one that has ended.
+// over from old, which has ended by then. With an error it returns the link
+// that has the old session: old itself, still running, or one that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
 	h := newHolding(out, s.timing.margin)
 	s.upgrade.Store(h)
@@ -129,8 +134,8 @@ func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, 
 	}
 	old.stop(errLeaving)
 	last := s.readToEnd(ctx, out, old)
-	// Nothing of the next one was told yet. Unless all is well the old session
-	// is resumed, with all that it missed.
+	// Nothing of the new session was delivered yet. If anything went wrong, the
+	// old session is resumed, with everything that it missed.
 	if !errors.Is(last.end.cause, errReplaced) || next.ended() {
 		next.stop(errUpgradeFailed)
 		return last, errUpgradeFailed
@@ -146,7 +151,8 @@ func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, 
 	return next, nil
 }
 
-// readToEnd reads what the session of a link that was stopped still has.
+// readToEnd resumes the session of a link that was stopped and reads the events
+// that Discord still has for it.
 func (s *shard) readToEnd(ctx context.Context, out sink, old *running) *running {
 	for last := old; ; {
 		l := newLink(s, out, last.session)
@@ -162,7 +168,7 @@ func (s *shard) readToEnd(ctx context.Context, out sink, old *running) *running 
 	}
 }
 
-// awaitComplete returns when next gets everything that old gets.
+// awaitComplete returns once next receives everything that old receives.
 func (s *shard) awaitComplete(next, old *running) error {
 	select {
 	case <-next.live:
@@ -171,7 +177,7 @@ func (s *shard) awaitComplete(next, old *running) error {
 	case <-old.done:
 		return errUpgradeFailed
 	}
-	// What is asked from now on is answered on the next one, which keeps it.
+	// From now on commands go through next, which keeps the answers.
 	s.current.Store(next)
 	old.overlap.Load().begin(time.Now())
 	limit := time.NewTimer(s.loadLimit(next.link))
@@ -187,7 +193,7 @@ func (s *shard) awaitComplete(next, old *running) error {
 	return nil
 }
 
-// loadLimit is how long a link may take to be told of all its guilds.
+// loadLimit returns how long a link may wait for its guilds.
 func (s *shard) loadLimit(l *link) time.Duration {
 	if l.intents&event.IntentGuilds == 0 {
 		return s.timing.settle
@@ -195,8 +201,8 @@ func (s *shard) loadLimit(l *link) time.Duration {
 	return s.timing.load
 }
 
-// guide brings a shard of the next set from dropping what it receives over
-// holding it back to delivering it.
+// guide leads a shard of the new set from dropping its events to holding them
+// back, and on to delivering them.
 func (s *shard) guide(ctx context.Context, t *tenure) {
 	backoff := discord.NewBackoff(s.timing.reconnect)
 	for marked := t.claim.Stage(); ; {
@@ -234,31 +240,33 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 	}
 }
 
-// stageOf is how far a shard of the next set is, or whether it is to deliver.
-func stageOf(d duty, served bool) (stage event.Stage, deliver bool) {
+// stageOf decides the stage of a shard of the new set by its duty and whether its
+// session receives everything; or that it is to deliver.
+func stageOf(d duty, complete bool) (stage event.Stage, deliver bool) {
 	switch {
 	case d == dutyDeliver || d == dutyLeave:
 		return event.StageNone, true
 	case d == dutyHold:
 		return event.StageHolding, false
-	case served:
+	case complete:
 		return event.StageReady, false
 	default:
 		return event.StageNone, false
 	}
 }
 
-// openGate lets the shard deliver, less what the set before it told.
+// openGate lets the shard deliver, except for the events that the previous set
+// delivered.
 func (s *shard) openGate(ctx context.Context, t *tenure) error {
 	list, err := s.deliveredBefore(ctx)
 	if err != nil {
 		return err
 	}
-	told := make(map[event.Told]int, len(list))
+	delivered := make(map[event.Told]int, len(list))
 	for _, e := range list {
-		told[e]++
+		delivered[e]++
 	}
-	if err := t.gate.open(ctx, told); err != nil {
+	if err := t.gate.open(ctx, delivered); err != nil {
 		return err
 	}
 	s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")

@@ -8,29 +8,35 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 )
 
+// maxSilentBeats is the number of acknowledged heartbeats after which a RESUME
+// without any answer has failed. An IDENTIFY may wait longer: in an outage its
+// session comes later (Discord: Sending Heartbeats).
+const maxSilentBeats = 3
+
 // pulse decides when a connection is dead (Discord: Heartbeat Interval). It
-// has no lock of its own.
+// has no lock: link.mu guards it.
 type pulse struct {
 	sentAt  time.Time
-	ackedAt time.Time // zero before the first
+	ackedAt time.Time // zero before the first acknowledgement
 	latency time.Duration
-	waiting bool          // a heartbeat that the interval demanded is not acknowledged
+	waiting bool          // the last regular heartbeat is not acknowledged
 	busy    time.Duration // as of the last beat
-	// regular counts the acknowledged ones among those that the interval
-	// demanded.
+	// regular counts the acknowledged heartbeats that were due by the interval,
+	// not asked for by Discord.
 	regular int
 }
 
-// beat notes that a heartbeat is due, and tells whether the connection is dead
-// instead: nothing acknowledged the one before. busy is for how long, since the
-// connection began, the reader did something else than wait for the socket:
-// for the most part, wait for a journal that takes nothing. While that took a
-// part of the interval worth naming, the acknowledgement may lie unread, and
-// its absence proves nothing.
+// beat notes that a heartbeat is due. It reports whether the connection is dead
+// because the last heartbeat was not acknowledged.
+//
+// busy is how long, since the connection began, the reader did not wait for the
+// socket, mostly because it waited for a journal that takes nothing. If it was
+// busy for a quarter of the interval or more, the acknowledgement may lie
+// unread, and its absence proves nothing.
 func (p *pulse) beat(now time.Time, busy, interval time.Duration) (dead bool) {
-	own := busy - p.busy
+	sinceLast := busy - p.busy
 	p.busy = busy
-	if p.waiting && own < interval/4 {
+	if p.waiting && sinceLast < interval/4 {
 		return true
 	}
 	p.sentAt, p.waiting = now, true
@@ -38,7 +44,7 @@ func (p *pulse) beat(now time.Time, busy, interval time.Duration) (dead bool) {
 }
 
 // asked notes a heartbeat that Discord asked for (Discord: Heartbeat
-// Requests). It does not count for beat.
+// Requests). beat does not count it.
 func (p *pulse) asked(now time.Time) { p.sentAt = now }
 
 // acked notes an acknowledgement.
@@ -52,8 +58,8 @@ func (p *pulse) acked(now time.Time) {
 	}
 }
 
-// beat sends heartbeats (Discord: Sending Heartbeats) until ctx ends.
-func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
+// sendHeartbeats is the heart: it sends heartbeats (Discord: Sending Heartbeats) until ctx ends.
+func (l *link) sendHeartbeats(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
 	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
 	defer timer.Stop()
 	for {
@@ -82,10 +88,11 @@ func (l *link) beat(ctx context.Context, end context.CancelCauseFunc, interval t
 	}
 }
 
-// heartbeatSeq is the d of a heartbeat: what is stored, not what was received.
-// Discord does not say whether it forgets what a heartbeat acknowledges, and
-// so it may. Nor is it more than this connection was sent: what an earlier one
-// received may be stored only after the RESUME, and is being replayed then.
+// heartbeatSeq returns the d of a heartbeat: the stored sequence number, not the
+// received one, since Discord may forget the events that a heartbeat
+// acknowledges. It is never higher than the numbers that this connection was
+// sent: events of an earlier one may be stored only after the RESUME, while
+// Discord replays them.
 func (l *link) heartbeatSeq() any {
 	if seq := min(l.out.stored(*l.sessionID.Load()), l.seenSeq.Load()); seq > 0 {
 		return seq
@@ -93,7 +100,7 @@ func (l *link) heartbeatSeq() any {
 	return nil
 }
 
-// busyFor is for how long, so far, the reader did not wait for the socket.
+// busyFor returns how long, so far, the reader did not wait for the socket.
 func (l *link) busyFor() time.Duration {
 	d := time.Duration(l.busy.Load())
 	if since := l.busySince.Load(); since != 0 {

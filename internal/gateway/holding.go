@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // see event.Told
 	"sync"
 	"time"
 
@@ -10,32 +9,33 @@ import (
 )
 
 const (
-	// maxKeptEvents and maxHeldBytes bound what is held back. A connection
-	// that meets them is not read on.
+	// maxKeptEvents and maxKeptBytes bound what a holding keeps. While it is
+	// full, its connection is not read.
 	maxKeptEvents = 8192
 	maxKeptBytes  = 64 << 20
-	// copyLimit is after how long nobody can send the other copy of a
-	// dispatch any more: what looks like one is news.
+	// copyLimit is how long after the opening the copy of a delivered dispatch
+	// may still arrive. A later match is a new event.
 	copyLimit = 30 * time.Second
 )
 
 // holding stands before a sink while another connection delivers the same
-// events. Muted, it lets only the session move; then it keeps everything;
-// opened, it hands on what it kept, and from then on everything, less what the
-// other connection told.
+// events. While it is muted, it drops events and lets only the session advance.
+// Then it keeps everything. Once opened it hands on what it kept, and from then
+// on everything, except for the events that the other connection delivered.
 type holding struct {
 	out    sink
 	margin time.Duration // timing.margin
 
-	mu          sync.Mutex
+	opened chan struct{} // closed when nothing is kept any more
+
+	mu          sync.Mutex // guards the fields below
 	muted       bool
 	kept        []keptEvent
-	bytes       int
-	space       chan struct{} // closed and replaced when held was taken
-	opened      chan struct{} // closed when nothing is held back any more
-	delivered   map[event.Told]int
-	copiesUntil time.Time // when told is worth nothing any more
-	justOpened  bool      // nothing was put since it was opened
+	bytes       int                // of the data of kept
+	space       chan struct{}      // closed and replaced when kept is emptied
+	delivered   map[event.Told]int // how often the other connection delivered each
+	copiesUntil time.Time          // no copy of delivered is received after this
+	justOpened  bool               // nothing was put since the opening
 }
 
 type keptEvent struct {
@@ -72,8 +72,8 @@ func (h *holding) put(ctx context.Context, session *event.Session, e *event.Even
 	}
 }
 
-// keep holds an event back if that is still to be done and there is room. It
-// returns no channel to wait for room if it is muted.
+// keep keeps an event, unless the holding is muted, full or open. If it is full
+// or open, space is closed when there is room; if it is muted, space is nil.
 func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan struct{}, kept bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -88,7 +88,7 @@ func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan str
 	return nil, true
 }
 
-// len is how many events are held back.
+// len returns the number of kept events.
 func (h *holding) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -97,28 +97,28 @@ func (h *holding) len() int {
 
 func (h *holding) isOpen() bool { return isClosed(h.opened) }
 
-// unmute ends being muted: all that is put from now on is kept.
+// unmute makes the holding keep everything that is put from now on.
 func (h *holding) unmute() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.muted = false
 }
 
-// putSoon implements sink. Of a link that never took over nothing is told.
-func (h *holding) putSoon(ctx context.Context, limit time.Duration, events ...*event.Event) {
+// putSoon implements sink. It drops the notices of a link that never took over.
+func (h *holding) putSoon(ctx context.Context, limit time.Duration, notices ...*event.Event) {
 	if h.isOpen() {
-		h.out.putSoon(ctx, limit, events...)
+		h.out.putSoon(ctx, limit, notices...)
 	}
 }
 
 // stored implements sink.
 func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID) }
 
-// open hands on what was held back, less what was told already (how often each
-// dispatch was), and holds nothing back from then on.
-func (h *holding) open(ctx context.Context, told map[event.Told]int) error {
+// open hands on the kept events and keeps none from then on. delivered says how
+// often the other connection delivered each dispatch; these are left out.
+func (h *holding) open(ctx context.Context, delivered map[event.Told]int) error {
 	h.mu.Lock()
-	h.delivered, h.copiesUntil, h.justOpened = told, time.Now().Add(copyLimit), true
+	h.delivered, h.copiesUntil, h.justOpened = delivered, time.Now().Add(copyLimit), true
 	h.mu.Unlock()
 	for {
 		kept := h.take()
@@ -133,7 +133,8 @@ func (h *holding) open(ctx context.Context, told map[event.Told]int) error {
 	}
 }
 
-// take returns what is held. When that is nothing, the holding is open.
+// take empties the holding. If it was empty, it is open from now on, and take
+// returns nil.
 func (h *holding) take() []keptEvent {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -148,8 +149,8 @@ func (h *holding) take() []keptEvent {
 	return kept
 }
 
-// afterOpen is unlessTold for an event that came after the opening: for some time
-// it may still be a copy that was under way.
+// afterOpen is unlessDelivered for an event that came after the opening. For some
+// time it may be a copy that was under way; then no event is a copy any more.
 func (h *holding) afterOpen(e *event.Event) *event.Event {
 	h.mu.Lock()
 	if h.delivered != nil && e != nil {
@@ -167,15 +168,15 @@ func (h *holding) afterOpen(e *event.Event) *event.Event {
 	return h.unlessDelivered(e)
 }
 
-// unlessDelivered returns the event, or nil if the other connection told it: then
-// only the session moves.
+// unlessDelivered returns the event, or nil if the other connection delivered
+// it: then only the session advances.
 func (h *holding) unlessDelivered(e *event.Event) *event.Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.delivered) == 0 || e == nil || e.Seq == 0 {
 		return e
 	}
-	k := toldOf(e)
+	k := digestOf(e)
 	switch n := h.delivered[k]; n {
 	case 0:
 		return e
@@ -185,60 +186,4 @@ func (h *holding) unlessDelivered(e *event.Event) *event.Event {
 		h.delivered[k] = n - 1
 	}
 	return nil
-}
-
-func toldOf(e *event.Event) event.Told {
-	return event.Told{Name: e.Name, Digest: md5.Sum(e.Data)} //nolint:gosec // as above
-}
-
-// overlap remembers the dispatches that a connection told since another one of
-// the same shard gets them as well.
-type overlap struct {
-	margin time.Duration // timing.margin
-
-	mu        sync.Mutex
-	begun     bool // both get them
-	delivered []deliveredEvent
-}
-
-type deliveredEvent struct {
-	event.Told
-	at time.Time
-}
-
-// add notes what was told. Until begin, only the latest is kept.
-func (o *overlap) add(e *event.Event) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.delivered = append(o.delivered, deliveredEvent{toldOf(e), e.ReceivedAt})
-	if !o.begun {
-		o.forgetLocked(e.ReceivedAt)
-	}
-}
-
-func (o *overlap) forgetLocked(now time.Time) {
-	i := 0
-	for i < len(o.delivered) && now.Sub(o.delivered[i].at) > o.margin {
-		i++
-	}
-	o.delivered = o.delivered[i:]
-}
-
-// begin is called when the other connection begins to get dispatches.
-func (o *overlap) begin(now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.forgetLocked(now)
-	o.begun = true
-}
-
-// counts tells how often each dispatch was told.
-func (o *overlap) counts() map[event.Told]int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	counts := make(map[event.Told]int, len(o.delivered))
-	for _, t := range o.delivered {
-		counts[t.Told]++
-	}
-	return counts
 }

@@ -8,16 +8,15 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// knownGrants is what is known of the application's intents; nil before Discord
-// answered.
+// knownGrants returns the application's grants; nil before Discord answered.
 func (g *Gateway) knownGrants() *identify.Grants {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.grants
 }
 
-// intents are those to identify with: all that are wanted, less those that are
-// switched off if the gateway may leave out some.
+// intents returns the intents to identify with: all that are wanted, without
+// those that are switched off if the gateway may leave them out.
 func (g *Gateway) intents() event.Intents {
 	wanted := g.cfg.Intents()
 	if gr := g.knownGrants(); gr != nil && g.cfg.OnlyEnabled {
@@ -26,7 +25,8 @@ func (g *Gateway) intents() event.Intents {
 	return wanted
 }
 
-// intentsProblem says for people which wanted intents are switched off, or "".
+// intentsProblem returns a text for people that names the wanted intents that are
+// switched off; "" for none.
 func (g *Gateway) intentsProblem() string {
 	gr := g.knownGrants()
 	if gr == nil {
@@ -39,7 +39,7 @@ func (g *Gateway) intentsProblem() string {
 	return fmt.Sprintf("events are missing: the bot is not allowed %s; switch it on at %s", discord.PrivilegedNames(missing), gr.Portal())
 }
 
-// reconsiderIntents makes the shards look at the intents again.
+// reconsiderIntents makes the shards check the intents again.
 func (g *Gateway) reconsiderIntents() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -18,61 +18,57 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// maxSilentBeats is how many heartbeats are acknowledged before a RESUME that
-// was answered with nothing at all has failed. An IDENTIFY may wait: in an
-// outage its session comes later (Discord: Sending Heartbeats).
-const maxSilentBeats = 3
-
 // link is one connection and the session that it carries, from the dial to the
 // end. It is used once.
 //
-// Three goroutines work on it: the reader, which handles payloads and waits
-// for the journal; the heart; and the one that closes it. Whoever finds that
-// it must end cancels its context with the cause, and only the closer touches
-// the socket then: first the close frame, then the end.
+// Three goroutines work on it: the reader, which handles payloads and waits for
+// the journal; the heart (heart.go); and the closer. Whichever finds that the
+// link must end cancels its context with the cause. From then on only the
+// closer touches the socket: it sends the close frame, then ends the socket.
 type link struct {
 	shard *shard
 	out   sink
 	conn  *discord.Conn
 	log   *slog.Logger
-	// primary: this is the connection that the shard's status tells of. A
-	// second one is opened for more intents.
+	// primary: the shard's status describes this connection, not a second one
+	// that was opened for more intents.
 	primary atomic.Bool
 
-	// The reader's alone, until run has returned.
+	// These belong to the reader until run has returned.
 	session     event.Session // zero before READY
-	intents     event.Intents // what IDENTIFY asks for
+	intents     event.Intents // to IDENTIFY with
 	ending      ending
 	greeted     bool // HELLO came
 	heard       bool // a dispatch came
 	releaseTurn func()
-	// final: RESUMED is the end. It comes after everything that Discord
-	// dispatched before (Discord: Resuming), which nothing else promises: the
-	// acknowledgement of a heartbeat may overtake what waits to be sent.
+	// final: the link ends at RESUMED. Discord sends RESUMED after everything
+	// that it dispatched before (Discord: Resuming). Nothing else promises that:
+	// the acknowledgement of a heartbeat may overtake waiting events.
 	final bool
-	// unanswered is how many RESUMEs of the session may have been answered by
-	// a RESUMED that was not read yet: Discord may replay those.
+	// unanswered counts the RESUMEs of the session whose RESUMED was not read.
+	// Discord may have sent them, and then replays them.
 	unanswered int
 	loading    loading
 	origins    *origins
 
 	live           chan struct{} // closed at READY or RESUMED
-	beatAsked      chan struct{} // Discord asks for a heartbeat
+	beatAsked      chan struct{} // holds a token when Discord asks for a heartbeat
 	sessionID      atomic.Pointer[string]
-	sessionIntents atomic.Int64 // the session's intents
-	// seenSeq is the highest sequence number that this connection is known to have
-	// been sent, or where it was resumed from; 0 for none.
+	sessionIntents atomic.Int64
+	// seenSeq is the highest sequence number that Discord is known to have sent
+	// on this connection, or the one that was resumed from; 0 for none.
 	seenSeq   atomic.Int64
-	presence  atomic.Int64   // the version that the session shows; 0 for an unknown one
-	presences discord.Window // when it was changed on this connection; Commands' alone
+	presence  atomic.Int64   // the version of the presence that the session shows; 0 if unknown
+	presences discord.Window // the changes of the presence on this connection; used by Commands only
 	overlap   atomic.Pointer[overlap]
 
-	// How long the reader did something else than wait for the socket, in
-	// nanoseconds, and since when it does, in Unix nanoseconds or 0.
+	// busy is how long the reader did not wait for the socket, in nanoseconds.
+	// busySince is when it last stopped to wait, in Unix nanoseconds; 0 while it
+	// waits.
 	busy      atomic.Int64
 	busySince atomic.Int64
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards pulse
 	pulse pulse
 }
 
@@ -85,13 +81,24 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	l.sessionID.Store(&session.ID)
 	l.sessionIntents.Store(int64(session.Intents))
 	l.ending.session = session.ID != ""
-	l.unanswered = 1 // whoever had the session before may have been interrupted
+	l.unanswered = 1 // the session's previous owner may have been interrupted
 	l.presences = discord.Window{Length: presenceWindow + presenceMargin, Limit: presenceLimit}
 	return l
 }
 
-// run connects, resumes the session or begins a new one, and hands on what
-// arrives until the connection ends.
+// inherit takes over what is known of a resumed session from its previous link,
+// which has ended: the presence that it shows and the state of its guilds.
+// before may be nil.
+func (l *link) inherit(before *running) {
+	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
+		l.presence.Store(before.presence.Load())
+		l.origins = before.origins
+		l.unanswered = before.unanswered
+	}
+}
+
+// run connects, resumes the session or begins a new one, and hands on the
+// events that arrive until the connection ends.
 func (l *link) run(parent context.Context) ending {
 	l.ending.cause = l.connect(parent)
 	if l.ending.cause != nil {
@@ -145,7 +152,8 @@ func (l *link) connect(ctx context.Context) error {
 	return nil
 }
 
-// receive handles payloads until the connection or ctx ends, and tells why.
+// receive handles payloads until the connection or ctx ends, and returns why it
+// ended.
 func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
 	defer patience.Stop()
@@ -176,7 +184,7 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 	}
 }
 
-// greet answers HELLO: the heart starts, the session is resumed or begun.
+// greet answers HELLO: it starts the heart, and resumes or begins the session.
 func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	if l.greeted {
 		l.drop(ctx, "odd", "a second HELLO")
@@ -189,7 +197,7 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 		l.warnOdd(ctx, "HELLO has no usable heartbeat_interval", err)
 	}
 	l.greeted = true
-	tasks.Go(func() { l.beat(ctx, end, interval) })
+	tasks.Go(func() { l.sendHeartbeats(ctx, end, interval) })
 	s := l.shard
 	if l.session.ID == "" {
 		l.setStatus(func(st *ShardStatus) { st.State = StateIdentifying })
@@ -197,7 +205,7 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	} else if err := l.resume(ctx); err != nil {
 		return err
 	}
-	// Only now, with the heart beating: the journal may keep this waiting.
+	// Only now, with the heart beating: the journal may make this wait.
 	for _, name := range []string{"SHARD_CONNECT", "CONNECT"} {
 		if err := l.putNotice(ctx, name, shardData{s.id.ID}); err != nil {
 			return err
@@ -206,8 +214,8 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	return nil
 }
 
-// resume asks for what came after the stored sequence number, not the received
-// one: what is not stored yet would be lost with this process.
+// resume sends RESUME with the stored sequence number, not the received one: an
+// event that is not stored yet would be lost with this process.
 func (l *link) resume(ctx context.Context) error {
 	s := l.shard
 	seq := l.out.stored(l.session.ID)
@@ -234,7 +242,7 @@ func (l *link) identify(ctx context.Context) error {
 		return err
 	}
 	defer l.releaseTurn()
-	// The shard before may have been refused while this one waited.
+	// Another shard may have been refused while this one waited.
 	if err := s.turns.Allowed(l.intents); err != nil {
 		return err
 	}
@@ -250,15 +258,15 @@ func (l *link) identify(ctx context.Context) error {
 	})
 }
 
-// failSend ends the connection after a failure to send, but leaves the reader the
-// time to find out why: Discord's close frame says more than a broken pipe.
+// failSend ends the connection if a send failed. It first gives the reader time
+// to find the reason: Discord's close frame says more than a broken pipe.
 func (l *link) failSend(ctx context.Context, end context.CancelCauseFunc, err error) {
 	if err != nil && discord.Sleep(ctx, time.Second) == nil {
 		end(err)
 	}
 }
 
-// handle deals with a payload other than HELLO and dispatches. An error ends
+// handle handles every payload other than HELLO and dispatches. An error ends
 // the connection.
 func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error {
 	switch f.Op {
@@ -287,7 +295,7 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 	return nil
 }
 
-// dispatch hands on an event that came at now.
+// dispatch hands on a dispatch that arrived at now.
 func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	l.heard = true
 	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
@@ -306,9 +314,9 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		l.drop(ctx, "odd", "a dispatch before READY")
 		return nil
 	case f.Seq == l.session.Seq && resumed:
-		// Its sequence number may be that of the last event replayed. It is
-		// still a RESUMED of its own. One with a lower number is replayed: it
-		// tells of another connection, and is no sign that this one works.
+		// RESUMED may have the sequence number of the last replayed event, and
+		// is still new. One with a lower number is a replay: it belongs to an
+		// earlier connection, and does not show that this one works.
 		if err := l.putNotice(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.Data))); err != nil {
 			return err
 		}
@@ -320,7 +328,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 			return err
 		}
 	}
-	// Only now: what follows from being live must not come before the event.
+	// Only now: nothing that the live link causes may come before this event.
 	if begins || resumed {
 		l.establish(ctx, resumed)
 	}
@@ -332,23 +340,23 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		return err
 	}
 	if l.unanswered > 0 {
-		// It may be the replayed answer to an earlier RESUME. The next one
-		// brings at least one more.
+		// This RESUMED may be the replayed answer to an earlier RESUME. The next
+		// RESUME brings at least one more.
 		l.unanswered--
 		return errLeaving
 	}
 	return errReplaced
 }
 
-// begin takes over the session that READY tells of.
+// begin takes over the session that READY announces.
 func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	var r discord.Ready
 	if err := json.Unmarshal(f.Data, &r); err != nil || r.SessionID == "" {
-		l.warnOdd(ctx, "READY lacks what it should have", err)
+		l.warnOdd(ctx, "READY has no usable session_id, or a field of the wrong type", err)
 	}
 	if r.SessionID == "" {
-		// Its events are worth having. A RESUME with an id that was made up is
-		// refused with op 9, and then it is said what was lost.
+		// Its events are worth having. Discord refuses a RESUME with a made-up
+		// id by op 9, and then a notice says what was lost.
 		r.SessionID = "unnamed-" + uuid.NewString()
 	}
 	if lost := l.shard.lost; lost != nil {
@@ -358,7 +366,7 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 		}
 		l.shard.lost = nil
 	}
-	// Seq is set by the event itself.
+	// putDispatch sets Seq.
 	l.unanswered = 0
 	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
@@ -371,10 +379,10 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	return nil
 }
 
-// establish notes READY or RESUMED.
+// establish puts the link in service after READY or RESUMED.
 func (l *link) establish(ctx context.Context, resumed bool) {
 	l.ending.progress = true
-	// In this order: what follows from being live may have more to report.
+	// The status comes first: once the link is live, others may set a problem.
 	l.setStatus(l.connected(time.Now()))
 	if !l.isLive() {
 		if resumed {
@@ -385,7 +393,7 @@ func (l *link) establish(ctx context.Context, resumed bool) {
 	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
 }
 
-// age is that of the session, as far as this process knows it.
+// age returns the age of the session, as far as this process knows it.
 func (l *link) age() slog.Attr {
 	since := l.shard.snapshot().SessionSince
 	if since.IsZero() || !l.primary.Load() {
@@ -395,6 +403,12 @@ func (l *link) age() slog.Attr {
 }
 
 func (l *link) isLive() bool { return isClosed(l.live) }
+
+// lacks returns the intents among wanted that the session does not have. It is
+// of use once the link is live.
+func (l *link) lacks(wanted event.Intents) event.Intents {
+	return wanted &^ event.Intents(l.sessionIntents.Load())
+}
 
 func (l *link) connected(now time.Time) func(*ShardStatus) {
 	intents := event.Intents(l.sessionIntents.Load())
@@ -406,14 +420,14 @@ func (l *link) connected(now time.Time) func(*ShardStatus) {
 	}
 }
 
-// setStatus changes the shard's status if it tells of this link.
+// setStatus changes the shard's status if that describes this link.
 func (l *link) setStatus(f func(*ShardStatus)) {
 	if l.primary.Load() {
 		l.shard.setStatus(f)
 	}
 }
 
-// putDispatch makes a dispatch an event and hands it on.
+// putDispatch turns a dispatch into an event and hands it on.
 func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	s := l.shard
 	data := bytes.Clone(f.Data)
@@ -432,7 +446,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 	if err := l.out.put(ctx, &session, e); err != nil {
 		return err
 	}
-	// Not before: what was not taken has to come again.
+	// Not before: an event that the sink did not take has to come again.
 	l.session = session
 	if o := l.overlap.Load(); o != nil {
 		o.add(e)
@@ -441,7 +455,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 	return nil
 }
 
-// putNotice hands on an event that Discord did not number.
+// putNotice hands on a notice: an event that Discord did not number.
 func (l *link) putNotice(ctx context.Context, name string, data any) error {
 	e, err := newNotice(l.shard.id, name, data)
 	if err != nil {
@@ -450,7 +464,8 @@ func (l *link) putNotice(ctx context.Context, name string, data any) error {
 	return l.out.put(ctx, nil, e)
 }
 
-// reportEnd tells of the end of a connection that was told of.
+// reportEnd puts the end of the connection into status, log and metrics. It also
+// sends the notices, if the beginning was announced too.
 func (l *link) reportEnd(ctx context.Context) {
 	code, reason := closeText(l.ending.cause)
 	s := l.shard
@@ -461,16 +476,16 @@ func (l *link) reportEnd(ctx context.Context) {
 	if !l.greeted || errors.Is(l.ending.cause, errClaimLost) {
 		return
 	}
-	var events []*event.Event
+	var notices []*event.Event
 	for _, name := range []string{"SHARD_DISCONNECT", "DISCONNECT"} {
 		e, err := newNotice(s.id, name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
 		if err != nil {
 			l.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", name), slog.Any("error", err))
 			continue
 		}
-		events = append(events, e)
+		notices = append(notices, e)
 	}
-	l.out.putSoon(ctx, s.timing.notice, events...)
+	l.out.putSoon(ctx, s.timing.notice, notices...)
 }
 
 // drop counts a payload that is not handed on.
@@ -479,23 +494,7 @@ func (l *link) drop(ctx context.Context, reason, detail string) {
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))
 }
 
-// warnOdd logs what is wrong with a payload that is used all the same.
-func (l *link) warnOdd(ctx context.Context, what string, err error) {
-	l.log.LogAttrs(ctx, slog.LevelWarn, "payload not as documented", slog.String("detail", what), slog.Any("error", err))
-}
-
-// lacks returns the intents that the link's session is without. It is known
-// once the link is live.
-func (l *link) lacks(wanted event.Intents) event.Intents {
-	return wanted &^ event.Intents(l.sessionIntents.Load())
-}
-
-// inherit notes what presence a session shows that is resumed, and what is
-// known of its guilds, from the connection before, which has ended (nil: none).
-func (l *link) inherit(before *running) {
-	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
-		l.presence.Store(before.presence.Load())
-		l.origins = before.origins
-		l.unanswered = before.unanswered
-	}
+// warnOdd logs what is wrong with a payload that is used anyway.
+func (l *link) warnOdd(ctx context.Context, detail string, err error) {
+	l.log.LogAttrs(ctx, slog.LevelWarn, "payload not as documented", slog.String("detail", detail), slog.Any("error", err))
 }

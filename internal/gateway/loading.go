@@ -5,9 +5,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// loading waits for the guilds of a new session: until each of them has come,
-// the session does not receive everything (Discord: Guild Availability). Only
-// the reader of a link calls its methods.
+// loading tracks the guilds of a new session that have not come yet: until all
+// have, the session does not receive everything (Discord: Guild Availability).
+// Only the link's reader calls its methods.
 type loading struct {
 	missing map[event.Snowflake]bool // nil before expect
 	done    chan struct{}            // closed when none is missing any more
@@ -29,7 +29,7 @@ func (l *loading) expect(guilds []discord.Guild) {
 	}
 }
 
-// note crosses off a guild that came, or that is in an outage.
+// note crosses off a guild that came or is in an outage.
 func (l *loading) note(e *event.Event) {
 	if len(l.missing) == 0 || e.Name != "GUILD_CREATE" && e.Name != "GUILD_DELETE" {
 		return

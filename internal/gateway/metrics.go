@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxEventNames bounds the label values of events_total: the names come from
-// outside. Discord has about 80.
+// maxEventNames bounds the label values of events_total, because the names come
+// from outside. Discord has about 80.
 const maxEventNames = 256
 
 type metrics struct {
@@ -51,14 +51,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m := &metrics{
 		events:     counters("events_total", "Events handed on, by name.", "event"),
-		dropped:    counters("frames_dropped_total", "Payloads not handed on: a replay of what was received, or not understood.", "reason"),
-		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by what ended them.", "reason"),
+		dropped:    counters("frames_dropped_total", "Payloads not handed on: replays of received events, or not understood.", "reason"),
+		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by the cause.", "reason"),
 		identifies: counter("identifies_total", "IDENTIFYs sent."),
 		resumes:    counter("resumes_total", "RESUMEs sent."),
 		heartbeats: counter("heartbeats_total", "Heartbeats sent."),
 		startsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "gatehook", Subsystem: "gateway", Name: "session_starts_left",
-			Help: "IDENTIFYs left until the daily reset, as Discord said last.",
+			Help: "IDENTIFYs left until the daily reset, as Discord last said.",
 		}),
 		lost:          counter("sessions_lost_total", "Sessions that could not be resumed."),
 		bytesIn:       counter("received_bytes_total", "Bytes of messages as received."),
@@ -70,7 +70,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		names: make(map[string]eventName),
 	}
 	m.commands = prometheus.NewCounterVec(
-		opts("commands_total", "Commands to shards of this server, and those to others that nobody answered."), []string{"command", "outcome"})
+		opts("commands_total", "Commands to shards of this server, and commands that no other server answered."), []string{"command", "outcome"})
 	reg.MustRegister(m.latency, m.commands, m.startsLeft)
 	return m
 }
@@ -81,7 +81,7 @@ func (m *metrics) received(wire, inflated int) {
 	m.bytesInflated.Add(float64(inflated))
 }
 
-// event counts one and returns its name as a string.
+// event counts an event and returns its name as a string.
 func (m *metrics) event(name []byte) string {
 	m.mu.RLock()
 	known, ok := m.names[string(name)]

@@ -9,24 +9,25 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// The data of shard events. Consumers of SHARD_CONNECT, CONNECT and
-// SHARD_RESUME get {"shard_id":n}.
+// Notices are the events that Discord did not send: that a shard connected,
+// disconnected or resumed, or lost its session.
+
+// shardData is the data of SHARD_CONNECT, CONNECT and SHARD_RESUME.
 type shardData struct {
 	ShardID int `json:"shard_id"`
 }
 
 // disconnectData is the data of SHARD_DISCONNECT and DISCONNECT. Code is the
-// WebSocket close code: Discord's, or the one that this side sent, or 1006
-// where the connection broke without any.
+// WebSocket close code: the one that Discord sent, or this side, or 1006 if the
+// connection broke without one.
 type disconnectData struct {
 	ShardID int    `json:"shard_id"`
 	Code    int    `json:"code"`
 	Reason  string `json:"reason"`
 }
 
-// lostData is the data of GATEHOOK_SESSION_LOST. What Discord dispatched after
-// AfterSeq of session SessionID and before NextSeq of session NextSessionID
-// could not be had.
+// lostData is the data of GATEHOOK_SESSION_LOST: the events after AfterSeq of
+// session SessionID and before NextSeq of session NextSessionID are lost.
 type lostData struct {
 	ShardID       int    `json:"shard_id"`
 	SessionID     string `json:"session_id"`

@@ -7,19 +7,19 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// justJoined is how old a membership may be for a GUILD_CREATE to tell of it,
-// where nothing else is known of the guild: longer than a session lives on
-// without a connection.
+// justJoined is the age up to which a membership makes a GUILD_CREATE a join, if
+// nothing else is known of the guild. It is longer than a session lives without
+// a connection.
 const justJoined = 10 * time.Minute
 
-// origins tells why the guilds of a session come and go, so that a receiver
-// does not take the start of a session for a hundred joins. It is the reader's
-// alone.
+// origins knows why the guilds of a session come and go, so that a receiver does
+// not take the start of a session for a hundred joins. Only the link's reader
+// uses it.
 type origins struct {
-	// listed are the guilds of READY that were not told of since; nil if this
+	// listed are the guilds of READY for which no event came since; nil if this
 	// process did not see READY.
 	listed map[event.Snowflake]bool
-	// away are those that are unavailable.
+	// away are the unavailable guilds.
 	away map[event.Snowflake]bool
 }
 
@@ -34,8 +34,8 @@ func newOrigins(listed []discord.Guild) *origins {
 }
 
 // of returns why an event came (Discord: Guild Availability). After a restart
-// READY is not known: then a membership of some minutes is a join, and any
-// other guild was unavailable.
+// READY is not known: then a membership of less than justJoined is a join, and
+// any other guild was unavailable.
 func (o *origins) of(e *event.Event) event.Origin {
 	switch e.Name {
 	case "GUILD_CREATE":
@@ -51,7 +51,8 @@ func (o *origins) of(e *event.Event) event.Origin {
 		return origin
 	case "GUILD_DELETE":
 		unavailable, _ := event.GuildState(e.Data)
-		// One that READY listed is still to be told of for the first time.
+		// A guild that READY listed stays listed: its first GUILD_CREATE is
+		// still to come.
 		if !unavailable || !o.listed[e.GuildID] {
 			o.note(e.GuildID, unavailable)
 		}

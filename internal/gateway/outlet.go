@@ -9,26 +9,38 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// outlet is a shard's way into the journal. It is used by one goroutine at a
-// time: the reader of the connection that delivers, and between connections
-// the shard itself.
+// sink is where a link puts its events: the shard's outlet, or a holding while
+// another connection of the shard still delivers.
+type sink interface {
+	// put hands on an event. session is the place in the session with this
+	// event; nil leaves the cursor where it is.
+	put(ctx context.Context, session *event.Session, e *event.Event) error
+	// putSoon hands on notices, and does not wait longer than limit.
+	putSoon(ctx context.Context, limit time.Duration, notices ...*event.Event)
+	// stored returns the highest committed sequence number of a session; 0 for
+	// none, and for any session other than the cursor's.
+	stored(sessionID string) int64
+}
+
+// outlet is a shard's way into the journal. One goroutine at a time uses it: the
+// reader of the connection that delivers or, between connections, the shard.
+// Only stored may be called at any time.
 type outlet struct {
 	claim Claim
 
-	mu sync.Mutex // guards cursor, which a heart reads
-	// cursor is where the journal was told last that the session stands. Until
-	// a new session is READY it stays on the one before, even a dead one: a
-	// process that starts in between tries to resume it and then says what was
-	// lost.
-	cursor event.Session
-
-	// late are shard events that could not be handed on in time. They go
-	// before the next one.
+	// late are notices that the journal did not take in time. They go before
+	// the next event.
 	late []*event.Event
+
+	mu sync.Mutex // guards cursor, which the heart reads too
+	// cursor is the session and the place in it that the journal was given
+	// last. Until a new session is READY it stays on the previous one, even if
+	// that is dead: a process that starts in between tries to resume it, and
+	// then says what was lost.
+	cursor event.Session
 }
 
-// put hands on an event. session says where the session stands with it; nil
-// leaves the cursor where it is.
+// put implements sink.
 func (o *outlet) put(ctx context.Context, session *event.Session, e *event.Event) error {
 	cursor := o.position()
 	for len(o.late) > 0 {
@@ -49,22 +61,21 @@ func (o *outlet) put(ctx context.Context, session *event.Session, e *event.Event
 	return nil
 }
 
-// putSoon hands on shard events, or keeps them for later when the journal does
-// not take them within the time: a shard that has no connection must not wait
-// for the database before it looks for one.
-func (o *outlet) putSoon(ctx context.Context, limit time.Duration, events ...*event.Event) {
+// putSoon implements sink. It keeps what the journal does not take in time, so
+// that a shard without a connection need not wait for the database before it
+// connects again.
+func (o *outlet) putSoon(ctx context.Context, limit time.Duration, notices ...*event.Event) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, errors.New("the journal is busy"))
 	defer cancel()
-	for i, e := range events {
+	for i, e := range notices {
 		if err := o.put(ctx, nil, e); err != nil {
-			o.late = append(o.late, events[i:]...)
+			o.late = append(o.late, notices[i:]...)
 			return
 		}
 	}
 }
 
-// stored is the highest committed sequence number of a session; 0 for none,
-// and for any other session than the one that the cursor is on.
+// stored implements sink.
 func (o *outlet) stored(sessionID string) int64 {
 	if sessionID == "" || sessionID != o.position().ID {
 		return 0
@@ -72,16 +83,9 @@ func (o *outlet) stored(sessionID string) int64 {
 	return o.claim.Stored()
 }
 
+// position returns the cursor.
 func (o *outlet) position() event.Session {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.cursor
-}
-
-// sink is where a link puts its events: the shard's outlet, or a holding while
-// another connection of the shard still delivers.
-type sink interface {
-	put(ctx context.Context, session *event.Session, e *event.Event) error
-	putSoon(ctx context.Context, limit time.Duration, events ...*event.Event)
-	stored(sessionID string) int64
 }

@@ -2,23 +2,23 @@ package gateway
 
 import "github.com/gatehook/gatehook/internal/event"
 
-// duty is what a shard does with what it receives.
+// duty is what a shard does with the events that it receives.
 type duty int
 
 const (
 	// dutyNone: the plan has no such set.
 	dutyNone duty = iota
-	// dutyDeliver: hand it on.
+	// dutyDeliver: hand them on.
 	dutyDeliver
-	// dutyWarm: drop it, another set delivers it.
+	// dutyWarm: drop them, another set delivers them.
 	dutyWarm
-	// dutyHold: keep it, to hand on later what the other set did not deliver.
+	// dutyHold: keep them, to deliver later those that the other set did not.
 	dutyHold
 	// dutyLeave: read the session to its end and let it go.
 	dutyLeave
 )
 
-// dutyOf tells what the shards of a set of so many do under a plan.
+// dutyOf decides what the shards of the set with this count do under a plan.
 func dutyOf(p event.Plan, count int) duty {
 	switch {
 	case count == p.Current && p.Phase == event.Switching:
@@ -34,9 +34,9 @@ func dutyOf(p event.Plan, count int) duty {
 	}
 }
 
-// advance decides what the plan should be next, given how the shards of its
-// sets stand, and the number of shards that this instance wishes for (0: it
-// has no wish). It returns false if the plan stays.
+// advance decides what the plan should be next, given surveys of its current and
+// its next set and the number of shards that this instance wishes for (0 for no
+// wish). It returns false if the plan stays.
 func advance(p event.Plan, current, next event.Survey, wish int, t timing) (event.Plan, bool) {
 	switch p.Phase {
 	case event.Steady:
@@ -61,7 +61,7 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 		}
 		p.Phase = event.Overlapping
 	case event.Overlapping:
-		// What the current set is behind by, the next one must have.
+		// The next set must have every event that the current one lags behind.
 		if p.Age < t.overlap {
 			return p, false
 		}
@@ -75,10 +75,10 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 	return p, true
 }
 
-// wished is the number of shards that an instance wishes for: the configured
-// one, or what Discord recommends. A recommendation that is somewhat smaller
-// than what there is is none: a new set costs a session start a shard, and
-// more shards than needed cost nothing.
+// wished decides the number of shards that an instance wishes for: the configured
+// one, or the one that Discord recommends. It ignores a recommendation that is
+// smaller than the current number, unless by half: a new set costs one session
+// start per shard, while more shards than needed cost nothing.
 func wished(configured, recommended, current int) int {
 	switch {
 	case configured > 0:

@@ -2,14 +2,15 @@ package gateway
 
 import "context"
 
-// running is a link at work.
+// running is a link whose run is under way or has returned.
 type running struct {
 	*link
 	cancel context.CancelCauseFunc
 	done   chan struct{}
-	end    ending // once done is closed
+	end    ending // valid once done is closed
 }
 
+// start runs a link in a goroutine of its own. Whoever starts it waits for done.
 func start(ctx context.Context, l *link) *running {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &running{link: l, cancel: cancel, done: make(chan struct{})}
@@ -20,7 +21,7 @@ func start(ctx context.Context, l *link) *running {
 	return r
 }
 
-// stop ends the link and waits for it.
+// stop ends the link and waits until it has ended.
 func (r *running) stop(cause error) {
 	r.cancel(cause)
 	<-r.done

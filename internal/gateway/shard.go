@@ -19,9 +19,9 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// shard is one shard that this instance may run. While it does there is a
-// tenure: it keeps it connected, and decides after every connection what
-// follows.
+// shard is one shard that this instance may run. While the instance runs it,
+// there is a tenure: the shard stays connected, and after every connection it
+// decides how to go on.
 type shard struct {
 	id             event.Shard
 	token          secret.Value
@@ -32,33 +32,35 @@ type shard struct {
 	intentsChanged chan struct{} // holds one token after the intents changed
 	retryAsked     chan struct{} // holds one token after retry
 	relay          *Relay        // has the presence; nil for none
-	outgrown       func()        // says that there are too few shards
-	// deliveredBefore lists what the set of shards before this one delivered.
+	outgrown       func()        // reports that there are too few shards
+	// deliveredBefore lists what the previous set of shards delivered while
+	// this one received the same.
 	deliveredBefore func(context.Context) ([]event.Told, error)
 	timing          timing
 	log             *slog.Logger
 	metrics         *metrics
 
-	// The run loop's and, while a link runs, its reader's.
-	lost        *lostData // a session that could not be resumed, until it was told
-	deadSession string    // its id: it is not tried again, should a new claim name it
+	// These belong to the run loop and, while a link runs, to its reader.
+	lost        *lostData // the lost session, until a notice says so
+	deadSession string    // the id of the lost session, never resumed even if a new claim offers it
 	upgrades    upgrades
 
 	// current is the connection that delivers, or the last one that did.
 	current atomic.Pointer[running]
-	// upgrade is what a session with more intents holds back; nil while there
-	// is none.
+	// upgrade holds back the events of a session with more intents; nil while
+	// there is none.
 	upgrade atomic.Pointer[holding]
 
-	// tenure is nil while this instance does not run the shard.
+	// tenure is nil while this instance does not run the shard. It changes
+	// under mu, together with status.
 	tenure atomic.Pointer[tenure]
 
-	mu     sync.Mutex // guards status, which agrees with tenure
+	mu     sync.Mutex // guards status
 	status ShardStatus
 }
 
-// heldBack is how many events wait for the session or the set of shards that
-// still delivers.
+// heldBack returns how many events wait because another session, or another
+// set of shards, still delivers.
 func (s *shard) heldBack() (n int) {
 	if t := s.tenure.Load(); t != nil && t.gate != nil {
 		n = t.gate.len()
@@ -69,13 +71,14 @@ func (s *shard) heldBack() (n int) {
 	return n
 }
 
+// setStatus changes the status by f, which must not block.
 func (s *shard) setStatus(f func(*ShardStatus)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f(&s.status)
 }
 
-// snapshot is the shard's status at the moment.
+// snapshot returns the current status.
 func (s *shard) snapshot() ShardStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,8 +89,8 @@ func (s *shard) snapshot() ShardStatus {
 	return st
 }
 
-// keepConnected connects again and again until ctx ends. It returns true if the session
-// was read to its end, because another set of shards takes over.
+// keepConnected connects again and again until ctx ends. It returns true if the
+// session was read to its end because another set of shards takes over.
 func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 	session := t.out.position()
 	s.lost = nil
@@ -150,7 +153,8 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 	}
 }
 
-// nextLink makes the next connection.
+// nextLink makes the next link: it resumes the session, or begins one if there
+// is none.
 func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	l := newLink(s, t.sink(), session)
 	l.inherit(s.current.Load())
@@ -164,8 +168,8 @@ func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	return l
 }
 
-// loseSession notes that a session is gone. It is told with the next READY, when the
-// gap has an end.
+// loseSession notes that a session is gone. The notice goes out with the next
+// READY: only then is the end of the gap known.
 func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Session, reason string) {
 	s.metrics.lost.Inc()
 	s.deadSession = session.ID
@@ -175,7 +179,8 @@ func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Sessio
 	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
 }
 
-// reportLost tells of a lost session that no other one of this shard follows.
+// reportLost sends the notice of a lost session that no other session of this
+// shard follows.
 func (s *shard) reportLost(ctx context.Context, t *tenure) {
 	if s.lost == nil {
 		return
@@ -189,13 +194,13 @@ func (s *shard) reportLost(ctx context.Context, t *tenure) {
 	t.sink().putSoon(ctx, s.timing.release, e)
 }
 
-// fail stays where a person has to change something, after a close code that
-// intents were refused with. It returns true if a person asks for another try
-// or the intents changed and that may be enough, false when ctx ends or the
-// shard is to be let go.
+// fail waits until a person has changed something, after Discord refused the
+// intents with a close code. It returns true if a person asks for another try,
+// or if the intents changed and that may be enough. It returns false if ctx
+// ends or the shard is to be let go.
 func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
-	case <-s.retryAsked: // from before there was something to try again
+	case <-s.retryAsked: // asked for before the shard failed
 	default:
 	}
 	missing := s.turns.Missing(intents)
@@ -219,17 +224,17 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 	return true
 }
 
-// retry makes a shard that has failed try again, and lets all shards that
-// IDENTIFY from now on find out for themselves whether they may. It does
-// nothing to a shard that has not failed.
+// retry makes a failed shard try again, and forgets what Discord refused, so
+// that every shard may send its next IDENTIFY. It does nothing to a shard that
+// has not failed.
 func (s *shard) retry() {
 	s.turns.Lift()
 	wake(s.retryAsked)
 }
 
-// url is where to connect: to a session's own URL, or to the gateway to begin
-// one. A resume URL that is no URL, or less safe than the gateway's, is not
-// used: the token goes there.
+// url returns where to connect: to the session's own URL, or to the gateway to
+// begin a session. It ignores a resume URL that is invalid or less safe than
+// the gateway's, because the token is sent there.
 func (s *shard) url(resumeURL string) string {
 	gateway := s.turns.URL()
 	if resumeURL == "" {
@@ -243,8 +248,8 @@ func (s *shard) url(resumeURL string) string {
 	return resumeURL
 }
 
-// run keeps a claimed shard connected until ctx ends, the lease is lost or
-// the session was read to its end, and gives it back.
+// run keeps a claimed shard connected until ctx ends, the claim is lost or the
+// session was read to its end, and then releases the claim.
 func (s *shard) run(ctx context.Context, t *tenure) {
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -267,9 +272,9 @@ func (s *shard) run(ctx context.Context, t *tenure) {
 	})
 }
 
-// confirm returns errLeaseLost if another instance has the shard. It is asked
-// before what would end the other's connection: a process that was paused
-// wakes up in the middle of anything.
+// confirm returns errClaimLost if another instance has the shard. It comes
+// before every step that would end that instance's connection: a process that
+// was paused can wake up anywhere.
 func (s *shard) confirm(ctx context.Context) error {
 	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
 		return errClaimLost
@@ -277,6 +282,7 @@ func (s *shard) confirm(ctx context.Context) error {
 	return nil
 }
 
+// adopt begins a tenure.
 func (s *shard) adopt(t *tenure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -287,8 +293,8 @@ func (s *shard) adopt(t *tenure) {
 	}
 }
 
-// letGo gives the shard back, so that another instance need not wait for the
-// lease to run out.
+// letGo releases the claim, so that another instance need not wait until this
+// one's lease runs out.
 func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 	if errors.Is(context.Cause(ctx), errClaimLost) {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
@@ -302,12 +308,12 @@ func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 		release = t.claim.End
 	}
 	if err := release(ctx); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not given back: its lease has to run out", slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not released: others can claim it once this server's lease runs out", slog.Any("error", err))
 	}
 }
 
-// restart lets a shard that failed try again, and one that works connect again.
-// One that is connecting does that already.
+// restart makes a failed shard try again and a working one reconnect. A shard
+// that is connecting already does so.
 func (s *shard) restart() {
 	if r := s.liveLink(); r != nil {
 		r.cancel(errRestart)
@@ -316,8 +322,8 @@ func (s *shard) restart() {
 	s.retry()
 }
 
-// presence is what the next IDENTIFY carries. A database that does not answer
-// in time is not waited for: present makes up for that.
+// presence returns the presence for the next IDENTIFY. If the database does not
+// answer in time, it returns none: sendPresence makes up for that.
 func (s *shard) presence(ctx context.Context) presence {
 	if s.relay == nil {
 		return presence{}
@@ -326,14 +332,14 @@ func (s *shard) presence(ctx context.Context) presence {
 	defer cancel()
 	p, err := s.relay.presence(ctx, s.turns.ApplicationID())
 	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it is sent later", slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not read the presence, it will be sent later", slog.Any("error", err))
 		return presence{}
 	}
 	return p
 }
 
-// liveLink returns the connection that commands go through, or nil while there
-// is none.
+// liveLink returns the link that commands go through, or nil while there is
+// none.
 func (s *shard) liveLink() *running {
 	r := s.current.Load()
 	if r == nil || !r.isLive() || r.ended() {

@@ -10,7 +10,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Shards says which shards of how many are kept connected. The zero value
+// Shards is the range of shards that a process keeps connected. The zero value
 // means all of them, as many as Discord recommends.
 type Shards event.ShardRange
 
@@ -29,7 +29,7 @@ func ParseShards(s string) (Shards, error) {
 		return Shards{}, fmt.Errorf("%q is not a number of shards", total)
 	}
 	if count < 1 || count > discord.MaxShards {
-		return Shards{}, fmt.Errorf("%d shards: the total is from 1 to %d", count, discord.MaxShards)
+		return Shards{}, fmt.Errorf("%d shards: the total must be from 1 to %d", count, discord.MaxShards)
 	}
 	shards := Shards{Last: count - 1, Count: count}
 	if !ranged {

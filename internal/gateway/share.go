@@ -6,13 +6,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// maxMoves is how many shards an instance gives back at a time, so that a
-// newcomer does not take half of a large bot's shards off the air at once.
+// maxMoves is how many shards an instance gives back at a time. Otherwise a new
+// instance would take half of a large bot's shards off the air at once.
 const maxMoves = 16
 
-// share decides which shards of a range this instance should claim, and how
-// many of its own it should give back, so that all peers have the same number
-// or one less. Every peer decides for itself, from the same rows.
+// share decides which shards of a range this instance should claim, and how many
+// of its shards it should give back, so that the peers' numbers of shards differ
+// by one at most. Every peer decides for itself, from the same rows.
 func share(s event.Survey, r event.ShardRange) (claim []int, giveBack int) {
 	rank := slices.Index(s.Peers, s.Self)
 	if rank < 0 {
@@ -26,8 +26,8 @@ func share(s event.Survey, r event.ShardRange) (claim []int, giveBack int) {
 	if len(s.Owned) >= quota {
 		return nil, min(len(s.Owned)-quota, maxMoves)
 	}
-	// Each peer begins at another place, so that those which start together
-	// don't fight for the same shards.
+	// Each peer begins at a place of its own, so that peers that start together
+	// don't compete for the same shards.
 	begin, _ := slices.BinarySearch(s.Free, r.First+rank*n/peers)
 	free := slices.Concat(s.Free[begin:], s.Free[:begin])
 	return free[:min(len(free), quota-len(s.Owned))], 0

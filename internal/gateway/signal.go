@@ -1,6 +1,6 @@
 package gateway
 
-// isClosed reports whether a channel on which nothing is sent was closed.
+// isClosed reports whether a channel that carries no values is closed.
 func isClosed(ch <-chan struct{}) bool {
 	select {
 	case <-ch:
@@ -10,8 +10,8 @@ func isClosed(ch <-chan struct{}) bool {
 	}
 }
 
-// wake puts a token into a channel that holds one, unless it is there already:
-// whoever takes it has not seen the news of the earlier one either.
+// wake puts a token into a channel that holds one. If there is one already, its
+// receiver has yet to look, and one look is enough for both.
 func wake(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:

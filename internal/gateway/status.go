@@ -14,25 +14,25 @@ type State string
 
 // The states of a shard.
 const (
-	// StateStandby: another instance has the shard, or it is not known yet.
+	// StateStandby: this instance does not run the shard.
 	StateStandby State = "standby"
 	// StateConnecting: there is no session yet.
 	StateConnecting State = "connecting"
-	// StateIdentifying: connected, waiting for its turn to IDENTIFY or for
+	// StateIdentifying: connected, and waiting for permission to IDENTIFY or for
 	// READY.
 	StateIdentifying State = "identifying"
-	// StateResuming: the connection was lost and the session was not.
+	// StateResuming: there is a session, but no connection that resumed it yet.
 	StateResuming State = "resuming"
 	// StateConnected: events arrive.
 	StateConnected State = "connected"
-	// StateFailed: a person has to change something; Problem says what.
+	// StateFailed: a person has to change what Problem says.
 	StateFailed State = "failed"
 )
 
-// states are all of them.
+// states are all states.
 var states = []State{StateStandby, StateConnecting, StateIdentifying, StateResuming, StateConnected, StateFailed}
 
-// Role is what a shard's events are for.
+// Role is what a shard does with its events, as people see it.
 type Role string
 
 // The roles.
@@ -45,7 +45,7 @@ const (
 	RoleLeaving Role = "leaving"
 )
 
-// roleOf says what the duty of a set makes of its shards.
+// roleOf returns the role of a shard with this duty.
 func roleOf(d duty) Role {
 	switch d {
 	case dutyWarm:
@@ -59,15 +59,15 @@ func roleOf(d duty) Role {
 	}
 }
 
-// ShardStatus tells how a shard is doing.
+// ShardStatus is how a shard is doing.
 type ShardStatus struct {
 	Shard event.Shard
 	State State
 	Role  Role
-	// Problem says in one line what is wrong and what to do; "" for nothing.
+	// Problem says in one line what is wrong and what to do; "" for no problem.
 	Problem string
-	// SessionSince is when this process began the session, or first resumed
-	// it; zero for neither.
+	// SessionSince is when this process began the session or first resumed it;
+	// zero if it did neither.
 	SessionSince time.Time
 	// ConnectedSince is when READY or RESUMED came; zero while not connected.
 	ConnectedSince time.Time
@@ -75,27 +75,27 @@ type ShardStatus struct {
 	Intents event.Intents
 	// Received and Stored are sequence numbers of the session.
 	Received, Stored int64
-	// AckedAt is when the last heartbeat was acknowledged, Latency how long
-	// after it was sent.
+	// AckedAt is when Discord last acknowledged a heartbeat, and Latency how
+	// long after its sending.
 	AckedAt time.Time
 	Latency time.Duration
-	// LastClose is how the last connection ended.
+	// LastClose is the end of the last connection.
 	LastClose Close
-	// Identifies and Resumes count those sent by this process.
+	// Identifies and Resumes count what this process sent for the shard.
 	Identifies, Resumes int64
 }
 
-// Close tells how a connection ended.
+// Close is how a connection ended.
 type Close struct {
 	At time.Time // zero for never
-	// Code is the WebSocket close code: Discord's, or this side's, or 1006
-	// where there was none.
+	// Code is the WebSocket close code: the one that Discord sent, or this side,
+	// or 1006 if there was none.
 	Code   int
 	Reason string
 }
 
-// unready tells why the shard is not ready, or "". One of a set that does not
-// deliver yet takes nothing away.
+// unready returns why the shard is not ready, or "". A shard that is warming is
+// never unready, unless it failed: another set delivers.
 func (s ShardStatus) unready() string {
 	switch {
 	case s.Role == RoleWarming && s.State != StateFailed:
@@ -109,7 +109,7 @@ func (s ShardStatus) unready() string {
 	}
 }
 
-// statusCollector gives the shards' states to Prometheus when it asks.
+// statusCollector collects the shards' states when Prometheus asks.
 type statusCollector struct {
 	status func() []ShardStatus
 	shards *prometheus.Desc

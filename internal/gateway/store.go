@@ -8,55 +8,55 @@ import (
 )
 
 // Store is what all instances of an application share: the plan of its shards,
-// their leases and sessions.
+// who has claimed them, and their sessions. All methods are safe for concurrent
+// use.
 type Store interface {
-	// Plan returns the plan. The first one to ask makes it, with so many
-	// shards.
+	// Plan returns the plan. If there is none, it makes one with count shards.
 	Plan(ctx context.Context, applicationID event.Snowflake, count int) (event.Plan, error)
-	// Replan replaces a plan by another, and tells whether it did: not so if
-	// another instance was faster.
+	// Replan replaces a plan by another. It reports whether it did: it does not
+	// if another instance changed the plan meanwhile.
 	Replan(ctx context.Context, applicationID event.Snowflake, from, to event.Plan) (bool, error)
-	// Survey tells how the shards of a range of a set are held, and lets the
-	// other instances know which ones this one is willing to run: a range of
-	// one set and all of any other; the zero value for all of any.
+	// Survey returns who owns the shards of the set that r belongs to. It also
+	// tells the other instances which shards this one is willing to run: a range
+	// of one set and all of any other; the zero value means all of any set.
 	Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error)
-	// Claim takes the leases on those shards that are free.
+	// Claim claims those of the shards that are free or already this instance's,
+	// and that have not ended. The caller releases each claim.
 	Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]Claim, error)
-	// Withdraw tells the others that this instance will not take any shard.
+	// Withdraw tells the other instances that this one will not claim any shard.
 	Withdraw(ctx context.Context) error
-	// Holders names the instances that have the shards of a set, for people.
+	// Holders returns which instance owns each shard of a set, for people.
 	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
-	// Told lists the dispatches that a set of shards handed on since a time,
-	// for listeners that want them.
+	// Told returns the dispatches that a set of shards handed on since a time, as
+	// far as a listener wants them.
 	Told(ctx context.Context, count int, since time.Time) ([]event.Told, error)
 }
 
-// Claim is the lease on one shard. It is used by one goroutine at a time, save
-// for Stored, Lost and Mark.
+// Claim is the right to run one shard. One goroutine at a time uses it, except
+// that Stored, Lost, Confirm and Mark are safe for concurrent use.
 type Claim interface {
-	// Shard says which one it is.
+	// Shard returns the claimed shard.
 	Shard() event.Shard
-	// Session is where the session stood at the claim; the zero value means
-	// that there is nothing to resume.
+	// Session returns the session, and the place in it, as stored when the shard
+	// was claimed. The zero value means that there is nothing to resume.
 	Session() event.Session
-	// Stage is how far the shard was at the claim.
+	// Stage returns the stage of the shard when it was claimed.
 	Stage() event.Stage
-	// Append hands over an event together with where the session stands after
-	// it; without an event only the latter. It blocks only while the journal's
-	// queue is full.
+	// Append hands over an event, and the place in the session after it; without
+	// an event only the place. It blocks only while the journal's queue is full.
 	Append(ctx context.Context, session event.Session, e *event.Event) error
-	// Stored is the highest committed sequence number of the session that was
-	// appended to last; 0 for none.
+	// Stored returns the highest committed sequence number of the session that
+	// was appended last; 0 for none.
 	Stored() int64
-	// Lost is closed when another instance has the lease.
+	// Lost is closed when another instance has the claim.
 	Lost() <-chan struct{}
-	// Confirm returns an error if another instance has the lease. It may wait
-	// some seconds for the answer after this process was paused.
+	// Confirm returns an error if another instance has the claim. After a pause
+	// of this process it may wait some seconds for the answer.
 	Confirm(ctx context.Context) error
-	// Mark stores how far the shard is on the way from one set to the next.
+	// Mark stores the stage of the shard on the way from one set to the next.
 	Mark(ctx context.Context, stage event.Stage) error
-	// Release gives the lease back once all that was appended is committed.
+	// Release gives the claim up once everything that was appended is committed.
 	Release(ctx context.Context) error
-	// End is Release for a shard whose session nobody takes up again.
+	// End is Release for a shard whose session no instance resumes any more.
 	End(ctx context.Context) error
 }

@@ -274,7 +274,7 @@ func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int
 func (m *peer) Told(_ context.Context, count int, since time.Time) (told []event.Told, err error) {
 	for _, e := range m.all() {
 		if e.Shard.Count == count && e.Seq > 0 && !e.ReceivedAt.Before(since) {
-			told = append(told, toldOf(e))
+			told = append(told, digestOf(e))
 		}
 	}
 	return told, nil

@@ -8,23 +8,23 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// tenure is the time for which this instance runs a shard, from the claim of
-// its lease to the release.
+// tenure is the time during which this instance runs a shard, from the claim to
+// its release.
 type tenure struct {
 	claim Claim
 	out   *outlet
 	// gate stands before out while another set of shards delivers; nil if this
-	// one delivered from the first.
+	// set delivers from the start.
 	gate *holding
-	// cancel ends the tenure, with the cause that the shard closes with.
+	// cancel ends the tenure. Its cause is why the shard closes its connection.
 	cancel context.CancelCauseFunc
 	// leave is closed when the session is to be read to its end and let go.
 	leave   chan struct{}
-	changed chan struct{} // holds a token after duty or served changed
+	changed chan struct{} // holds a token after duty or complete changed
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	duty     duty
-	complete bool // the session gets everything
+	complete bool // there is a session that receives everything
 	ending   bool // cancel was called
 }
 
@@ -33,9 +33,9 @@ func newTenure(claim Claim, d duty, margin time.Duration, cancel context.CancelC
 		claim: claim, out: &outlet{claim: claim, cursor: claim.Session()}, cancel: cancel,
 		leave: make(chan struct{}), changed: make(chan struct{}, 1), duty: d,
 	}
-	// A shard that held events back when its instance died has its cursor
-	// before them: they come again and are held back again, even if by now
-	// nothing has to be waited for.
+	// If a shard held events back when its instance died, its cursor is before
+	// them: they come again and are held back again, even if by now there is
+	// nothing left to wait for.
 	heldBack := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
 	if heldBack || d == dutyWarm || d == dutyHold {
 		t.gate = newHolding(t.out, margin)
@@ -47,7 +47,7 @@ func newTenure(claim Claim, d duty, margin time.Duration, cancel context.CancelC
 	return t
 }
 
-// sink is where the shard's links put their events.
+// sink returns where the shard's links put their events.
 func (t *tenure) sink() sink {
 	if t.gate != nil {
 		return t.gate
@@ -55,7 +55,7 @@ func (t *tenure) sink() sink {
 	return t.out
 }
 
-// steer gives the shard another duty.
+// steer changes the shard's duty.
 func (t *tenure) steer(d duty) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,11 +71,11 @@ func (t *tenure) steer(d duty) {
 func (t *tenure) leaving() bool { return isClosed(t.leave) }
 
 // setComplete notes whether there is a session that receives everything.
-func (t *tenure) setComplete(served bool) {
+func (t *tenure) setComplete(complete bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.complete != served {
-		t.complete = served
+	if t.complete != complete {
+		t.complete = complete
 		wake(t.changed)
 	}
 }

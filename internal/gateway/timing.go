@@ -2,34 +2,35 @@ package gateway
 
 import "time"
 
-// timing is how long things take. Tests can't wait that long.
+// timing is how long things take. Tests use shorter times than usualTiming.
 type timing struct {
-	// hello is how long HELLO may take to come.
+	// hello bounds the wait for HELLO.
 	hello time.Duration
-	// reconnect is the first wait before a reconnect; later ones are longer.
+	// reconnect is the first wait before a reconnect; the next ones are longer.
 	reconnect time.Duration
 	// invalid is the shortest pause after op 9; the longest is five times it.
 	invalid time.Duration
-	// survey is how often is looked who has which shards.
+	// survey is how often to check which instance owns which shard.
 	survey time.Duration
-	// grants is how often is looked whether a missing intent was switched on.
+	// grants is how often to check whether a missing intent was switched on.
 	grants time.Duration
-	// recommend is how often Discord is asked how many shards there should be.
+	// recommend is how often to ask Discord for its recommended number of
+	// shards.
 	recommend time.Duration
-	// overlap is how long two sets of shards receive the same before the first
-	// one is let go: by so much may it be behind the other.
+	// overlap is how long two sets of shards receive the same before the old
+	// one is let go: the old set may lag behind the new one by this much.
 	overlap time.Duration
-	// margin is by how much a dispatch may arrive earlier on one connection
-	// than on another.
+	// margin is how much earlier a dispatch may arrive on one connection than
+	// on another.
 	margin time.Duration
-	// notice is how long the journal may take for a SHARD_DISCONNECT.
+	// notice bounds the wait for the journal to take a SHARD_DISCONNECT.
 	notice time.Duration
-	// release bounds giving a shard back.
+	// release bounds the release of a claim.
 	release time.Duration
-	// load is how long the guilds of a new session may take to come before it
-	// takes over: its events begin with them, and one in an outage does not
-	// come at all. settle is the time that a session gets instead which is not
-	// told of its guilds, for want of the GUILDS intent.
+	// load is how long a new session waits for its guilds before it takes over:
+	// its events begin with them, but a guild in an outage may never come.
+	// settle replaces load for a session without the GUILDS intent, which
+	// receives no guilds.
 	load, settle time.Duration
 }
 

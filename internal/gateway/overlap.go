@@ -1,0 +1,68 @@
+package gateway
+
+import (
+	"crypto/md5"
+	"sync"
+	"time"
+
+	"github.com/gatehook/gatehook/internal/event"
+)
+
+// overlap remembers the dispatches that a connection delivered since another one
+// of the same shard receives them as well.
+type overlap struct {
+	margin time.Duration // timing.margin
+
+	mu        sync.Mutex // guards the fields below
+	begun     bool       // both connections receive the same
+	delivered []deliveredEvent
+}
+
+type deliveredEvent struct {
+	event.Told
+	at time.Time
+}
+
+// add notes a delivered dispatch. Before begin, it forgets those older than the
+// margin.
+func (o *overlap) add(e *event.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.delivered = append(o.delivered, deliveredEvent{digestOf(e), e.ReceivedAt})
+	if !o.begun {
+		o.forgetLocked(e.ReceivedAt)
+	}
+}
+
+func (o *overlap) forgetLocked(now time.Time) {
+	i := 0
+	for i < len(o.delivered) && now.Sub(o.delivered[i].at) > o.margin {
+		i++
+	}
+	o.delivered = o.delivered[i:]
+}
+
+// begin is called when the other connection begins to receive dispatches.
+func (o *overlap) begin(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.forgetLocked(now)
+	o.begun = true
+}
+
+// counts returns how often each dispatch was delivered.
+func (o *overlap) counts() map[event.Told]int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	counts := make(map[event.Told]int, len(o.delivered))
+	for _, t := range o.delivered {
+		counts[t.Told]++
+	}
+	return counts
+}
+
+// digestOf returns the part that the two copies of a dispatch have in common. An
+// MD5 is enough: see event.Told.
+func digestOf(e *event.Event) event.Told {
+	return event.Told{Name: e.Name, Digest: md5.Sum(e.Data)}
+}
