@@ -59,34 +59,58 @@ type shard struct {
 	status ShardStatus
 }
 
-// heldBack returns how many events wait because another session, or another
-// set of shards, still delivers.
-func (s *shard) heldBack() (n int) {
-	if t := s.tenure.Load(); t != nil && t.gate != nil {
-		n = t.gate.len()
-	}
-	if h := s.upgrade.Load(); h != nil {
-		n += h.len()
-	}
-	return n
-}
-
-// setStatus changes the status by f, which must not block.
-func (s *shard) setStatus(f func(*ShardStatus)) {
+// adopt begins a tenure.
+func (s *shard) adopt(t *tenure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f(&s.status)
+	s.tenure.Store(t)
+	s.status = ShardStatus{
+		Shard: s.id, State: StateConnecting, Intents: t.out.position().Intents,
+		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
+	}
 }
 
-// snapshot returns the current status.
-func (s *shard) snapshot() ShardStatus {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := s.status
-	if t := s.tenure.Load(); t != nil {
-		st.Received, st.Stored = t.out.position().Seq, t.claim.Stored()
+// run keeps a claimed shard connected until ctx ends, the claim is lost or the
+// session was read to its end, and then releases the claim.
+func (s *shard) run(ctx context.Context, t *tenure) {
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		select {
+		case <-t.claim.Lost():
+			t.end(errClaimLost)
+		case <-ctx.Done():
+		}
+	})
+	if t.gate != nil {
+		tasks.Go(func() { s.guide(ctx, t) })
 	}
-	return st
+	ended := s.keepConnected(ctx, t)
+	t.end(errDrain)
+	tasks.Wait()
+	s.letGo(ctx, t, ended)
+	s.setStatus(func(st *ShardStatus) {
+		st.State, st.Problem = StateStandby, ""
+		s.tenure.Store(nil)
+	})
+}
+
+// letGo releases the claim, so that another instance need not wait until this
+// one's lease runs out.
+func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
+	if errors.Is(context.Cause(ctx), errClaimLost) {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the journal is busy"))
+	defer cancel()
+	release := t.claim.Release
+	if ended {
+		s.log.LogAttrs(ctx, slog.LevelInfo, "shard ended: another set of shards takes over")
+		release = t.claim.End
+	}
+	if err := release(ctx); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not release the shard: it stays this server's while its lease holds", slog.Any("error", err))
+	}
 }
 
 // keepConnected connects again and again until ctx ends. It returns true if the
@@ -168,36 +192,10 @@ func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	return l
 }
 
-// loseSession notes that a session is gone. The notice goes out with the next
-// READY: only then is the end of the gap known.
-func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Session, reason string) {
-	s.metrics.lost.Inc()
-	s.deadSession = session.ID
-	t.setComplete(false)
-	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
-	s.setStatus(func(st *ShardStatus) { st.SessionSince = time.Time{} })
-	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
-}
-
-// reportLost sends the notice of a lost session that no other session of this
-// shard follows.
-func (s *shard) reportLost(ctx context.Context, t *tenure) {
-	if s.lost == nil {
-		return
-	}
-	e, err := newNotice(s.id, "GATEHOOK_SESSION_LOST", s.lost)
-	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", "GATEHOOK_SESSION_LOST"), slog.Any("error", err))
-		return
-	}
-	s.lost = nil
-	t.sink().putSoon(ctx, s.timing.release, e)
-}
-
-// fail waits until a person has changed something, after Discord refused the
-// intents with a close code. It returns true if a person asks for another try,
-// or if the intents changed and that may be enough. It returns false if ctx
-// ends or the shard is to be let go.
+// fail waits until a person has changed something, after Discord closed a
+// connection with these intents by a code that no retry would change. It returns
+// true if a person asks for another try, or if the intents changed and that may
+// be enough. It returns false if ctx ends or the shard is to be let go.
 func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
 	case <-s.retryAsked: // asked for before the shard failed
@@ -224,92 +222,38 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 	return true
 }
 
+// loseSession notes that a session is gone. The notice goes out with the next
+// READY: only then is the end of the gap known.
+func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Session, reason string) {
+	s.metrics.lost.Inc()
+	s.deadSession = session.ID
+	t.setComplete(false)
+	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
+	s.setStatus(func(st *ShardStatus) { st.SessionSince = time.Time{} })
+	s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", reason), slog.Int64("after_seq", session.Seq))
+}
+
+// reportLost sends the notice of a lost session that no other session of this
+// shard follows.
+func (s *shard) reportLost(ctx context.Context, t *tenure) {
+	if s.lost == nil {
+		return
+	}
+	e, err := newNotice(s.id, "GATEHOOK_SESSION_LOST", s.lost)
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", "GATEHOOK_SESSION_LOST"), slog.Any("error", err))
+		return
+	}
+	s.lost = nil
+	t.sink().putSoon(ctx, s.timing.release, e)
+}
+
 // retry makes a failed shard try again, and forgets what Discord refused, so
 // that every shard may send its next IDENTIFY. It does nothing to a shard that
 // has not failed.
 func (s *shard) retry() {
 	s.turns.Lift()
 	wake(s.retryAsked)
-}
-
-// url returns where to connect: to the session's own URL, or to the gateway to
-// begin a session. It ignores a resume URL that is invalid or less safe than
-// the gateway's, because the token is sent there.
-func (s *shard) url(resumeURL string) string {
-	gateway := s.turns.URL()
-	if resumeURL == "" {
-		return gateway
-	}
-	g, err1 := url.Parse(gateway)
-	r, err2 := url.Parse(resumeURL)
-	if errors.Join(err1, err2) != nil || r.Host == "" || g.Scheme == "wss" && r.Scheme != "wss" {
-		return gateway
-	}
-	return resumeURL
-}
-
-// run keeps a claimed shard connected until ctx ends, the claim is lost or the
-// session was read to its end, and then releases the claim.
-func (s *shard) run(ctx context.Context, t *tenure) {
-	var tasks sync.WaitGroup
-	tasks.Go(func() {
-		select {
-		case <-t.claim.Lost():
-			t.end(errClaimLost)
-		case <-ctx.Done():
-		}
-	})
-	if t.gate != nil {
-		tasks.Go(func() { s.guide(ctx, t) })
-	}
-	ended := s.keepConnected(ctx, t)
-	t.end(errDrain)
-	tasks.Wait()
-	s.letGo(ctx, t, ended)
-	s.setStatus(func(st *ShardStatus) {
-		st.State, st.Problem = StateStandby, ""
-		s.tenure.Store(nil)
-	})
-}
-
-// confirm returns errClaimLost if another instance has the shard. It comes
-// before every step that would end that instance's connection: a process that
-// was paused can wake up anywhere.
-func (s *shard) confirm(ctx context.Context) error {
-	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
-		return errClaimLost
-	}
-	return nil
-}
-
-// adopt begins a tenure.
-func (s *shard) adopt(t *tenure) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.tenure.Store(t)
-	s.status = ShardStatus{
-		Shard: s.id, State: StateConnecting, Intents: t.out.position().Intents,
-		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
-	}
-}
-
-// letGo releases the claim, so that another instance need not wait until this
-// one's lease runs out.
-func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
-	if errors.Is(context.Cause(ctx), errClaimLost) {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "shard let go: another instance took it over")
-		return
-	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the journal is busy"))
-	defer cancel()
-	release := t.claim.Release
-	if ended {
-		s.log.LogAttrs(ctx, slog.LevelInfo, "shard ended: another set of shards takes over")
-		release = t.claim.End
-	}
-	if err := release(ctx); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "shard not released: others can claim it once this server's lease runs out", slog.Any("error", err))
-	}
 }
 
 // restart makes a failed shard try again and a working one reconnect. A shard
@@ -320,6 +264,26 @@ func (s *shard) restart() {
 		return
 	}
 	s.retry()
+}
+
+// liveLink returns the link that commands go through, or nil while there is
+// none.
+func (s *shard) liveLink() *running {
+	r := s.current.Load()
+	if r == nil || !r.isLive() || r.ended() {
+		return nil
+	}
+	return r
+}
+
+// confirm returns errClaimLost if another instance has the shard. It comes
+// before every step that would end that instance's connection: a process that
+// was paused can wake up anywhere.
+func (s *shard) confirm(ctx context.Context) error {
+	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
+		return errClaimLost
+	}
+	return nil
 }
 
 // presence returns the presence for the next IDENTIFY. If the database does not
@@ -338,12 +302,48 @@ func (s *shard) presence(ctx context.Context) presence {
 	return p
 }
 
-// liveLink returns the link that commands go through, or nil while there is
-// none.
-func (s *shard) liveLink() *running {
-	r := s.current.Load()
-	if r == nil || !r.isLive() || r.ended() {
-		return nil
+// url returns where to connect: to the session's own URL, or to the gateway to
+// begin a session. It ignores a resume URL that is invalid or less safe than
+// the gateway's, because the token is sent there.
+func (s *shard) url(resumeURL string) string {
+	gateway := s.turns.URL()
+	if resumeURL == "" {
+		return gateway
 	}
-	return r
+	g, err1 := url.Parse(gateway)
+	r, err2 := url.Parse(resumeURL)
+	if errors.Join(err1, err2) != nil || r.Host == "" || g.Scheme == "wss" && r.Scheme != "wss" {
+		return gateway
+	}
+	return resumeURL
+}
+
+// setStatus changes the status by f, which must not block.
+func (s *shard) setStatus(f func(*ShardStatus)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.status)
+}
+
+// snapshot returns the current status.
+func (s *shard) snapshot() ShardStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.status
+	if t := s.tenure.Load(); t != nil {
+		st.Received, st.Stored = t.out.position().Seq, t.claim.Stored()
+	}
+	return st
+}
+
+// heldBack returns how many events wait because another session, or another
+// set of shards, still delivers.
+func (s *shard) heldBack() (n int) {
+	if t := s.tenure.Load(); t != nil && t.gate != nil {
+		n = t.gate.len()
+	}
+	if h := s.upgrade.Load(); h != nil {
+		n += h.len()
+	}
+	return n
 }

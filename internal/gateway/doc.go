@@ -1,0 +1,124 @@
+// Package gateway keeps a bot's shards connected to Discord's gateway, and hands
+// every dispatch on in the order in which its session numbers them.
+//
+// It promises that the d of a payload is neither decoded nor changed on the way;
+// that a session which can be resumed is resumed, be it after a broken
+// connection, a restart or a takeover by another instance; that a
+// GATEHOOK_SESSION_LOST says what could not be resumed; and that IDENTIFYs keep
+// to Discord's limits, however many instances share the token.
+//
+// It never ends a session on purpose: it closes with code 4900, not with 1000 or
+// 1001. It never waits for a callback, only for a journal whose queue is full,
+// and keeps the connection alive meanwhile.
+//
+// # From Run to the journal
+//
+// "go" marks a goroutine; whoever starts one waits for its end.
+//
+//	Gateway.Run                     gateway.go   until the drain
+//	  Gateway.discover                           asks Discord who the bot is
+//	  fleet.run                     fleet.go     every second, and when intents change:
+//	    fleet.step
+//	      Store.Plan                             how many shards there are
+//	      fleet.shareSet                         once per set of the plan
+//	        Store.Survey                         who has which shards
+//	        fleet.claim                          Store.Claim
+//	          fleet.runShard                     a tenure begins
+//	            go shard.run        shard.go     until the tenure ends
+//	              go shard.guide    handover.go  only if another set delivers
+//	              shard.keepConnected            one link after another
+//	                shard.runLink   handover.go
+//	                  go link.run   link.go      one connection
+//	                    link.connect             waits for a turn, dials
+//	                    link.receive             one payload after another
+//	                      link.greet             HELLO: resumes, or go link.identify
+//	                        go link.sendHeartbeats  heart.go
+//	                      link.handle            the other ops
+//	                      link.dispatch
+//	                        link.putDispatch     the payload becomes an event
+//	                          holding.put        holding.go, if there is one
+//	                            outlet.put       outlet.go
+//	                              Claim.Append   store.go: the journal
+//	              shard.letGo                    Claim.Release, or End
+//	      fleet.dismiss                          ends sets that are not in the plan
+//	      Store.Replan                           the plan's next phase
+//	  fleet.stop                                 Store.Withdraw, waits for all shards
+//
+// A command takes another way: [Commands] sends it over the connection of the
+// guild's shard (command.go), or passes it through a [Relay] to the instance that
+// runs that shard (command_relay.go).
+//
+// # Words
+//
+// A set is all shards with the same count, such as 0/4 to 3/4. The plan names
+// the current set and, during a change, the next one.
+//
+// A claim is the right to run one shard. Other instances respect it as long as
+// the instance's lease holds.
+//
+// A tenure is the time from a claim to its release, during which this instance
+// runs the shard.
+//
+// A link is one connection and the session that it carries. It is used once. Its
+// reader handles payloads, its heart sends heartbeats.
+//
+// An outlet is a tenure's way into the journal, with the cursor: the place in the
+// session up to which the journal has everything.
+//
+// A holding stands before the outlet while another connection delivers the same
+// events. Muted, it drops them; then it keeps them; open, it hands them on,
+// except for those that the other connection delivered.
+//
+// A notice is an event that Discord did not send, such as SHARD_CONNECT.
+//
+// # The states of a shard
+//
+//	StateStandby      from the end of a tenure to the next claim
+//	StateConnecting   from the claim, or from a link without a session, to HELLO
+//	StateIdentifying  from HELLO to READY
+//	StateResuming     from a link with a session to RESUMED
+//	StateConnected    from READY or RESUMED to the next link
+//	StateFailed       from a close that only a person can help, to a retry, or to
+//	                  intents that may be enough
+//
+// When a connection ends, the state changes with the next link, or to
+// StateFailed. When the tenure ends, it is StateStandby again.
+//
+// # Two ways to change over
+//
+// More intents need a new session of the same shard. shard.replace begins it on a
+// second link, whose holding keeps everything. When the new session has its
+// guilds, the old one is read to its end by a last RESUME (shard.readToEnd), and
+// the holding is opened, without the dispatches that the old link delivered since
+// both received the same (overlap).
+//
+// Another number of shards needs a new set. The plan goes through these phases,
+// and each instance follows it:
+//
+//	phase        current set  next set     until
+//	Steady       dutyDeliver               an instance wishes for another number
+//	Warming      dutyDeliver  dutyWarm     all shards of the next set are StageReady
+//	Holding      dutyDeliver  dutyHold     all shards of the next set are StageHolding
+//	Overlapping  dutyDeliver  dutyHold     timing.overlap has passed
+//	Switching    dutyLeave    dutyHold     all shards of the current set are StageEnded
+//	Steady                    dutyDeliver
+//
+// shard.guide marks the stages. Its holding is muted before StageHolding, then
+// keeps everything, and is opened when the duty becomes to deliver.
+//
+// # Who decides
+//
+// These functions decide, without a clock, a lock or a network; the others carry
+// their decisions out.
+//
+//	share       share.go     which shards to claim, how many to give back
+//	wished      plan.go      the number of shards to wish for
+//	advance     plan.go      the next phase of the plan
+//	dutyOf      plan.go      what the shards of a set do under the plan
+//	stageOf     handover.go  the stage of a shard of the next set
+//	decide      closing.go   resume, identify or stop after a connection
+//	pulse.beat  heart.go     whether a connection is dead
+//	judge       advise.go    whether an event can come with some intents
+//
+// Package identify decides when a shard may IDENTIFY.
+package gateway
