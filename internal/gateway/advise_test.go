@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestJudge: what of the catalog can't come, by the intents that a session may
-// have.
+// TestJudge: the intents that a session may have decide which events of the
+// catalog can't come.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -53,8 +53,8 @@ func pattern(t *testing.T, s string) event.Pattern {
 	return p
 }
 
-// TestAdviseAuto: with GATEHOOK_INTENTS=auto, what is not switched on is
-// refused with the place where that is done, until it is.
+// TestAdviseAuto: with GATEHOOK_INTENTS=auto, an event whose intent is switched
+// off is refused, with the address where a person can switch it on.
 func TestAdviseAuto(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags, Shards: 3})
@@ -99,7 +99,7 @@ func TestAdviseAuto(t *testing.T) {
 	}
 }
 
-// TestAdviseFixed: with fixed intents, what they don't bring is refused.
+// TestAdviseFixed: with fixed intents, an event that they don't bring is refused.
 func TestAdviseFixed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

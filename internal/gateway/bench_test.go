@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// discard is the lease on the only shard of a Store: it counts and keeps
-// nothing.
+// discard is the claim on the only shard of a Store: it counts the events and
+// stores nothing.
 type discard struct {
 	*memoryClaim
 	n     int
@@ -51,8 +51,8 @@ func (d discarding) Claim(ctx context.Context, id event.Snowflake, shards []even
 }
 
 // BenchmarkEvents takes dispatches of a usual size from the simulated Discord,
-// over a real WebSocket, to the journal's door. The simulated Discord's own
-// work is in the time.
+// over a real WebSocket, to Claim.Append. The time includes the work of the
+// simulated Discord.
 func BenchmarkEvents(b *testing.B) {
 	for _, c := range []discord.Compression{discord.ZstdStream, discord.ZlibStream, discord.NoCompression} {
 		b.Run(string(c), func(b *testing.B) {

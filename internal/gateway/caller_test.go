@@ -31,7 +31,8 @@ type caller struct {
 	stop     func()
 }
 
-// calls is the contract with this package's part of it; the rest is not called.
+// calls implements the contract by this package's part of it; the tests call no
+// other.
 type calls struct {
 	*Handler
 	*Commands
@@ -90,7 +91,7 @@ type reply struct {
 	body   []byte
 }
 
-// problem is the detail and the field of a problem document.
+// problem returns the detail and the field of a problem document.
 func (r reply) problem(t *testing.T) (detail, field string) {
 	t.Helper()
 	var p openapi.Problem
@@ -149,7 +150,7 @@ func (r reply) retryable(t *testing.T) {
 	}
 }
 
-// ready waits until a shard is in service, seen from here.
+// ready waits until a shard of this instance is in service.
 func (c *caller) ready(shard int) discordtest.Session {
 	c.t.Helper()
 	session := c.rig.ready(shard)
@@ -159,7 +160,7 @@ func (c *caller) ready(shard int) discordtest.Session {
 	return session
 }
 
-// inService are the shards that commands can go to here.
+// inService returns the shards of this instance that commands can go to.
 func (c *caller) inService() (list []event.Shard) {
 	for _, s := range c.gateway.owned() {
 		if s.liveLink() != nil {
@@ -169,7 +170,7 @@ func (c *caller) inService() (list []event.Shard) {
 	return list
 }
 
-// polled returns when the instance has looked for commands since the call.
+// polled returns once the instance has looked for commands after the call.
 func (c *caller) polled() {
 	for range 3 { // the second waits for the start of a look, the third for its end
 		c.commands.poll <- struct{}{}
@@ -188,5 +189,5 @@ func (c *caller) command(shard, n, op int, d string) {
 	}
 }
 
-// guildOn is a guild on a shard.
+// guildOn returns a guild of a shard.
 func guildOn(shard event.Shard) event.Snowflake { return event.Snowflake(shard.Count+shard.ID)<<22 | 7 }

@@ -9,13 +9,14 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// What takes time, on a fake clock and with the waits of the real program.
+// These tests are about times: they use the waits of the real program, on a fake
+// clock.
 
 const usual = discord.UsualInterval // of heartbeats
 
-// TestHeartbeats: the first one comes within the interval after HELLO, at a
-// time of its own for every connection, and the others exactly on time
-// (Discord: Sending Heartbeats).
+// TestHeartbeats: the first heartbeat of every connection comes at a random time
+// within the interval after HELLO, and the others exactly on time (Discord:
+// Sending Heartbeats).
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -38,7 +39,7 @@ func TestHeartbeats(t *testing.T) {
 			firsts = append(firsts, beats[0].At.Sub(c.At))
 			for _, gap := range gaps(beats) {
 				if gap != usual {
-					t.Errorf("a heartbeat %v after the one before, want %v", gap, usual)
+					t.Errorf("a heartbeat %v after the last one, want %v", gap, usual)
 				}
 			}
 		}
@@ -50,8 +51,8 @@ func TestHeartbeats(t *testing.T) {
 	})
 }
 
-// TestZombie: a heartbeat that is not acknowledged when the next one is due
-// ends the connection, and not the session (Discord: Heartbeat Interval).
+// TestZombie: if a heartbeat is not acknowledged when the next one is due, the
+// connection ends, but not the session (Discord: Heartbeat Interval).
 func TestZombie(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -79,8 +80,8 @@ func TestZombie(t *testing.T) {
 }
 
 // TestRequestedHeartbeats: Discord gets a heartbeat at once when it asks
-// (Discord: Heartbeat Requests). It is none of those that count, acknowledged
-// or not, and moves none of them.
+// (Discord: Heartbeat Requests). Acknowledged or not, it does not count as a
+// regular one, and moves none of those.
 func TestRequestedHeartbeats(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -102,13 +103,14 @@ func TestRequestedHeartbeats(t *testing.T) {
 		}
 		r.sleep(10 * usual)
 		if n := r.Count(discordtest.ClientClosed, discordtest.AnyShard); n != 0 {
-			t.Errorf("%d connections were closed", n)
+			t.Errorf("%d connections were closed, want 0", n)
 		}
 		r.legal()
 	})
 }
 
-// TestNoHello: a gateway that accepts and then says nothing is given up.
+// TestNoHello: the connection is given up if the gateway accepts it and then says
+// nothing.
 func TestNoHello(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -121,14 +123,14 @@ func TestNoHello(t *testing.T) {
 			t.Errorf("given up after %v, want %v", d, usualTiming.hello)
 		}
 		if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
-			t.Errorf("%d connections", n)
+			t.Errorf("%d connections, want 2", n)
 		}
 		r.legal()
 	})
 }
 
-// TestInvalidSessionWait: after op 9 a random time of 1 to 5 s passes (Discord
-// staff; the documentation no longer tells).
+// TestInvalidSessionWait: after op 9 the shard waits a random time of 1 to 5 s
+// (says Discord's staff; the documentation no longer does).
 func TestInvalidSessionWait(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -144,27 +146,26 @@ func TestInvalidSessionWait(t *testing.T) {
 		}
 		low, high := slices.Min(waits), slices.Max(waits)
 		if low < time.Second || high >= 5*time.Second || high-low < 2*time.Second {
-			t.Errorf("from %v to %v, want 1 to 5 s: %v", low, high, waits)
+			t.Errorf("waits from %v to %v, want 1 to 5 s: %v", low, high, waits)
 		}
 		r.legal()
 	})
 }
 
-// within checks waits that double from the first one, by half shorter or
-// longer each, up to a minute.
+// within checks that waits double from the first one up to a minute, each with a
+// jitter of a half.
 func within(t *testing.T, waits []time.Duration) {
 	t.Helper()
 	for n, wait := range waits {
 		want := min(usualTiming.reconnect<<min(n, 20), discord.MaxBackoff)
 		if wait < want/2 || wait > want*3/2 {
-			t.Errorf("wait number %d was %v, want %v more or less a half", n+1, wait, want)
+			t.Errorf("wait number %d was %v, want %v with a jitter of a half", n+1, wait, want)
 		}
 	}
 }
 
-// TestBackoff: waits grow with every connection on which nothing begins,
-// whether its socket opens or not, and are short again after READY or RESUMED
-// only.
+// TestBackoff: waits grow with every connection that ends before READY or
+// RESUMED, whether its socket opens or not. Only these two make them short again.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
@@ -186,9 +187,9 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-// TestFailedResumes: three resumes in a row that come to nothing, and the
-// session is given up: some are never answered with op 9. Sockets that open
-// prove nothing, RESUMED does.
+// TestFailedResumes: after three failed resumes in a row the session is given up,
+// because Discord never answers some with op 9. An open socket is no success, but
+// RESUMED is.
 func TestFailedResumes(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -205,7 +206,7 @@ func TestFailedResumes(t *testing.T) {
 			r.sleep(time.Second)
 		}
 		if n := r.Count(discordtest.Identify, 0); n != 1 {
-			t.Fatalf("%d IDENTIFYs while every third RESUME was answered", n)
+			t.Fatalf("%d IDENTIFYs while every third RESUME was answered, want 1", n)
 		}
 		r.Arm(discordtest.AtResume, 0, discordtest.Always, discordtest.Close(1005))
 		at := time.Now()
@@ -222,9 +223,9 @@ func TestFailedResumes(t *testing.T) {
 	})
 }
 
-// TestReplayThatBreaks: a replay that breaks in its midst costs nothing but
-// another RESUME as long as it gets further, however often; one that breaks at
-// the same place again and again is a session that can't be had.
+// TestReplayThatBreaks: a replay that breaks off, however often, costs only
+// another RESUME as long as it gets further. If it always breaks at the same
+// place, the session is given up.
 func TestReplayThatBreaks(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: time.Hour}, func(r *clockRig) {
@@ -239,7 +240,7 @@ func TestReplayThatBreaks(t *testing.T) {
 		r.messages(210)
 		r.ready(0)
 		if n := r.Count(discordtest.Identify, 0); n != 1 {
-			t.Fatalf("%d IDENTIFYs", n)
+			t.Fatalf("%d IDENTIFYs, want 1", n)
 		}
 		// With a journal that commits nothing, every RESUME begins where the
 		// first one did.
@@ -253,8 +254,8 @@ func TestReplayThatBreaks(t *testing.T) {
 	})
 }
 
-// TestNetworkDown: an outage costs no session however long it takes, as long
-// as Discord keeps it; and a minute, more or less a half, is the longest wait.
+// TestNetworkDown: however long an outage is, it costs no session that Discord
+// still keeps; and the longest wait is a minute, with a jitter of a half.
 func TestNetworkDown(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
@@ -275,7 +276,7 @@ func TestNetworkDown(t *testing.T) {
 		}
 		for i := range dials[1:] {
 			if gap := dials[i+1].Sub(dials[i]); gap > discord.MaxBackoff*3/2 {
-				t.Errorf("%v without a dial", gap)
+				t.Errorf("no dial for %v", gap)
 			}
 		}
 		r.net.setDown(false)
@@ -285,15 +286,15 @@ func TestNetworkDown(t *testing.T) {
 		}
 		r.messages(20)
 		if n := r.Count(discordtest.Identify, 0); n != 1 {
-			t.Errorf("%d IDENTIFYs", n)
+			t.Errorf("%d IDENTIFYs, want 1", n)
 		}
 		r.legal()
 	})
 }
 
-// TestResumeURLDown: a resume URL that can't be dialed costs the session only
-// when it is clear that the network is not at fault. It is not dialed again
-// for the next session.
+// TestResumeURLDown: a resume URL that can't be dialed costs the session only once
+// it is clear that the network is not at fault. The next session does not dial it
+// again.
 func TestResumeURLDown(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -311,9 +312,9 @@ func TestResumeURLDown(t *testing.T) {
 	})
 }
 
-// TestUnanswered: an IDENTIFY may wait for its session as long as heartbeats
-// are acknowledged (Discord: Sending Heartbeats); a RESUME is tried again, or
-// a shard without events would call itself resuming for ever.
+// TestUnanswered: an IDENTIFY waits for its session as long as heartbeats are
+// acknowledged (Discord: Sending Heartbeats). An unanswered RESUME is tried again:
+// otherwise a shard without events would stay resuming forever.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {

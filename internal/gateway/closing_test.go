@@ -96,9 +96,9 @@ func TestCloseText(t *testing.T) {
 			t.Errorf("%v: metric %q, want %q", tt.cause, got, tt.metric)
 		}
 	}
-	for _, own := range localCauses {
-		if len(own.err.Error()) > 123 {
-			t.Errorf("%q does not fit into a close frame", own.err)
+	for _, local := range localCauses {
+		if len(local.err.Error()) > 123 {
+			t.Errorf("%q does not fit into a close frame", local.err)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestNonceMade: a request without a nonce gets one that Discord takes.
+// TestNonceMade: a request without a nonce gets one that Discord accepts.
 func TestNonceMade(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))

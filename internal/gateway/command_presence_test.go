@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestPresence: it is told at once on every connection of every instance, and
-// later with every IDENTIFY.
+// TestPresence: a new presence goes out at once on every connection of every
+// instance, and later with every IDENTIFY.
 func TestPresence(t *testing.T) {
 	t.Parallel()
 	a := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
@@ -36,7 +36,7 @@ func TestPresence(t *testing.T) {
 	a.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
 	a.command(0, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	a.command(1, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
-	// One that begins carries it: after a restart, and with nobody to ask.
+	// A new session carries it, even after a restart without other instances.
 	a.stop()
 	b.stop()
 	a.store.do(func() { clear(a.store.rows) })
@@ -59,8 +59,8 @@ func TestPresence(t *testing.T) {
 	again.stay(2)
 }
 
-// stay stops the instance after another look, and fails the test unless shard 0
-// was sent so many commands from the first.
+// stay lets the instance look for commands once more and stops it. It fails the
+// test unless shard 0 was sent n commands in all.
 func (c *caller) stay(n int) {
 	c.t.Helper()
 	closed := c.Count(discordtest.ClientClosed, 0)
@@ -73,8 +73,8 @@ func (c *caller) stay(n int) {
 	c.legal()
 }
 
-// TestPresenceKept: a session that is resumed shows what it showed, and is not
-// told again.
+// TestPresenceKept: a resumed session still shows its presence, which is not sent
+// again.
 func TestPresenceKept(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -88,8 +88,8 @@ func TestPresenceKept(t *testing.T) {
 	c.stay(1)
 }
 
-// TestPresenceAfterRestart: a session that is resumed by another process is
-// told the presence that was set meanwhile.
+// TestPresenceAfterRestart: a session that another process resumes gets the
+// presence that was set meanwhile.
 func TestPresenceAfterRestart(t *testing.T) {
 	t.Parallel()
 	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -105,7 +105,7 @@ func TestPresenceAfterRestart(t *testing.T) {
 	a.legal()
 }
 
-// TestPresenceLimit: the limit is one for all instances.
+// TestPresenceLimit: all instances share one limit.
 func TestPresenceLimit(t *testing.T) {
 	t.Parallel()
 	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -127,6 +127,6 @@ func TestPresenceLimit(t *testing.T) {
 	}
 	b.want(http.MethodPut, "/presence", `{"status":"online"}`, http.StatusOK, "")
 	b.refused(http.MethodPut, "/presence", `{"status":"dnd"}`, http.StatusTooManyRequests, "changed 5 times")
-	// The connection was told five times all the same, and waits.
+	// The connection was still sent five changes, and waits.
 	a.stay(presenceLimit)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestRelay: a command is taken once, by whoever asks for its shard, and its
-// caller hears what came of it.
+// TestRelay: a command is taken once, by an instance that asks for its shard, and
+// its caller gets the answer.
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	r := NewRelay(postgrestest.New(t))
@@ -50,14 +50,14 @@ func TestRelay(t *testing.T) {
 		})
 	}
 	if got, _, err := r.take(ctx, 7, others, presence{}); err != nil || len(got) > 0 {
-		t.Errorf("of other shards: %v, %v", got, err)
+		t.Errorf("taken for other shards: %v, %v", got, err)
 	}
 	if got, _, err := r.take(ctx, 8, mine, presence{}); err != nil || len(got) > 0 {
-		t.Errorf("of another application: %v, %v", got, err)
+		t.Errorf("taken for another application: %v, %v", got, err)
 	}
 	tasks.Wait()
 	if len(taken) != 1 || taken[0].shard != id || taken[0].op != discord.OpVoiceState || string(taken[0].d) != `{"a":1}` {
-		t.Fatalf("taken: %+v", taken)
+		t.Fatalf("taken: %+v, want the command of shard 1/2 once", taken)
 	}
 	if got, _, err := r.take(ctx, 7, mine, presence{}); err != nil || len(got) > 0 {
 		t.Errorf("taken again: %v, %v", got, err)
@@ -72,8 +72,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestRelayForgets: what nobody took in time is not taken later, what was taken
-// and not answered is said to be so, and old rows go.
+// TestRelayForgets: a command that was not taken in time is not taken later, one
+// that was taken but not answered is reported so, and old rows are deleted.
 func TestRelayForgets(t *testing.T) {
 	t.Parallel()
 	r := NewRelay(postgrestest.New(t))

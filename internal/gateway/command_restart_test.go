@@ -9,7 +9,7 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestRestartFailed: a shard that failed tries again when it is told to.
+// TestRestartFailed: a restart makes a failed shard try again.
 func TestRestartFailed(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -28,8 +28,8 @@ func TestRestartFailed(t *testing.T) {
 	c.legal()
 }
 
-// TestRestartWorking: a shard that works closes with 4900 and resumes, without
-// losing an event.
+// TestRestartWorking: a restart makes a working shard close with 4900 and resume,
+// without losing an event.
 func TestRestartWorking(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -49,7 +49,7 @@ func TestRestartWorking(t *testing.T) {
 	c.legal()
 }
 
-// TestRestartElsewhere: another instance's shard is restarted there.
+// TestRestartElsewhere: a restart reaches the shard of another instance.
 func TestRestartElsewhere(t *testing.T) {
 	t.Parallel()
 	a := newCaller(t, discordtest.Config{}, postgrestest.New(t))

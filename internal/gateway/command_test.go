@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestCommands: what is asked for over HTTP arrives as Discord wants it, on
-// the shard of the guild.
+// TestCommands: a command over HTTP reaches Discord in the documented form, on the
+// shard of the guild.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
@@ -67,8 +67,8 @@ func TestCommands(t *testing.T) {
 	c.legal()
 }
 
-// TestCommandsRefused: what Discord would ignore, or close the connection for,
-// never reaches it.
+// TestCommandsRefused: a command that Discord would ignore, or close the
+// connection for, never reaches it.
 func TestCommandsRefused(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -122,13 +122,13 @@ func TestCommandsRefused(t *testing.T) {
 		})
 	}
 	if n := c.Count(discordtest.Command, discordtest.AnyShard); n != 0 {
-		t.Errorf("%d commands reached Discord", n)
+		t.Errorf("%d commands reached Discord, want 0", n)
 	}
 	c.legal()
 }
 
-// TestIntentsMissing: a request that the session's intents don't allow is
-// refused with their name.
+// TestIntentsMissing: a request that the session's intents don't allow is refused,
+// and the answer names the missing ones.
 func TestIntentsMissing(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -140,8 +140,8 @@ func TestIntentsMissing(t *testing.T) {
 	c.legal()
 }
 
-// TestSendLimit: a caller who sends more than Discord takes is told so, and
-// the connection stays.
+// TestSendLimit: a caller who sends more than Discord takes gets a 429, and the
+// connection stays.
 func TestSendLimit(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -163,7 +163,7 @@ func TestSendLimit(t *testing.T) {
 			t.Fatalf("%d %s", r.status, r.body)
 		}
 	}
-	// IDENTIFY was one, and there may have been a heartbeat.
+	// IDENTIFY was one send, and there may have been a heartbeat.
 	if most := discord.SendLimit - discord.SendRoom - 1; sent > most || sent < most-1 || limited == 0 {
 		t.Errorf("%d were sent and %d refused", sent, limited)
 	}
@@ -174,8 +174,8 @@ func TestSendLimit(t *testing.T) {
 	c.legal()
 }
 
-// TestOtherInstance: a command for a shard that another instance has is done
-// there, and answered as if it were here.
+// TestOtherInstance: another instance does the commands for its shards, and the
+// caller sees no difference.
 func TestOtherInstance(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"ranges", "shares"} {
@@ -205,7 +205,7 @@ func TestOtherInstance(t *testing.T) {
 			a.named("GUILD_MEMBERS_CHUNK", 1)
 			from.refused(http.MethodPost, path, `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "shard 1/2 is without the intent GUILD_PRESENCES")
 			voice := fmt.Sprintf("/guilds/%v/voice-state", guildOn(to))
-			// What is left of the limit is used there, and said here.
+			// The other instance uses its limit up, and this one says so.
 			for range discord.SendLimit {
 				owner.call(http.MethodPut, voice, `{"channel_id":null}`)
 			}
@@ -215,8 +215,8 @@ func TestOtherInstance(t *testing.T) {
 	}
 }
 
-// TestOwnShardNeedsNoDatabase: a command to a shard of this instance works
-// while the database does not.
+// TestOwnShardNeedsNoDatabase: a command to a shard of this instance works without
+// the database.
 func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -228,8 +228,8 @@ func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	c.command(0, 1, discord.OpVoiceState, `{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}`)
 }
 
-// TestNobodyHasTheShard: the caller is told that nobody does it, and nobody
-// does it later.
+// TestNobodyHasTheShard: if no instance has the shard, the answer says so, and no
+// instance does the command later.
 func TestNobodyHasTheShard(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -266,7 +266,8 @@ func TestNotConnected(t *testing.T) {
 	c.legal()
 }
 
-// TestNotKnown: nothing is known of shards before Discord has answered.
+// TestNotKnown: before Discord has answered, calls say that the shards are not
+// known.
 func TestNotKnown(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -284,7 +285,7 @@ func TestNotKnown(t *testing.T) {
 }
 
 // TestCommandsWhileResharding: while one set of shards takes over from another,
-// what is answered with 202 is answered by Discord, and that is told.
+// Discord's answer to every command that got a 202 is delivered.
 func TestCommandsWhileResharding(t *testing.T) {
 	t.Parallel()
 	a := newCaller(t, discordtest.Config{Shards: 2, HeartbeatInterval: discord.MaxInterval, Guilds: []uint64{1 << 22, 2 << 22, 3 << 22}}, postgrestest.New(t))

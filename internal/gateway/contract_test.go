@@ -34,40 +34,40 @@ func (s stage) String() string {
 	return [...]string{"at HELLO", "at IDENTIFY", "live", "at RESUME"}[s]
 }
 
-// next is what a client has to do then.
+// next is how a client has to go on then.
 type next int
 
 const (
-	// goesOn: nothing, the connection stays.
+	// goesOn: the connection stays.
 	goesOn next = iota
 	// resumes: RESUME on a new connection to the session's URL, from the last
 	// sequence number.
 	resumes
 	// identifies: IDENTIFY on a new connection to the gateway's URL.
 	identifies
-	// fails: nothing until a person has changed something.
+	// fails: it waits until a person has changed something.
 	fails
 )
 
-// contractCase is something that Discord does, and what has to follow.
+// contractCase is something that Discord does, and the consequence.
 type contractCase struct {
 	name string
 	at   stage
 	act  []discordtest.Action
 	next next
-	// pause: not before the time that op 9 asks for.
+	// pause: the client waits as long as op 9 asks for.
 	pause bool
-	// code is the one that the DISCONNECT event tells; 0 where there is none.
+	// code is the code in the DISCONNECT event; 0 if there is no such event.
 	code int
-	// remedy is what people are told to look at; of fails.
+	// remedy is a part of the problem that people see; only with fails.
 	remedy string
-	// heartbeats are sent because of it.
+	// heartbeats is how many heartbeats the client sends because of it.
 	heartbeats int
 }
 
 func send(payload string) discordtest.Action { return discordtest.Send([]byte(payload)) }
 
-// opCases has a row for every opcode, and for what is none.
+// opCases has a row for every opcode, and for payloads without a known one.
 var opCases = []contractCase{
 	{name: "op 0 once more", at: live, act: acts(send(`{"op":0,"t":"MESSAGE_CREATE","s":5,"d":{}}`))},
 	{name: "op 0 without t", at: live, act: acts(send(`{"op":0,"t":null,"s":3,"d":{}}`), send(`{"op":0,"s":12,"d":{}}`))},
@@ -154,8 +154,8 @@ func closeCases() (cases []contractCase) {
 	return cases
 }
 
-// TestContract: whatever Discord does, the client does what it has to next,
-// and nothing is lost that could be had and nothing told twice.
+// TestContract: whatever Discord does, the client goes on as it has to, loses
+// nothing that Discord can still send, and delivers nothing twice.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	for _, c := range slices.Concat(opCases, closeCases()) {
@@ -168,7 +168,7 @@ func TestContract(t *testing.T) {
 
 func (c contractCase) run(t *testing.T) {
 	t.Helper()
-	// No heartbeat but those that are asked for.
+	// There are no heartbeats other than those that Discord asks for.
 	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval, HeartbeatGrace: time.Hour})
 	r.timing.invalid = 50 * time.Millisecond
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages | event.IntentMessageContent))
@@ -231,16 +231,16 @@ func (c contractCase) run(t *testing.T) {
 	if n := r.Count(discordtest.Heartbeat, discordtest.AnyShard); n != c.heartbeats {
 		t.Errorf("%d heartbeats, want %d", n, c.heartbeats)
 	}
-	c.checkTold(r)
+	c.checkEvents(r)
 }
 
-// resumed checks that the session goes on where it stood, with all that was
+// resumed checks that the session goes on where it was, with everything that was
 // dispatched meanwhile.
 func (c contractCase) resumed(r *rig, connections int) {
 	r.t.Helper()
 	r.count(discordtest.Connected, discordtest.AnyShard, connections+1)
 	r.dispatch(0, 10, 10)
-	// A RESUME in vain counts, if it came so far.
+	// A failed RESUME counts too, if it was sent.
 	if e := r.count(discordtest.Resume, 0, connections); e.Seq != 11 {
 		r.t.Errorf("RESUME from %d, want 11", e.Seq)
 	}
@@ -248,12 +248,12 @@ func (c contractCase) resumed(r *rig, connections int) {
 	r.messages(20)
 	r.named("SHARD_RESUME", 1)
 	if n := r.Count(discordtest.Identify, 0); n != 1 {
-		r.t.Errorf("%d IDENTIFYs", n)
+		r.t.Errorf("%d IDENTIFYs, want 1", n)
 	}
 }
 
-// identified checks that a new session begins, and that it is said which one
-// was lost if there was one.
+// identified checks that a new session begins, and that a notice says which one
+// was lost, if any.
 func (c contractCase) identified(r *rig, old discordtest.Session, connections int) {
 	r.t.Helper()
 	ready := 1
@@ -279,7 +279,7 @@ func (c contractCase) identified(r *rig, old discordtest.Session, connections in
 	}
 }
 
-// failed checks that the shard waits for a person, visibly.
+// failed checks that the shard waits for a person and shows why.
 func (c contractCase) failed(r *rig) {
 	r.t.Helper()
 	st := r.failed(1)[0]
@@ -291,8 +291,8 @@ func (c contractCase) failed(r *rig) {
 	}
 }
 
-// checkTold compares what callbacks learn of the connections.
-func (c contractCase) checkTold(r *rig) {
+// checkEvents compares the events about connections that callbacks get.
+func (c contractCase) checkEvents(r *rig) {
 	r.t.Helper()
 	connect, end := []string{"SHARD_CONNECT", "CONNECT"}, []string{"SHARD_DISCONNECT", "DISCONNECT"}
 	want := []string{}
@@ -324,7 +324,7 @@ func (c contractCase) checkTold(r *rig) {
 	if c.next != fails {
 		want = slices.Concat(want, end) // the drain
 	}
-	if diff := cmp.Diff(want, r.notices()); diff != "" {
+	if diff := cmp.Diff(want, r.withoutMessages()); diff != "" {
 		r.t.Error(diff)
 	}
 	if c.next == goesOn || c.at == atHello {
@@ -340,8 +340,8 @@ func (c contractCase) checkTold(r *rig) {
 	}
 }
 
-// TestDispatchOfAnyType: what d is, is for whoever gets it. Discord's own
-// documentation says of PRESENCE_UPDATE that its types are not checked.
+// TestDispatchOfAnyType: a dispatch is delivered whatever the type of d. Discord's
+// documentation itself says of PRESENCE_UPDATE that its types are not checked.
 func TestDispatchOfAnyType(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -358,17 +358,17 @@ func TestDispatchOfAnyType(t *testing.T) {
 	r.named("NOT_KNOWN", len(datas))
 	for i, data := range datas {
 		if e := r.named("MESSAGE_CREATE", i+1); string(e.Data) != data {
-			t.Errorf("%q was told as %q", data, e.Data)
+			t.Errorf("%q was delivered as %q", data, e.Data)
 		}
 	}
 	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 1", n)
 	}
 	r.legal()
 }
 
-// TestReadyOfAnyType: a session that can't be resumed is still one whose
-// events are worth having. When it ends, it is said what is lost.
+// TestReadyOfAnyType: a session that can't be resumed is still used for its
+// events. When it ends, a notice says what is lost.
 func TestReadyOfAnyType(t *testing.T) {
 	t.Parallel()
 	for _, data := range []string{
@@ -390,14 +390,15 @@ func TestReadyOfAnyType(t *testing.T) {
 			if err := json.Unmarshal(lost.Data, &got); err != nil || got.AfterSeq != 2 || got.NextSessionID != now.ID || got.SessionID == "" {
 				t.Errorf("%s, %v", lost.Data, err)
 			}
-			if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 3 { // the second one for a RESUME in vain
+			if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 3 { // the second one for a RESUME that fails
 				t.Errorf("%d connections", n)
 			}
 		})
 	}
 }
 
-// TestReadyKeepsItsSession: one member of a wrong type costs that member only.
+// TestReadyKeepsItsSession: a field of READY with a wrong type costs only that
+// field.
 func TestReadyKeepsItsSession(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

@@ -17,12 +17,12 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// What other programs for the same purpose are known to get wrong, found by
-// reading them. One test each.
+// These tests are about defects that were found by reading other programs for the
+// same purpose, one test per defect.
 
-// TestDefect1PoisonEvent: where an event is decoded before it counts as
-// received, one that no model fits ends the connection; it is resumed from
-// before the event, gets it again, and so on for ever.
+// TestDefect1PoisonEvent: a program that decodes an event before it counts as
+// received ends the connection at an event that fits no model; it resumes before
+// the event, gets it again, and so on forever.
 func TestDefect1PoisonEvent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -45,23 +45,23 @@ func TestDefect1PoisonEvent(t *testing.T) {
 	r.ready(0)
 	r.dispatch(0, 10, 1)
 	r.messages(11)
-	var told []string
+	var delivered []string
 	for _, e := range r.store.all() {
 		if e.Name == "MESSAGE_UPDATE" {
-			told = append(told, string(e.Data))
+			delivered = append(delivered, string(e.Data))
 		}
 	}
-	if !slices.Equal(told, poison) {
-		t.Errorf("told %q, want %q", told, poison)
+	if !slices.Equal(delivered, poison) {
+		t.Errorf("delivered %q, want %q", delivered, poison)
 	}
 	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 2", n)
 	}
 }
 
-// TestDefect2FailureBeforeResumed: where a connection that ends before READY
-// or RESUMED counts as one that never was, a fault at that moment costs the
-// session, and with it all that was to be replayed.
+// TestDefect2FailureBeforeResumed: if a connection that ends before READY or
+// RESUMED counts as one that never was, a fault at that moment costs the session,
+// and with it the whole replay.
 func TestDefect2FailureBeforeResumed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -82,7 +82,7 @@ func TestDefect2FailureBeforeResumed(t *testing.T) {
 	r.legal()
 }
 
-// slowShard is a Store in which the events of one shard wait.
+// slowShard is a Store that makes the events of one shard wait.
 type slowShard struct {
 	Store
 	shard event.Shard
@@ -118,8 +118,8 @@ func (c slowClaim) Append(ctx context.Context, session event.Session, e *event.E
 	return c.Claim.Append(ctx, session, e)
 }
 
-// TestDefect3OneLockForAll: where one lock orders the events of all shards,
-// one that is kept waiting stops every reader.
+// TestDefect3OneLockForAll: if one lock orders the events of all shards, one shard
+// that has to wait stops every reader.
 func TestDefect3OneLockForAll(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
@@ -149,14 +149,14 @@ func TestDefect3OneLockForAll(t *testing.T) {
 	close(slow.hold)
 	r.named("TYPING_START", 10)
 	if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 2 {
-		t.Errorf("%d connections", n)
+		t.Errorf("%d connections, want 2", n)
 	}
 	r.legal()
 }
 
-// TestDefect4SameEvents: where events are compared to find those that came
-// twice, two users who react with the same emoji, two quick edits of a message
-// and two bots in one guild become one. Only the session's number tells.
+// TestDefect4SameEvents: a program that compares events to find duplicates takes
+// equal reactions, two quick edits of a message, or the same event of two bots in
+// one guild for one event. Only the session's sequence number tells them apart.
 func TestDefect4SameEvents(t *testing.T) {
 	t.Parallel()
 	reaction := []byte(`{"user_id":"1","channel_id":"2","message_id":"3","guild_id":"4","emoji":{"id":null,"name":"x"},"burst":false,"type":0}`)
@@ -182,9 +182,8 @@ func TestDefect4SameEvents(t *testing.T) {
 	}
 }
 
-// TestDefect5SilentFailures: a zombie that nobody closes, faults that are
-// closed with 1000, which ends the session, and seconds that are
-// milliseconds.
+// TestDefect5SilentFailures: a zombie that is never closed; a close with 1000 after
+// a fault, which ends the session; and seconds that are milliseconds.
 func TestDefect5SilentFailures(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -194,7 +193,7 @@ func TestDefect5SilentFailures(t *testing.T) {
 		r.ready(0)
 		r.count(discordtest.Heartbeat, 0, 2)
 		if shown := r.scrape(); !strings.Contains(shown, "gatehook_gateway_heartbeat_seconds_sum 2\n") {
-			t.Errorf("a heartbeat acknowledged after 2 s is shown as\n%s", shown)
+			t.Errorf("a heartbeat that was acknowledged after 2 s is shown as\n%s", shown)
 		}
 		faults := []func(){
 			func() { r.net.freeze(0, true) }, // nothing comes any more
@@ -213,15 +212,15 @@ func TestDefect5SilentFailures(t *testing.T) {
 				t.Errorf("closed with %d", e.Code)
 			}
 		}
-		// The URL of a session that is gone is of no use any more.
+		// The URL of a lost session must not be used again.
 		r.do(0, discordtest.Invalidate(false))
 		r.count(discordtest.Ready, 0, 2)
 		r.legal()
 	})
 }
 
-// TestDefect6RangeOfShards: where shards are kept in a list that begins at
-// none of their ids, a process that runs the second half takes one for another
+// TestDefect6RangeOfShards: if a list of shards is indexed by their ids although
+// it does not begin at 0, a process that runs the second half confuses its shards
 // or stops.
 func TestDefect6RangeOfShards(t *testing.T) {
 	t.Parallel()
@@ -239,7 +238,7 @@ func TestDefect6RangeOfShards(t *testing.T) {
 	for n := range 4 {
 		e := r.named("TYPING_START", n+1)
 		if want := (event.Shard{ID: e.Shard.ID, Count: 8}); e.Shard != want || !bytes.Equal(e.Data, fmt.Append(nil, e.Shard.ID)) {
-			t.Errorf("%v told %s", e.Shard, e.Data)
+			t.Errorf("shard %v delivered %s", e.Shard, e.Data)
 		}
 	}
 	for i, st := range r.gateway.Status() {
@@ -248,14 +247,14 @@ func TestDefect6RangeOfShards(t *testing.T) {
 		}
 	}
 	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 4 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 4", n)
 	}
 	r.legal()
 }
 
-// TestDefect7BucketsOfARange: where shards are started in groups as they are
-// listed, those of a range overrun the bucket that their ids have in common;
-// and after a handful of failures a bot stays dead.
+// TestDefect7BucketsOfARange: if shards are started in groups in the order of a
+// list, those of a range overrun the bucket that their ids share; and after a
+// handful of failures a bot stays dead.
 func TestDefect7BucketsOfARange(t *testing.T) {
 	t.Parallel()
 	t.Run("buckets", func(t *testing.T) {
@@ -284,7 +283,7 @@ func TestDefect7BucketsOfARange(t *testing.T) {
 	})
 }
 
-// countingSlots are Slots that say when they refuse.
+// countingSlots are Slots that signal each refusal.
 type countingSlots struct {
 	identify.Slots
 	refused chan struct{}
@@ -298,9 +297,8 @@ func (c *countingSlots) Spend(ctx context.Context, id event.Snowflake) (time.Dur
 	return wait, err
 }
 
-// TestDefect8BudgetPerProcess: where every process counts the day's session
-// starts for itself, two of them spend them twice, and Discord resets the
-// token.
+// TestDefect8BudgetPerProcess: if every process counts the day's session starts for
+// itself, two processes spend them twice, and Discord resets the token.
 func TestDefect8BudgetPerProcess(t *testing.T) {
 	t.Parallel()
 	const shards, left = 8, 3
@@ -318,7 +316,7 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 		select {
 		case <-refused:
 		case <-r.ctx.Done():
-			t.Fatal("the starts are not used up")
+			t.Fatal("the session starts are not used up")
 		}
 	}
 	r.count(discordtest.Ready, discordtest.AnyShard, left)
@@ -328,8 +326,8 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 	r.legal()
 }
 
-// TestDefect9SequenceBeforeStore: where the sequence number moves before the
-// events are safe, a crash loses those in between, and nobody is told.
+// TestDefect9SequenceBeforeStore: if the sequence number advances before the events
+// are stored, a crash silently loses the events in between.
 func TestDefect9SequenceBeforeStore(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -342,11 +340,11 @@ func TestDefect9SequenceBeforeStore(t *testing.T) {
 	r.messages(20)
 	r.do(0, discordtest.Drop())
 	if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
-		t.Errorf("RESUME from %d with 11 stored", e.Seq)
+		t.Errorf("RESUME from %d, want 11, the stored number", e.Seq)
 	}
 	r.ready(0)
 	stop()
-	// What was not committed is gone with the process.
+	// Events that were not committed are gone with the process.
 	r.store.do(func() {
 		r.store.frozen = false
 		r.store.events = slices.DeleteFunc(r.store.events, func(e *event.Event) bool { return e.Seq > 11 })

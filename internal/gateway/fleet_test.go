@@ -23,7 +23,7 @@ type instance struct {
 	stop func()
 }
 
-// join runs another Gateway. change may change its configuration.
+// join runs another Gateway, whose configuration change may change.
 func (r *rig) join(change func(*Config)) *instance {
 	r.t.Helper()
 	cfg := r.cfg
@@ -69,7 +69,7 @@ func (r *rig) owners(count int, want map[*instance]int) {
 	})
 }
 
-// connected waits until all shards of an instance are.
+// connected waits until all shards of an instance are connected.
 func (r *rig) connected(i *instance) {
 	r.t.Helper()
 	r.wait("all connected", func() bool {
@@ -78,8 +78,8 @@ func (r *rig) connected(i *instance) {
 	})
 }
 
-// spreadMessages dispatches messages to guilds all over the shards: message i
-// is of guild i<<22.
+// spreadMessages dispatches messages in guilds of all shards: message i is in guild
+// i<<22.
 func (r *rig) spreadMessages(from, n int) {
 	r.t.Helper()
 	for i := from; i < from+n; i++ {
@@ -89,8 +89,9 @@ func (r *rig) spreadMessages(from, n int) {
 	}
 }
 
-// abreast tells whether most of so many messages were told. Two sets of shards
-// must not be further apart than their overlap, however busy the machine is.
+// abreast reports whether most of the sent messages were delivered. Two sets of
+// shards must not be further apart than their overlap, however busy the machine
+// is.
 func (r *rig) abreast(sent int) bool {
 	r.store.mu.Lock()
 	defer r.store.mu.Unlock()
@@ -101,29 +102,29 @@ func guildMessage(i int) []byte {
 	return fmt.Appendf(nil, `{"id":"%d","guild_id":"%d","channel_id":"8","author":{"id":"9"}}`, i+1, uint64(i)<<22)
 }
 
-// once waits until the first n of those messages were told, and checks that
-// each was told once.
+// once waits until the first n of those messages were delivered, and checks that
+// each was delivered once.
 func (r *rig) once(n int) {
 	r.t.Helper()
 	counts := func(events []*event.Event) map[string]int {
-		told := make(map[string]int)
+		delivered := make(map[string]int)
 		for _, e := range events {
 			if e.Name == "MESSAGE_CREATE" {
-				told[string(e.Data)]++
+				delivered[string(e.Data)]++
 			}
 		}
-		return told
+		return delivered
 	}
-	told := counts(r.store.wait(r.ctx, r.t, fmt.Sprintf("%d messages", n), func(events []*event.Event) bool { return len(counts(events)) >= n }))
+	delivered := counts(r.store.wait(r.ctx, r.t, fmt.Sprintf("%d messages", n), func(events []*event.Event) bool { return len(counts(events)) >= n }))
 	for i := range n {
-		if got := told[string(guildMessage(i))]; got != 1 {
-			r.t.Errorf("message %d was told %d times", i, got)
+		if got := delivered[string(guildMessage(i))]; got != 1 {
+			r.t.Errorf("message %d was delivered %d times, want 1", i, got)
 		}
 	}
 }
 
-// TestShardsAreShared: instances that join and leave share the shards evenly,
-// and every session is resumed where it moves to.
+// TestShardsAreShared: instances that join and leave share the shards evenly, and
+// every session that moves is resumed.
 func TestShardsAreShared(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 8})
@@ -142,7 +143,7 @@ func TestShardsAreShared(t *testing.T) {
 	r.spreadMessages(240, 80)
 	r.once(320)
 	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 8 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 8", n)
 	}
 	if standby := slices.IndexFunc(c.Status(), func(s ShardStatus) bool { return s.State == StateStandby }); standby < 0 || len(c.Status()) != 8 {
 		t.Errorf("status %+v", c.Status())
@@ -153,8 +154,8 @@ func TestShardsAreShared(t *testing.T) {
 	r.legal()
 }
 
-// TestDeadInstance: the shards of an instance whose lease has run out are taken
-// over by RESUME.
+// TestDeadInstance: another instance takes over the shards of one whose lease has
+// run out, and resumes their sessions.
 func TestDeadInstance(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 4})
@@ -166,7 +167,7 @@ func TestDeadInstance(t *testing.T) {
 	}
 	r.spreadMessages(0, 40)
 	r.once(40)
-	// It is let go of first: two connections on a session would be a theft.
+	// Stop it first: a session must not have two connections.
 	a.stop()
 	a.peer.die()
 	r.spreadMessages(40, 40)
@@ -175,8 +176,8 @@ func TestDeadInstance(t *testing.T) {
 	r.legal()
 }
 
-// TestReshard: a new number of shards takes over without a gap, and what both
-// sets received is told once.
+// TestReshard: a new set of shards takes over without a gap, and an event that both
+// sets received is delivered once.
 func TestReshard(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ from, to int }{{2, 5}, {4, 1}, {3, 6}} {
@@ -199,7 +200,7 @@ func TestReshard(t *testing.T) {
 				})
 			}
 			flow("some events", func() bool { return sent >= 100 })
-			// Another instance is started with the new number; the first one
+			// Another instance starts with the new number, and the first one
 			// follows the plan.
 			b := r.join(func(c *Config) { c.Shards = Shards{Last: tt.to - 1, Count: tt.to} })
 			flow("the new set", func() bool {
@@ -211,19 +212,19 @@ func TestReshard(t *testing.T) {
 			r.wait("the old set is gone", func() bool { return len(a.Status()) == tt.to && len(b.Status()) == tt.to })
 			for _, e := range r.store.all() {
 				if e.Name == "READY" && e.Shard.Count == tt.to || e.Name == "GATEHOOK_SESSION_LOST" {
-					t.Errorf("told %s of shard %v", e.Name, e.Shard)
+					t.Errorf("delivered %s of shard %v", e.Name, e.Shard)
 				}
 			}
 			if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != tt.from+tt.to {
-				t.Errorf("%d IDENTIFYs", n)
+				t.Errorf("%d IDENTIFYs, want %d", n, tt.from+tt.to)
 			}
 			r.legal()
 		})
 	}
 }
 
-// TestReshardInterrupted: instances that stop in any phase of a change cost
-// nothing: those that come after go on with it.
+// TestReshardInterrupted: an instance may stop in any phase of a change: the next
+// ones go on with it, and nothing is lost.
 func TestReshardInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
@@ -265,20 +266,20 @@ func TestReshardInterrupted(t *testing.T) {
 			r.once(sent)
 			for _, e := range r.store.all() {
 				if e.Name == "GATEHOOK_SESSION_LOST" {
-					t.Errorf("told %s: %s", e.Name, e.Data)
+					t.Errorf("delivered %s: %s", e.Name, e.Data)
 				}
 			}
-			// Who is stopped between IDENTIFY and READY has to begin again.
+			// A shard that was stopped between IDENTIFY and READY begins again.
 			if n := r.Count(discordtest.Identify, discordtest.AnyShard); n < 5 || n > 5+3 || phase != event.Warming && n != 5 {
-				t.Errorf("%d IDENTIFYs", n)
+				t.Errorf("%d IDENTIFYs, want 5, or up to 8 after a stop while warming", n)
 			}
 			r.legal()
 		})
 	}
 }
 
-// TestRecommendation: with auto, more shards are brought up when Discord says
-// that there are too few.
+// TestRecommendation: with auto, more shards start when Discord says that there are
+// too few.
 func TestRecommendation(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 1})
@@ -292,7 +293,7 @@ func TestRecommendation(t *testing.T) {
 		return err == nil && p.Current == 2 && p.Phase == event.Steady
 	})
 	if s := strings.Join(names(r.store.all()), " "); !strings.Contains(s, "GATEHOOK_SESSION_LOST") {
-		t.Errorf("told %s", s)
+		t.Errorf("delivered %s, want a GATEHOOK_SESSION_LOST among them", s)
 	}
 	r.wait("both connected", func() bool {
 		st := a.Status()
@@ -301,7 +302,7 @@ func TestRecommendation(t *testing.T) {
 	r.legal()
 }
 
-// TestRangesOfInstances: what is configured as a range stays within it.
+// TestRangesOfInstances: an instance with a range runs only the shards of its range.
 func TestRangesOfInstances(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -318,9 +319,8 @@ func TestRangesOfInstances(t *testing.T) {
 	r.legal()
 }
 
-// TestDeadSessionAfterAnotherClaim: a session that is known to be gone is not
-// tried again when the shard, taken away before the new one was stored, comes
-// back.
+// TestDeadSessionAfterAnotherClaim: a lost session is not resumed again when the
+// shard, which was taken away before the next session was stored, comes back.
 func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -338,17 +338,17 @@ func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	r.store.setFrozen(false)
 	r.store.free(shard0)
 	r.count(discordtest.Ready, 0, 3)
-	r.wait("told twice", func() bool {
+	r.wait("two notices of the lost session", func() bool {
 		lost := 0
 		for _, e := range r.store.all() {
 			if e.Name == "GATEHOOK_SESSION_LOST" && strings.Contains(string(e.Data), old.ID) {
 				lost++
 			}
 		}
-		return lost == 2 // the first telling was not stored, as far as the shard can know
+		return lost == 2 // as far as the shard knows, the first notice was not stored
 	})
 	if n := r.Count(discordtest.Resume, 0); n != 0 {
-		t.Errorf("%d RESUMEs of a session that is gone", n)
+		t.Errorf("%d RESUMEs of a lost session, want 0", n)
 	}
 	r.legal()
 }

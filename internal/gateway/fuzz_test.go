@@ -7,8 +7,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 )
 
-// FuzzReady gives a link the guilds of any READY: whatever they are, there is
-// no panic.
+// FuzzReady checks that the guilds of no READY cause a panic.
 func FuzzReady(f *testing.F) {
 	f.Add([]byte(`{"session_id":"a","resume_gateway_url":"wss://r","guilds":[{"id":"1","unavailable":true},{"id":"1"}]}`))
 	f.Add([]byte(`{"session_id":1,"guilds":{"id":[]}}`))

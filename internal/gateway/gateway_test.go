@@ -72,7 +72,7 @@ func TestEventsInOrder(t *testing.T) {
 	}
 }
 
-// TestRestart: the drain leaves sessions that the next process resumes.
+// TestRestart: after a drain the next process resumes the sessions.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 3, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 3}})
@@ -97,13 +97,13 @@ func TestRestart(t *testing.T) {
 	}
 	r.messages(100)
 	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 3 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 3", n)
 	}
 	r.legal()
 }
 
-// TestRestartTooLate: a session that expired meanwhile is resumed in vain, and
-// it is said what is lost.
+// TestRestartTooLate: the RESUME of a session that expired meanwhile fails, and a
+// notice says what is lost.
 func TestRestartTooLate(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{SessionLifetime: time.Nanosecond})
@@ -120,13 +120,13 @@ func TestRestartTooLate(t *testing.T) {
 		t.Errorf("%s, %v", lost.Data, err)
 	}
 	if n := r.Count(discordtest.Resume, 0); n != 1 {
-		t.Errorf("%d RESUMEs", n)
+		t.Errorf("%d RESUMEs, want 1", n)
 	}
 	r.legal()
 }
 
-// TestJournalBusy: while the journal takes nothing, the connection is kept
-// alive and not taken for dead, and nothing is lost.
+// TestJournalBusy: while the journal takes nothing, the connection is kept alive
+// and does not count as dead, and nothing is lost.
 func TestJournalBusy(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 400 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
@@ -146,8 +146,8 @@ func TestJournalBusy(t *testing.T) {
 	r.legal()
 }
 
-// TestJournalBusyAtDrain: a drain does not wait for a journal that takes
-// nothing; what it did not take is replayed.
+// TestJournalBusyAtDrain: a drain does not wait for a journal that takes nothing.
+// Discord replays the events that it did not take.
 func TestJournalBusyAtDrain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -165,8 +165,8 @@ func TestJournalBusyAtDrain(t *testing.T) {
 	r.legal()
 }
 
-// TestStoredSequence: heartbeats and RESUMEs carry what is stored, not what
-// was received, and the replay of the rest is dropped.
+// TestStoredSequence: heartbeats and RESUMEs carry the stored sequence number, not
+// the received one, and replays of received events are dropped.
 func TestStoredSequence(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond, TrimAcked: true})
@@ -181,7 +181,7 @@ func TestStoredSequence(t *testing.T) {
 	r.dispatch(0, 10, 10)
 	r.messages(20)
 	if e := r.count(discordtest.Heartbeat, 0, r.Count(discordtest.Heartbeat, 0)+2); e.Seq != 11 {
-		t.Errorf("a heartbeat with %d, want 11", e.Seq)
+		t.Errorf("a heartbeat with sequence number %d, want 11", e.Seq)
 	}
 	r.do(0, discordtest.Drop())
 	if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
@@ -193,8 +193,8 @@ func TestStoredSequence(t *testing.T) {
 	r.legal()
 }
 
-// TestBucketsOfShards: many shards keep to max_concurrency with the waits that
-// the database gives them.
+// TestBucketsOfShards: many shards keep to max_concurrency by the waits that the
+// database imposes.
 func TestBucketsOfShards(t *testing.T) {
 	t.Parallel()
 	const shards, window = 6, 100 * time.Millisecond
@@ -214,7 +214,7 @@ func TestBucketsOfShards(t *testing.T) {
 		}
 	}
 	for _, bucket := range order {
-		// Whoever comes first is not kept waiting for a lower one.
+		// The first to come does not wait for one with a lower id.
 		if len(bucket) != shards/2 || !slices.IsSorted(bucket[1:]) {
 			t.Errorf("IDENTIFYs in the order %v", order)
 		}
@@ -222,8 +222,8 @@ func TestBucketsOfShards(t *testing.T) {
 	r.legal()
 }
 
-// TestStartsUsedUp: with nothing left of the day's session starts no IDENTIFY
-// is sent, or Discord would reset the token.
+// TestStartsUsedUp: when the day's session starts are used up, no IDENTIFY is sent:
+// Discord would reset the token.
 func TestStartsUsedUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 1000, ResetAfter: 500 * time.Millisecond}})
@@ -237,14 +237,14 @@ func TestStartsUsedUp(t *testing.T) {
 	r.legal()
 }
 
-// TestAPIDown: Discord's API may fail for as long as it likes.
+// TestAPIDown: the gateway waits for Discord's API and says why.
 func TestAPIDown(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
 	r.Arm(discordtest.AtApplication, discordtest.AnyShard, 1, discordtest.Status(500))
 	r.Arm(discordtest.AtGatewayBot, discordtest.AnyShard, 1, discordtest.RateLimit(10*time.Millisecond))
 	r.start()
-	r.wait("the reason is told", func() bool {
+	r.wait("the reason is shown", func() bool {
 		reasons := r.gateway.Unready()
 		return len(reasons) == 1 && strings.Contains(reasons[0], "HTTP 500")
 	})
@@ -262,22 +262,22 @@ func TestWrongToken(t *testing.T) {
 	}
 }
 
-// TestLeaseLost: when another instance has the shard, the connection is closed
-// and nothing more is told; when it is free again, the session goes on.
-func TestLeaseLost(t *testing.T) {
+// TestClaimLost: when another instance has the shard, the connection is closed and
+// nothing more is delivered; when the shard is free again, the session goes on.
+func TestClaimLost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
 	r.start()
 	r.ready(0)
 	r.dispatch(0, 0, 10)
-	told := len(r.messages(10))
+	delivered := len(r.messages(10))
 	r.store.steal(shard0)
 	if e := r.count(discordtest.ClientClosed, 0, 1); e.Code != int(discord.CodeKeepSession) {
 		t.Errorf("closed with %d", e.Code)
 	}
 	r.wait("standby", func() bool { return r.gateway.Status()[0].State == StateStandby })
-	if got := names(r.store.all()[told:]); len(got) != 0 {
-		t.Errorf("told %v after the lease was lost", got)
+	if got := names(r.store.all()[delivered:]); len(got) != 0 {
+		t.Errorf("delivered %v after the claim was lost", got)
 	}
 	if reasons := r.gateway.Unready(); reasons != nil {
 		t.Errorf("unready because of another instance's shard: %v", reasons)
@@ -289,8 +289,8 @@ func TestLeaseLost(t *testing.T) {
 	r.legal()
 }
 
-// TestInterruptedPut: an event that the journal had not taken when its
-// connection ended comes again.
+// TestInterruptedPut: an event that the journal had not taken when the connection
+// ended comes again.
 func TestInterruptedPut(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval})
@@ -312,8 +312,8 @@ func TestInterruptedPut(t *testing.T) {
 	r.legal()
 }
 
-// TestRepeatedRESUMED: Discord does not say which number RESUMED has. With
-// that of the event before, it is still told.
+// TestRepeatedRESUMED: Discord does not say which sequence number RESUMED has. With
+// that of the previous event it is still delivered.
 func TestRepeatedRESUMED(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -327,13 +327,13 @@ func TestRepeatedRESUMED(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	if got := r.store.session(shard0).Seq; got != 4 {
-		t.Errorf("the session stands at %d", got)
+		t.Errorf("the session is at %d, want 4", got)
 	}
 	r.legal()
 }
 
-// TestLogsTellNoSecrets: neither the token nor a session's id, which together
-// let anybody take the session over, are in the log.
+// TestLogsTellNoSecrets: the log contains neither the token nor a session's id,
+// which together let anybody take the session over.
 func TestLogsTellNoSecrets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond})
@@ -365,7 +365,7 @@ func TestLogsTellNoSecrets(t *testing.T) {
 }
 
 // TestOnlyEnabledIntents: a listener for everything must not cost a bot its
-// connection because a privileged intent is not switched on.
+// connection because a privileged intent is switched off.
 func TestOnlyEnabledIntents(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: 1 << 15}) // GUILD_MEMBERS, of a small bot

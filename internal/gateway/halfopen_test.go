@@ -10,8 +10,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// TestHalfOpen: wherever a connection stops to carry anything, without an end,
-// nothing waits for ever, and the session goes on.
+// TestHalfOpen: wherever a connection stops carrying data without ending, nothing
+// waits forever, and the session goes on.
 func TestHalfOpen(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -20,7 +20,7 @@ func TestHalfOpen(t *testing.T) {
 		limit time.Duration // to the next connection, besides the backoff
 		sent  int           // messages, after it
 	}{
-		// The heartbeat fails to be written, or is not acknowledged.
+		// The heartbeat can't be written, or is not acknowledged.
 		{"both ways", func(r *clockRig) { r.net.freeze(0, false) }, usual + discord.WriteTimeout, 10},
 		{"nothing comes", func(r *clockRig) { r.net.freeze(0, true) }, 2*usual + discord.CloseGrace, 10},
 		{"nothing leaves", func(r *clockRig) { r.net.freeze(1<<40, false) }, usual + discord.WriteTimeout, 10},
@@ -50,8 +50,8 @@ func TestHalfOpen(t *testing.T) {
 				if d := next.At.Sub(at); d > tt.limit+3*time.Second/2 {
 					t.Errorf("connected again after %v, want %v at most", d, tt.limit)
 				}
-				// How many of those in flight still fit depends on how they were
-				// written.
+				// How many messages in flight still arrive depends on how they
+				// were written.
 				if e := r.count(discordtest.Resume, 0, 1); e.Seq < 11 || e.Seq > int64(tt.sent)+1 {
 					t.Errorf("RESUME from %d, want 11 to %d", e.Seq, tt.sent+1)
 				}
@@ -59,15 +59,15 @@ func TestHalfOpen(t *testing.T) {
 				r.dispatch(0, tt.sent, 10)
 				r.messages(tt.sent + 10)
 				if n := r.Count(discordtest.Identify, 0); n != 1 {
-					t.Errorf("%d IDENTIFYs", n)
+					t.Errorf("%d IDENTIFYs, want 1", n)
 				}
 			})
 		})
 	}
 }
 
-// TestHandshakeUnanswered: a server that accepts a socket and no WebSocket is
-// given up.
+// TestHandshakeUnanswered: a dial ends in time if the server accepts the socket but
+// answers no handshake.
 func TestHandshakeUnanswered(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -83,8 +83,7 @@ func TestHandshakeUnanswered(t *testing.T) {
 	})
 }
 
-// TestDrainHalfOpen: a drain is quick even if nothing leaves this machine any
-// more.
+// TestDrainHalfOpen: a drain is quick even if this machine can't send any more.
 func TestDrainHalfOpen(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{HeartbeatGrace: time.Hour}, func(r *clockRig) {
@@ -100,8 +99,8 @@ func TestDrainHalfOpen(t *testing.T) {
 	})
 }
 
-// TestTooLarge: what would fill the memory costs a RESUME: a bomb of either
-// compression, in parts or not, and a message that is large by itself.
+// TestTooLarge: a payload that would fill the memory costs only a RESUME: a bomb of
+// either compression, split or not, or a large uncompressed message.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	const limit = 256 << 10
@@ -129,7 +128,7 @@ func TestTooLarge(t *testing.T) {
 			r.messages(20)
 			for _, e := range r.store.all() {
 				if e.Name == "BOMB" {
-					t.Error("the bomb was told")
+					t.Error("the bomb was delivered")
 				}
 			}
 			r.legal()

@@ -17,8 +17,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestMoreIntents: a session with more intents takes over without a gap and
-// without telling anything twice.
+// TestMoreIntents: a session with more intents takes over without a gap, and nothing
+// is delivered twice.
 func TestMoreIntents(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: discord.MaxInterval})
@@ -29,7 +29,7 @@ func TestMoreIntents(t *testing.T) {
 	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
 	r.changed <- struct{}{}
 	r.count(discordtest.Ready, 0, 2)
-	// Both get these; the new session is not complete without its guilds.
+	// Both sessions get these; the new one is not complete without its guilds.
 	r.dispatch(0, 10, 10)
 	if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(`{"id":"5"}`)); err != nil {
 		t.Fatal(err)
@@ -57,30 +57,30 @@ func TestMoreIntents(t *testing.T) {
 		"SHARD_CONNECT", "CONNECT", "RESUMED", "SHARD_RESUME", "SHARD_DISCONNECT", "DISCONNECT",
 		"SHARD_CONNECT", "CONNECT", "READY",
 	}
-	told := r.notices()
-	// It may come before the first connection ends, or with the RESUME.
-	at := slices.Index(told, "GUILD_DELETE")
+	delivered := r.withoutMessages()
+	// GUILD_DELETE may come before the first connection ends, or with the RESUME.
+	at := slices.Index(delivered, "GUILD_DELETE")
 	if at < 0 {
-		t.Fatal("GUILD_DELETE was not told")
+		t.Fatal("GUILD_DELETE was not delivered")
 	}
-	if diff := cmp.Diff(want, slices.Delete(told, at, at+1)); diff != "" {
+	if diff := cmp.Diff(want, slices.Delete(delivered, at, at+1)); diff != "" {
 		t.Error(diff)
 	}
 	now := r.ready(0)
-	r.wait("the status tells of it", func() bool { return r.gateway.Status()[0].Received == now.Seq })
+	r.wait("the status shows it", func() bool { return r.gateway.Status()[0].Received == now.Seq })
 	st := r.gateway.Status()[0]
 	if now.Intents != r.intents.Load() || int64(st.Intents) != now.Intents || st.State != StateConnected {
 		t.Errorf("session %+v, status %+v", now, st)
 	}
-	// The new one is resumed like any other.
+	// The new session is resumed like any other.
 	r.do(0, discordtest.Drop())
 	r.dispatch(0, 50, 10)
 	r.messages(60)
 	r.legal()
 }
 
-// TestMoreIntentsBehind: a session that is far behind is read to its end all
-// the same. Discord may acknowledge a heartbeat before it has sent all that was
+// TestMoreIntentsBehind: a session that is far behind is still read to its end.
+// Discord may acknowledge a heartbeat before it has sent everything that it
 // dispatched earlier.
 func TestMoreIntentsBehind(t *testing.T) {
 	t.Parallel()
@@ -98,7 +98,7 @@ func TestMoreIntentsBehind(t *testing.T) {
 	}
 	r.start()
 	r.ready(0)
-	r.wait("the status tells of it", func() bool { return r.gateway.Status()[0].State == StateConnected })
+	r.wait("the status shows it", func() bool { return r.gateway.Status()[0].State == StateConnected })
 	r.store.setBusy(true)
 	for i := range events {
 		data := fmt.Appendf(nil, `{"id":"%d","content":"%s","guild_id":"7","channel_id":"8","author":{"id":"9"}}`, i+1, strings.Repeat("x", size))
@@ -111,14 +111,14 @@ func TestMoreIntentsBehind(t *testing.T) {
 	r.count(discordtest.Ready, 0, 2)
 	r.store.setBusy(false)
 	r.named("READY", 2)
-	told := slices.DeleteFunc(r.store.all(), func(e *event.Event) bool { return e.Name != "MESSAGE_CREATE" })
-	if n := len(told); n != events {
-		t.Errorf("%d messages of %d were told", n, events)
+	delivered := slices.DeleteFunc(r.store.all(), func(e *event.Event) bool { return e.Name != "MESSAGE_CREATE" })
+	if n := len(delivered); n != events {
+		t.Errorf("%d messages of %d were delivered", n, events)
 	}
 	r.legal()
 }
 
-// smallSockets keep little of what is written to them.
+// smallSockets make sockets with a small write buffer.
 type smallSockets struct{ net.Listener }
 
 func (s smallSockets) Accept() (net.Conn, error) {
@@ -129,8 +129,8 @@ func (s smallSockets) Accept() (net.Conn, error) {
 	return c, c.(*net.TCPConn).SetWriteBuffer(8 << 10)
 }
 
-// TestMoreIntentsAfterRestart: a stored session that has too few intents is
-// resumed first, so that nothing is lost, and replaced then.
+// TestMoreIntentsAfterRestart: a stored session with too few intents is first
+// resumed, so that nothing is lost, and then replaced.
 func TestMoreIntentsAfterRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -156,8 +156,8 @@ func TestMoreIntentsAfterRestart(t *testing.T) {
 	r.legal()
 }
 
-// TestMoreIntentsRefused: the session that there is goes on, and it is said
-// what is missing.
+// TestMoreIntentsRefused: the current session goes on, and its status says which
+// intent is missing.
 func TestMoreIntentsRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -167,23 +167,22 @@ func TestMoreIntentsRefused(t *testing.T) {
 	r.Arm(discordtest.AtIdentify, 0, 1, discordtest.Close(4014))
 	r.intents.Store(r.intents.Load() | int64(event.IntentMessageContent))
 	r.changed <- struct{}{}
-	r.wait("the problem is told", func() bool { return strings.Contains(r.gateway.Status()[0].Problem, "MESSAGE_CONTENT") })
+	r.wait("the problem is shown", func() bool { return strings.Contains(r.gateway.Status()[0].Problem, "MESSAGE_CONTENT") })
 	r.dispatch(0, 10, 10)
 	r.messages(20)
 	if st := r.gateway.Status()[0]; st.State != StateConnected || r.gateway.Unready() != nil {
 		t.Errorf("status %+v", st)
 	}
-	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.notices()); diff != "" {
+	if diff := cmp.Diff([]string{"SHARD_CONNECT", "CONNECT", "READY"}, r.withoutMessages()); diff != "" {
 		t.Error(diff)
 	}
 	if n := r.Count(discordtest.Identify, 0); n != 2 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 2", n)
 	}
 }
 
-// TestMoreIntentsInterrupted: when the first connection breaks before the
-// second could take over, its session is resumed: that is where the gap would
-// be.
+// TestMoreIntentsInterrupted: when the first connection breaks before the second
+// could take over, its session is resumed: otherwise there would be a gap.
 func TestMoreIntentsInterrupted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Guilds: []uint64{5}})
@@ -208,11 +207,11 @@ func TestUpgrades(t *testing.T) {
 	now := time.Unix(0, 0)
 	var u upgrades
 	if u.wait(1, now) != 0 {
-		t.Error("the first try has to wait")
+		t.Error("the first attempt has to wait")
 	}
 	u.failed(1, now, errors.New("x"), 1)
 	if got := u.wait(1, now); got != 30*time.Second {
-		t.Errorf("waits %v after the first failure", got)
+		t.Errorf("waits %v after the first failure, want 30s", got)
 	}
 	if u.wait(3, now) != 0 {
 		t.Error("other intents have to wait")
@@ -221,7 +220,7 @@ func TestUpgrades(t *testing.T) {
 		u.failed(1, now, closed(4014), 1<<15)
 	}
 	if got := u.wait(1, now); got != time.Hour {
-		t.Errorf("waits %v after many failures", got)
+		t.Errorf("waits %v after many failures, want 1h", got)
 	}
 	if want := "events are missing: " + discord.CodeDisallowedIntents.Remedy(1<<15); u.problem != want {
 		t.Errorf("problem %q, want %q", u.problem, want)

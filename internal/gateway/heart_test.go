@@ -28,28 +28,28 @@ func TestPulse(t *testing.T) {
 			}
 		}
 	})
-	t.Run("nothing acknowledged between two", func(t *testing.T) {
+	t.Run("no acknowledgement between two", func(t *testing.T) {
 		t.Parallel()
 		var p pulse
 		if p.beat(at(0), 0, interval) || !p.beat(at(40), 0, interval) {
 			t.Error("not dead at the second beat")
 		}
 	})
-	t.Run("one that was asked for is no proof", func(t *testing.T) {
+	t.Run("one that Discord asked for does not count", func(t *testing.T) {
 		t.Parallel()
 		var p pulse
 		p.asked(at(0))
 		p.asked(at(1))
 		if p.beat(at(2), 0, interval) {
-			t.Error("dead though no interval passed")
+			t.Error("dead before an interval has passed")
 		}
 		p.asked(at(3))
 		p.acked(at(4))
 		if p.beat(at(42), 0, interval) {
-			t.Error("dead though acknowledged")
+			t.Error("dead although acknowledged")
 		}
 	})
-	t.Run("our own fault", func(t *testing.T) {
+	t.Run("the reader was busy", func(t *testing.T) {
 		t.Parallel()
 		var p pulse
 		p.beat(at(0), 0, interval)
@@ -58,16 +58,16 @@ func TestPulse(t *testing.T) {
 				t.Fatalf("dead at beat %d while the reader was busy", s)
 			}
 		}
-		// The journal takes events again, and still nothing comes.
+		// The journal takes events again, but no acknowledgement comes.
 		if !p.beat(at(200), 4*interval+time.Second, interval) {
 			t.Error("not dead after the reader had an interval to read")
 		}
 	})
 }
 
-// TestHeartbeatSeq: a heartbeat acknowledges what is stored, and no more than
-// its own connection was sent: what an earlier one received may be stored only
-// after the RESUME.
+// TestHeartbeatSeq: a heartbeat acknowledges stored events only, and only those that
+// its own connection was sent: events of an earlier connection may be stored after
+// the RESUME.
 func TestHeartbeatSeq(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -89,7 +89,7 @@ func TestHeartbeatSeq(t *testing.T) {
 	}
 }
 
-// storedSink has so much stored, and takes nothing.
+// storedSink is a sink with this stored sequence number. It drops all events.
 type storedSink int64
 
 func (storedSink) put(context.Context, *event.Session, *event.Event) error { return nil }
@@ -98,7 +98,7 @@ func (storedSink) putSoon(context.Context, time.Duration, ...*event.Event) {}
 
 func (s storedSink) stored(string) int64 { return int64(s) }
 
-// TestFirstHeartbeat: before READY there is no sequence number to carry.
+// TestFirstHeartbeat: heartbeats before READY carry no sequence number.
 func TestFirstHeartbeat(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 20 * time.Millisecond})
@@ -113,7 +113,7 @@ func TestFirstHeartbeat(t *testing.T) {
 	}}
 	r.start()
 	if e := r.count(discordtest.Heartbeat, discordtest.AnyShard, 3); e.Seq != -1 {
-		t.Errorf("a heartbeat with %d before READY", e.Seq)
+		t.Errorf("a heartbeat with sequence number %d before READY", e.Seq)
 	}
 	if st := r.gateway.Status()[0]; st.State != StateIdentifying || len(r.gateway.Unready()) != 1 {
 		t.Errorf("status %+v", st)

@@ -15,8 +15,8 @@ func TestHolding(t *testing.T) {
 	m := newMemory()
 	o := newOutlet(t, m)
 	h := newHolding(o, usualTiming.margin)
-	var told overlap
-	told.begin(time.Now())
+	var delivered overlap
+	delivered.begin(time.Now())
 	put := func(e *event.Event) {
 		t.Helper()
 		if err := h.put(t.Context(), &event.Session{ID: "b", Seq: e.Seq}, e); err != nil {
@@ -31,12 +31,12 @@ func TestHolding(t *testing.T) {
 	}
 	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
 	if len(m.all()) != 0 {
-		t.Fatalf("told %v before it was opened", names(m.all()))
+		t.Fatalf("delivered %v before the opening", names(m.all()))
 	}
-	// The connection before told X twice; once more is news.
-	told.add(named("X", 50))
-	told.add(named("X", 51))
-	if err := h.open(t.Context(), told.counts()); err != nil {
+	// The other connection delivered X twice; a third X is a new event.
+	delivered.add(named("X", 50))
+	delivered.add(named("X", 51))
+	if err := h.open(t.Context(), delivered.counts()); err != nil {
 		t.Fatal(err)
 	}
 	put(named("X", 6))
@@ -50,8 +50,8 @@ func TestHolding(t *testing.T) {
 	}
 }
 
-// TestHoldingIsBounded: a full holding makes the reader wait, until it is
-// opened or its connection ends.
+// TestHoldingIsBounded: a full holding makes the reader wait until it is opened or
+// the connection ends.
 func TestHoldingIsBounded(t *testing.T) {
 	t.Parallel()
 	m := newMemory()

@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestIntentSwitchedOn: what is missing is said, costs no session start, and
-// comes as soon as somebody switches it on.
+// TestIntentSwitchedOn: a missing intent is reported, costs no session start, and is
+// used as soon as a person switches it on.
 func TestIntentSwitchedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -20,12 +20,12 @@ func TestIntentSwitchedOn(t *testing.T) {
 	r.ready(0)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
-	r.wait("it is said what is missing", func() bool {
+	r.wait("the missing intent is shown", func() bool {
 		st := r.gateway.Status()[0]
 		return st.State == StateConnected && strings.Contains(st.Problem, "GUILD_MEMBERS (Server Members Intent); switch it on at https://")
 	})
 	if n := r.Count(discordtest.Identify, 0); n != 1 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 1", n)
 	}
 	r.SetFlags(1 << 15)
 	r.wait("the shard has it", func() bool {
@@ -39,8 +39,8 @@ func TestIntentSwitchedOn(t *testing.T) {
 	r.legal()
 }
 
-// TestFixedIntentNotSwitchedOn: no session start is spent on what Discord will
-// refuse, and the shard goes on when it will not.
+// TestFixedIntentNotSwitchedOn: no session start is spent on intents that Discord
+// would refuse, and the shard goes on once it would not.
 func TestFixedIntentNotSwitchedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -51,7 +51,7 @@ func TestFixedIntentNotSwitchedOn(t *testing.T) {
 		return len(st) == 1 && st[0].State == StateFailed && strings.Contains(st[0].Problem, "GUILD_PRESENCES")
 	})
 	if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != 0 {
-		t.Errorf("%d IDENTIFYs", n)
+		t.Errorf("%d IDENTIFYs, want 0", n)
 	}
 	r.SetFlags(1 << 12)
 	e := r.count(discordtest.Identify, 0, 1)

@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// memnet is a network in memory. Unlike the system's it can be used where the
-// clock is a fake one, and it can break in ways that a loopback does not.
+// memnet is a network in memory. Unlike the system's it works with a fake clock, and
+// it can break in ways that a loopback does not.
 type memnet struct {
 	mu        sync.Mutex
 	listeners map[string]*memListener
@@ -62,7 +62,7 @@ func (n *memnet) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	}
 }
 
-// setDown ends all connections and lets none begin, or does so no longer.
+// setDown takes the network down, which ends all connections, or up again.
 func (n *memnet) setDown(down bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -74,15 +74,15 @@ func (n *memnet) setDown(down bool) {
 	}
 }
 
-// dialed returns when connections were dialed, in vain or not.
+// dialed returns the times of all dials, failed or not.
 func (n *memnet) dialed() []time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.dials)
 }
 
-// freeze makes all connections half-open: of what comes, so many bytes are
-// read, and nothing can be written any more unless writable.
+// freeze makes all connections half-open: they read this many more bytes, and write
+// nothing any more unless writable.
 func (n *memnet) freeze(readable int64, writable bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -154,14 +154,13 @@ func (c *memConn) Close() error {
 	return c.Conn.Close()
 }
 
-// clockRig is a rig whose clock is a fake one, and whose waits are the real
-// ones.
+// clockRig is a rig with a fake clock and the waits of the real program.
 type clockRig struct {
 	*rig
 	net *memnet
 }
 
-// withClock runs a test with a clockRig, after the changes that change makes.
+// withClock runs a test with a clockRig.
 func withClock(t *testing.T, cfg discordtest.Config, test func(r *clockRig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

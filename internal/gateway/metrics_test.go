@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestEventNamesAreBounded: names come from outside and must not fill the
-// memory of this server and of Prometheus.
+// TestEventNamesAreBounded: names come from outside, and must not fill the memory of
+// this server or of Prometheus.
 func TestEventNamesAreBounded(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
@@ -27,7 +27,7 @@ func TestEventNamesAreBounded(t *testing.T) {
 	}
 	m.event([]byte("bad \xff name"))
 	if n := testutil.CollectAndCount(m.events); n != maxEventNames+1 {
-		t.Errorf("%d label values", n)
+		t.Errorf("%d label values, want %d", n, maxEventNames+1)
 	}
 	if n := testutil.ToFloat64(m.events.WithLabelValues("other")); n != maxEventNames+1 {
 		t.Errorf("%v events under other", n)
@@ -75,7 +75,7 @@ func TestMetricsLint(t *testing.T) {
 	}
 }
 
-// TestScrape: what people look at is counted where it happens.
+// TestScrape: the metrics count what the gateway does.
 func TestScrape(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 700, ResetAfter: time.Hour}}, func(r *clockRig) {

@@ -79,8 +79,8 @@ func TestOrigins(t *testing.T) {
 	}
 }
 
-// What is known of a session's guilds outlives its connection, and after a
-// restart that resumes the session nothing becomes a join that is none.
+// TestOriginsOutliveAConnection: the state of a session's guilds outlives its
+// connection, and after a restart no other event is taken for a join.
 func TestOriginsOutliveAConnection(t *testing.T) {
 	t.Parallel()
 	const first, second, third = 1 << 22, 2 << 22, 3 << 22

@@ -72,8 +72,7 @@ func newRig(t *testing.T, cfg discordtest.Config) *rig {
 	return r
 }
 
-// start runs a Gateway. stop drains it; it is called at the test's end if not
-// before.
+// start runs a Gateway. stop drains it; the test's end calls it if nobody did.
 func (r *rig) start() (stop func()) {
 	r.t.Helper()
 	var store Store = r.store.join()
@@ -118,7 +117,7 @@ func (r *rig) scrape() string {
 	return w.Body.String()
 }
 
-// legal fails the test if a client did what it must not do.
+// legal fails the test if a client did something illegal.
 func (r *rig) legal() {
 	r.t.Helper()
 	for _, e := range r.Illegal() {
@@ -160,13 +159,13 @@ func (r *rig) count(k discordtest.Kind, shard, n int) discordtest.Entry {
 	return e
 }
 
-// message is the i-th message of a test; spaces and order of its members are
-// not what a re-encoding would make of them.
+// message returns the i-th message of a test. Encoding it again would change its
+// spaces and the order of its members.
 func message(i int) []byte {
 	return fmt.Appendf(nil, `{ "id":"%d","content":"number %d \u2764","guild_id":"7", "channel_id":"8","author":{"id":"9"}}`, i+1, i)
 }
 
-// messages waits until the n-th message was told and checks that all came
+// messages waits until the n-th message was delivered, and checks that all came
 // once and in order.
 func (r *rig) messages(n int) []*event.Event {
 	r.t.Helper()
@@ -206,12 +205,12 @@ func (r *rig) named(name string, n int) *event.Event {
 	return found
 }
 
-// notices returns the names of what was told, without the messages.
-func (r *rig) notices() []string {
+// withoutMessages returns the names of what was delivered, without the messages.
+func (r *rig) withoutMessages() []string {
 	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
 }
 
-// wait polls what gives no signal.
+// wait polls a condition that gives no signal.
 func (r *rig) wait(what string, cond func() bool) {
 	r.t.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -235,7 +234,7 @@ func (r *rig) failed(n int) (list []ShardStatus) {
 	return list
 }
 
-// entries returns what happened, of one kind.
+// entries returns the simulated Discord's log entries of one kind.
 func (r *rig) entries(k discordtest.Kind) []discordtest.Entry {
 	return slices.DeleteFunc(r.Log(), func(e discordtest.Entry) bool { return e.Kind != k })
 }

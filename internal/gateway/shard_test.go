@@ -32,8 +32,8 @@ func TestShardURL(t *testing.T) {
 	}
 }
 
-// TestRestartTooEarly: a restart that was asked for before the shard failed is
-// none that lets it try again.
+// TestRestartTooEarly: a restart that was asked for before the shard failed does not
+// make it try again.
 func TestRestartTooEarly(t *testing.T) {
 	t.Parallel()
 	s := &shard{retryAsked: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
@@ -42,13 +42,13 @@ func TestRestartTooEarly(t *testing.T) {
 	for range 100 { // which of two channels is read is chance
 		s.retryAsked <- struct{}{}
 		if s.fail(ctx, &tenure{leave: make(chan struct{})}, 4004, 0) {
-			t.Fatal("it tries again")
+			t.Fatal("the shard tries again")
 		}
 	}
 }
 
-// TestFatalIntentsLifted: when the listeners no longer need what was refused,
-// the shard connects.
+// TestFatalIntentsLifted: when the listeners no longer need the refused intent, the
+// shard connects.
 func TestFatalIntentsLifted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -63,8 +63,8 @@ func TestFatalIntentsLifted(t *testing.T) {
 	r.ready(0)
 }
 
-// TestFatalForAll: what one shard learned about the application costs the
-// others no IDENTIFY, until the intents change.
+// TestFatalForAll: when Discord refuses one shard for a reason that concerns all, the
+// others send no IDENTIFY until the intents change.
 func TestFatalForAll(t *testing.T) {
 	t.Parallel()
 	const shards = 4
@@ -88,9 +88,8 @@ func TestFatalForAll(t *testing.T) {
 	}
 }
 
-// TestRetry: a shard that has failed tries again when a person asks for it,
-// and so does every one that is asked. What the token may not be used for any
-// more is nothing to a session that goes on.
+// TestRetry: each failed shard tries again when a person asks for it. A session that
+// goes on is not affected by a refused token.
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
@@ -106,7 +105,7 @@ func TestRetry(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 	if n := r.Count(discordtest.Identify, 1); n != 1 {
-		t.Errorf("%d IDENTIFYs of the shard that could have known", n)
+		t.Errorf("%d IDENTIFYs of the shard that is known to be refused, want 1", n)
 	}
 	for shard := range 2 {
 		r.gateway.mu.Lock()

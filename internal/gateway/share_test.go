@@ -8,7 +8,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// fleetModel is what the database would say about the shards of a set.
+// fleetModel is a model of the database's rows for the shards of a set.
 type fleetModel struct {
 	n      int
 	owner  map[int]int64
@@ -48,8 +48,8 @@ func (m *fleetModel) round(r *rand.Rand) (moves int) {
 	return moves
 }
 
-// TestShare: whoever joins or leaves, the shards end up evenly shared within a
-// few rounds, all of them, and then nothing moves any more.
+// TestShare: whichever peers join or leave, all shards are evenly shared within a
+// few rounds, and then nothing moves any more.
 func TestShare(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -78,7 +78,7 @@ func TestShare(t *testing.T) {
 				m.round(r)
 			}
 			if moves := m.round(r); moves != 0 {
-				t.Fatalf("%d shards of %d still move between %v", moves, n, m.peers)
+				t.Fatalf("%d of %d shards still move between the peers %v", moves, n, m.peers)
 			}
 			least, most, total := n, 0, 0
 			for _, self := range m.peers {
@@ -86,13 +86,13 @@ func TestShare(t *testing.T) {
 				least, most, total = min(least, owned), max(most, owned), total+owned
 			}
 			if total != n || most-least > 1 {
-				t.Fatalf("%d of %d shards are owned, from %d to %d each", total, n, least, most)
+				t.Fatalf("%d of %d shards are owned, from %d to %d by each peer", total, n, least, most)
 			}
 		}
 	}
 }
 
-// TestShareBounds: few shards move at a time, and one that is not among the
+// TestShareBounds: few shards move at a time, and an instance that is not among the
 // peers takes none.
 func TestShareBounds(t *testing.T) {
 	t.Parallel()
@@ -105,11 +105,11 @@ func TestShareBounds(t *testing.T) {
 		t.Errorf("claims %v, gives back %d", claim, giveBack)
 	}
 	if claim, giveBack := share(event.Survey{Self: 3, Peers: []int64{1, 2}, Free: owned}, r); claim != nil || giveBack != 0 {
-		t.Errorf("one that does not share claims %d", len(claim))
+		t.Errorf("an instance that does not share claims %d shards", len(claim))
 	}
-	// In a range of a set the places count from the range's first.
+	// In a range of a set the places count from the first shard of the range.
 	ranged := event.ShardRange{First: 8, Last: 11, Count: 16}
 	if claim, _ := share(event.Survey{Self: 2, Peers: []int64{1, 2}, Free: []int{8, 9, 10, 11}}, ranged); !slices.Equal(claim, []int{10, 11}) {
-		t.Errorf("the second of a range begins with %v", claim)
+		t.Errorf("the second peer of a range claims %v, want 10 and 11", claim)
 	}
 }

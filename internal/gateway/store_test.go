@@ -12,19 +12,19 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// memory is what instances share, as a database does: it outlives a Gateway.
-// It commits at once, unless it is held up.
+// memory is shared by instances, like a database: it outlives a Gateway. It commits
+// at once, unless it is busy or frozen.
 type memory struct {
 	mu      sync.Mutex
 	plan    event.Plan
 	since   time.Time // of the plan's phase
 	rows    map[event.Shard]*memoryRow
-	members map[int64]*event.ShardRange // what an instance that lives is willing to run; nil for nothing
+	members map[int64]*event.ShardRange // what each live instance is willing to run; nil for nothing
 	joined  int64
 	events  []*event.Event
 	busy    bool          // appending waits
-	waiting int           // so many appends have
-	frozen  bool          // appended things are not committed
+	waiting int           // how many appends have waited
+	frozen  bool          // appends are not committed
 	change  chan struct{} // closed and replaced at every change
 }
 
@@ -74,10 +74,10 @@ func (m *memory) all() []*event.Event {
 	return slices.Clone(m.events)
 }
 
-// wait returns the events as soon as they are as wanted.
+// wait returns the events as soon as wanted accepts them.
 func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
 	t.Helper()
-	// Not at every event: there are thousands, and each look is at all of them.
+	// Not at every event: there are thousands, and wanted goes through all of them.
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	for {
@@ -91,12 +91,12 @@ func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted fun
 		case <-change:
 			<-again.C
 		case <-ctx.Done():
-			t.Fatalf("%s did not happen; there are %d events", what, len(events))
+			t.Fatalf("no %s in time; there are %d events", what, len(events))
 		}
 	}
 }
 
-// another is an instance that no test runs.
+// another is the number of an instance that no test runs.
 const another = -1
 
 // steal takes a shard away as another instance would.
@@ -111,7 +111,7 @@ func (m *memory) steal(shard event.Shard) {
 // free gives a stolen shard back.
 func (m *memory) free(shard event.Shard) { m.do(func() { m.row(shard).owner = nil }) }
 
-// owners is how many shards of a set each instance has.
+// owners returns how many shards of a set each instance has.
 func (m *memory) owners(count int) map[int64]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -140,7 +140,7 @@ func (m *memory) join() *peer {
 	return &peer{m, id}
 }
 
-// die makes the shards of an instance free, as when its lease has run out.
+// die makes the shards of an instance free, as if its lease had run out.
 func (m *peer) die() { m.do(func() { delete(m.members, m.instance) }) }
 
 func (m *peer) Plan(_ context.Context, _ event.Snowflake, count int) (event.Plan, error) {
@@ -343,7 +343,7 @@ func (c *memoryClaim) Confirm(context.Context) error {
 	}
 }
 
-// update changes the row as long as it is this claim's.
+// update changes the row as long as this claim owns it.
 func (c *memoryClaim) update(f func(*memoryRow)) error {
 	c.memory.do(func() {
 		if row := c.memory.row(c.shard); row.owner == c {
