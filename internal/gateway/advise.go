@@ -44,9 +44,10 @@ func judge(t event.Type, can event.Intents) verdict {
 	}
 }
 
-// Advise returns advice for a registration for the events that match p. refusal
-// says why none of them can ever come; "" if one can. notes say what will happen
-// and what will be missing. before are the intents that were needed so far.
+// Advise returns advice for a registration for the events that match p.
+// refusal says why none of them can ever come; "" if one can. notes say what
+// will happen and what will be missing. before are the intents that were
+// needed so far.
 func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string) {
 	if !p.Known() {
 		return "", nil

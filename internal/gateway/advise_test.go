@@ -99,7 +99,8 @@ func TestAdviseAuto(t *testing.T) {
 	}
 }
 
-// TestAdviseFixed: with fixed intents, an event that they don't bring is refused.
+// TestAdviseFixed: with fixed intents, an event that they don't bring is
+// refused.
 func TestAdviseFixed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

@@ -9,14 +9,14 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// These tests are about times: they use the waits of the real program, on a fake
-// clock.
+// These tests are about times: they use the waits of the real program, on a
+// fake clock.
 
 const usual = discord.UsualInterval // of heartbeats
 
-// TestHeartbeats: the first heartbeat of every connection comes at a random time
-// within the interval after HELLO, and the others exactly on time (Discord:
-// Sending Heartbeats).
+// TestHeartbeats: the first heartbeat of every connection comes at a random
+// time within the interval after HELLO, and the others exactly on time
+// (Discord: Sending Heartbeats).
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -109,8 +109,8 @@ func TestRequestedHeartbeats(t *testing.T) {
 	})
 }
 
-// TestNoHello: the connection is given up if the gateway accepts it and then says
-// nothing.
+// TestNoHello: the connection is given up if the gateway accepts it and then
+// says nothing.
 func TestNoHello(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -152,8 +152,8 @@ func TestInvalidSessionWait(t *testing.T) {
 	})
 }
 
-// within checks that waits double from the first one up to a minute, each with a
-// jitter of a half.
+// within checks that waits double from the first one up to a minute, each with
+// a jitter of a half.
 func within(t *testing.T, waits []time.Duration) {
 	t.Helper()
 	for n, wait := range waits {
@@ -165,7 +165,8 @@ func within(t *testing.T, waits []time.Duration) {
 }
 
 // TestBackoff: waits grow with every connection that ends before READY or
-// RESUMED, whether its socket opens or not. Only these two make them short again.
+// RESUMED, whether its socket opens or not. Only these two make them short
+// again.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
@@ -187,9 +188,9 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-// TestFailedResumes: after three failed resumes in a row the session is given up,
-// because Discord never answers some with op 9. An open socket is no success, but
-// RESUMED is.
+// TestFailedResumes: after three failed resumes in a row the session is given
+// up, because Discord never answers some with op 9. An open socket is no
+// success, but RESUMED is.
 func TestFailedResumes(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -292,9 +293,9 @@ func TestNetworkDown(t *testing.T) {
 	})
 }
 
-// TestResumeURLDown: a resume URL that can't be dialed costs the session only once
-// it is clear that the network is not at fault. The next session does not dial it
-// again.
+// TestResumeURLDown: a resume URL that can't be dialed costs the session only
+// once it is clear that the network is not at fault. The next session does not
+// dial it again.
 func TestResumeURLDown(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -313,8 +314,8 @@ func TestResumeURLDown(t *testing.T) {
 }
 
 // TestUnanswered: an IDENTIFY waits for its session as long as heartbeats are
-// acknowledged (Discord: Sending Heartbeats). An unanswered RESUME is tried again:
-// otherwise a shard without events would stay resuming forever.
+// acknowledged (Discord: Sending Heartbeats). An unanswered RESUME is tried
+// again: otherwise a shard without events would stay resuming forever.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {

@@ -32,8 +32,8 @@ var (
 	errUnanswered = errors.New("a RESUME was not answered")
 )
 
-// localCauses are the causes for which this side closes the connection, each with
-// its label in metrics.
+// localCauses are the causes for which this side closes the connection, each
+// with its label in metrics.
 var localCauses = []struct {
 	err   error
 	label string
@@ -68,8 +68,8 @@ type ending struct {
 	unreachable bool
 }
 
-// code returns the close code that Discord sent, to this shard or to another one
-// on behalf of all; 0 for none.
+// code returns the close code that Discord sent, to this shard or to another
+// one on behalf of all; 0 for none.
 func (e ending) code() discord.CloseCode {
 	if r, ok := errors.AsType[identify.RefusedError](e.cause); ok {
 		return r.Code
@@ -86,8 +86,9 @@ const (
 	maxFailedDials = 6
 )
 
-// decide decides what follows from an ending: resume, identify or stop. failed is
-// how many resumes have failed in a row before. It returns how many have now.
+// decide decides what follows from an ending: resume, identify or stop. failed
+// is how many resumes have failed in a row before. It returns how many have
+// now.
 func decide(e ending, failed int) (discord.Course, int) {
 	if !e.session {
 		if e.code().Course() == discord.CourseStop {

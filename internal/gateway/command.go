@@ -21,9 +21,9 @@ const pollInterval = 500 * time.Millisecond
 
 // Commands serves the API calls that send a command over a gateway connection,
 // for code that has no such connection. A command goes straight to the shard's
-// connection if this process runs the shard, and through the database if another
-// one does. Make it with NewCommands, then Run it; its calls are safe for
-// concurrent use.
+// connection if this process runs the shard, and through the database if
+// another one does. Make it with NewCommands, then Run it; its calls are safe
+// for concurrent use.
 type Commands struct {
 	gateway  *Gateway
 	relay    *Relay
@@ -37,8 +37,8 @@ func NewCommands(g *Gateway, log *slog.Logger) *Commands {
 	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, interval: pollInterval, poll: make(chan struct{}, 1)}
 }
 
-// Run does the commands of other instances, and keeps the presence up to date on
-// every connection, until ctx ends.
+// Run does the commands of other instances, and keeps the presence up to date
+// on every connection, until ctx ends.
 func (c *Commands) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()

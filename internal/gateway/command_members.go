@@ -54,8 +54,8 @@ func (c *Commands) RequestGuildMembers(ctx context.Context, req openapi.RequestG
 	return openapi.RequestGuildMembers202JSONResponse{Shard: apiShard(shard), Nonce: d.Nonce}, nil
 }
 
-// checkMembers returns a problem for everything that Discord would ignore, cut off
-// or close the connection for.
+// checkMembers returns a problem for everything that Discord would ignore, cut
+// off or close the connection for.
 func checkMembers(r *openapi.MembersRequest) (problems []openapi.FieldProblem) {
 	refuse := func(field, format string, args ...any) {
 		problems = append(problems, openapi.FieldProblem{Field: field, Detail: fmt.Sprintf(format, args...)})

@@ -44,8 +44,8 @@ type presenceCommand struct {
 	AFK        bool                  `json:"afk"`
 }
 
-// presence is the presence that the bot shows. The zero value means that none was
-// set.
+// presence is the presence that the bot shows. The zero value means that none
+// was set.
 type presence struct {
 	version int64
 	d       json.RawMessage // a presenceCommand
@@ -116,8 +116,8 @@ func checkPresence(r *openapi.SetPresence) (problems []openapi.FieldProblem) {
 	return problems
 }
 
-// isStream reports whether Discord takes the URL for a stream (Discord: Activity
-// Types).
+// isStream reports whether Discord takes the URL for a stream (Discord:
+// Activity Types).
 func isStream(s string) bool {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "https" {
@@ -163,8 +163,9 @@ func (p presence) show() (openapi.BotPresence, error) {
 	return out, nil
 }
 
-// sendPresence sends the presence over every connection of this process that shows
-// another one. If one can't be sent now, the next round of Run tries again.
+// sendPresence sends the presence over every connection of this process that
+// shows another one. If one can't be sent now, the next round of Run tries
+// again.
 func (c *Commands) sendPresence(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
 	for _, s := range c.gateway.owned() {
 		r := s.liveLink()

@@ -73,8 +73,8 @@ func (c *caller) stay(n int) {
 	c.legal()
 }
 
-// TestPresenceKept: a resumed session still shows its presence, which is not sent
-// again.
+// TestPresenceKept: a resumed session still shows its presence, which is not
+// sent again.
 func TestPresenceKept(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))

@@ -25,9 +25,9 @@ const (
 	commandRetention = time.Minute
 )
 
-// Relay shares a bot's presence, and the commands for shards of another instance,
-// through the database. It is safe for concurrent use. It owns the tables
-// presences and shard_commands.
+// Relay shares a bot's presence, and the commands for shards of another
+// instance, through the database. It is safe for concurrent use. It owns the
+// tables presences and shard_commands.
 type Relay struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
@@ -148,8 +148,8 @@ type relayed struct {
 	d     json.RawMessage
 }
 
-// take returns the commands that wait for these shards, each to one caller only,
-// and the current presence, given the last known one.
+// take returns the commands that wait for these shards, each to one caller
+// only, and the current presence, given the last known one.
 func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards []*shard, known presence) ([]relayed, presence, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()

@@ -12,8 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestRelay: a command is taken once, by an instance that asks for its shard, and
-// its caller gets the answer.
+// TestRelay: a command is taken once, by an instance that asks for its shard,
+// and its caller gets the answer.
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	r := NewRelay(postgrestest.New(t))
@@ -72,8 +72,9 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestRelayForgets: a command that was not taken in time is not taken later, one
-// that was taken but not answered is reported so, and old rows are deleted.
+// TestRelayForgets: a command that was not taken in time is not taken later,
+// one that was taken but not answered is reported so, and old rows are
+// deleted.
 func TestRelayForgets(t *testing.T) {
 	t.Parallel()
 	r := NewRelay(postgrestest.New(t))

@@ -28,8 +28,8 @@ func TestRestartFailed(t *testing.T) {
 	c.legal()
 }
 
-// TestRestartWorking: a restart makes a working shard close with 4900 and resume,
-// without losing an event.
+// TestRestartWorking: a restart makes a working shard close with 4900 and
+// resume, without losing an event.
 func TestRestartWorking(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))

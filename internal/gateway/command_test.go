@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// TestCommands: a command over HTTP reaches Discord in the documented form, on the
-// shard of the guild.
+// TestCommands: a command over HTTP reaches Discord in the documented form, on
+// the shard of the guild.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{Shards: 2}, postgrestest.New(t))
@@ -127,8 +127,8 @@ func TestCommandsRefused(t *testing.T) {
 	c.legal()
 }
 
-// TestIntentsMissing: a request that the session's intents don't allow is refused,
-// and the answer names the missing ones.
+// TestIntentsMissing: a request that the session's intents don't allow is
+// refused, and the answer names the missing ones.
 func TestIntentsMissing(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -215,8 +215,8 @@ func TestOtherInstance(t *testing.T) {
 	}
 }
 
-// TestOwnShardNeedsNoDatabase: a command to a shard of this instance works without
-// the database.
+// TestOwnShardNeedsNoDatabase: a command to a shard of this instance works
+// without the database.
 func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -228,8 +228,8 @@ func TestOwnShardNeedsNoDatabase(t *testing.T) {
 	c.command(0, 1, discord.OpVoiceState, `{"guild_id":"7","channel_id":null,"self_mute":false,"self_deaf":false}`)
 }
 
-// TestNobodyHasTheShard: if no instance has the shard, the answer says so, and no
-// instance does the command later.
+// TestNobodyHasTheShard: if no instance has the shard, the answer says so, and
+// no instance does the command later.
 func TestNobodyHasTheShard(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)

@@ -234,8 +234,8 @@ func (c contractCase) run(t *testing.T) {
 	c.checkEvents(r)
 }
 
-// resumed checks that the session goes on where it was, with everything that was
-// dispatched meanwhile.
+// resumed checks that the session goes on where it was, with everything that
+// was dispatched meanwhile.
 func (c contractCase) resumed(r *rig, connections int) {
 	r.t.Helper()
 	r.count(discordtest.Connected, discordtest.AnyShard, connections+1)
@@ -340,8 +340,9 @@ func (c contractCase) checkEvents(r *rig) {
 	}
 }
 
-// TestDispatchOfAnyType: a dispatch is delivered whatever the type of d. Discord's
-// documentation itself says of PRESENCE_UPDATE that its types are not checked.
+// TestDispatchOfAnyType: a dispatch is delivered whatever the type of d.
+// Discord's documentation itself says of PRESENCE_UPDATE that its types are
+// not checked.
 func TestDispatchOfAnyType(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

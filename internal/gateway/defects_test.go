@@ -17,12 +17,12 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// These tests are about defects that were found by reading other programs for the
-// same purpose, one test per defect.
+// These tests are about defects that were found by reading other programs for
+// the same purpose, one test per defect.
 
 // TestDefect1PoisonEvent: a program that decodes an event before it counts as
-// received ends the connection at an event that fits no model; it resumes before
-// the event, gets it again, and so on forever.
+// received ends the connection at an event that fits no model; it resumes
+// before the event, gets it again, and so on forever.
 func TestDefect1PoisonEvent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -60,8 +60,8 @@ func TestDefect1PoisonEvent(t *testing.T) {
 }
 
 // TestDefect2FailureBeforeResumed: if a connection that ends before READY or
-// RESUMED counts as one that never was, a fault at that moment costs the session,
-// and with it the whole replay.
+// RESUMED counts as one that never was, a fault at that moment costs the
+// session, and with it the whole replay.
 func TestDefect2FailureBeforeResumed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -118,8 +118,8 @@ func (c slowClaim) Append(ctx context.Context, session event.Session, e *event.E
 	return c.Claim.Append(ctx, session, e)
 }
 
-// TestDefect3OneLockForAll: if one lock orders the events of all shards, one shard
-// that has to wait stops every reader.
+// TestDefect3OneLockForAll: if one lock orders the events of all shards, one
+// shard that has to wait stops every reader.
 func TestDefect3OneLockForAll(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})
@@ -154,9 +154,10 @@ func TestDefect3OneLockForAll(t *testing.T) {
 	r.legal()
 }
 
-// TestDefect4SameEvents: a program that compares events to find duplicates takes
-// equal reactions, two quick edits of a message, or the same event of two bots in
-// one guild for one event. Only the session's sequence number tells them apart.
+// TestDefect4SameEvents: a program that compares events to find duplicates
+// takes equal reactions, two quick edits of a message, or the same event of
+// two bots in one guild for one event. Only the session's sequence number
+// tells them apart.
 func TestDefect4SameEvents(t *testing.T) {
 	t.Parallel()
 	reaction := []byte(`{"user_id":"1","channel_id":"2","message_id":"3","guild_id":"4","emoji":{"id":null,"name":"x"},"burst":false,"type":0}`)
@@ -182,8 +183,8 @@ func TestDefect4SameEvents(t *testing.T) {
 	}
 }
 
-// TestDefect5SilentFailures: a zombie that is never closed; a close with 1000 after
-// a fault, which ends the session; and seconds that are milliseconds.
+// TestDefect5SilentFailures: a zombie that is never closed; a close with 1000
+// after a fault, which ends the session; and seconds that are milliseconds.
 func TestDefect5SilentFailures(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -219,9 +220,9 @@ func TestDefect5SilentFailures(t *testing.T) {
 	})
 }
 
-// TestDefect6RangeOfShards: if a list of shards is indexed by their ids although
-// it does not begin at 0, a process that runs the second half confuses its shards
-// or stops.
+// TestDefect6RangeOfShards: if a list of shards is indexed by their ids
+// although it does not begin at 0, a process that runs the second half
+// confuses its shards or stops.
 func TestDefect6RangeOfShards(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 8, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 8}})
@@ -297,8 +298,9 @@ func (c *countingSlots) Spend(ctx context.Context, id event.Snowflake) (time.Dur
 	return wait, err
 }
 
-// TestDefect8BudgetPerProcess: if every process counts the day's session starts for
-// itself, two processes spend them twice, and Discord resets the token.
+// TestDefect8BudgetPerProcess: if every process counts the day's session
+// starts for itself, two processes spend them twice, and Discord resets the
+// token.
 func TestDefect8BudgetPerProcess(t *testing.T) {
 	t.Parallel()
 	const shards, left = 8, 3
@@ -326,8 +328,8 @@ func TestDefect8BudgetPerProcess(t *testing.T) {
 	r.legal()
 }
 
-// TestDefect9SequenceBeforeStore: if the sequence number advances before the events
-// are stored, a crash silently loses the events in between.
+// TestDefect9SequenceBeforeStore: if the sequence number advances before the
+// events are stored, a crash silently loses the events in between.
 func TestDefect9SequenceBeforeStore(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

@@ -1,15 +1,15 @@
-// Package gateway keeps a bot's shards connected to Discord's gateway, and hands
-// every dispatch on in the order in which its session numbers them.
+// Package gateway keeps a bot's shards connected to Discord's gateway, and
+// hands every dispatch on in the order in which its session numbers them.
 //
-// It promises that the d of a payload is neither decoded nor changed on the way;
-// that a session which can be resumed is resumed, be it after a broken
+// It promises that the d of a payload is neither decoded nor changed on the
+// way; that a session which can be resumed is resumed, be it after a broken
 // connection, a restart or a takeover by another instance; that a
-// GATEHOOK_SESSION_LOST says what could not be resumed; and that IDENTIFYs keep
-// to Discord's limits, however many instances share the token.
+// GATEHOOK_SESSION_LOST says what could not be resumed; and that IDENTIFYs
+// keep to Discord's limits, however many instances share the token.
 //
-// It never ends a session on purpose: it closes with code 4900, not with 1000 or
-// 1001. It never waits for a callback, only for a journal whose queue is full,
-// and keeps the connection alive meanwhile.
+// It never ends a session on purpose: it closes with code 4900, not with 1000
+// or 1001. It never waits for a callback, only for a journal whose queue is
+// full, and keeps the connection alive meanwhile.
 //
 // # From Run to the journal
 //
@@ -45,8 +45,8 @@
 //	  fleet.stop                                 Store.Withdraw, waits for all shards
 //
 // A command takes another way: [Commands] sends it over the connection of the
-// guild's shard (command.go), or passes it through a [Relay] to the instance that
-// runs that shard (command_relay.go).
+// guild's shard (command.go), or passes it through a [Relay] to the instance
+// that runs that shard (command_relay.go).
 //
 // # Words
 //
@@ -59,11 +59,11 @@
 // A tenure is the time from a claim to its release, during which this instance
 // runs the shard.
 //
-// A link is one connection and the session that it carries. It is used once. Its
-// reader handles payloads, its heart sends heartbeats.
+// A link is one connection and the session that it carries. It is used once.
+// Its reader handles payloads, its heart sends heartbeats.
 //
-// An outlet is a tenure's way into the journal, with the cursor: the place in the
-// session up to which the journal has everything.
+// An outlet is a tenure's way into the journal, with the cursor: the place in
+// the session up to which the journal has everything.
 //
 // A holding stands before the outlet while another connection delivers the same
 // events. Muted, it drops them; then it keeps them; open, it hands them on,
@@ -86,11 +86,11 @@
 //
 // # Two ways to change over
 //
-// More intents need a new session of the same shard. shard.replace begins it on a
-// second link, whose holding keeps everything. When the new session has its
-// guilds, the old one is read to its end by a last RESUME (shard.readToEnd), and
-// the holding is opened, without the dispatches that the old link delivered since
-// both received the same (overlap).
+// More intents need a new session of the same shard. shard.replace begins it
+// on a second link, whose holding keeps everything. When the new session has
+// its guilds, the old one is read to its end by a last RESUME
+// (shard.readToEnd), and the holding is opened, without the dispatches that
+// the old link delivered since both received the same (overlap).
 //
 // Another number of shards needs a new set. The plan goes through these phases,
 // and each instance follows it:
@@ -108,8 +108,8 @@
 //
 // # Who decides
 //
-// These functions decide, without a clock, a lock or a network; the others carry
-// their decisions out.
+// These functions decide, without a clock, a lock or a network; the others
+// carry their decisions out.
 //
 //	share       share.go     which shards to claim, how many to give back
 //	wished      plan.go      the number of shards to wish for

@@ -19,10 +19,11 @@ import (
 // resumes, but thousands of handshakes at once would be rude.
 const maxDials = 16
 
-// fleet runs this instance's share of the application's shards. It claims shards
-// up to its share, gives back those beyond it, and leads the shards from one set
-// to the next when their number changes. Only the database coordinates the
-// instances: each reads it every second and decides for itself.
+// fleet runs this instance's share of the application's shards. It claims
+// shards up to its share, gives back those beyond it, and leads the shards
+// from one set to the next when their number changes. Only the database
+// coordinates the instances: each reads it every second and decides for
+// itself.
 type fleet struct {
 	*Gateway
 	turns *identify.Turns
@@ -131,8 +132,8 @@ func (f *fleet) step(ctx context.Context) error {
 	return nil
 }
 
-// adoptPlan notes the plan. The first time it makes this instance's wish; later it
-// drops a wish that came true.
+// adoptPlan notes the plan. The first time it makes this instance's wish;
+// later it drops a wish that came true.
 func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	if !f.began {
 		f.began = true
@@ -197,8 +198,8 @@ func (f *fleet) rangeOf(count int) event.ShardRange {
 	return event.ShardRange{Last: count - 1, Count: count}
 }
 
-// willing returns the configured range for the other instances; the zero value if
-// it is the whole of a set.
+// willing returns the configured range for the other instances; the zero value
+// if it is the whole of a set.
 func (f *fleet) willing() event.ShardRange {
 	if s := f.cfg.Shards; s.First > 0 || s.Last < s.Count-1 {
 		return event.ShardRange(s)
@@ -206,8 +207,8 @@ func (f *fleet) willing() event.ShardRange {
 	return event.ShardRange{}
 }
 
-// shareSet claims this instance's share of a set, ends the tenures beyond it, and
-// gives the shards their duty.
+// shareSet claims this instance's share of a set, ends the tenures beyond it,
+// and gives the shards their duty.
 func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event.Survey, error) {
 	r := f.rangeOf(count)
 	shards := f.shardsOf(r)
@@ -281,7 +282,8 @@ func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	f.running.Go(func() { s.run(ctx, t) })
 }
 
-// shardsOf returns the shards of a range, in order. It makes those that are new.
+// shardsOf returns the shards of a range, in order. It makes those that are
+// new.
 func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -309,8 +311,8 @@ func (f *fleet) newShard(id event.Shard) *shard {
 	}
 }
 
-// deliveredBefore lists the dispatches that the previous set delivered while the
-// current one received the same.
+// deliveredBefore lists the dispatches that the previous set delivered while
+// the current one received the same.
 func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
 	f.mu.Lock()
 	plan := f.plan
@@ -321,8 +323,8 @@ func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
 	return f.store.Told(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 }
 
-// dismiss ends the tenures of shards that are in no set of the plan any more, and
-// forgets the shards.
+// dismiss ends the tenures of shards that are in no set of the plan any more,
+// and forgets the shards.
 func (f *fleet) dismiss(plan event.Plan) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -338,8 +340,8 @@ func (f *fleet) dismiss(plan event.Plan) {
 	}
 }
 
-// stop releases all shards. It withdraws first, so that the other instances need
-// not leave this one a share.
+// stop releases all shards. It withdraws first, so that the other instances
+// need not leave this one a share.
 func (f *fleet) stop(ctx context.Context, end context.CancelCauseFunc) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), f.timing.notice, fmt.Errorf("the database took longer than %v", f.timing.notice))
 	defer cancel()

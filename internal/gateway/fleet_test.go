@@ -78,8 +78,8 @@ func (r *rig) connected(i *instance) {
 	})
 }
 
-// spreadMessages dispatches messages in guilds of all shards: message i is in guild
-// i<<22.
+// spreadMessages dispatches messages in guilds of all shards: message i is in
+// guild i<<22.
 func (r *rig) spreadMessages(from, n int) {
 	r.t.Helper()
 	for i := from; i < from+n; i++ {
@@ -102,8 +102,8 @@ func guildMessage(i int) []byte {
 	return fmt.Appendf(nil, `{"id":"%d","guild_id":"%d","channel_id":"8","author":{"id":"9"}}`, i+1, uint64(i)<<22)
 }
 
-// once waits until the first n of those messages were delivered, and checks that
-// each was delivered once.
+// once waits until the first n of those messages were delivered, and checks
+// that each was delivered once.
 func (r *rig) once(n int) {
 	r.t.Helper()
 	counts := func(events []*event.Event) map[string]int {
@@ -123,8 +123,8 @@ func (r *rig) once(n int) {
 	}
 }
 
-// TestShardsAreShared: instances that join and leave share the shards evenly, and
-// every session that moves is resumed.
+// TestShardsAreShared: instances that join and leave share the shards evenly,
+// and every session that moves is resumed.
 func TestShardsAreShared(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 8})
@@ -154,8 +154,8 @@ func TestShardsAreShared(t *testing.T) {
 	r.legal()
 }
 
-// TestDeadInstance: another instance takes over the shards of one whose lease has
-// run out, and resumes their sessions.
+// TestDeadInstance: another instance takes over the shards of one whose lease
+// has run out, and resumes their sessions.
 func TestDeadInstance(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 4})
@@ -176,8 +176,8 @@ func TestDeadInstance(t *testing.T) {
 	r.legal()
 }
 
-// TestReshard: a new set of shards takes over without a gap, and an event that both
-// sets received is delivered once.
+// TestReshard: a new set of shards takes over without a gap, and an event that
+// both sets received is delivered once.
 func TestReshard(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ from, to int }{{2, 5}, {4, 1}, {3, 6}} {
@@ -223,8 +223,8 @@ func TestReshard(t *testing.T) {
 	}
 }
 
-// TestReshardInterrupted: an instance may stop in any phase of a change: the next
-// ones go on with it, and nothing is lost.
+// TestReshardInterrupted: an instance may stop in any phase of a change: the
+// next ones go on with it, and nothing is lost.
 func TestReshardInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
@@ -278,8 +278,8 @@ func TestReshardInterrupted(t *testing.T) {
 	}
 }
 
-// TestRecommendation: with auto, more shards start when Discord says that there are
-// too few.
+// TestRecommendation: with auto, more shards start when Discord says that
+// there are too few.
 func TestRecommendation(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 1})
@@ -302,7 +302,8 @@ func TestRecommendation(t *testing.T) {
 	r.legal()
 }
 
-// TestRangesOfInstances: an instance with a range runs only the shards of its range.
+// TestRangesOfInstances: an instance with a range runs only the shards of its
+// range.
 func TestRangesOfInstances(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -319,8 +320,9 @@ func TestRangesOfInstances(t *testing.T) {
 	r.legal()
 }
 
-// TestDeadSessionAfterAnotherClaim: a lost session is not resumed again when the
-// shard, which was taken away before the next session was stored, comes back.
+// TestDeadSessionAfterAnotherClaim: a lost session is not resumed again when
+// the shard, which was taken away before the next session was stored, comes
+// back.
 func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

@@ -98,10 +98,10 @@ func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg pr
 	return g
 }
 
-// Run keeps the shards connected until ctx ends. Then it closes their connections
-// so that the sessions can be resumed, releases the shards and returns nil. The
-// error is discord.ErrUnauthorized if Discord does not know the token. Call it
-// once.
+// Run keeps the shards connected until ctx ends. Then it closes their
+// connections so that the sessions can be resumed, releases the shards and
+// returns nil. The error is discord.ErrUnauthorized if Discord does not know
+// the token. Call it once.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.rest.Close()
 	turns, recommended, err := g.discover(ctx)
@@ -169,9 +169,9 @@ func (g *Gateway) heldBack() (n float64) {
 	return n
 }
 
-// Status returns the status of every shard: first the set that delivers, then the
-// next one, each in the order of the ids. It is empty until the number of shards
-// is known.
+// Status returns the status of every shard: first the set that delivers, then
+// the next one, each in the order of the ids. It is empty until the number of
+// shards is known.
 func (g *Gateway) Status() []ShardStatus {
 	problem := g.intentsProblem()
 	g.mu.Lock()
@@ -224,8 +224,8 @@ func (g *Gateway) find(id event.Shard) *shard {
 	return g.shards[id]
 }
 
-// commandTarget returns the application's id and the number of shards of the set
-// that commands go to; each is 0 until it is known.
+// commandTarget returns the application's id and the number of shards of the
+// set that commands go to; each is 0 until it is known.
 func (g *Gateway) commandTarget() (applicationID event.Snowflake, count int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

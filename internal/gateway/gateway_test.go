@@ -102,8 +102,8 @@ func TestRestart(t *testing.T) {
 	r.legal()
 }
 
-// TestRestartTooLate: the RESUME of a session that expired meanwhile fails, and a
-// notice says what is lost.
+// TestRestartTooLate: the RESUME of a session that expired meanwhile fails,
+// and a notice says what is lost.
 func TestRestartTooLate(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{SessionLifetime: time.Nanosecond})
@@ -125,8 +125,8 @@ func TestRestartTooLate(t *testing.T) {
 	r.legal()
 }
 
-// TestJournalBusy: while the journal takes nothing, the connection is kept alive
-// and does not count as dead, and nothing is lost.
+// TestJournalBusy: while the journal takes nothing, the connection is kept
+// alive and does not count as dead, and nothing is lost.
 func TestJournalBusy(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 400 * time.Millisecond, HeartbeatGrace: 10 * time.Second})
@@ -146,8 +146,8 @@ func TestJournalBusy(t *testing.T) {
 	r.legal()
 }
 
-// TestJournalBusyAtDrain: a drain does not wait for a journal that takes nothing.
-// Discord replays the events that it did not take.
+// TestJournalBusyAtDrain: a drain does not wait for a journal that takes
+// nothing. Discord replays the events that it did not take.
 func TestJournalBusyAtDrain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -165,8 +165,8 @@ func TestJournalBusyAtDrain(t *testing.T) {
 	r.legal()
 }
 
-// TestStoredSequence: heartbeats and RESUMEs carry the stored sequence number, not
-// the received one, and replays of received events are dropped.
+// TestStoredSequence: heartbeats and RESUMEs carry the stored sequence number,
+// not the received one, and replays of received events are dropped.
 func TestStoredSequence(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond, TrimAcked: true})
@@ -193,8 +193,8 @@ func TestStoredSequence(t *testing.T) {
 	r.legal()
 }
 
-// TestBucketsOfShards: many shards keep to max_concurrency by the waits that the
-// database imposes.
+// TestBucketsOfShards: many shards keep to max_concurrency by the waits that
+// the database imposes.
 func TestBucketsOfShards(t *testing.T) {
 	t.Parallel()
 	const shards, window = 6, 100 * time.Millisecond
@@ -222,8 +222,8 @@ func TestBucketsOfShards(t *testing.T) {
 	r.legal()
 }
 
-// TestStartsUsedUp: when the day's session starts are used up, no IDENTIFY is sent:
-// Discord would reset the token.
+// TestStartsUsedUp: when the day's session starts are used up, no IDENTIFY is
+// sent: Discord would reset the token.
 func TestStartsUsedUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{SessionStart: discordtest.SessionStart{Total: 1000, ResetAfter: 500 * time.Millisecond}})
@@ -262,8 +262,9 @@ func TestWrongToken(t *testing.T) {
 	}
 }
 
-// TestClaimLost: when another instance has the shard, the connection is closed and
-// nothing more is delivered; when the shard is free again, the session goes on.
+// TestClaimLost: when another instance has the shard, the connection is closed
+// and nothing more is delivered; when the shard is free again, the session
+// goes on.
 func TestClaimLost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -289,8 +290,8 @@ func TestClaimLost(t *testing.T) {
 	r.legal()
 }
 
-// TestInterruptedPut: an event that the journal had not taken when the connection
-// ended comes again.
+// TestInterruptedPut: an event that the journal had not taken when the
+// connection ended comes again.
 func TestInterruptedPut(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval})
@@ -312,8 +313,8 @@ func TestInterruptedPut(t *testing.T) {
 	r.legal()
 }
 
-// TestRepeatedRESUMED: Discord does not say which sequence number RESUMED has. With
-// that of the previous event it is still delivered.
+// TestRepeatedRESUMED: Discord does not say which sequence number RESUMED has.
+// With that of the previous event it is still delivered.
 func TestRepeatedRESUMED(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})

@@ -10,8 +10,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// TestHalfOpen: wherever a connection stops carrying data without ending, nothing
-// waits forever, and the session goes on.
+// TestHalfOpen: wherever a connection stops carrying data without ending,
+// nothing waits forever, and the session goes on.
 func TestHalfOpen(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -66,8 +66,8 @@ func TestHalfOpen(t *testing.T) {
 	}
 }
 
-// TestHandshakeUnanswered: a dial ends in time if the server accepts the socket but
-// answers no handshake.
+// TestHandshakeUnanswered: a dial ends in time if the server accepts the
+// socket but answers no handshake.
 func TestHandshakeUnanswered(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -99,8 +99,8 @@ func TestDrainHalfOpen(t *testing.T) {
 	})
 }
 
-// TestTooLarge: a payload that would fill the memory costs only a RESUME: a bomb of
-// either compression, split or not, or a large uncompressed message.
+// TestTooLarge: a payload that would fill the memory costs only a RESUME: a
+// bomb of either compression, split or not, or a large uncompressed message.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	const limit = 256 << 10

@@ -53,7 +53,8 @@ func (g *Gateway) holders(ctx context.Context, count int) map[int]event.Holder {
 	return holders
 }
 
-// show returns a shard's status as the API shows it, with null for missing values.
+// show returns a shard's status as the API shows it, with null for missing
+// values.
 func show(s ShardStatus, now time.Time) openapi.Shard {
 	out := openapi.Shard{
 		Id: s.Shard.ID, Count: s.Shard.Count, State: openapi.ShardState(s.State), Intents: s.Intents.Names(),

@@ -240,8 +240,8 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 	}
 }
 
-// stageOf decides the stage of a shard of the new set by its duty and whether its
-// session receives everything; or that it is to deliver.
+// stageOf decides the stage of a shard of the new set by its duty and whether
+// its session receives everything; or that it is to deliver.
 func stageOf(d duty, complete bool) (stage event.Stage, deliver bool) {
 	switch {
 	case d == dutyDeliver || d == dutyLeave:

@@ -17,8 +17,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestMoreIntents: a session with more intents takes over without a gap, and nothing
-// is delivered twice.
+// TestMoreIntents: a session with more intents takes over without a gap, and
+// nothing is delivered twice.
 func TestMoreIntents(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Guilds: []uint64{5, 6}, HeartbeatInterval: discord.MaxInterval})
@@ -156,8 +156,8 @@ func TestMoreIntentsAfterRestart(t *testing.T) {
 	r.legal()
 }
 
-// TestMoreIntentsRefused: the current session goes on, and its status says which
-// intent is missing.
+// TestMoreIntentsRefused: the current session goes on, and its status says
+// which intent is missing.
 func TestMoreIntentsRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -181,8 +181,9 @@ func TestMoreIntentsRefused(t *testing.T) {
 	}
 }
 
-// TestMoreIntentsInterrupted: when the first connection breaks before the second
-// could take over, its session is resumed: otherwise there would be a gap.
+// TestMoreIntentsInterrupted: when the first connection breaks before the
+// second could take over, its session is resumed: otherwise there would be a
+// gap.
 func TestMoreIntentsInterrupted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Guilds: []uint64{5}})

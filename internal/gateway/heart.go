@@ -58,7 +58,8 @@ func (p *pulse) acked(now time.Time) {
 	}
 }
 
-// sendHeartbeats is the heart: it sends heartbeats (Discord: Sending Heartbeats) until ctx ends.
+// sendHeartbeats is the heart: it sends heartbeats (Discord: Sending
+// Heartbeats) until ctx ends.
 func (l *link) sendHeartbeats(ctx context.Context, end context.CancelCauseFunc, interval time.Duration) {
 	timer := time.NewTimer(time.Duration(rand.Float64() * float64(interval)))
 	defer timer.Stop()
@@ -88,8 +89,8 @@ func (l *link) sendHeartbeats(ctx context.Context, end context.CancelCauseFunc, 
 	}
 }
 
-// heartbeatSeq returns the d of a heartbeat: the stored sequence number, not the
-// received one, since Discord may forget the events that a heartbeat
+// heartbeatSeq returns the d of a heartbeat: the stored sequence number, not
+// the received one, since Discord may forget the events that a heartbeat
 // acknowledges. It is never higher than the numbers that this connection was
 // sent: events of an earlier one may be stored only after the RESUME, while
 // Discord replays them.

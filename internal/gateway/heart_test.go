@@ -65,9 +65,9 @@ func TestPulse(t *testing.T) {
 	})
 }
 
-// TestHeartbeatSeq: a heartbeat acknowledges stored events only, and only those that
-// its own connection was sent: events of an earlier connection may be stored after
-// the RESUME.
+// TestHeartbeatSeq: a heartbeat acknowledges stored events only, and only
+// those that its own connection was sent: events of an earlier connection may
+// be stored after the RESUME.
 func TestHeartbeatSeq(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -149,8 +149,9 @@ func (h *holding) take() []keptEvent {
 	return kept
 }
 
-// afterOpen is unlessDelivered for an event that came after the opening. For some
-// time it may be a copy that was under way; then no event is a copy any more.
+// afterOpen is unlessDelivered for an event that came after the opening. For
+// some time it may be a copy that was under way; then no event is a copy any
+// more.
 func (h *holding) afterOpen(e *event.Event) *event.Event {
 	h.mu.Lock()
 	if h.delivered != nil && e != nil {

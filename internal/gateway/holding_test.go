@@ -50,8 +50,8 @@ func TestHolding(t *testing.T) {
 	}
 }
 
-// TestHoldingIsBounded: a full holding makes the reader wait until it is opened or
-// the connection ends.
+// TestHoldingIsBounded: a full holding makes the reader wait until it is
+// opened or the connection ends.
 func TestHoldingIsBounded(t *testing.T) {
 	t.Parallel()
 	m := newMemory()

@@ -25,8 +25,8 @@ func (g *Gateway) intents() event.Intents {
 	return wanted
 }
 
-// intentsProblem returns a text for people that names the wanted intents that are
-// switched off; "" for none.
+// intentsProblem returns a text for people that names the wanted intents that
+// are switched off; "" for none.
 func (g *Gateway) intentsProblem() string {
 	gr := g.knownGrants()
 	if gr == nil {

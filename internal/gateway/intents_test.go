@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestIntentSwitchedOn: a missing intent is reported, costs no session start, and is
-// used as soon as a person switches it on.
+// TestIntentSwitchedOn: a missing intent is reported, costs no session start,
+// and is used as soon as a person switches it on.
 func TestIntentSwitchedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -39,8 +39,8 @@ func TestIntentSwitchedOn(t *testing.T) {
 	r.legal()
 }
 
-// TestFixedIntentNotSwitchedOn: no session start is spent on intents that Discord
-// would refuse, and the shard goes on once it would not.
+// TestFixedIntentNotSwitchedOn: no session start is spent on intents that
+// Discord would refuse, and the shard goes on once it would not.
 func TestFixedIntentNotSwitchedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})

@@ -464,8 +464,8 @@ func (l *link) putNotice(ctx context.Context, name string, data any) error {
 	return l.out.put(ctx, nil, e)
 }
 
-// reportEnd puts the end of the connection into status, log and metrics. It also
-// sends the notices, if the beginning was announced too.
+// reportEnd puts the end of the connection into status, log and metrics. It
+// also sends the notices, if the beginning was announced too.
 func (l *link) reportEnd(ctx context.Context) {
 	code, reason := closeText(l.ending.cause)
 	s := l.shard

@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// memnet is a network in memory. Unlike the system's it works with a fake clock, and
-// it can break in ways that a loopback does not.
+// memnet is a network in memory. Unlike the system's it works with a fake
+// clock, and it can break in ways that a loopback does not.
 type memnet struct {
 	mu        sync.Mutex
 	listeners map[string]*memListener
@@ -81,8 +81,8 @@ func (n *memnet) dialed() []time.Time {
 	return slices.Clone(n.dials)
 }
 
-// freeze makes all connections half-open: they read this many more bytes, and write
-// nothing any more unless writable.
+// freeze makes all connections half-open: they read this many more bytes, and
+// write nothing any more unless writable.
 func (n *memnet) freeze(readable int64, writable bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

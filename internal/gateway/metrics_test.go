@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestEventNamesAreBounded: names come from outside, and must not fill the memory of
-// this server or of Prometheus.
+// TestEventNamesAreBounded: names come from outside, and must not fill the
+// memory of this server or of Prometheus.
 func TestEventNamesAreBounded(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()

@@ -22,9 +22,9 @@ type sink interface {
 	stored(sessionID string) int64
 }
 
-// outlet is a shard's way into the journal. One goroutine at a time uses it: the
-// reader of the connection that delivers or, between connections, the shard.
-// Only stored may be called at any time.
+// outlet is a shard's way into the journal. One goroutine at a time uses it:
+// the reader of the connection that delivers or, between connections, the
+// shard. Only stored may be called at any time.
 type outlet struct {
 	claim Claim
 

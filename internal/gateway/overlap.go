@@ -8,8 +8,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// overlap remembers the dispatches that a connection delivered since another one
-// of the same shard receives them as well.
+// overlap remembers the dispatches that a connection delivered since another
+// one of the same shard receives them as well.
 type overlap struct {
 	margin time.Duration // timing.margin
 
@@ -61,8 +61,8 @@ func (o *overlap) counts() map[event.Told]int {
 	return counts
 }
 
-// digestOf returns the part that the two copies of a dispatch have in common. An
-// MD5 is enough: see event.Told.
+// digestOf returns the part that the two copies of a dispatch have in common.
+// An MD5 is enough: see event.Told.
 func digestOf(e *event.Event) event.Told {
 	return event.Told{Name: e.Name, Digest: md5.Sum(e.Data)}
 }

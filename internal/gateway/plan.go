@@ -34,9 +34,9 @@ func dutyOf(p event.Plan, count int) duty {
 	}
 }
 
-// advance decides what the plan should be next, given surveys of its current and
-// its next set and the number of shards that this instance wishes for (0 for no
-// wish). It returns false if the plan stays.
+// advance decides what the plan should be next, given surveys of its current
+// and its next set and the number of shards that this instance wishes for (0
+// for no wish). It returns false if the plan stays.
 func advance(p event.Plan, current, next event.Survey, wish int, t timing) (event.Plan, bool) {
 	switch p.Phase {
 	case event.Steady:
@@ -75,10 +75,11 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 	return p, true
 }
 
-// wished decides the number of shards that an instance wishes for: the configured
-// one, or the one that Discord recommends. It ignores a recommendation that is
-// smaller than the current number, unless by half: a new set costs one session
-// start per shard, while more shards than needed cost nothing.
+// wished decides the number of shards that an instance wishes for: the
+// configured one, or the one that Discord recommends. It ignores a
+// recommendation that is smaller than the current number, unless by half: a
+// new set costs one session start per shard, while more shards than needed
+// cost nothing.
 func wished(configured, recommended, current int) int {
 	switch {
 	case configured > 0:

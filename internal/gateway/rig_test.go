@@ -159,8 +159,8 @@ func (r *rig) count(k discordtest.Kind, shard, n int) discordtest.Entry {
 	return e
 }
 
-// message returns the i-th message of a test. Encoding it again would change its
-// spaces and the order of its members.
+// message returns the i-th message of a test. Encoding it again would change
+// its spaces and the order of its members.
 func message(i int) []byte {
 	return fmt.Appendf(nil, `{ "id":"%d","content":"number %d \u2764","guild_id":"7", "channel_id":"8","author":{"id":"9"}}`, i+1, i)
 }
@@ -205,7 +205,8 @@ func (r *rig) named(name string, n int) *event.Event {
 	return found
 }
 
-// withoutMessages returns the names of what was delivered, without the messages.
+// withoutMessages returns the names of what was delivered, without the
+// messages.
 func (r *rig) withoutMessages() []string {
 	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
 }

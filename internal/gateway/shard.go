@@ -193,9 +193,10 @@ func (s *shard) nextLink(t *tenure, session event.Session) *link {
 }
 
 // fail waits until a person has changed something, after Discord closed a
-// connection with these intents by a code that no retry would change. It returns
-// true if a person asks for another try, or if the intents changed and that may
-// be enough. It returns false if ctx ends or the shard is to be let go.
+// connection with these intents by a code that no retry would change. It
+// returns true if a person asks for another try, or if the intents changed and
+// that may be enough. It returns false if ctx ends or the shard is to be let
+// go.
 func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
 	case <-s.retryAsked: // asked for before the shard failed

@@ -32,8 +32,8 @@ func TestShardURL(t *testing.T) {
 	}
 }
 
-// TestRestartTooEarly: a restart that was asked for before the shard failed does not
-// make it try again.
+// TestRestartTooEarly: a restart that was asked for before the shard failed
+// does not make it try again.
 func TestRestartTooEarly(t *testing.T) {
 	t.Parallel()
 	s := &shard{retryAsked: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
@@ -47,8 +47,8 @@ func TestRestartTooEarly(t *testing.T) {
 	}
 }
 
-// TestFatalIntentsLifted: when the listeners no longer need the refused intent, the
-// shard connects.
+// TestFatalIntentsLifted: when the listeners no longer need the refused
+// intent, the shard connects.
 func TestFatalIntentsLifted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})
@@ -63,8 +63,8 @@ func TestFatalIntentsLifted(t *testing.T) {
 	r.ready(0)
 }
 
-// TestFatalForAll: when Discord refuses one shard for a reason that concerns all, the
-// others send no IDENTIFY until the intents change.
+// TestFatalForAll: when Discord refuses one shard for a reason that concerns
+// all, the others send no IDENTIFY until the intents change.
 func TestFatalForAll(t *testing.T) {
 	t.Parallel()
 	const shards = 4
@@ -88,8 +88,8 @@ func TestFatalForAll(t *testing.T) {
 	}
 }
 
-// TestRetry: each failed shard tries again when a person asks for it. A session that
-// goes on is not affected by a refused token.
+// TestRetry: each failed shard tries again when a person asks for it. A
+// session that goes on is not affected by a refused token.
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})

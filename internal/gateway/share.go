@@ -10,9 +10,9 @@ import (
 // instance would take half of a large bot's shards off the air at once.
 const maxMoves = 16
 
-// share decides which shards of a range this instance should claim, and how many
-// of its shards it should give back, so that the peers' numbers of shards differ
-// by one at most. Every peer decides for itself, from the same rows.
+// share decides which shards of a range this instance should claim, and how
+// many of its shards it should give back, so that the peers' numbers of shards
+// differ by one at most. Every peer decides for itself, from the same rows.
 func share(s event.Survey, r event.ShardRange) (claim []int, giveBack int) {
 	rank := slices.Index(s.Peers, s.Self)
 	if rank < 0 {

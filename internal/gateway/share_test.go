@@ -48,8 +48,8 @@ func (m *fleetModel) round(r *rand.Rand) (moves int) {
 	return moves
 }
 
-// TestShare: whichever peers join or leave, all shards are evenly shared within a
-// few rounds, and then nothing moves any more.
+// TestShare: whichever peers join or leave, all shards are evenly shared
+// within a few rounds, and then nothing moves any more.
 func TestShare(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -92,8 +92,8 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// TestShareBounds: few shards move at a time, and an instance that is not among the
-// peers takes none.
+// TestShareBounds: few shards move at a time, and an instance that is not
+// among the peers takes none.
 func TestShareBounds(t *testing.T) {
 	t.Parallel()
 	r := event.ShardRange{Last: 999, Count: 1000}

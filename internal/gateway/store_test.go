@@ -12,8 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// memory is shared by instances, like a database: it outlives a Gateway. It commits
-// at once, unless it is busy or frozen.
+// memory is shared by instances, like a database: it outlives a Gateway. It
+// commits at once, unless it is busy or frozen.
 type memory struct {
 	mu      sync.Mutex
 	plan    event.Plan
@@ -77,7 +77,8 @@ func (m *memory) all() []*event.Event {
 // wait returns the events as soon as wanted accepts them.
 func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
 	t.Helper()
-	// Not at every event: there are thousands, and wanted goes through all of them.
+	// Not at every event: there are thousands, and wanted goes through all of
+	// them.
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	for {
