@@ -63,7 +63,7 @@ type link struct {
 	overlap   atomic.Pointer[overlap]
 
 	// busy is how long the reader did not wait for the socket, in nanoseconds.
-	// busySince is when it last stopped to wait, in Unix nanoseconds; 0 while it
+	// busySince is when it last stopped waiting, in Unix nanoseconds; 0 while it
 	// waits.
 	busy      atomic.Int64
 	busySince atomic.Int64
