@@ -205,7 +205,7 @@ func (r *rig) named(name string, n int) *event.Event {
 	return found
 }
 
-// withoutMessages returns the names of what was delivered, without the
+// withoutMessages returns the names of the delivered events other than
 // messages.
 func (r *rig) withoutMessages() []string {
 	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
