@@ -1,0 +1,98 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The pages that lead a newcomer through the code. They name files and
+// functions, and a rename must not leave them pointing nowhere.
+var guides = []string{"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"}
+
+var (
+	// guidedName is "`link.receive` in `internal/gateway/link.go`".
+	guidedName = regexp.MustCompile("`([A-Za-z][\\w.]*)` in `([\\w./-]+\\.go)`")
+	// guidedPath is any path of the repository between backticks.
+	guidedPath = regexp.MustCompile("`((?:api|cmd|docs|examples|internal|migrations|\\.ci)/[\\w./-]*)`")
+)
+
+// TestGuidesNameWhatExists checks that each path and each function that the
+// guides name is there.
+func TestGuidesNameWhatExists(t *testing.T) {
+	root := filepath.Join("..", "..")
+	names := 0
+	for _, page := range guides {
+		b, err := os.ReadFile(filepath.Join(root, page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A sentence may go on in the next line.
+		text := strings.Join(strings.Fields(string(b)), " ")
+		for _, m := range guidedPath.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
+				t.Errorf("%s names %s: %v", page, m[1], err)
+			}
+		}
+		for _, m := range guidedName.FindAllStringSubmatch(text, -1) {
+			names++
+			if declared := declaredIn(t, filepath.Join(root, m[2])); !slices.Contains(declared, m[1]) {
+				t.Errorf("%s says that %s is in %s, which declares %q", page, m[1], m[2], declared)
+			}
+		}
+	}
+	if names < 10 {
+		t.Errorf("the guides name %d functions: the pattern no longer finds them", names)
+	}
+}
+
+// declaredIn lists a file's functions, methods as "type.method", types,
+// constants and variables.
+func declaredIn(t *testing.T, path string) (names []string) {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Errorf("%v", err)
+		return nil
+	}
+	for _, d := range file.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			names = append(names, receiverOf(d)+d.Name.Name)
+		case *ast.GenDecl:
+			for _, spec := range d.Specs {
+				switch spec := spec.(type) {
+				case *ast.TypeSpec:
+					names = append(names, spec.Name.Name)
+				case *ast.ValueSpec:
+					for _, n := range spec.Names {
+						names = append(names, n.Name)
+					}
+				}
+			}
+		}
+	}
+	return names
+}
+
+// receiverOf is "type." for a method, and "" for a function.
+func receiverOf(d *ast.FuncDecl) string {
+	if d.Recv == nil {
+		return ""
+	}
+	typ := d.Recv.List[0].Type
+	if star, ok := typ.(*ast.StarExpr); ok {
+		typ = star.X
+	}
+	name, ok := typ.(*ast.Ident)
+	if !ok {
+		return ""
+	}
+	return name.Name + "."
+}
