@@ -64,7 +64,7 @@ func writeSchema(b *bytes.Buffer, m *model, models map[string]*model) {
 	if m.by != "" {
 		fmt.Fprintf(b, "      description: %s\n      oneOf:\n", quote(m.about))
 		for _, v := range m.cases {
-			fmt.Fprintf(b, "        - allOf:\n            - %s\n            - { type: object, properties: { %s: %s } }\n", ref(v.model), m.by, told(m, v))
+			fmt.Fprintf(b, "        - allOf:\n            - %s\n            - { type: object, properties: { %s: %s } }\n", ref(v.model), m.by, selector(m, v))
 		}
 		return
 	}
@@ -78,8 +78,8 @@ func writeSchema(b *bytes.Buffer, m *model, models map[string]*model) {
 	}
 }
 
-// told returns the schema of the union's selecting field for a variant.
-func told(m *model, v variant) string {
+// selector returns the schema of the union's selecting field for a variant.
+func selector(m *model, v variant) string {
 	if v.values != nil {
 		return "{ enum: [" + strings.Join(v.values, ", ") + "] }"
 	}

@@ -67,8 +67,8 @@ func TestConnectionsAreReused(t *testing.T) {
 					t.Fatalf("%v, %v", r.Class, r.Err)
 				}
 			}
-			if n, told := opened.Load(), s.Opened(); n != tt.want || told != n {
-				t.Errorf("%d connections for three POSTs, want %d; %d were counted", n, tt.want, told)
+			if n, counted := opened.Load(), s.Opened(); n != tt.want || counted != n {
+				t.Errorf("%d connections for three POSTs, want %d; %d were counted", n, tt.want, counted)
 			}
 			if kept := s.Idle(); (kept == 1) != (tt.want == 1) {
 				t.Errorf("%d connections are kept", kept)

@@ -58,7 +58,7 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
 	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
 		done := false
-		told := d.notice(e, l.ID)
+		notices := d.notice(e, l.ID)
 		err := d.store.Ensure(ctx)
 		if err == nil {
 			err = d.listeners.Disable(ctx, l.ID, reason, func(ctx context.Context, tx pgx.Tx) error {
@@ -69,7 +69,7 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 				}
 				done = true
 				var b pgx.Batch
-				told.queue(&b, d.store.Put)
+				notices.queue(&b, d.store.Put)
 				return tx.SendBatch(ctx, &b).Close()
 			})
 		}
@@ -80,7 +80,7 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 			d.log.LogAttrs(ctx, slog.LevelWarn, "disabling a listener failed, trying again", slog.Any("error", err))
 			return retry.RetryableError(err)
 		case done:
-			told.trace(ctx, d.cfg.Traces)
+			notices.trace(ctx, d.cfg.Traces)
 			d.metrics.disabled.WithLabelValues(reason).Inc()
 			d.log.LogAttrs(ctx, slog.LevelWarn, "listener disabled", slog.String("listener", event.ListenerID(l.ID)),
 				slog.String("reason", reason), slog.String("host", hostOf(l)))

@@ -48,8 +48,8 @@ func TestStreaks(t *testing.T) {
 	}
 }
 
-// told are the stored events of a name.
-func (b *bundle) told(t *testing.T, name string) (all []map[string]any) {
+// stored are the stored events of a name.
+func (b *bundle) stored(t *testing.T, name string) (all []map[string]any) {
 	t.Helper()
 	rows, err := b.pool.Query(t.Context(), `SELECT data FROM events WHERE name = $1 ORDER BY batch_id`, name)
 	if err != nil {
@@ -95,17 +95,17 @@ func TestGoneIsToldOnce(t *testing.T) {
 		names[got.name]++
 	}
 	if diff := cmp.Diff(map[string]int{"RAW_GATEHOOK_LISTENER_DISABLED": 1, "RAW_GATEHOOK_DELIVERY_EXHAUSTED": atOnce}, names); diff != "" {
-		t.Errorf("told (-want +got):\n%s", diff)
+		t.Errorf("stored (-want +got):\n%s", diff)
 	}
 	if n := testutil.ToFloat64(b.Delivery.metrics.disabled.WithLabelValues(reasonGone)); n != 1 {
 		t.Errorf("%v listeners were counted as disabled", n)
 	}
-	disabled := b.told(t, eventDisabled)
+	disabled := b.stored(t, eventDisabled)
 	if len(disabled) != 1 || disabled[0]["reason"] != "gone" || disabled[0]["listener_id"] != event.ListenerID(1) ||
 		disabled[0]["event"] != "MESSAGE_CREATE" || disabled[0]["failing_since"] != nil {
 		t.Errorf("said: %v", disabled)
 	}
-	spent := b.told(t, eventExhausted)
+	spent := b.stored(t, eventExhausted)
 	if len(spent) != atOnce || spent[0]["attempts"] != 1.0 || spent[0]["status"] != 410.0 || spent[0]["event"] != "MESSAGE_CREATE" || spent[0]["error"] != nil {
 		t.Errorf("said: %v", spent)
 	}
@@ -122,7 +122,7 @@ func TestExhaustedIsToldWithoutEnd(t *testing.T) {
 	// Two events for two listeners, and four that report those: 3 attempts each.
 	c.await(t, 3*(4+4))
 	b.stop()
-	if n := len(b.told(t, eventExhausted)); n != 4 {
+	if n := len(b.stored(t, eventExhausted)); n != 4 {
 		t.Errorf("%d events tell of exhausted deliveries, want 4", n)
 	}
 	if n := b.count(t, `SELECT count(*) FROM retries WHERE state = 'exhausted'`); n != 8 {
@@ -195,7 +195,7 @@ func TestFailingForDaysDisables(t *testing.T) {
 	if diff := cmp.Diff(map[int64]string{1: reasonFailing}, b.registry.disabled); diff != "" {
 		t.Errorf("disabled (-want +got):\n%s", diff)
 	}
-	if said := b.told(t, eventDisabled); len(said) != 1 || said[0]["reason"] != reasonFailing || said[0]["failing_since"] == nil {
+	if said := b.stored(t, eventDisabled); len(said) != 1 || said[0]["reason"] != reasonFailing || said[0]["failing_since"] == nil {
 		t.Errorf("said: %v", said)
 	}
 	// The delivery waits for the listener to be enabled again.
@@ -224,8 +224,8 @@ func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-b.settled
-	if n := len(b.told(t, eventDisabled)); n != 1 {
-		t.Errorf("told %d times", n)
+	if n := len(b.stored(t, eventDisabled)); n != 1 {
+		t.Errorf("stored %d times", n)
 	}
 	if len(c.got) != 0 {
 		t.Error("a disabled listener's callback was called")

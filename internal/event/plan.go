@@ -83,10 +83,11 @@ type Holder struct {
 	Stored int64
 }
 
-// Told is an event that a set delivered, reduced to what tells it from others.
-type Told struct {
+// Digest identifies a dispatch by its content. The sessions of two sets number the
+// same dispatch differently, so nothing else shows that both received it.
+type Digest struct {
 	Name string
-	// Digest is the MD5 of the payload. It need not resist an attacker: both
+	// Sum is the MD5 of the payload. It need not resist an attacker: both
 	// copies come from Discord.
-	Digest [16]byte
+	Sum [16]byte
 }

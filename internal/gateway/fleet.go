@@ -313,14 +313,14 @@ func (f *fleet) newShard(id event.Shard) *shard {
 
 // deliveredBefore lists the dispatches that the previous set delivered while
 // the current one received the same.
-func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Told, error) {
+func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Digest, error) {
 	f.mu.Lock()
 	plan := f.plan
 	f.mu.Unlock()
 	if plan.Previous == 0 || plan.OverlapAt.IsZero() {
 		return nil, nil
 	}
-	return f.store.Told(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
+	return f.store.Delivered(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 }
 
 // dismiss ends the tenures of shards that are in no set of the plan any more,

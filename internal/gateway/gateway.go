@@ -64,7 +64,7 @@ type Gateway struct {
 	timing  timing
 	log     *slog.Logger
 	metrics *metrics
-	// application is the bot's application id; 0 until Discord told it.
+	// application is the bot's application id; 0 until Discord has said it.
 	application atomic.Uint64
 
 	mu     sync.Mutex // guards the fields below

@@ -262,7 +262,7 @@ func (s *shard) openGate(ctx context.Context, t *tenure) error {
 	if err != nil {
 		return err
 	}
-	delivered := make(map[event.Told]int, len(list))
+	delivered := make(map[event.Digest]int, len(list))
 	for _, e := range list {
 		delivered[e]++
 	}

@@ -33,7 +33,7 @@ type holding struct {
 	kept        []keptEvent
 	bytes       int                // of the data of kept
 	space       chan struct{}      // closed and replaced when kept is emptied
-	delivered   map[event.Told]int // how often the other connection delivered each
+	delivered   map[event.Digest]int // how often the other connection delivered each
 	copiesUntil time.Time          // no copy of delivered is received after this
 	justOpened  bool               // nothing was put since the opening
 }
@@ -116,7 +116,7 @@ func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID
 
 // open hands on the kept events and keeps none from then on. delivered says how
 // often the other connection delivered each dispatch; these are left out.
-func (h *holding) open(ctx context.Context, delivered map[event.Told]int) error {
+func (h *holding) open(ctx context.Context, delivered map[event.Digest]int) error {
 	h.mu.Lock()
 	h.delivered, h.copiesUntil, h.justOpened = delivered, time.Now().Add(copyLimit), true
 	h.mu.Unlock()

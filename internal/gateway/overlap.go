@@ -19,7 +19,7 @@ type overlap struct {
 }
 
 type deliveredEvent struct {
-	event.Told
+	event.Digest
 	at time.Time
 }
 
@@ -51,18 +51,18 @@ func (o *overlap) begin(now time.Time) {
 }
 
 // counts returns how often each dispatch was delivered.
-func (o *overlap) counts() map[event.Told]int {
+func (o *overlap) counts() map[event.Digest]int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	counts := make(map[event.Told]int, len(o.delivered))
+	counts := make(map[event.Digest]int, len(o.delivered))
 	for _, t := range o.delivered {
-		counts[t.Told]++
+		counts[t.Digest]++
 	}
 	return counts
 }
 
 // digestOf returns the part that the two copies of a dispatch have in common.
-// An MD5 is enough: see event.Told.
-func digestOf(e *event.Event) event.Told {
-	return event.Told{Name: e.Name, Digest: md5.Sum(e.Data)}
+// An MD5 is enough: see event.Digest.
+func digestOf(e *event.Event) event.Digest {
+	return event.Digest{Name: e.Name, Sum: md5.Sum(e.Data)}
 }

@@ -35,7 +35,7 @@ type shard struct {
 	outgrown       func()        // reports that there are too few shards
 	// deliveredBefore lists what the previous set of shards delivered while
 	// this one received the same.
-	deliveredBefore func(context.Context) ([]event.Told, error)
+	deliveredBefore func(context.Context) ([]event.Digest, error)
 	timing          timing
 	log             *slog.Logger
 	metrics         *metrics

@@ -27,9 +27,9 @@ type Store interface {
 	Withdraw(ctx context.Context) error
 	// Holders returns which instance owns each shard of a set, for people.
 	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
-	// Told returns the dispatches that a set of shards handed on since a time, as
+	// Delivered returns the dispatches that a set of shards handed on since a time, as
 	// far as a listener wants them.
-	Told(ctx context.Context, count int, since time.Time) ([]event.Told, error)
+	Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error)
 }
 
 // Claim is the right to run one shard. One goroutine at a time uses it, except

@@ -272,13 +272,13 @@ func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int
 	return holders, nil
 }
 
-func (m *peer) Told(_ context.Context, count int, since time.Time) (told []event.Told, err error) {
+func (m *peer) Delivered(_ context.Context, count int, since time.Time) (delivered []event.Digest, err error) {
 	for _, e := range m.all() {
 		if e.Shard.Count == count && e.Seq > 0 && !e.ReceivedAt.Before(since) {
-			told = append(told, digestOf(e))
+			delivered = append(delivered, digestOf(e))
 		}
 	}
-	return told, nil
+	return delivered, nil
 }
 
 type memoryClaim struct {

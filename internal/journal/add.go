@@ -12,7 +12,7 @@ import (
 )
 
 // Events without a batch are those that no shard received: the samples that test a
-// listener, and delivery's own events.
+// listener, and delivery's notices.
 
 // Key returns a key for an event that is stored without a batch. Its ordinal is
 // above those of all batches, because its number may be that of a batch.

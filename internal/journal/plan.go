@@ -157,9 +157,9 @@ func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, co
 	return holders, nil
 }
 
-// Told lists the wanted dispatches that a set of shards received at or after
+// Delivered lists the wanted dispatches that a set of shards received at or after
 // a time.
-func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event.Told, error) {
+func (j *Journal) Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error) {
 	// The batch's number is the time of its commit: a bound for the index.
 	rows, err := j.pool.Query(ctx, `SELECT name, decode(md5(data), 'hex') FROM events
 		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
@@ -167,14 +167,14 @@ func (j *Journal) Told(ctx context.Context, count int, since time.Time) ([]event
 	if err != nil {
 		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
 	}
-	told, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t event.Told, err error) {
-		var digest []byte
-		err = row.Scan(&t.Name, &digest)
-		copy(t.Digest[:], digest)
-		return t, err
+	delivered, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d event.Digest, err error) {
+		var sum []byte
+		err = row.Scan(&d.Name, &sum)
+		copy(d.Sum[:], sum)
+		return d, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
 	}
-	return told, nil
+	return delivered, nil
 }

@@ -171,7 +171,7 @@ func TestSurveyOfRanges(t *testing.T) {
 	}
 }
 
-func TestTold(t *testing.T) {
+func TestDelivered(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
 	b := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
@@ -184,11 +184,11 @@ func TestTold(t *testing.T) {
 	if err := s.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	told, err := b.Told(t.Context(), shard0.Count, since)
-	if err != nil || len(told) != 1 || told[0].Name != "WANTED" || told[0].Digest != md5.Sum(e.Data) {
-		t.Fatalf("%+v, %v", told, err)
+	delivered, err := b.Delivered(t.Context(), shard0.Count, since)
+	if err != nil || len(delivered) != 1 || delivered[0].Name != "WANTED" || delivered[0].Sum != md5.Sum(e.Data) {
+		t.Fatalf("%+v, %v", delivered, err)
 	}
-	if none, err := b.Told(t.Context(), shard0.Count+1, since); err != nil || len(none) != 0 {
+	if none, err := b.Delivered(t.Context(), shard0.Count+1, since); err != nil || len(none) != 0 {
 		t.Errorf("of another set: %+v, %v", none, err)
 	}
 }
