@@ -77,43 +77,45 @@ func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, erro
 			return nil, err
 		}
 	}
-	switch {
-	case l.Format == event.FormatDiscord || l.Format == event.FormatChatSDK:
-		return appendBody(make([]byte, 0, headRoom+len(data)), l, deliveredName(l, e), e, data, application), nil
-	case isRaw(l):
-		return j.bodies.ofRaw(e), nil
-	default:
-		return whole, nil
+	if write := formats[l.Format]; write != nil {
+		return write(make([]byte, 0, headRoom+len(data)), deliveredName(l, e), e, data, application), nil
 	}
+	if isRaw(l) {
+		return j.bodies.ofRaw(e), nil
+	}
+	return whole, nil
 }
 
-// appendBody appends the body in the listener's format. In every format the bytes of data
-// are copied as they are, never encoded again. The format discord is that of Discord's own
-// webhook events (Discord: Webhook Events).
-func appendBody(dst []byte, l *event.Listener, name string, e *event.Event, data []byte, application event.Snowflake) []byte {
-	switch l.Format {
-	case event.FormatDiscord:
-		dst = append(dst, `{"version":1,"application_id":"`...)
-		dst = append(dst, application.String()...)
-		dst = append(dst, `","type":1,"event":{"type":`...)
-		dst = appendString(dst, name)
-		dst = append(dst, `,"timestamp":"`...)
-		dst = e.ReceivedAt.UTC().AppendFormat(dst, time.RFC3339Nano)
-		dst = append(dst, `","data":`...)
-		dst = appendData(dst, data)
-		return append(dst, "}}"...)
-	case event.FormatChatSDK:
-		dst = append(dst, `{"type":`...)
-		dst = appendString(dst, "GATEWAY_"+name)
-		dst = append(dst, `,"timestamp":`...)
-		dst = strconv.AppendInt(dst, e.ReceivedAt.UnixMilli(), 10)
-		dst = append(dst, `,"data":`...)
-		dst = appendData(dst, data)
-		return append(dst, '}')
-	default:
-		dst = appendData(appendHead(dst, name, e), data)
-		return append(dst, '}')
-	}
+// formats write the bodies of the formats other than the standard one, whose bodies are
+// shared. In every format the bytes of data are copied as they are, never encoded again.
+var formats = map[event.Format]func(dst []byte, name string, e *event.Event, data []byte, application event.Snowflake) []byte{
+	event.FormatDiscord: appendDiscord,
+	event.FormatChatSDK: appendChatSDK,
+}
+
+// appendDiscord appends the body of Discord's own webhook events (Discord: Webhook
+// Events).
+func appendDiscord(dst []byte, name string, e *event.Event, data []byte, application event.Snowflake) []byte {
+	dst = append(dst, `{"version":1,"application_id":"`...)
+	dst = append(dst, application.String()...)
+	dst = append(dst, `","type":1,"event":{"type":`...)
+	dst = appendString(dst, name)
+	dst = append(dst, `,"timestamp":"`...)
+	dst = e.ReceivedAt.UTC().AppendFormat(dst, time.RFC3339Nano)
+	dst = append(dst, `","data":`...)
+	dst = appendData(dst, data)
+	return append(dst, "}}"...)
+}
+
+// appendChatSDK appends the body that the Chat SDK's Discord adapter reads.
+func appendChatSDK(dst []byte, name string, e *event.Event, data []byte, _ event.Snowflake) []byte {
+	dst = append(dst, `{"type":`...)
+	dst = appendString(dst, "GATEWAY_"+name)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, e.ReceivedAt.UnixMilli(), 10)
+	dst = append(dst, `,"data":`...)
+	dst = appendData(dst, data)
+	return append(dst, '}')
 }
 
 // appendHead appends the part of a body in the standard format that comes before its data.

@@ -10,7 +10,7 @@ import (
 func TestCourse(t *testing.T) {
 	t.Parallel()
 	want := map[discord.Course][]discord.CloseCode{
-		discord.CourseResume:   {0, 1000, 1001, 1005, 1006, 1011, 3000, 4000, 4002, 4008, 4015, 4900, 4999},
+		discord.CourseResume:   {0, 1000, 1001, 1005, 1006, 1011, 3000, 4000, 4002, 4008, 4900, 4998, 4999},
 		discord.CourseIdentify: {4001, 4003, 4005, 4006, 4007, 4009},
 		discord.CourseStop:     {4004, 4010, 4011, 4012, 4013, 4014},
 	}

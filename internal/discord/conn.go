@@ -42,6 +42,7 @@ var ErrDefect = errors.New("what arrived could not be understood")
 // WriteTimeout.
 type Conn struct {
 	ws          *websocket.Conn
+	reading     context.Context // of all reads; it never ends
 	socket      net.Conn
 	compression Compression
 	maxPayload  int
@@ -58,8 +59,8 @@ type Conn struct {
 // is ErrOddFrame if only this payload is lost. After any other error the
 // connection has to be closed: ErrDefect, or the one that ended the socket, of
 // which CloseCodeOf knows Discord's close code.
-func (c *Conn) Read(ctx context.Context) (Frame, error) {
-	payload, err := c.readMessage(context.WithoutCancel(ctx))
+func (c *Conn) Read() (Frame, error) {
+	payload, err := c.readMessage()
 	if err != nil {
 		return Frame{}, err
 	}
@@ -70,14 +71,14 @@ func (c *Conn) Read(ctx context.Context) (Frame, error) {
 	return f, err
 }
 
-func (c *Conn) readMessage(ctx context.Context) ([]byte, error) {
+func (c *Conn) readMessage() ([]byte, error) {
 	if c.message.Cap() > keepPayload {
 		c.message = bytes.Buffer{}
 	}
 	c.message.Reset()
 	for {
 		start := c.message.Len()
-		kind, r, err := c.ws.Reader(ctx)
+		kind, r, err := c.ws.Reader(c.reading)
 		if err != nil {
 			return nil, err
 		}

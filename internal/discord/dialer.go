@@ -65,12 +65,13 @@ func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial the gateway: %w", err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, DialTimeout, fmt.Errorf("no answer within %v", DialTimeout))
-	defer cancel()
 	c := &Conn{
+		reading:     context.WithoutCancel(ctx),
 		compression: d.cfg.Compression, maxPayload: d.cfg.MaxPayload, received: d.cfg.Received,
 		sent: Window{Length: SendWindow, Limit: SendLimit},
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, DialTimeout, fmt.Errorf("no answer within %v", DialTimeout))
+	defer cancel()
 	// The socket is kept so that Close can be bounded: the library waits up to
 	// ten seconds for a peer that says nothing.
 	transport := &http.Transport{

@@ -139,7 +139,7 @@ func closeCases() (cases []contractCase) {
 		{"close 4012", discordtest.Close(4012), 4012, fails, "upgrade Gatehook"},
 		{"close 4013", discordtest.Close(4013), 4013, fails, "GATEHOOK_INTENTS"},
 		{"close 4014", discordtest.Close(4014), 4014, fails, "MESSAGE_CONTENT (Message Content Intent): switch it on"},
-		{"close 4015", discordtest.Close(4015), 4015, resumes, ""},
+		{"close 4998", discordtest.Close(4998), 4998, resumes, ""},
 		{"close 4321", discordtest.Close(4321), 4321, resumes, ""},
 	}
 	for _, e := range ends {

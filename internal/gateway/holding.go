@@ -31,11 +31,11 @@ type holding struct {
 	mu          sync.Mutex // guards the fields below
 	muted       bool
 	kept        []keptEvent
-	bytes       int                // of the data of kept
-	space       chan struct{}      // closed and replaced when kept is emptied
+	bytes       int                  // of the data of kept
+	space       chan struct{}        // closed and replaced when kept is emptied
 	delivered   map[event.Digest]int // how often the other connection delivered each
-	copiesUntil time.Time          // no copy of delivered is received after this
-	justOpened  bool               // nothing was put since the opening
+	copiesUntil time.Time            // no copy of delivered is received after this
+	justOpened  bool                 // nothing was put since the opening
 }
 
 type keptEvent struct {

@@ -158,7 +158,7 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
 	defer patience.Stop()
 	for {
-		f, err := l.conn.Read(ctx)
+		f, err := l.conn.Read()
 		now := time.Now()
 		l.busySince.Store(now.UnixNano())
 		switch {

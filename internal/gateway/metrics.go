@@ -75,10 +75,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// received counts what a connection read, in bytes.
+// received counts what a connection read, in bytes. All readers share the
+// counters, so adding 0 would not be free.
 func (m *metrics) received(wire, inflated int) {
-	m.bytesIn.Add(float64(wire))
-	m.bytesInflated.Add(float64(inflated))
+	if wire > 0 {
+		m.bytesIn.Add(float64(wire))
+	}
+	if inflated > 0 {
+		m.bytesInflated.Add(float64(inflated))
+	}
 }
 
 // event counts an event and returns its name as a string.

@@ -171,16 +171,16 @@ func (c *conn) perform(a Action) error {
 	case verbClose:
 		c.end(a.code)
 		return c.sendClose(a.code)
-	case verbDrop:
-		c.end(1006)
-		return c.wire.closeWrite()
 	case verbDelay:
 		c.sleep(a.wait)
 	case verbSilence:
 		c.silence()
 	case verbReset:
 		c.reset()
-	default: // Skip does nothing here; Arm refuses Status
+	case verbSkip:
+	default: // Drop, and Status, which is for HTTP requests only
+		c.end(1006)
+		return c.wire.closeWrite()
 	}
 	return nil
 }
