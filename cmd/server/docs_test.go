@@ -19,6 +19,8 @@ var guides = []string{"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"}
 var (
 	// guidedName is "`link.receive` in `internal/gateway/link.go`".
 	guidedName = regexp.MustCompile("`([A-Za-z][\\w.]*)` in `([\\w./-]+\\.go)`")
+	// drawnName is a line of the tree of calls in a doc.go: "lane.push  lane.go".
+	drawnName = regexp.MustCompile(`(?m)^//\t[ ]*(?:go )?([A-Za-z][\w.]*)\s+(\w+\.go)\b`)
 	// guidedPath is any path of the repository between backticks.
 	guidedPath = regexp.MustCompile("`((?:api|cmd|docs|examples|internal|migrations|\\.ci)/[\\w./-]*)`")
 )
@@ -52,8 +54,33 @@ func TestGuidesNameWhatExists(t *testing.T) {
 	}
 }
 
-// declaredIn lists a file's functions, methods as "type.method", types,
-// constants and variables.
+// TestDrawnCallsExist checks that each function in the package comments' trees of calls
+// is in the file that stands beside it.
+func TestDrawnCallsExist(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "..", "internal", "*", "doc.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := 0
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range drawnName.FindAllStringSubmatch(string(b), -1) {
+			names++
+			if declared := declaredIn(t, filepath.Join(filepath.Dir(page), m[2])); !slices.Contains(declared, m[1]) {
+				t.Errorf("%s draws %s in %s, which declares %q", page, m[1], m[2], declared)
+			}
+		}
+	}
+	if names < 50 {
+		t.Errorf("the trees name %d functions: the pattern no longer finds them", names)
+	}
+}
+
+// declaredIn lists a file's functions, types, constants and variables, and the methods
+// and fields of its types as "type.name".
 func declaredIn(t *testing.T, path string) (names []string) {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
@@ -70,12 +97,34 @@ func declaredIn(t *testing.T, path string) (names []string) {
 				switch spec := spec.(type) {
 				case *ast.TypeSpec:
 					names = append(names, spec.Name.Name)
+					for _, member := range membersOf(spec.Type) {
+						names = append(names, spec.Name.Name+"."+member)
+					}
 				case *ast.ValueSpec:
 					for _, n := range spec.Names {
 						names = append(names, n.Name)
 					}
 				}
 			}
+		}
+	}
+	return names
+}
+
+// membersOf lists the fields of a struct, or the methods of an interface.
+func membersOf(e ast.Expr) (names []string) {
+	var list *ast.FieldList
+	switch e := e.(type) {
+	case *ast.StructType:
+		list = e.Fields
+	case *ast.InterfaceType:
+		list = e.Methods
+	default:
+		return nil
+	}
+	for _, f := range list.List {
+		for _, n := range f.Names {
+			names = append(names, n.Name)
 		}
 	}
 	return names

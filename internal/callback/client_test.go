@@ -258,9 +258,10 @@ func BenchmarkSend(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		req := testRequest(body)
 		b.ReportAllocs()
 		for b.Loop() {
-			if r := c.Send(b.Context(), target, testRequest(body)); r.Status != 204 {
+			if r := c.Send(b.Context(), target, req); r.Status != 204 {
 				b.Fatal(r.Err)
 			}
 		}

@@ -21,10 +21,10 @@
 //
 //   - A POST ends within its timeout, from the dial to the last byte of the response,
 //     whatever the other side sends or leaves out. It also ends when its context does.
-//   - No address is dialed that [Config.Allow] does not allow and that is private,
-//     loopback, link-local, reserved or a cloud's own, and no port below 1024 but 80
-//     and 443. The address is checked at the dial, after the name was resolved. Only a
-//     proxy looks names up by itself, and has to refuse addresses by itself.
+//   - A private, loopback, link-local, reserved or cloud metadata address is dialed only
+//     if [Config.Allow] contains it. Of the ports below 1024, only 80 and 443 are
+//     dialed. Addresses are checked at the dial, after the name was resolved. A proxy
+//     resolves names itself, so it has to refuse such addresses itself.
 //   - An error's text holds neither the callback's path nor a header nor anything that
 //     the callback sent. The response of a POST that was not accepted holds none of the
 //     event's tokens.

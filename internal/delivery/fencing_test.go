@@ -58,7 +58,7 @@ func (l *lessee) regain(id int64) {
 	close(l.held)
 }
 
-func (l *lessee) isPaused() bool {
+func (l *lessee) hasLease() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -187,7 +187,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 	i := newLessee(1)
 	arrived, answer := make(chan struct{}), make(chan struct{})
 	c := newReceiver(t, func(got call) (int, http.Header) {
-		if !i.isPaused() {
+		if !i.hasLease() {
 			t.Errorf("event %d was sent without a lease", got.seq)
 		}
 		arrived <- struct{}{}

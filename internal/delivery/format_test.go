@@ -215,3 +215,18 @@ func bodyIn(l *event.Listener, name string, e *event.Event, data []byte, applica
 	}
 	return append(appendData(appendHead(nil, name, e), data), '}')
 }
+
+// BenchmarkBody makes the body of an event for its first parsed listener.
+func BenchmarkBody(b *testing.B) {
+	e := &event.Stored{Event: *testEvent()}
+	e.Name = "MESSAGE_CREATE"
+	e.Data, _ = event.Sample(e.Name)
+	l := &event.Listener{Event: e.Name, Format: event.FormatStandard}
+	b.ReportAllocs()
+	for b.Loop() {
+		j := job{stored: e, bodies: new(bodies)}
+		if _, err := j.body(l, 1001); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

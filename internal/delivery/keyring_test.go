@@ -1,7 +1,10 @@
 package delivery
 
 import (
+	"crypto/ed25519"
 	"encoding/hex"
+	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -47,6 +50,21 @@ func TestKeyring(t *testing.T) {
 	again, err := openKeyring(t.Context(), pool, secret.Keys{})
 	if err != nil || len(again.all()) != 2 || again.newest().Public() != rings[0].newest().Public() {
 		t.Errorf("a later start has %v, %v", again.all(), err)
+	}
+}
+
+// TestSigningKeyIsRedacted checks that no way of printing a stored key shows its private
+// half.
+func TestSigningKeyIsRedacted(t *testing.T) {
+	t.Parallel()
+	k := signingKey{Key: callback.KeyFromSeed([]byte(strings.Repeat("s", ed25519.SeedSize))), id: 1}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).LogAttrs(t.Context(), slog.LevelInfo, "rotated", slog.Any("key", k))
+	printed := []string{fmt.Sprintf("%v", k), fmt.Sprintf("%+v", k), fmt.Sprintf("%#v", k), fmt.Sprint(k), log.String()}
+	for _, out := range printed {
+		if strings.Contains(out, "115") || strings.Contains(out, "ssss") || !strings.Contains(out, k.Public()) {
+			t.Errorf("it is printed as %s", out)
+		}
 	}
 }
 

@@ -13,7 +13,9 @@
 //
 // # From Run to the journal
 //
-// "go" marks a goroutine; whoever starts one waits for its end.
+// "go" marks a goroutine; whoever starts one waits for its end. Two more are not
+// drawn: the one that closes a link, and the one that ends a tenure whose claim
+// is lost.
 //
 //	Gateway.Run                     gateway.go   until the drain
 //	  Gateway.discover                           asks Discord who the bot is
@@ -66,8 +68,9 @@
 // the session up to which the journal has everything.
 //
 // A holding stands before the outlet while another connection delivers the same
-// events. Muted, it drops them; then it keeps them; open, it hands them on,
-// except for those that the other connection delivered.
+// events. At first it may be muted, and drops events. Then it keeps them. Once it
+// is open it hands them on, except for those that the other connection
+// delivered.
 //
 // A notice is an event that Discord did not send, such as SHARD_CONNECT.
 //
@@ -78,11 +81,11 @@
 //	StateIdentifying  from HELLO to READY
 //	StateResuming     from a link with a session to RESUMED
 //	StateConnected    from READY or RESUMED to the next link
-//	StateFailed       from a close that only a person can help, to a retry, or to
-//	                  intents that may be enough
+//	StateFailed       from a close code after which a person has to change something,
+//	                  to a retry, or to other intents that may be allowed
 //
-// When a connection ends, the state changes with the next link, or to
-// StateFailed. When the tenure ends, it is StateStandby again.
+// When a connection ends, the state stays as it is until the next link begins or
+// the shard fails. When the tenure ends, the state is StateStandby again.
 //
 // # Two ways to change over
 //

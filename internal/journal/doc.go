@@ -10,29 +10,29 @@
 //
 // # The way of an event
 //
-//	Claim.Append       a shard hands over an event and its session's cursor
-//	└─ queue.push      waits while the queue is full
-//	Journal.Run        the one writer
-//	├─ queue.take      takes everything that waits
-//	├─ collect         asks the Matcher who wants the event
-//	└─ flush
-//	   ├─ commit       repeats tryCommit until it succeeds
-//	   │  └─ tryCommit waits for a valid lease and numbers the batch
-//	   │     ├─ openClaims  before a claim's first event: Deliverer.Prepare
-//	   │     └─ transact    cursors, the batch row and the events, in one transaction
-//	   └─ dispatch     Deliverer.Deliver
+//	Claim.Append               claim.go    a shard hands over an event and its session's cursor
+//	  queue.push               queue.go    waits while the queue is full
 //
-// Beside the writer, upkeep takes over from dead instances (Recover) and keeps the
+//	Journal.Run                journal.go  the one writer
+//	  queue.take               queue.go    takes everything that waits
+//	  Journal.collect          write.go    asks the Matcher who wants the event
+//	  Journal.flush            write.go
+//	    Journal.commit         write.go    repeats tryCommit until it succeeds
+//	      Journal.tryCommit    write.go    waits for a valid lease and numbers the batch
+//	        Journal.openClaims write.go    before a claim's first event: Deliverer.Prepare
+//	        Journal.transact   write.go    cursors, the batch row and the events, in one transaction
+//	    Journal.dispatch       write.go    Deliverer.Deliver
+//
+// Beside the writer, upkeep takes over from dead instances (Recover) and makes and drops
 // partitions. A batch row lasts until delivery has settled all of the batch's
 // deliveries (Store.Settle).
 //
 // # Batch numbers
 //
 // A batch's number is the clock at its commit in microseconds, shifted left by 10
-// bits, with the low 10 bits of the instance's number. So it grows with time, two
-// instances don't use the same one (their numbers would have to differ by a
-// multiple of 1024), and a range of numbers is a range of time, by which events are
-// partitioned. An event's key is its batch's number and its place in the batch.
+// bits, with the low 10 bits of the instance's number. So it grows with time, and a range of numbers is a range of time, by which
+// events are partitioned. Two instances could get the same number only if their own
+// numbers differ by a multiple of 1024 and they commit in the same microsecond. An event's key is its batch's number and its place in the batch.
 // Events without a batch (Store.Add) have places from 1<<30 on.
 //
 // # Leases, claims and epochs

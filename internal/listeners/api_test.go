@@ -305,7 +305,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 		t.Errorf("patched onto another: %d %v", taken.status, taken.body)
 	}
 	if moved := a.call(t, "PATCH", "/listeners/"+id, `{"url":"`+nowhere+`"}`); moved.status != 400 || deref(moved.problem.Field) != "url" {
-		t.Errorf("patched to a free pair: %d %v", moved.status, moved.body)
+		t.Errorf("patched to a host that does not resolve: %d %v", moved.status, moved.body)
 	}
 	if gone := a.call(t, "DELETE", "/listeners/"+id, ""); gone.status != 204 {
 		t.Errorf("DELETE: %d %v", gone.status, gone.body)

@@ -1,8 +1,8 @@
 // Package identify decides which shard may IDENTIFY, and when.
 //
 // [Turns] leads the shards of this instance to their IDENTIFYs one after the
-// other per bucket, and remembers what Discord refuses, so that no shard spends
-// a session start to learn it again. [Buckets] paces the IDENTIFYs of all
+// other per bucket, and remembers what Discord refused, so that no other
+// shard spends a session start on the same refusal. [Buckets] paces the IDENTIFYs of all
 // instances through the database. [Grants] knows which privileged intents are
 // switched on.
 //
