@@ -44,24 +44,25 @@ An event arrives if the session has any of its intents. An event without intents
 arrives. Privileged intents must be switched on in the developer portal.
 
 An asterisk marks an ID that may be missing. A listener with an ` + "`ordering`" + ` orders events
-by their guild or channel. If an event lacks that ID, the first of these that it has takes
-its place: guild, channel, user, shard.
+by their guild or channel. Events that lack that ID are ordered by the first of these
+that they have: guild, channel, user, shard.
 
-When a guild comes or goes, the body of the format ` + "`standard`" + ` has an ` + "`origin`" + `:
+In the format ` + "`standard`" + `, the body of two events has an ` + "`origin`" + `:
 
-- ` + "`GUILD_CREATE`" + `: ` + "`startup`" + ` (the session began), ` + "`available`" + ` (an outage is over) or ` + "`join`" + `.
-- ` + "`GUILD_DELETE`" + `: ` + "`outage`" + ` or ` + "`removed`" + `.
+- ` + "`GUILD_CREATE`" + `: ` + "`startup`" + ` (the session began), ` + "`available`" + ` (an outage is over) or
+  ` + "`join`" + `.
+- ` + "`GUILD_DELETE`" + `: ` + "`outage` or `removed`" + `.
 
-If the server restarted and resumed its session, it does not know the session's guilds. An
-unknown guild then counts as ` + "`join`" + ` if the bot joined it less than 10 minutes ago,
-otherwise as ` + "`available`" + `.
+A server that restarted and resumed its session does not know the session's guilds. For
+an unknown guild, the origin is then ` + "`join`" + ` if the bot joined less than 10 minutes ago,
+and otherwise ` + "`available`" + `.
 
-In a model every field is present. A field that Discord left out is ` + "`null`, `[]`, `{}`" + ` or
-` + "`false`" + `, as its schema says. IDs are strings. Fields that are not in the schema are kept
-unchanged. If the schema of a string, number or object does not allow ` + "`null`" + `, Discord
-documents the field as always present. If such a field is missing nevertheless, it is
-` + "`null`" + `. An event that cannot be converted to its model (an ID is missing, for example) is
-kept as ` + "`unparsable`" + `. Its ` + "`RAW_`" + ` form is still delivered.
+In a model, every field is present. A field that Discord left out is ` + "`null`, `[]`, `{}`" + `
+or ` + "`false`" + `, as its schema says. IDs are strings. Fields that are not in the schema are
+kept unchanged. If the schema of a string, number or object does not allow ` + "`null`" + `,
+Discord documents the field as always present. If such a field is missing nevertheless,
+it is ` + "`null`" + `. An event that cannot be converted to its model (an ID is missing, for
+example) is kept as ` + "`unparsable`" + `. Its ` + "`RAW_`" + ` form is still delivered.
 
 `
 

@@ -138,23 +138,23 @@ var catalog = []Type{
 	},
 	{
 		Name: "AUTO_MODERATION_ACTION_EXECUTION", Group: GroupDispatch, Intents: IntentAutoModerationExecution, Content: true,
-		Model: "AutoModerationActionExecution", About: "A rule of the auto moderation acted.",
+		Model: "AutoModerationActionExecution", About: "An auto moderation rule performed an action.",
 	},
 	{
 		Name: "AUTO_MODERATION_RULE_CREATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
-		Model: "AutoModerationRule", About: "A rule of the auto moderation was made.",
+		Model: "AutoModerationRule", About: "An auto moderation rule was created.",
 	},
 	{
 		Name: "AUTO_MODERATION_RULE_DELETE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
-		Model: "AutoModerationRule", About: "A rule of the auto moderation was deleted.",
+		Model: "AutoModerationRule", About: "An auto moderation rule was deleted.",
 	},
 	{
 		Name: "AUTO_MODERATION_RULE_UPDATE", Group: GroupDispatch, Intents: IntentAutoModerationConfiguration,
-		Model: "AutoModerationRule", About: "A rule of the auto moderation was changed.",
+		Model: "AutoModerationRule", About: "An auto moderation rule was changed.",
 	},
 	{
 		Name: "CHANNEL_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "Channel", Own: OwnChannel, About: "A channel was made.",
+		Model: "Channel", Own: OwnChannel, About: "A channel was created.",
 	},
 	{
 		Name: "CHANNEL_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -162,7 +162,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "CHANNEL_INFO", Group: GroupDispatch,
-		Model: "ChannelInfo", About: "The answer to a request for what is going on in voice channels.",
+		Model: "ChannelInfo", About: "Discord replied to a request for information on voice channels.",
 	},
 	{
 		Name: "CHANNEL_PINS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentDirectMessages,
@@ -182,15 +182,15 @@ var catalog = []Type{
 	},
 	{
 		Name: "ENTITLEMENT_CREATE", Group: GroupDispatch,
-		Model: "Entitlement", About: "Somebody is entitled to something.",
+		Model: "Entitlement", About: "An entitlement was created.",
 	},
 	{
 		Name: "ENTITLEMENT_DELETE", Group: GroupDispatch,
-		Model: "Entitlement", About: "An entitlement was taken back.",
+		Model: "Entitlement", About: "An entitlement was deleted.",
 	},
 	{
 		Name: "ENTITLEMENT_UPDATE", Group: GroupDispatch,
-		Model: "Entitlement", About: "An entitlement was changed, mostly because its subscription ended.",
+		Model: "Entitlement", About: "An entitlement was changed, usually because its subscription ended.",
 	},
 	{
 		Name: "GATEHOOK_DELIVERY_EXHAUSTED", Group: GroupGatehook,
@@ -202,11 +202,11 @@ var catalog = []Type{
 	},
 	{
 		Name: "GATEHOOK_SESSION_LOST", Group: GroupGatehook,
-		Model: "SessionLost", About: "A session could not be resumed: events are missing.",
+		Model: "SessionLost", About: "A session could not be resumed, so events are missing.",
 	},
 	{
 		Name: "GUILD_AUDIT_LOG_ENTRY_CREATE", Group: GroupDispatch, Intents: IntentGuildModeration,
-		Model: "GuildAuditLogEntry", About: "A line was added to a guild's audit log.",
+		Model: "GuildAuditLogEntry", About: "An entry was added to a guild's audit log.",
 	},
 	{
 		Name: "GUILD_BAN_ADD", Group: GroupDispatch, Intents: IntentGuildModeration,
@@ -218,7 +218,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "GUILD_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "GuildCreate", Own: OwnGuild, About: "A guild was loaded, became available or was joined.",
+		Model: "GuildCreate", Own: OwnGuild, About: "A guild was loaded, became available, or was joined.",
 	},
 	{
 		Name: "GUILD_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -234,7 +234,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "GUILD_MEMBERS_CHUNK", Group: GroupDispatch,
-		Model: "GuildMembersChunk", About: "Part of the answer to a request for members.",
+		Model: "GuildMembersChunk", About: "Discord sent part of the reply to a request for members.",
 	},
 	{
 		Name: "GUILD_MEMBER_ADD", Group: GroupDispatch, Intents: IntentGuildMembers,
@@ -242,15 +242,15 @@ var catalog = []Type{
 	},
 	{
 		Name: "GUILD_MEMBER_REMOVE", Group: GroupDispatch, Intents: IntentGuildMembers,
-		Model: "GuildMemberRemove", About: "A user left a guild or was removed.",
+		Model: "GuildMemberRemove", About: "A user left a guild or was removed from it.",
 	},
 	{
 		Name: "GUILD_MEMBER_UPDATE", Group: GroupDispatch, Intents: IntentGuildMembers,
-		Model: "GuildMemberUpdate", About: "A member of a guild was changed.",
+		Model: "GuildMemberUpdate", About: "A guild member was changed.",
 	},
 	{
 		Name: "GUILD_ROLE_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "GuildRoleCreate", About: "A role was made.",
+		Model: "GuildRoleCreate", About: "A role was created.",
 	},
 	{
 		Name: "GUILD_ROLE_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -274,11 +274,11 @@ var catalog = []Type{
 	},
 	{
 		Name: "GUILD_SCHEDULED_EVENT_USER_ADD", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
-		Model: "GuildScheduledEventUser", About: "Somebody is interested in a scheduled event.",
+		Model: "GuildScheduledEventUser", About: "A user became interested in a scheduled event.",
 	},
 	{
 		Name: "GUILD_SCHEDULED_EVENT_USER_REMOVE", Group: GroupDispatch, Intents: IntentGuildScheduledEvents,
-		Model: "GuildScheduledEventUser", About: "Somebody is not interested in a scheduled event any more.",
+		Model: "GuildScheduledEventUser", About: "A user is no longer interested in a scheduled event.",
 	},
 	{
 		Name: "GUILD_SOUNDBOARD_SOUNDS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
@@ -294,7 +294,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "GUILD_SOUNDBOARD_SOUND_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
-		Model: "SoundboardSound", About: "A sound of a soundboard was changed.",
+		Model: "SoundboardSound", About: "A soundboard sound was changed.",
 	},
 	{
 		Name: "GUILD_STICKERS_UPDATE", Group: GroupDispatch, Intents: IntentGuildExpressions,
@@ -318,11 +318,11 @@ var catalog = []Type{
 	},
 	{
 		Name: "INTERACTION_CREATE", Group: GroupDispatch,
-		Model: "Interaction", About: "Somebody used a command or a component, or sent a modal.",
+		Model: "Interaction", About: "A user used a command or a component, or submitted a modal.",
 	},
 	{
 		Name: "INVITE_CREATE", Group: GroupDispatch, Intents: IntentGuildInvites,
-		Model: "Invite", About: "An invitation was made.",
+		Model: "Invite", About: "An invitation was created.",
 	},
 	{
 		Name: "INVITE_DELETE", Group: GroupDispatch, Intents: IntentGuildInvites,
@@ -342,27 +342,27 @@ var catalog = []Type{
 	},
 	{
 		Name: "MESSAGE_POLL_VOTE_ADD", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls,
-		Model: "MessagePollVote", About: "Somebody voted in a poll.",
+		Model: "MessagePollVote", About: "A user voted in a poll.",
 	},
 	{
 		Name: "MESSAGE_POLL_VOTE_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessagePolls | IntentDirectMessagePolls,
-		Model: "MessagePollVote", About: "Somebody took back a vote in a poll.",
+		Model: "MessagePollVote", About: "A user removed a vote from a poll.",
 	},
 	{
 		Name: "MESSAGE_REACTION_ADD", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
-		Model: "Reaction", About: "Somebody reacted to a message.",
+		Model: "Reaction", About: "A user reacted to a message.",
 	},
 	{
 		Name: "MESSAGE_REACTION_REMOVE", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
-		Model: "Reaction", About: "Somebody took back a reaction to a message.",
+		Model: "Reaction", About: "A user's reaction was removed from a message.",
 	},
 	{
 		Name: "MESSAGE_REACTION_REMOVE_ALL", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
-		Model: "ReactionRemoveAll", About: "All reactions to a message were removed.",
+		Model: "ReactionRemoveAll", About: "All reactions were removed from a message.",
 	},
 	{
 		Name: "MESSAGE_REACTION_REMOVE_EMOJI", Group: GroupDispatch, Intents: IntentGuildMessageReactions | IntentDirectMessageReactions,
-		Model: "ReactionRemoveEmoji", About: "All reactions to a message with one emoji were removed.",
+		Model: "ReactionRemoveEmoji", About: "All reactions with one emoji were removed from a message.",
 	},
 	{
 		Name: "MESSAGE_UPDATE", Group: GroupDispatch, Intents: IntentGuildMessages | IntentDirectMessages, Content: true,
@@ -382,7 +382,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "RESUMED", Group: GroupDispatch,
-		Model: "Resumed", About: "A session was resumed; all that was missed came before.",
+		Model: "Resumed", About: "A session was resumed. All missed events have been replayed.",
 	},
 	{
 		Name: "SHARD_CONNECT", Group: GroupShard,
@@ -398,7 +398,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "SOUNDBOARD_SOUNDS", Group: GroupDispatch,
-		Model: "SoundboardSounds", About: "The answer to a request for a guild's soundboard.",
+		Model: "SoundboardSounds", About: "Discord replied to a request for a guild's soundboard.",
 	},
 	{
 		Name: "STAGE_INSTANCE_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -406,7 +406,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "STAGE_INSTANCE_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "StageInstance", About: "A stage is not live any more.",
+		Model: "StageInstance", About: "A live stage ended.",
 	},
 	{
 		Name: "STAGE_INSTANCE_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -414,7 +414,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "SUBSCRIPTION_CREATE", Group: GroupDispatch,
-		Model: "Subscription", About: "A subscription was made; it may not be paid yet.",
+		Model: "Subscription", About: "A subscription was created. It may not be paid for yet.",
 	},
 	{
 		Name: "SUBSCRIPTION_DELETE", Group: GroupDispatch,
@@ -426,7 +426,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "THREAD_CREATE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "Thread", Own: OwnChannel, About: "A thread was made, or the bot was added to one.",
+		Model: "Thread", Own: OwnChannel, About: "A thread was created, or the bot was added to one.",
 	},
 	{
 		Name: "THREAD_DELETE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -434,7 +434,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "THREAD_LIST_SYNC", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "ThreadListSync", About: "The bot gained access to channels: their active threads.",
+		Model: "ThreadListSync", About: "The bot gained access to channels. The event lists their active threads.",
 	},
 	{
 		Name: "THREAD_MEMBERS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds | IntentGuildMembers,
@@ -450,7 +450,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "TYPING_START", Group: GroupDispatch, Intents: IntentGuildMessageTyping | IntentDirectMessageTyping,
-		Model: "TypingStart", About: "Somebody began to type.",
+		Model: "TypingStart", About: "A user started to type.",
 	},
 	{
 		Name: "USER_UPDATE", Group: GroupDispatch,
@@ -458,11 +458,11 @@ var catalog = []Type{
 	},
 	{
 		Name: "VOICE_CHANNEL_EFFECT_SEND", Group: GroupDispatch, Intents: IntentGuildVoiceStates,
-		Model: "VoiceChannelEffect", About: "Somebody sent an effect in a voice channel that the bot is in.",
+		Model: "VoiceChannelEffect", About: "A user sent an effect in a voice channel that the bot is in.",
 	},
 	{
 		Name: "VOICE_CHANNEL_START_TIME_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
-		Model: "VoiceChannelStartTimeUpdate", Own: OwnChannel, About: "The time since when a voice channel is in use changed.",
+		Model: "VoiceChannelStartTimeUpdate", Own: OwnChannel, About: "The start time of a voice channel's use changed.",
 	},
 	{
 		Name: "VOICE_CHANNEL_STATUS_UPDATE", Group: GroupDispatch, Intents: IntentGuilds,
@@ -470,7 +470,7 @@ var catalog = []Type{
 	},
 	{
 		Name: "VOICE_SERVER_UPDATE", Group: GroupDispatch,
-		Model: "VoiceServerUpdate", About: "The voice server for a guild changed, or was asked for.",
+		Model: "VoiceServerUpdate", About: "The bot asked for a guild's voice server, or the voice server changed.",
 	},
 	{
 		Name: "VOICE_STATE_UPDATE", Group: GroupDispatch, Intents: IntentGuildVoiceStates,

@@ -293,7 +293,7 @@ type Activity struct {
 	// StatusDisplayType Selects the text that the status shows.
 	StatusDisplayType nullable.Nullable[int] `json:"status_display_type"`
 
-	// SyncId Track that the user hears; undocumented.
+	// SyncId Track that the user is listening to; undocumented.
 	SyncId nullable.Nullable[string] `json:"sync_id"`
 
 	// Timestamps Its start and end.
@@ -314,19 +314,19 @@ type ActivityAssets struct {
 	// LargeImage Large picture.
 	LargeImage nullable.Nullable[string] `json:"large_image"`
 
-	// LargeText Text over it.
+	// LargeText Text shown over the large picture.
 	LargeText nullable.Nullable[string] `json:"large_text"`
 
-	// LargeUrl URL that it opens.
+	// LargeUrl URL that the large picture opens.
 	LargeUrl nullable.Nullable[string] `json:"large_url"`
 
 	// SmallImage Small picture.
 	SmallImage nullable.Nullable[string] `json:"small_image"`
 
-	// SmallText Text over it.
+	// SmallText Text shown over the small picture.
 	SmallText nullable.Nullable[string] `json:"small_text"`
 
-	// SmallUrl URL that it opens.
+	// SmallUrl URL that the small picture opens.
 	SmallUrl nullable.Nullable[string] `json:"small_url"`
 }
 
@@ -404,10 +404,10 @@ type Attachment struct {
 	// Description Description for users who cannot see it.
 	Description nullable.Nullable[string] `json:"description"`
 
-	// DurationSecs Seconds of a voice message.
+	// DurationSecs Duration of a voice message, in seconds.
 	DurationSecs nullable.Nullable[float32] `json:"duration_secs"`
 
-	// Ephemeral Whether it will be removed.
+	// Ephemeral Whether Discord removes it after some time.
 	Ephemeral bool `json:"ephemeral"`
 
 	// Filename Name of the file.
@@ -425,7 +425,7 @@ type Attachment struct {
 	// Placeholder Thumbhash.
 	Placeholder nullable.Nullable[string] `json:"placeholder"`
 
-	// PlaceholderVersion Its version.
+	// PlaceholderVersion Version of the thumbhash.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
 	// ProxyUrl URL of Discord's copy.
@@ -440,7 +440,7 @@ type Attachment struct {
 	// Url Its URL.
 	Url string `json:"url"`
 
-	// Waveform Its waveform in base64.
+	// Waveform Waveform of a voice message, in base64.
 	Waveform nullable.Nullable[string] `json:"waveform"`
 
 	// Width Pixels.
@@ -482,7 +482,7 @@ type AuditLogOptions struct {
 	// ApplicationId The application.
 	ApplicationId nullable.Nullable[string] `json:"application_id"`
 
-	// AutoModerationRuleName Rule that applied.
+	// AutoModerationRuleName Name of the rule that acted.
 	AutoModerationRuleName nullable.Nullable[string] `json:"auto_moderation_rule_name"`
 
 	// AutoModerationRuleTriggerType Kind of trigger.
@@ -500,7 +500,7 @@ type AuditLogOptions struct {
 	// Id Role or member of an overwrite.
 	Id nullable.Nullable[string] `json:"id"`
 
-	// IntegrationType Integration that did it.
+	// IntegrationType Type of the integration that performed the action.
 	IntegrationType nullable.Nullable[string] `json:"integration_type"`
 
 	// MembersRemoved Number of removed members.
@@ -528,7 +528,7 @@ type AutoModerationAction struct {
 	Type int `json:"type"`
 }
 
-// AutoModerationActionExecution An auto moderation rule acted.
+// AutoModerationActionExecution An auto moderation rule performed an action.
 type AutoModerationActionExecution struct {
 	// Action The action.
 	Action AutoModerationAction `json:"action"`
@@ -928,7 +928,7 @@ type Channel4 struct {
 	// AppPermissions Permissions of the application here; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
-	// AppliedTags Tags of the forum that it has.
+	// AppliedTags Tags of the forum that the thread has.
 	AppliedTags []string `json:"applied_tags"`
 
 	// Flags Flags.
@@ -952,7 +952,7 @@ type Channel4 struct {
 	// MemberCount Number of members, counted up to 50.
 	MemberCount nullable.Nullable[int] `json:"member_count"`
 
-	// MessageCount Number of messages, except the first one and deleted ones.
+	// MessageCount Number of messages, except for the first one and deleted ones.
 	MessageCount nullable.Nullable[int] `json:"message_count"`
 
 	// Name Name.
@@ -1118,7 +1118,7 @@ type ChannelPinsUpdate struct {
 	LastPinTimestamp nullable.Nullable[time.Time] `json:"last_pin_timestamp"`
 }
 
-// ClientStatus A status on each kind of device; null where offline.
+// ClientStatus A user's status on each kind of device; null if the user is offline there.
 type ClientStatus struct {
 	// Desktop On a desktop application.
 	Desktop nullable.Nullable[string] `json:"desktop"`
@@ -1640,7 +1640,7 @@ type EmbedMedia struct {
 	// Placeholder Thumbhash.
 	Placeholder nullable.Nullable[string] `json:"placeholder"`
 
-	// PlaceholderVersion Its version.
+	// PlaceholderVersion Version of the thumbhash.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
 	// ProxyUrl URL of Discord's copy.
@@ -1662,7 +1662,7 @@ type EmbedProvider struct {
 	Url nullable.Nullable[string] `json:"url"`
 }
 
-// Emoji An emoji: of a guild, of an application, or a standard one (id null).
+// Emoji An emoji of a guild or an application, or a standard one (id is null).
 type Emoji struct {
 	// Animated Whether it is animated.
 	Animated bool `json:"animated"`
@@ -1752,7 +1752,7 @@ type EventType struct {
 	// Parsed Whether `data` is a documented model. If not, the payload is delivered as Discord sent it.
 	Parsed bool `json:"parsed"`
 
-	// Privileged Whether all of its intents must be switched on in the developer portal.
+	// Privileged Whether all of the event's intents must be switched on in the developer portal.
 	Privileged bool `json:"privileged"`
 
 	// RawName The name to register for the payload as Discord sent it.
@@ -1794,7 +1794,7 @@ type FileComponent struct {
 	Type int `json:"type"`
 }
 
-// Filter An event passes if, for every given list, its ID is in that list.
+// Filter An event passes if every given list contains the event's ID of that kind.
 type Filter struct {
 	ChannelIds *Snowflakes `json:"channel_ids,omitempty"`
 	GuildIds   *Snowflakes `json:"guild_ids,omitempty"`
@@ -1804,8 +1804,8 @@ type Filter struct {
 // Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
 // sequence number. `discord` is the body of Discord's own webhook events. It is also signed
 // with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
-// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
-// the body that the Chat SDK's Discord adapter expects.
+// `/signing-keys`), and the callback must answer a PING when the listener is registered.
+// `chat-sdk` is the body that the Chat SDK's Discord adapter expects.
 type Format string
 
 // ForumChannel A forum (15) or media (16) channel, which holds threads only.
@@ -1910,7 +1910,7 @@ type GalleryItem struct {
 	Spoiler bool `json:"spoiler"`
 }
 
-// Guild A guild with everything in it.
+// Guild A guild with all of its contents.
 type Guild struct {
 	// AfkChannelId The channel that idle members are moved to.
 	AfkChannelId nullable.Nullable[string] `json:"afk_channel_id"`
@@ -1954,7 +1954,7 @@ type Guild struct {
 	// GuildScheduledEvents Scheduled events.
 	GuildScheduledEvents []GuildScheduledEvent `json:"guild_scheduled_events"`
 
-	// HubType Kind of a student hub; undocumented.
+	// HubType Kind of student hub; undocumented.
 	HubType nullable.Nullable[int] `json:"hub_type"`
 
 	// Icon Hash of the icon.
@@ -1972,7 +1972,7 @@ type Guild struct {
 	// JoinedAt When the bot joined.
 	JoinedAt time.Time `json:"joined_at"`
 
-	// Large Whether it has too many members to send them all.
+	// Large Whether it has too many members to send all of them.
 	Large bool `json:"large"`
 
 	// LatestOnboardingQuestionId Undocumented.
@@ -2056,7 +2056,7 @@ type Guild struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags The notices that are left out.
+	// SystemChannelFlags Flags for the notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
 	// SystemChannelId The channel for notices of joins and boosts.
@@ -2065,7 +2065,7 @@ type Guild struct {
 	// Threads Active threads that the bot may see.
 	Threads []Thread `json:"threads"`
 
-	// Unavailable False: it is available.
+	// Unavailable False, because the guild is available.
 	Unavailable bool `json:"unavailable"`
 
 	// VanityUrlCode Custom invitation code.
@@ -2080,7 +2080,7 @@ type Guild struct {
 	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId The channel that an invitation of the widget opens.
+	// WidgetChannelId The channel that the widget's invitation opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
@@ -2110,7 +2110,7 @@ type GuildAuditLogEntry struct {
 	// TargetId The target; usually an ID.
 	TargetId nullable.Nullable[string] `json:"target_id"`
 
-	// UserId The user who did it.
+	// UserId The user who made the change.
 	UserId nullable.Nullable[string] `json:"user_id"`
 }
 
@@ -2188,7 +2188,7 @@ type GuildCreate1 struct {
 	// GuildScheduledEvents Scheduled events.
 	GuildScheduledEvents []GuildScheduledEvent `json:"guild_scheduled_events"`
 
-	// HubType Kind of a student hub; undocumented.
+	// HubType Kind of student hub; undocumented.
 	HubType nullable.Nullable[int] `json:"hub_type"`
 
 	// Icon Hash of the icon.
@@ -2206,7 +2206,7 @@ type GuildCreate1 struct {
 	// JoinedAt When the bot joined.
 	JoinedAt time.Time `json:"joined_at"`
 
-	// Large Whether it has too many members to send them all.
+	// Large Whether it has too many members to send all of them.
 	Large bool `json:"large"`
 
 	// LatestOnboardingQuestionId Undocumented.
@@ -2290,7 +2290,7 @@ type GuildCreate1 struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags The notices that are left out.
+	// SystemChannelFlags Flags for the notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
 	// SystemChannelId The channel for notices of joins and boosts.
@@ -2312,7 +2312,7 @@ type GuildCreate1 struct {
 	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId The channel that an invitation of the widget opens.
+	// WidgetChannelId The channel that the widget's invitation opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
@@ -2366,7 +2366,7 @@ type GuildMember struct {
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is still to be passed.
+	// Pending Whether the user must still pass membership screening.
 	Pending bool `json:"pending"`
 
 	// Permissions Permissions in the channel, as a decimal bit set; in interactions only.
@@ -2387,11 +2387,11 @@ type GuildMemberRemove struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// User The user who is gone.
+	// User The user who left or was removed.
 	User User `json:"user"`
 }
 
-// GuildMemberUpdate A member, or the user behind it, was changed.
+// GuildMemberUpdate A guild member, or the member's user account, was changed.
 type GuildMemberUpdate struct {
 	// Avatar Hash of the avatar in the guild.
 	Avatar nullable.Nullable[string] `json:"avatar"`
@@ -2426,7 +2426,7 @@ type GuildMemberUpdate struct {
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is still to be passed; null if unknown.
+	// Pending Whether the user must still pass membership screening; null if unknown.
 	Pending nullable.Nullable[bool] `json:"pending"`
 
 	// PremiumSince When the user began to boost the guild.
@@ -2615,7 +2615,7 @@ type GuildUpdate struct {
 	// Features Features that are enabled.
 	Features []string `json:"features"`
 
-	// HubType Kind of a student hub; undocumented.
+	// HubType Kind of student hub; undocumented.
 	HubType nullable.Nullable[int] `json:"hub_type"`
 
 	// Icon Hash of the icon.
@@ -2696,7 +2696,7 @@ type GuildUpdate struct {
 	// Stickers Stickers.
 	Stickers []Sticker `json:"stickers"`
 
-	// SystemChannelFlags The notices that are left out.
+	// SystemChannelFlags Flags for the notices that are left out.
 	SystemChannelFlags int `json:"system_channel_flags"`
 
 	// SystemChannelId The channel for notices of joins and boosts.
@@ -2711,7 +2711,7 @@ type GuildUpdate struct {
 	// WelcomeScreen The screen that new members see.
 	WelcomeScreen nullable.Nullable[WelcomeScreen] `json:"welcome_screen"`
 
-	// WidgetChannelId The channel that an invitation of the widget opens.
+	// WidgetChannelId The channel that the widget's invitation opens.
 	WidgetChannelId nullable.Nullable[string] `json:"widget_channel_id"`
 
 	// WidgetEnabled Whether the widget is on.
@@ -3041,14 +3041,14 @@ type Listener struct {
 	Enabled        bool                         `json:"enabled"`
 	Event          string                       `json:"event"`
 
-	// Filter An event passes if, for every given list, its ID is in that list.
+	// Filter An event passes if every given list contains the event's ID of that kind.
 	Filter Filter `json:"filter"`
 
 	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
 	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
 	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
-	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
-	// the body that the Chat SDK's Discord adapter expects.
+	// `/signing-keys`), and the callback must answer a PING when the listener is registered.
+	// `chat-sdk` is the body that the Chat SDK's Discord adapter expects.
 	Format Format `json:"format"`
 
 	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
@@ -3076,14 +3076,14 @@ type ListenerCreate struct {
 	// Event An event name (`GUILD_BAN_ADD`), its raw form (`RAW_GUILD_BAN_ADD`) or a pattern (`*`, `RAW_*`, `GUILD_*`).
 	Event string `json:"event"`
 
-	// Filter An event passes if, for every given list, its ID is in that list.
+	// Filter An event passes if every given list contains the event's ID of that kind.
 	Filter *Filter `json:"filter,omitempty"`
 
 	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
 	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
 	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
-	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
-	// the body that the Chat SDK's Discord adapter expects.
+	// `/signing-keys`), and the callback must answer a PING when the listener is registered.
+	// `chat-sdk` is the body that the Chat SDK's Discord adapter expects.
 	Format *Format `json:"format,omitempty"`
 
 	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
@@ -3115,14 +3115,14 @@ type ListenerCreated struct {
 	Enabled        bool                         `json:"enabled"`
 	Event          string                       `json:"event"`
 
-	// Filter An event passes if, for every given list, its ID is in that list.
+	// Filter An event passes if every given list contains the event's ID of that kind.
 	Filter Filter `json:"filter"`
 
 	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
 	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
 	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
-	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
-	// the body that the Chat SDK's Discord adapter expects.
+	// `/signing-keys`), and the callback must answer a PING when the listener is registered.
+	// `chat-sdk` is the body that the Chat SDK's Discord adapter expects.
 	Format Format `json:"format"`
 
 	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
@@ -3176,14 +3176,14 @@ type ListenerUpdate struct {
 	Enabled      *bool   `json:"enabled,omitempty"`
 	Event        *string `json:"event,omitempty"`
 
-	// Filter An event passes if, for every given list, its ID is in that list.
+	// Filter An event passes if every given list contains the event's ID of that kind.
 	Filter *Filter `json:"filter,omitempty"`
 
 	// Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
 	// sequence number. `discord` is the body of Discord's own webhook events. It is also signed
 	// with Ed25519 (`X-Signature-Ed25519`, `X-Signature-Timestamp`; the key is at
-	// `/signing-keys`), and the callback must answer a PING when it is registered. `chat-sdk` is
-	// the body that the Chat SDK's Discord adapter expects.
+	// `/signing-keys`), and the callback must answer a PING when the listener is registered.
+	// `chat-sdk` is the body that the Chat SDK's Discord adapter expects.
 	Format *Format `json:"format,omitempty"`
 
 	// Headers Headers that are sent with every POST. Names that Gatehook sets itself are refused.
@@ -3229,7 +3229,7 @@ type MediaItem struct {
 	// Placeholder Thumbhash.
 	Placeholder nullable.Nullable[string] `json:"placeholder"`
 
-	// PlaceholderVersion Its version.
+	// PlaceholderVersion Version of the thumbhash.
 	PlaceholderVersion nullable.Nullable[int] `json:"placeholder_version"`
 
 	// ProxyUrl URL of Discord's copy.
@@ -3277,7 +3277,7 @@ type Member struct {
 	// Nick Nickname in the guild.
 	Nick nullable.Nullable[string] `json:"nick"`
 
-	// Pending Whether membership screening is still to be passed.
+	// Pending Whether the user must still pass membership screening.
 	Pending bool `json:"pending"`
 
 	// Permissions Not sent here.
@@ -3451,13 +3451,13 @@ type Message struct {
 	// Mentions Users that it mentions.
 	Mentions []MentionedUser `json:"mentions"`
 
-	// MessageReference The message that it replies to, forwards or follows from.
+	// MessageReference The message that it replies to, forwards or otherwise refers to.
 	MessageReference nullable.Nullable[MessageReference] `json:"message_reference"`
 
 	// MessageSnapshots The forwarded messages.
 	MessageSnapshots []MessageSnapshot `json:"message_snapshots"`
 
-	// Nonce A value that the sender chose to recognize the message: a string or an integer.
+	// Nonce A string or an integer by which the sender recognizes the message.
 	Nonce interface{} `json:"nonce"`
 
 	// Pinned Whether it is pinned.
@@ -3499,7 +3499,7 @@ type Message struct {
 	// Tts Whether it is read aloud.
 	Tts bool `json:"tts"`
 
-	// Type 0 default, 19 reply, others are Discord's own.
+	// Type 0 default, 19 reply; Discord documents the others.
 	Type int `json:"type"`
 
 	// WebhookId The webhook that sent it.
@@ -3584,7 +3584,7 @@ type MessageInteraction struct {
 	User User `json:"user"`
 }
 
-// MessagePollVote A vote in a poll was given or taken back.
+// MessagePollVote A user voted in a poll or removed a vote.
 type MessagePollVote struct {
 	// AnswerId Number of the answer.
 	AnswerId int `json:"answer_id"`
@@ -3620,7 +3620,7 @@ type MessageReference struct {
 	Type nullable.Nullable[int] `json:"type"`
 }
 
-// MessageSnapshot A forwarded message as it was.
+// MessageSnapshot A copy of a forwarded message.
 type MessageSnapshot struct {
 	// Message The part of it that is kept.
 	Message SnapshotMessage `json:"message"`
@@ -3872,7 +3872,7 @@ type PollResults struct {
 // PresenceStatus defines model for PresenceStatus.
 type PresenceStatus string
 
-// PresenceUpdate A user's status or activities changed. Discord checks only the ID in the user object.
+// PresenceUpdate A user's status or activities changed. Of the user object, Discord checks only the ID.
 type PresenceUpdate struct {
 	// Activities The user's activities.
 	Activities []Activity `json:"activities"`
@@ -3979,7 +3979,7 @@ type Reaction struct {
 	UserId string `json:"user_id"`
 }
 
-// ReactionCount The reactions to a message with one emoji.
+// ReactionCount The reactions with one emoji to a message.
 type ReactionCount struct {
 	// BurstColors Colors of super reactions.
 	BurstColors []string `json:"burst_colors"`
@@ -4027,7 +4027,7 @@ type ReactionRemoveAll struct {
 	MessageId string `json:"message_id"`
 }
 
-// ReactionRemoveEmoji All reactions to a message with one emoji were removed.
+// ReactionRemoveEmoji All reactions with one emoji were removed from a message.
 type ReactionRemoveEmoji struct {
 	// ChannelId The channel.
 	ChannelId string `json:"channel_id"`
@@ -4042,7 +4042,7 @@ type ReactionRemoveEmoji struct {
 	MessageId string `json:"message_id"`
 }
 
-// Ready A session began. It names the bot, and the guilds that will be sent.
+// Ready A session began. The event names the bot, and the guilds that will be sent.
 type Ready struct {
 	// Application The bot's application.
 	Application PartialApplication `json:"application"`
@@ -4154,7 +4154,7 @@ type Resumed struct {
 
 // RetryFilter defines model for RetryFilter.
 type RetryFilter struct {
-	// Since The beginning if omitted.
+	// Since No lower limit if omitted.
 	Since  *time.Time          `json:"since,omitempty"`
 	Status []RetryFilterStatus `json:"status"`
 
@@ -4230,7 +4230,7 @@ type RoleSubscriptionData struct {
 	// RoleSubscriptionListingId The product.
 	RoleSubscriptionListingId string `json:"role_subscription_listing_id"`
 
-	// TierName Its level.
+	// TierName Name of the level.
 	TierName string `json:"tier_name"`
 
 	// TotalMonthsSubscribed Number of months so far.
@@ -4362,13 +4362,13 @@ type SessionLost struct {
 	// AfterSeq The last sequence number that was received in it.
 	AfterSeq int `json:"after_seq"`
 
-	// NextSeq Its first sequence number.
+	// NextSeq The first sequence number of the next session.
 	NextSeq int `json:"next_seq"`
 
 	// NextSessionId The session that followed.
 	NextSessionId string `json:"next_session_id"`
 
-	// Reason Why it could not be resumed.
+	// Reason Why the session could not be resumed.
 	Reason string `json:"reason"`
 
 	// SessionId The session that ended.
@@ -4566,7 +4566,7 @@ type SoundboardSounds struct {
 	// GuildId The guild.
 	GuildId string `json:"guild_id"`
 
-	// SoundboardSounds The complete new list.
+	// SoundboardSounds The sounds.
 	SoundboardSounds []SoundboardSound `json:"soundboard_sounds"`
 }
 
@@ -4664,7 +4664,7 @@ type StoredEvent struct {
 	Shard []int `json:"shard"`
 }
 
-// SubmittedComponent A component of a modal, filled in.
+// SubmittedComponent A component of a modal that the user filled in.
 type SubmittedComponent struct {
 	// Component The component of a label.
 	Component nullable.Nullable[SubmittedComponent] `json:"component"`
@@ -4815,7 +4815,7 @@ type Thread struct {
 	// AppPermissions Permissions of the application here; in interactions only.
 	AppPermissions nullable.Nullable[string] `json:"app_permissions"`
 
-	// AppliedTags Tags of the forum that it has.
+	// AppliedTags Tags of the forum that the thread has.
 	AppliedTags []string `json:"applied_tags"`
 
 	// Flags Flags.
@@ -4839,7 +4839,7 @@ type Thread struct {
 	// MemberCount Number of members, counted up to 50.
 	MemberCount nullable.Nullable[int] `json:"member_count"`
 
-	// MessageCount Number of messages, except the first one and deleted ones.
+	// MessageCount Number of messages, except for the first one and deleted ones.
 	MessageCount nullable.Nullable[int] `json:"message_count"`
 
 	// Name Name.
@@ -4885,7 +4885,7 @@ type ThreadDelete struct {
 	Type int `json:"type"`
 }
 
-// ThreadListSync The bot gained access to channels. The event has their active threads.
+// ThreadListSync The bot gained access to channels. The event lists their active threads.
 type ThreadListSync struct {
 	// ChannelIds Channels whose threads are synced; null for the whole guild.
 	ChannelIds nullable.Nullable[[]string] `json:"channel_ids"`
@@ -5010,7 +5010,7 @@ type TypingStart struct {
 	// Member The user as a member of the guild.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
-	// Timestamp When, in Unix seconds.
+	// Timestamp When the user started to type, in Unix seconds.
 	Timestamp int `json:"timestamp"`
 
 	// UserId The user who types.
@@ -5232,7 +5232,7 @@ type VoiceStateUpdate struct {
 	// ChannelId The voice channel; null after leaving.
 	ChannelId nullable.Nullable[string] `json:"channel_id"`
 
-	// Deaf Deafened by the guild.
+	// Deaf Whether the guild deafened the user.
 	Deaf bool `json:"deaf"`
 
 	// GuildId The guild.
@@ -5241,16 +5241,16 @@ type VoiceStateUpdate struct {
 	// Member The user as a member; joined_at is null for guests.
 	Member nullable.Nullable[GuildMember] `json:"member"`
 
-	// Mute Muted by the guild.
+	// Mute Whether the guild muted the user.
 	Mute bool `json:"mute"`
 
 	// RequestToSpeakTimestamp When the user asked to speak on a stage.
 	RequestToSpeakTimestamp nullable.Nullable[time.Time] `json:"request_to_speak_timestamp"`
 
-	// SelfDeaf Deafened by the user.
+	// SelfDeaf Whether the user deafened themselves.
 	SelfDeaf bool `json:"self_deaf"`
 
-	// SelfMute Muted by the user.
+	// SelfMute Whether the user muted themselves.
 	SelfMute bool `json:"self_mute"`
 
 	// SelfStream Whether the user shares a screen.
@@ -5346,7 +5346,7 @@ type ListDeliveriesParams struct {
 
 // RestartShardParams defines parameters for RestartShard.
 type RestartShardParams struct {
-	// Count The number of shards in the shard's set. Needed only while the number of shards changes, for a shard of the set that does not deliver.
+	// Count The number of shards in the shard's set. Needed only for a shard of the set that does not deliver, while the number of shards changes.
 	Count *int `form:"count,omitempty" json:"count,omitempty"`
 }
 
