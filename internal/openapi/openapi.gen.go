@@ -958,7 +958,7 @@ type Channel4 struct {
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// NewlyCreated Whether it was just created (otherwise it only became visible).
+	// NewlyCreated Whether it was just created; otherwise it only became visible.
 	NewlyCreated bool `json:"newly_created"`
 
 	// OwnerId The user who started it.
@@ -4015,7 +4015,7 @@ type ReactionCountDetails struct {
 	Normal int `json:"normal"`
 }
 
-// ReactionRemoveAll All reactions to a message were removed.
+// ReactionRemoveAll All reactions were removed from a message.
 type ReactionRemoveAll struct {
 	// ChannelId The channel.
 	ChannelId string `json:"channel_id"`
@@ -4359,7 +4359,7 @@ type Separator struct {
 
 // SessionLost A session could not be resumed. The events between two sequence numbers are lost.
 type SessionLost struct {
-	// AfterSeq The last sequence number that was received in it.
+	// AfterSeq The last sequence number that was received in that session.
 	AfterSeq int `json:"after_seq"`
 
 	// NextSeq The first sequence number of the next session.
@@ -4845,7 +4845,7 @@ type Thread struct {
 	// Name Name.
 	Name nullable.Nullable[string] `json:"name"`
 
-	// NewlyCreated Whether it was just created (otherwise it only became visible).
+	// NewlyCreated Whether it was just created; otherwise it only became visible.
 	NewlyCreated bool `json:"newly_created"`
 
 	// OwnerId The user who started it.
@@ -5013,7 +5013,7 @@ type TypingStart struct {
 	// Timestamp When the user started to type, in Unix seconds.
 	Timestamp int `json:"timestamp"`
 
-	// UserId The user who types.
+	// UserId The user who is typing.
 	UserId string `json:"user_id"`
 }
 
