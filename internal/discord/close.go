@@ -22,10 +22,10 @@ const (
 	// CodeDisallowedIntents: a privileged intent is not switched on for the
 	// application.
 	CodeDisallowedIntents CloseCode = 4014
-	// CodeKeepSession is the code to close a connection with whose session is
-	// to be resumed. Discord keeps the session for a few minutes after any
-	// code but 1000 and 1001 (Discord: Initiating a Disconnect). This one is
-	// from the private range, so it cannot be mistaken for one of Discord's.
+	// CodeKeepSession closes a connection whose session will be resumed. Discord
+	// keeps the session for a few minutes after any code except 1000 and 1001
+	// (Discord: Initiating a Disconnect). This code is from the private range, so
+	// it cannot be mistaken for one of Discord's.
 	CodeKeepSession CloseCode = 4900
 
 	codeAuthenticationFailed CloseCode = 4004
@@ -41,7 +41,7 @@ func CloseCodeOf(err error) CloseCode {
 	return 0
 }
 
-// Course is what has to follow the end of a connection.
+// Course is what to do after a connection has ended.
 type Course int
 
 // The courses. The zero value is CourseResume.
@@ -54,7 +54,7 @@ const (
 	CourseStop
 )
 
-// closeCode is what is known about a close code.
+// closeCode describes a close code.
 type closeCode struct {
 	course  Course
 	meaning string
@@ -65,9 +65,9 @@ type closeCode struct {
 // Codes). A code that is not listed is worth a RESUME.
 var closeCodes = map[CloseCode]closeCode{
 	4000: {CourseResume, "unknown error", ""},
-	// According to Discord's staff it is never resumable. It, 4002, 4003 and
-	// 4005 would be a defect of this program, except for the 4003 that follows
-	// an intent which was switched off.
+	// According to Discord's staff, a session can never be resumed after a 4001.
+	// A 4001, 4002, 4003 or 4005 would mean a defect of this program, except for
+	// a 4003 after an intent was switched off.
 	4001: {CourseIdentify, "unknown opcode", ""},
 	4002: {CourseResume, "decode error", ""},
 	4003: {CourseIdentify, "not authenticated, or session invalidated", ""},
@@ -100,21 +100,21 @@ var closeCodes = map[CloseCode]closeCode{
 	CodeDisallowedIntents: {CourseStop, "disallowed intents", ""}, // see Remedy
 }
 
-// Course returns what has to follow the end of a connection with this code.
+// Course returns what to do after a connection has ended with this code.
 func (c CloseCode) Course() Course { return closeCodes[c].course }
 
 // Meaning returns what Discord means by the code, in a few words, or "" for a
 // code that Discord does not document.
 func (c CloseCode) Meaning() string { return closeCodes[c].meaning }
 
-// Remedy tells a person in one line what to do about a code of CourseStop; ""
-// for any other. intents are those that the connection asked for, or those of
-// them that are known to be switched off.
+// Remedy returns, in one line for people, what to do about a code of
+// CourseStop; "" for any other. intents are those that the connection asked
+// for, or those of them that are known to be switched off.
 func (c CloseCode) Remedy(intents event.Intents) string {
 	if c != CodeDisallowedIntents {
 		return closeCodes[c].remedy
 	}
-	return fmt.Sprintf("the bot is not allowed %s: switch it on in the developer portal, under Bot, Privileged Gateway Intents, or remove the listeners or the GATEHOOK_INTENTS that need it",
+	return fmt.Sprintf("the bot is not allowed %s: switch it on in the developer portal, under Bot, Privileged Gateway Intents, or remove the listeners that need it, or take it out of GATEHOOK_INTENTS",
 		PrivilegedNames(intents))
 }
 
@@ -129,7 +129,7 @@ func (c CloseCode) ConcernsAll() bool {
 	return c == codeAuthenticationFailed || c == codeInvalidVersion || c.LiftedByIntents()
 }
 
-// privileged are the intents that have to be switched on for a bot, by the
+// privileged are the intents that have to be switched on for a bot, with the
 // names that the developer portal gives them (Discord: Privileged Intents).
 var privileged = []struct {
 	bit  event.Intents

@@ -30,7 +30,7 @@ type Properties struct {
 type Resume struct {
 	Token     string `json:"token"` // without the prefix "Bot "
 	SessionID string `json:"session_id"`
-	Seq       int64  `json:"seq"` // replay what follows this sequence number
+	Seq       int64  `json:"seq"` // of the last event that need not be replayed
 }
 
 // Encode returns the payload that sends d with an opcode. The error is a

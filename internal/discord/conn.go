@@ -21,25 +21,24 @@ const (
 	// SendLimit is how many sends Discord takes within SendWindow. One more
 	// costs the connection, and in the end the token (Discord: Rate Limiting).
 	SendLimit = 120
-	// SendWindow is the length of time that SendLimit is for, whenever it
-	// begins.
+	// SendWindow is the length of the sliding window to which SendLimit applies.
 	SendWindow = time.Minute
-	// SendRoom is the part of SendLimit that Command leaves to Send: to
-	// heartbeats, those that Discord asks for, IDENTIFY and RESUME. It is also
-	// how many more sends may arrive together after a jam on the way.
+	// SendRoom is the part of SendLimit that Command leaves to Send: for
+	// heartbeats, including those that Discord asks for, IDENTIFY and RESUME. It
+	// also allows for sends that a delay in the network makes arrive together.
 	SendRoom = 10
 )
 
-// ErrDefect marks a message that could not be inflated or parsed: the
-// connection is of no use any more.
-var ErrDefect = errors.New("what arrived could not be understood")
+// ErrDefect marks a message that could not be inflated or parsed. The
+// connection is unusable from then on.
+var ErrDefect = errors.New("a message from Discord could not be understood")
 
 // Conn is one WebSocket connection to the gateway. Read and Release are for one
 // goroutine, the other methods are safe for concurrent use.
 //
-// The end of a context ends no call of it: the library would drop the socket
-// without a close frame. A Read ends with Close, a write with Close or after
-// WriteTimeout.
+// When a context ends, no method returns early: the library would drop the
+// socket without a close frame. Close ends a Read and a write; a write also
+// ends after WriteTimeout.
 type Conn struct {
 	ws          *websocket.Conn
 	reading     context.Context // of all reads; it never ends
@@ -57,8 +56,8 @@ type Conn struct {
 
 // Read returns the next payload, which is valid until the next Read. The error
 // is ErrOddFrame if only this payload is lost. After any other error the
-// connection has to be closed: ErrDefect, or the one that ended the socket, of
-// which CloseCodeOf knows Discord's close code.
+// connection has to be closed: ErrDefect, or the error that ended the socket,
+// from which CloseCodeOf returns Discord's close code.
 func (c *Conn) Read() (Frame, error) {
 	payload, err := c.readMessage()
 	if err != nil {
@@ -110,8 +109,9 @@ func (c *Conn) readMessage() ([]byte, error) {
 // zlibSuffix ends a payload (Discord: Zlib-stream).
 var zlibSuffix = []byte{0x00, 0x00, 0xff, 0xff}
 
-// Send writes what cannot wait. It counts against SendLimit and is not held to
-// it. The error is a *SizeError if d is too large; nothing was sent then.
+// Send writes a payload that cannot wait. The payload counts against SendLimit,
+// but is sent even if that is used up. The error is a *SizeError if d is too
+// large; nothing was sent then.
 func (c *Conn) Send(ctx context.Context, op int, d any) error {
 	return c.write(ctx, op, d, func(now time.Time) error {
 		c.sent.Add(now)
@@ -119,9 +119,9 @@ func (c *Conn) Send(ctx context.Context, op int, d any) error {
 	})
 }
 
-// Command writes what can wait. The error is a *LimitError when SendLimit is
-// used up, except for SendRoom, and a *SizeError if d is too large; nothing was
-// sent then.
+// Command writes a payload that can wait. The error is a *LimitError when
+// SendLimit is used up, except for SendRoom, and a *SizeError if d is too
+// large; nothing was sent then.
 func (c *Conn) Command(ctx context.Context, op int, d any) error {
 	return c.write(ctx, op, d, func(now time.Time) error {
 		if wait := c.sent.Wait(now, SendRoom); wait > 0 {
@@ -143,7 +143,7 @@ func (c *Conn) write(ctx context.Context, op int, d any, count func(time.Time) e
 	if err != nil {
 		return fmt.Errorf("send op %d: %w", op, err)
 	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), WriteTimeout, errors.New("the socket takes nothing"))
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), WriteTimeout, errors.New("the socket accepts no data"))
 	defer cancel()
 	if err := c.ws.Write(ctx, websocket.MessageText, b); err != nil {
 		return fmt.Errorf("send op %d: %w", op, err)
@@ -162,8 +162,8 @@ func (e *LimitError) Error() string {
 }
 
 // Close sends a close frame and ends the connection within CloseGrace, even if
-// the other side says nothing. A Read under way returns. reason has at most 123
-// bytes (RFC 6455, section 5.5).
+// the other side does not answer. A Read under way returns. reason has at most
+// 123 bytes (RFC 6455, section 5.5).
 func (c *Conn) Close(code CloseCode, reason string) {
 	// An error of either close means that the other side was faster.
 	cut := time.AfterFunc(CloseGrace, func() { _ = c.socket.Close() })

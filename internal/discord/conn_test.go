@@ -10,8 +10,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// TestSendLimits: of the sends that Discord takes, commands leave some to
-// heartbeats; and what is too large never leaves.
+// TestSendLimits: commands leave some of the sends that Discord takes to
+// heartbeats, and a payload that is too large is not sent.
 func TestSendLimits(t *testing.T) {
 	t.Parallel()
 	srv, err := discordtest.Start(discordtest.Config{})
@@ -35,7 +35,7 @@ func TestSendLimits(t *testing.T) {
 	}
 	var tooLarge *SizeError
 	if err := c.Command(ctx, 31, strings.Repeat("x", MaxSend)); !errors.As(err, &tooLarge) || tooLarge.Size <= MaxSend {
-		t.Errorf("a payload of more than %d bytes: %v", MaxSend, err)
+		t.Errorf("a payload of more than %d bytes: %v, want a SizeError", MaxSend, err)
 	}
 	sent := 0
 	for err = nil; err == nil && sent <= SendLimit; sent++ {
@@ -43,7 +43,7 @@ func TestSendLimits(t *testing.T) {
 	}
 	var limit *LimitError
 	if !errors.As(err, &limit) || limit.Wait <= 0 || limit.Wait > SendWindow {
-		t.Errorf("the end of the sends is %v", err)
+		t.Errorf("the error at the limit is %v, want a LimitError", err)
 	}
 	if want := SendLimit - SendRoom - 1; sent-1 != want { // IDENTIFY was one
 		t.Errorf("%d commands were sent, want %d", sent-1, want)

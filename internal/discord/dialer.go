@@ -22,18 +22,18 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 type Config struct {
 	// Agent is the User-Agent header (Discord: User Agent).
 	Agent string
-	// Compression of what Discord sends. The zero value means ZstdStream.
+	// Compression of the messages from Discord. The zero value means ZstdStream.
 	Compression Compression
-	// MaxPayload bounds one payload, as it arrives and inflated, in bytes: a
-	// few bytes of a hostile stream could otherwise fill the memory. 0 means
-	// 64 MiB.
+	// MaxPayload bounds one payload in bytes, both as it arrives and after
+	// inflating; 0 means 64 MiB. Without a bound, a few bytes of a hostile stream
+	// could fill the memory.
 	MaxPayload int
-	// Dial opens the sockets; nil means the system's.
+	// Dial opens the sockets; nil means a net.Dialer.
 	Dial DialFunc
 	// Received, if not nil, is called with the size of every message as it
-	// arrived (wire) and with that of every payload that was inflated
-	// (inflated), in bytes; the other argument is 0. The readers of all
-	// connections call it, at the same time.
+	// arrived (wire) and with that of every payload that was inflated (inflated),
+	// in bytes; the other argument is 0. The readers of all connections call it
+	// concurrently.
 	Received func(wire, inflated int)
 }
 
@@ -73,7 +73,7 @@ func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, DialTimeout, fmt.Errorf("no answer within %v", DialTimeout))
 	defer cancel()
 	// The socket is kept so that Close can be bounded: the library waits up to
-	// ten seconds for a peer that says nothing.
+	// ten seconds for a peer that does not answer.
 	transport := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		TLSHandshakeTimeout: DialTimeout,
@@ -102,8 +102,8 @@ func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 	return c, nil
 }
 
-// followNone makes an HTTP client follow no redirect: the token would go
-// wherever it points.
+// followNone makes an HTTP client follow no redirect: the token would be sent
+// wherever the redirect points.
 func followNone(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // dialURL adds the query of every connection (Discord: Gateway URL Query String

@@ -30,8 +30,7 @@ func TestDialURL(t *testing.T) {
 	}
 }
 
-// TestDialFails: the error says what was tried, in one line and without the
-// token, which is not in the URL anyway.
+// TestDialFails: the error names the failed step, in one line.
 func TestDialFails(t *testing.T) {
 	t.Parallel()
 	d := NewDialer(Config{Agent: "agent"})
@@ -41,7 +40,7 @@ func TestDialFails(t *testing.T) {
 	}
 }
 
-// TestDialFollowsNoRedirect: it would lead the token to another server.
+// TestDialFollowsNoRedirect: a redirect would send the token to another server.
 func TestDialFollowsNoRedirect(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("followed") }))

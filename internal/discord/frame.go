@@ -51,13 +51,13 @@ type frameParser struct {
 	dec jsontext.Decoder
 }
 
-// parse checks that b is one JSON value and finds the envelope's members in
-// it. The error is ErrOddFrame if only the latter failed. The frame is valid as
-// long as b is.
+// parse checks that b is one JSON value and finds the envelope's members in it.
+// The error is ErrOddFrame if b is valid JSON but not an envelope. The frame is
+// valid as long as b is.
 func (p *frameParser) parse(b []byte) (Frame, error) {
 	// Given a bytes.Buffer, the decoder reads its bytes in place. Of duplicate
 	// names the last one counts, as everywhere in Go. Whether strings are valid
-	// UTF-8 matters only to whoever decodes d.
+	// UTF-8 matters only to the code that decodes d.
 	p.buf = *bytes.NewBuffer(b)
 	p.dec.Reset(&p.buf, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	f, odd, err := p.members(b)
@@ -77,7 +77,7 @@ func (p *frameParser) parse(b []byte) (Frame, error) {
 // value is not an envelope.
 func (p *frameParser) members(b []byte) (f Frame, odd string, err error) {
 	if p.dec.PeekKind() != '{' {
-		return f, "it is no object", p.dec.SkipValue()
+		return f, "it is not an object", p.dec.SkipValue()
 	}
 	if _, err := p.dec.ReadToken(); err != nil {
 		return f, "", err
@@ -172,8 +172,8 @@ func (f *Frame) set(m member, value jsontext.Value, in []byte) bool {
 }
 
 // The types below are decoded as far as possible: encoding/json goes on after a
-// member of the wrong type, and the caller uses what was understood. The rest
-// of a payload must not cost the connection.
+// member of the wrong type, and the caller uses the members that were decoded.
+// One odd member must not cost the connection.
 
 // Hello is the d of OpHello (Discord: Hello Event).
 type Hello struct {
@@ -182,15 +182,15 @@ type Hello struct {
 
 const (
 	// UsualInterval is the heartbeat interval that Discord usually asks for. It
-	// replaces one that cannot be used: heartbeats may come early.
+	// replaces an unusable one, because heartbeats may come early.
 	UsualInterval = 41250 * time.Millisecond
-	// MaxInterval is the longest interval that is believed, far above the 41 to
+	// MaxInterval is the longest interval that is accepted, far above the 41 to
 	// 45 s that Discord asks for.
 	MaxInterval = 10 * time.Minute
 )
 
 // Interval returns the time from one heartbeat to the next. usable reports
-// whether it is the one of HELLO, and not UsualInterval in its place.
+// whether HELLO's interval could be used. Otherwise d is UsualInterval.
 func (h Hello) Interval() (d time.Duration, usable bool) {
 	ms := h.HeartbeatInterval
 	if ms < 1 || ms > float64(MaxInterval.Milliseconds()) {
@@ -212,7 +212,7 @@ type Guild struct {
 	ID json.RawMessage `json:"id"`
 }
 
-// Snowflake returns the guild's id, and false if ID is none.
+// Snowflake returns the guild's id, or false if ID is not an id.
 func (g Guild) Snowflake() (event.Snowflake, bool) {
 	id, err := event.ParseSnowflake(strings.Trim(string(g.ID), `"`))
 	return id, err == nil

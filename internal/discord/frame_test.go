@@ -77,15 +77,15 @@ func TestParseFrameRefuses(t *testing.T) {
 		if err == nil || errors.Is(err, ErrOddFrame) != tt.odd {
 			t.Errorf("%s: %v, want an error, odd: %t", tt.in, err, tt.odd)
 		}
-		// What one payload did must not touch the next.
+		// One payload must not affect the next.
 		if f, err := p.parse([]byte(`{"op":0,"s":3}`)); err != nil || f.Seq != 3 {
 			t.Fatalf("after %s: %+v, %v", tt.in, f, err)
 		}
 	}
 }
 
-// FuzzParseFrame compares with encoding/json: the same payloads are proper
-// JSON, and the same members are found in them.
+// FuzzParseFrame compares the parser with encoding/json: both accept the same
+// payloads as JSON, and find the same members in them.
 func FuzzParseFrame(f *testing.F) {
 	f.Add([]byte(`{"t":"MESSAGE_CREATE","s":5,"op":0,"d":{"id":"1", "x":[ {} ]}}`))
 	f.Add([]byte(` { "op" : 0 , "t" : "X" , "d" :  { "a" : "\"}" }  , "s" : 30 } `))
@@ -95,7 +95,7 @@ func FuzzParseFrame(f *testing.F) {
 	f.Add([]byte(`{"op":0,"d":{"a":}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if !utf8.Valid(b) {
-			return // encoding/json replaces it in names, and so mistakes one for another
+			return // encoding/json replaces invalid UTF-8 in names, and so treats two names as one
 		}
 		var p frameParser
 		got, err := p.parse(b)
@@ -111,7 +111,7 @@ func FuzzParseFrame(f *testing.F) {
 			t.Fatalf("%q: %v", b, err)
 		}
 		if strings.Contains(string(b), `\u`) {
-			return // an escaped name is another name to the parser
+			return // to the parser, an escaped name is a different name
 		}
 		if !bytes.Equal(got.Data, want["d"]) {
 			t.Errorf("%q: d is %q, want %q", b, got.Data, want["d"])

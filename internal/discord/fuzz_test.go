@@ -7,9 +7,8 @@ import (
 	"time"
 )
 
-// FuzzEnvelope takes what a connection reads through the decoders that follow:
-// whatever is in it, HELLO gives an interval that can be kept and READY no
-// panic.
+// FuzzEnvelope decodes arbitrary payloads as a connection's reader does: HELLO
+// always gives a usable interval, and READY never causes a panic.
 func FuzzEnvelope(f *testing.F) {
 	f.Add([]byte(`{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":41250,"_trace":["x"]}}`))
 	f.Add([]byte(`{"t":"READY","s":1,"op":0,"d":{"session_id":"a","resume_gateway_url":"wss://r","guilds":[{"id":"1","unavailable":true}]}}`))

@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Compression is how Discord compresses what it sends (Discord: Transport
+// Compression is how Discord compresses its messages (Discord: Transport
 // Compression). The zero value means ZstdStream.
 type Compression string
 
@@ -22,7 +22,7 @@ const (
 )
 
 const (
-	// maxPayload is Config.MaxPayload unless that says otherwise, in bytes.
+	// maxPayload is the default of Config.MaxPayload, in bytes.
 	maxPayload = 64 << 20
 	// keepPayload is how much memory a connection holds on to between two
 	// payloads, in bytes. The GUILD_CREATE of a large guild is rare.
@@ -37,17 +37,17 @@ var errTooLarge = errors.New("the payload is too large")
 //
 // The decoders pull from a reader until it ends, but a gateway stream has no
 // end: it pauses after every message. So the decoder runs as a coroutine. When
-// it asks for more than the message has, it has given everything that the
-// message holds, and rests until the next one comes.
+// it asks for more than the message has, it has returned everything that the
+// message holds, and pauses until the next message comes.
 type inflater struct {
-	in   []byte // the part of the message that the decoder has not consumed
-	out  []byte
-	next func() (struct{}, bool)
-	stop func()
-	rest func(struct{}) bool // lets the decoder rest; false when it is to end
-	err  error               // why the decoder ended
+	in    []byte // the part of the message that the decoder has not consumed
+	out   []byte
+	next  func() (struct{}, bool)
+	stop  func()
+	pause func(struct{}) bool // pauses the decoder; false when it must end
+	err   error               // why the decoder ended
 
-	limit int // of one payload
+	limit int // of one payload, in bytes
 }
 
 // newInflater returns an inflater for payloads of at most limit bytes. The
@@ -55,14 +55,14 @@ type inflater struct {
 func newInflater(c Compression, limit int) *inflater {
 	i := &inflater{limit: limit}
 	open := map[Compression]func(io.Reader) (io.Reader, error){ZlibStream: openZlib, ZstdStream: openZstd}[c]
-	i.next, i.stop = iter.Pull(func(rest func(struct{}) bool) {
-		i.rest = rest
-		if !rest(struct{}{}) {
+	i.next, i.stop = iter.Pull(func(pause func(struct{}) bool) {
+		i.pause = pause
+		if !pause(struct{}{}) {
 			return
 		}
 		i.err = i.decode(open)
 	})
-	// Up to the first rest.
+	// This runs the coroutine up to its first pause.
 	i.next()
 	return i
 }
@@ -108,8 +108,9 @@ func (i *inflater) close() { i.stop() }
 func openZlib(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
 
 // maxWindow is the zstd window that every decoder should accept (RFC 8878,
-// section 3.1.1.1.2). Discord's has 256 KiB. The decoder allocates at once the
-// window that a frame's first bytes ask for, so more would let them take memory.
+// section 3.1.1.1.2). Discord's has 256 KiB. The decoder at once allocates the
+// window that a frame's first bytes ask for, so a higher limit would let a few
+// bytes take much memory.
 const maxWindow = 8 << 20
 
 // openZstd decodes in the caller's goroutine.
@@ -122,7 +123,7 @@ type messageReader inflater
 
 func (r *messageReader) more() bool {
 	for len(r.in) == 0 {
-		if !r.rest(struct{}{}) {
+		if !r.pause(struct{}{}) {
 			return false
 		}
 	}

@@ -91,7 +91,7 @@ func TestInflateRefuses(t *testing.T) {
 			t.Parallel()
 			t.Run("garbage", func(t *testing.T) {
 				t.Parallel()
-				refuses(t, c, []byte("this is no compressed stream at all"), "")
+				refuses(t, c, []byte("this is not a compressed stream"), "")
 			})
 			t.Run("larger than the limit", func(t *testing.T) {
 				t.Parallel()
@@ -161,8 +161,8 @@ func FuzzInflate(f *testing.F) {
 func BenchmarkInflate(b *testing.B) {
 	for _, c := range streams {
 		b.Run(string(c), func(b *testing.B) {
-			// Messages that differ, as real ones do: enough that the stream
-			// never has to start again within one round.
+			// The messages differ, as real ones do. There are enough of them that the
+			// stream never starts again within one round.
 			d := newDeflater(b, c)
 			var messages [][]byte
 			for n := range 4096 {

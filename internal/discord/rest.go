@@ -28,7 +28,7 @@ type RESTConfig struct {
 	Token secret.Value
 	// Agent is the User-Agent header (Discord: User Agent).
 	Agent string
-	// Dial opens the sockets; nil means the system's.
+	// Dial opens the sockets; nil means a net.Dialer.
 	Dial DialFunc
 }
 
@@ -60,7 +60,7 @@ type GatewayInfo struct {
 	Limit  StartLimit `json:"session_start_limit"`
 }
 
-// StartLimit is how many sessions may be begun (Discord: Session Start Limit
+// StartLimit is how many sessions may be started (Discord: Session Start Limit
 // Object).
 type StartLimit struct {
 	Total      int   `json:"total"`
@@ -70,9 +70,9 @@ type StartLimit struct {
 	MaxConcurrency int `json:"max_concurrency"`
 }
 
-// Gateway asks where to connect, and how often sessions may be begun. The error
-// is ErrUnauthorized if Discord does not know the token. An answer that cannot
-// be used is an error too.
+// Gateway asks where to connect, and how many sessions may be started. The
+// error is ErrUnauthorized if Discord does not know the token. An answer that
+// cannot be used is an error too.
 func (c *REST) Gateway(ctx context.Context) (GatewayInfo, error) {
 	var info GatewayInfo
 	if err := c.get(ctx, "/gateway/bot", &info); err != nil {
@@ -81,7 +81,7 @@ func (c *REST) Gateway(ctx context.Context) (GatewayInfo, error) {
 	if info.URL == "" || info.Shards < 1 || info.Shards > MaxShards {
 		return GatewayInfo{}, fmt.Errorf("GET /gateway/bot: url %q with %d shards is not usable", info.URL, info.Shards)
 	}
-	if info.Limit.Total <= 0 { // not said: the limit of a usual bot
+	if info.Limit.Total <= 0 { // missing: assume the limit of a usual bot
 		info.Limit.Total, info.Limit.Remaining, info.Limit.ResetAfter = 1000, 1000, (24 * time.Hour).Milliseconds()
 	}
 	// Discord never gives less than 1, and 0 would divide by zero.
@@ -89,7 +89,7 @@ func (c *REST) Gateway(ctx context.Context) (GatewayInfo, error) {
 	return info, nil
 }
 
-// Application is what a token belongs to.
+// Application is the application that a token belongs to.
 type Application struct {
 	ID event.Snowflake
 	// Privileged are the privileged intents that are switched on for it
@@ -180,9 +180,9 @@ func retryAfter(h http.Header) time.Duration {
 }
 
 // Insist calls f until it succeeds, ctx ends, or the token is refused, which is
-// an ErrUnauthorized. It waits between two tries, 1 s at first and up to
-// MaxBackoff, or as long as Discord asked for. failed hears of every failure
-// after which it tries again.
+// an ErrUnauthorized. Between two calls it waits: 1 s at first and up to
+// MaxBackoff later, or as long as Discord asked for. It calls failed with every
+// error after which it tries again.
 func Insist(ctx context.Context, failed func(error), f func(context.Context) error) error {
 	var wait time.Duration
 	exponential := NewBackoff(time.Second)

@@ -76,7 +76,7 @@ func TestInsist(t *testing.T) {
 		t.Errorf("%v after %d tries, %d reports", err, tries, reports)
 	}
 	if waited := time.Since(start); waited < 1200*time.Millisecond {
-		t.Errorf("tried again after %v though Retry-After said 1.2 s", waited)
+		t.Errorf("tried again after %v, want at least the 1.2 s of Retry-After", waited)
 	}
 }
 

@@ -2,17 +2,16 @@ package discord
 
 import "time"
 
-// Window counts what was done within a sliding length of time, so that a limit
-// holds for every such length, wherever it begins. It does not read the clock
-// and has no lock. Set Length and Limit before the first use.
+// Window counts the actions within a sliding window, so that a limit holds for
+// every period of that length. It does not read the clock and has no lock. Set
+// Length and Limit before the first use.
 type Window struct {
 	Length time.Duration
 	Limit  int         // at least 1
 	times  []time.Time // the latest, at most Limit, the oldest first
 }
 
-// Add notes that something was done at now, whether or not the limit allowed
-// it.
+// Add notes an action at now, whether or not the limit allowed it.
 func (w *Window) Add(now time.Time) {
 	if len(w.times) == w.Limit {
 		w.times = append(w.times[:0], w.times[1:]...)
@@ -20,8 +19,9 @@ func (w *Window) Add(now time.Time) {
 	w.times = append(w.times, now)
 }
 
-// Wait returns how long to wait until something may be done that leaves room
-// of the limit unused; 0 if that is now. room is less than Limit.
+// Wait returns how long to wait until another action is allowed; 0 if it is
+// allowed now. room is the part of Limit that stays unused, less than all of
+// it.
 func (w *Window) Wait(now time.Time, room int) time.Duration {
 	usable := w.Limit - room
 	if len(w.times) < usable {

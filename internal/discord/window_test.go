@@ -27,12 +27,12 @@ func TestWindow(t *testing.T) {
 		{"the limit, at once", at(0, 0, 0, 0, 0), 0, 0, 10 * time.Second},
 		{"a moment before the first falls out", at(0, 1, 2, 3, 4), 9, 0, time.Second},
 		{"the first falls out", at(0, 1, 2, 3, 4), 10, 0, 0},
-		{"a window that slides: full again by the next", at(0, 1, 2, 3, 4, 10), 10, 0, time.Second},
-		{"more than the limit was done: that many have to fall out", at(0, 1, 2, 3, 4, 5, 6), 6, 0, 6 * time.Second},
+		{"the window slides: full again after one more", at(0, 1, 2, 3, 4, 10), 10, 0, time.Second},
+		{"more than the limit: the excess has to fall out too", at(0, 1, 2, 3, 4, 5, 6), 6, 0, 6 * time.Second},
 		{"long ago", at(0, 0, 0, 0, 0), 100, 0, 0},
-		{"room is kept: still some", at(0, 0), 0, 2, 0},
-		{"room is kept: none left", at(0, 1, 2), 2, 2, 8 * time.Second},
-		{"the room was used by others", at(0, 1, 2, 3, 4), 4, 2, 8 * time.Second},
+		{"room is kept: some is left", at(0, 0), 0, 2, 0},
+		{"room is kept: none is left", at(0, 1, 2), 2, 2, 8 * time.Second},
+		{"the room itself is used", at(0, 1, 2, 3, 4), 4, 2, 8 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestWindow(t *testing.T) {
 				t.Fatalf("wait %v, want %v", got, tt.want)
 			}
 			if again := w.Wait(now.Add(tt.want), tt.room); again != 0 {
-				t.Errorf("after that wait it is another %v", again)
+				t.Errorf("after that wait it is another %v, want 0", again)
 			}
 		})
 	}

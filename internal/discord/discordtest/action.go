@@ -9,7 +9,7 @@ import (
 // AnyShard stands for every shard, in Arm, Do and Count.
 const AnyShard = -1
 
-// Always as the times of Arm means every time until disarmed.
+// Always is for the times of Arm: every time until the fault is disarmed.
 const Always = -1
 
 // Moment is when an armed fault happens: right before the step that gives the
@@ -80,14 +80,14 @@ func Invalidate(resumable bool) Action {
 // RequestHeartbeat sends op 1.
 func RequestHeartbeat() Action { return Send([]byte(`{"t":null,"s":null,"op":1,"d":null}`)) }
 
-// Send sends a payload unchanged, in the connection's encoding. It is no
+// Send sends a payload unchanged, in the connection's encoding. It is not a
 // dispatch of the session and is never replayed.
 func Send(payload []byte) Action { return Action{verb: verbSend, payload: payload} }
 
 // Close sends a close frame with the code and ends the connection. 1005 sends a
 // close frame without a code; 1006 is Drop. Codes that tell a client to start a
-// new session (4001, 4003 to 4007, 4009 to 4014) end the session; after all
-// others it can be resumed.
+// new session (4001, 4003 to 4007, 4009 to 4014) end the session. After any
+// other code the session can be resumed.
 func Close(code int) Action {
 	if code == 1006 {
 		return Drop()
@@ -104,7 +104,7 @@ func Drop() Action { return Action{verb: verbDrop} }
 func Reset() Action { return Action{verb: verbReset} }
 
 // Silence leaves the connection half-open: the socket stays open, but Discord
-// sends nothing on it any more, not even ACKs, and ignores whatever arrives.
+// no longer sends anything on it, not even ACKs, and ignores whatever arrives.
 func Silence() Action { return Action{verb: verbSilence} }
 
 // Corrupt sends a message that can't be decoded: broken JSON, or broken
@@ -123,7 +123,8 @@ func Delay(d time.Duration) Action { return Action{verb: verbDelay, wait: d} }
 func Skip() Action { return Action{verb: verbSkip} }
 
 // After delays the action until n further dispatches, replayed ones included,
-// were sent on the connection. The step that the moment precedes takes place.
+// have been sent on the connection. The step that the moment precedes takes
+// place.
 func After(n int, a Action) Action {
 	a.later += int64(n)
 	return a
@@ -153,8 +154,8 @@ func (a Action) skips() bool {
 	return a.ends() || a.later == 0 && (a.verb == verbSkip || a.verb == verbInvalidate)
 }
 
-// expelling reports whether a client has to leave the connection after the action.
-func (a Action) expelling() bool {
+// expels reports whether a client has to leave the connection after the action.
+func (a Action) expels() bool {
 	return a.ends() || a.later == 0 &&
 		(a.verb == verbReconnect || a.verb == verbInvalidate || a.verb == verbCorrupt)
 }
@@ -174,11 +175,12 @@ type fault struct {
 	actions []Action
 }
 
-// Arm makes the actions happen, in this order, the next times that the moment
-// comes for the shard. Faults armed for the same moment are used up in the order
-// in which they were armed. The returned function disarms the fault. Arm panics
-// on a script that can't work: one that names a shard before the client does, or
-// uses an action that needs a WebSocket before there is one.
+// Arm makes the actions happen, in this order, whenever the moment comes for
+// the shard, as often as times says. Faults armed for the same moment are used
+// up in the order in which they were armed. The returned function disarms the
+// fault. Arm panics on a script that can't work: one that names a shard before
+// the client does, or uses an action that needs a WebSocket before there is
+// one.
 func (s *Server) Arm(at Moment, shard, times int, actions ...Action) (disarm func()) {
 	if shard != AnyShard && !at.knowsShard() {
 		panic("discordtest: the shard is not known at this moment: arm it for AnyShard")
@@ -216,8 +218,8 @@ func (s *Server) fireLocked(at Moment, shard int) []Action {
 }
 
 // Do makes the actions happen now on the connection of the shard, after
-// everything that was dispatched to it so far; Reset does not wait. Do does not
-// wait for the actions either, but from now on WaitReady ignores a connection
+// everything that was dispatched to it so far; only Reset happens at once. Do
+// does not wait for the actions, but from now on WaitReady ignores a connection
 // that they end. Without a connection Do returns ErrNotConnected. With AnyShard
 // it acts on all connections that have a session.
 func (s *Server) Do(shard int, actions ...Action) error {

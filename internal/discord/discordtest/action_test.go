@@ -169,7 +169,7 @@ func TestWaitReadyIsThePresent(t *testing.T) {
 		now, cancel := context.WithCancelCause(t.Context())
 		cancel(errors.New("no time"))
 		if s, err := srv.WaitReady(now, 0); err == nil {
-			t.Errorf("after %+v: %+v is in service", a, s)
+			t.Errorf("after %+v: %+v still counts as in service", a, s)
 		}
 		ready(t, srv, 0, 1)
 		if _, err := srv.WaitReady(within(t), 0); err != nil {

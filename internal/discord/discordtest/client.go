@@ -15,7 +15,7 @@ func (s *Server) TokenOf(client string) string { return s.cfg.Token + "." + clie
 
 // Suspend records that a client was stopped (SIGSTOP) with its connections
 // open. From then on another client may resume their sessions without breaking
-// a rule: the older connection is closed with 4006, as Discord does. Call it
+// a rule: the older connection is closed with 4006, as at Discord. Call it
 // after the client has stopped.
 func (s *Server) Suspend(client string) {
 	s.mu.Lock()
@@ -30,7 +30,8 @@ func (s *Server) Suspend(client string) {
 
 // Continue records that a suspended client is about to run again (SIGCONT). The
 // sessions of its old connections may still be taken over; the client has to
-// notice that by itself. Those of connections that it opens from then on may not.
+// notice that by itself. The sessions of connections that it opens from then on
+// may not be taken over.
 func (s *Server) Continue(client string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -55,9 +56,9 @@ func (c *conn) authenticateLocked(token string) (ok bool) {
 	return ok
 }
 
-// markTold records that a client knows that the session is dead.
-func (ss *session) markTold(client string) {
-	if !slices.Contains(ss.told, client) {
-		ss.told = append(ss.told, client)
+// markAware records that a client knows that the session is dead.
+func (ss *session) markAware(client string) {
+	if !slices.Contains(ss.aware, client) {
+		ss.aware = append(ss.aware, client)
 	}
 }

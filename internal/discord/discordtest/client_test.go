@@ -13,8 +13,9 @@ func as(c *client, name string) *client {
 	return c
 }
 
-// TestToldPerClient checks that a client knows only what it was told itself.
-func TestToldPerClient(t *testing.T) {
+// TestAwarePerClient checks that the server records for each client whether it
+// knows that a session is dead.
+func TestAwarePerClient(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})
 	c := as(hello(t, srv, srv.GatewayURL()), "a")

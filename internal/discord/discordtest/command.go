@@ -100,7 +100,7 @@ func (c *conn) presenceLocked(d json.RawMessage) {
 	}
 }
 
-// onShardLocked records it as a broken rule if the guild of a command belongs to
+// onShardLocked records a broken rule if the guild of a command belongs to
 // another shard.
 func (c *conn) onShardLocked(op int, guild string, ss *session) {
 	id, err := strconv.ParseUint(guild, 10, 64)
@@ -176,7 +176,7 @@ func (c *conn) membersLocked(ss *session, d json.RawMessage) {
 	s := c.srv
 	var p membersPayload
 	if json.Unmarshal(d, &p) != nil || p.Guild == "" || (p.Query == nil) == (p.Users == nil) || p.Query != nil && p.Limit == nil {
-		c.refuseLocked(closeOpcode, "op 8 needs a guild_id, and one of query with limit and user_ids")
+		c.refuseLocked(closeOpcode, "op 8 needs a guild_id, and either query with limit or user_ids")
 		return
 	}
 	c.onShardLocked(opMembers, p.Guild, ss)

@@ -52,7 +52,7 @@ type conn struct {
 	client    string      // the client that the token names (see Server.TokenOf)
 	suspended bool        // the client was suspended with this connection open
 	deaf      bool        // ignores whatever arrives: it is being closed or silenced
-	ending    bool        // sends nothing any more, and ignores whatever arrives
+	ending    bool        // sends nothing more, and ignores whatever arrives
 	silenced  bool        // it is ending because of Silence
 }
 
@@ -160,7 +160,7 @@ func (c *conn) missed() bool {
 	s.noteLocked(Entry{Kind: Missed, Conn: c.id, Shard: c.shard, Session: c.sessionIDLocked()})
 	c.deaf = true
 	c.enqueueNowLocked(Close(closeUnknown))
-	// A client that does not read either must not block the writer forever.
+	// A client that also reads nothing must not block the writer forever.
 	at := time.Now().Add(closeGrace)
 	_ = c.wire.SetDeadline(at) // as in extendLocked
 	return true
@@ -183,7 +183,7 @@ func (c *conn) over(err error) {
 	// Discord does not hear the client close.
 	if ss := c.session; ss != nil && !c.ending && !c.deaf && (code == 1000 || code == 1001) {
 		s.killLocked(ss, fmt.Sprintf("the client closed with %d", code), true)
-		ss.markTold(c.client)
+		ss.markAware(c.client)
 	}
 	c.ending = true
 	c.detachLocked()
@@ -197,8 +197,8 @@ func (c *conn) sessionIDLocked() string {
 	return c.session.id
 }
 
-// rewindLocked prepares for a session whose client has the dispatches up to
-// cursor. Steps that are already due stay due.
+// rewindLocked prepares the connection for a session whose client has the
+// dispatches up to cursor. Steps that are already due stay due.
 func (c *conn) rewindLocked(cursor int64) {
 	for i := range c.steps {
 		if c.steps[i].after <= c.cursor {

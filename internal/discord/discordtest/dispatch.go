@@ -31,7 +31,7 @@ type Record struct {
 func ShardOf(guild uint64, count int) int { return int((guild >> 22) % uint64(count)) }
 
 // Dispatch sends an event to every session of the shard, connected or away, and
-// returns where it went in the newest one. The bytes of data become its `d`
+// returns its place in the newest session. The bytes of data become its `d`
 // unchanged, and must not be modified afterwards. Dispatch waits while a
 // connected client is ReplayLimit dispatches behind. Without a session, when no
 // client could ever receive the event, it returns ErrNoSession.
@@ -51,7 +51,7 @@ type Frame struct {
 	f    frame
 }
 
-// ParseFrame reads a recorded dispatch. Its bytes are sent unchanged but for
+// ParseFrame reads a recorded dispatch. Its bytes are sent unchanged except for
 // `s`, and must not be modified afterwards.
 func ParseFrame(recorded []byte) (Frame, error) {
 	members, err := spans(recorded)
@@ -159,20 +159,21 @@ func newFrame(name string, data []byte) (frame, error) {
 	return frame{name: name, data: data}, nil
 }
 
-// send puts a frame into the sessions that to returns, as soon as all of them
-// have room, and appends to sent where it went. It calls to with s.mu held.
-func (s *Server) send(sent []Sent, f frame, to func() []*session) ([]Sent, error) {
+// send puts a frame into the sessions that targets returns, once all of them
+// have room, and appends its place in each to sent. It calls targets with s.mu
+// held.
+func (s *Server) send(sent []Sent, f frame, targets func() []*session) ([]Sent, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sessions := to()
+	sessions := targets()
 	if s.expireLocked(sessions...) {
-		sessions = to()
+		sessions = targets()
 	}
 	for !s.closed && slices.ContainsFunc(sessions, (*session).blocked) {
 		s.blocked++
 		s.room.Wait()
 		s.blocked--
-		sessions = to()
+		sessions = targets()
 	}
 	switch {
 	case s.closed:
@@ -187,8 +188,8 @@ func (s *Server) send(sent []Sent, f frame, to func() []*session) ([]Sent, error
 	return sent, nil
 }
 
-// pushLocked puts a frame into the session, unless its intents exclude it. call is
-// 0 for frames that are sent whatever the intents.
+// pushLocked puts a frame into the session, unless its intents exclude it. call
+// is 0 for frames that are sent regardless of the intents.
 func (s *Server) pushLocked(ss *session, f frame, call int64) Sent {
 	if s.cfg.Wants != nil && call != 0 && !s.cfg.Wants(ss.intents, f.name) {
 		return Sent{}

@@ -134,7 +134,7 @@ func TestRouting(t *testing.T) {
 func TestWants(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{Wants: func(intents int64, name string) bool {
-		return intents == 513 && name == "X" // it does not exclude READY and RESUMED
+		return intents == 513 && name == "X" // READY and RESUMED are sent anyway
 	}})
 	c, session := ready(t, srv, 0, 1)
 	if sent := dispatch(t, srv, 0, "TYPING_START", "{}"); sent != (discordtest.Sent{}) {
@@ -249,7 +249,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
-// signal is a context that closes asked when somebody waits for its end.
+// signal is a context that closes asked when a caller waits for its end.
 type signal struct {
 	context.Context
 	once  sync.Once

@@ -5,8 +5,9 @@
 // It refuses whatever Discord refuses, with the same close code, and records
 // every rule that a client broke ([Server.Illegal]). It never checks how a
 // client reacts: tests do that, with the log, the counts and the waits. A wait
-// blocks until the event happens; it never polls. The package imports nothing of
-// the rest of the program, so that a mistake there cannot cancel itself out here.
+// blocks until the event happens; it never polls. The package imports nothing
+// of the rest of the program, so that a mistake there cannot hide behind the
+// same mistake here.
 //
 // A script reads like this:
 //

@@ -73,7 +73,7 @@ func (e *encoder) deflate(payload []byte) error {
 	return e.zlib.Flush()
 }
 
-// deflateAlone makes a zlib stream of its own from the payload.
+// deflateAlone compresses the payload as a separate zlib stream.
 func (e *encoder) deflateAlone(payload []byte) error {
 	if err := e.openZlib(); err != nil {
 		return err

@@ -15,9 +15,9 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// feed is the input of a stream decoder: the bytes written to buf, and then
-// errMore instead of io.EOF. It hides the buffer's other methods, since
-// klauspost's decoder takes a bytes.Buffer for a whole stream.
+// feed is the input of a stream decoder: the bytes written to buf, followed by
+// errMore instead of io.EOF. It hides the buffer's other methods, because
+// klauspost's decoder treats a bytes.Buffer as a whole stream.
 type feed struct{ buf bytes.Buffer }
 
 func (f *feed) Read(p []byte) (int, error) {
@@ -55,8 +55,8 @@ func zlibDecoder() func(websocket.MessageType, []byte) ([]byte, error) {
 	}
 }
 
-// zstdDecoder uses klauspost's decoder, since no other exists in Go. We checked
-// by hand that the reference implementation decodes the same bytes.
+// zstdDecoder uses klauspost's decoder, because no other exists in Go. We
+// checked by hand that the reference implementation decodes the same bytes.
 func zstdDecoder(t *testing.T) func(websocket.MessageType, []byte) ([]byte, error) {
 	t.Helper()
 	var stream feed

@@ -7,7 +7,7 @@ import (
 )
 
 // privileged maps the bit of a privileged intent to the application flags that
-// allow it: enabled, or enabled for less than the limit of servers.
+// allow it: enabled, or enabled for a bot in few servers.
 var privileged = map[int64]int64{
 	1 << 1:  1<<14 | 1<<15,
 	1 << 8:  1<<12 | 1<<13,
@@ -25,8 +25,9 @@ type identification struct {
 	Presence   *presencePayload  `json:"presence"`
 }
 
-// check returns the close code with which Discord refuses an IDENTIFY, given the
-// application's flags, and the reason. The code is 0 if it is valid.
+// check returns the close code with which Discord refuses an IDENTIFY, given
+// the application's flags, and the reason. The code is 0 if the IDENTIFY is
+// valid.
 func (p *identification) check(flags int64) (code int, why string) {
 	switch {
 	case p.Properties == nil:

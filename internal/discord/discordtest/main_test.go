@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // start starts a server for one test. IDENTIFYs are not limited unless the test
-// says so.
+// sets a limit.
 func start(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	t.Helper()
 	if cfg.IdentifyWindow == 0 {
@@ -69,7 +69,7 @@ type client struct {
 
 const plainQuery = "/?v=10&encoding=json"
 
-// errMore is the error of a decoder that has seen only a part of a payload.
+// errMore is the error of a decoder that has read only a part of a payload.
 var errMore = errors.New("more to come")
 
 func decodePlain(typ websocket.MessageType, message []byte) ([]byte, error) {

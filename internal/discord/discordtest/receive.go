@@ -50,12 +50,12 @@ const (
 )
 
 func parseQuery(v url.Values) query {
-	version, _ := strconv.Atoi(v.Get("v")) // 0 is no version, and refused
+	version, _ := strconv.Atoi(v.Get("v")) // 0 is not a version, and is refused
 	return query{version, v.Get("encoding"), v.Get("compress")}
 }
 
 // checkQueryLocked refuses URLs that ask for something not simulated. Discord
-// takes a missing version for 6, which is deprecated and has no resume URL.
+// treats a missing version as 6, which is deprecated and has no resume URL.
 func (c *conn) checkQueryLocked() bool {
 	switch q := c.query; {
 	case q.version != 9 && q.version != 10:

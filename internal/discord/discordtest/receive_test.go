@@ -60,7 +60,7 @@ func TestRefused(t *testing.T) {
 			srv := start(t, discordtest.Config{Token: "T", Flags: 1 << 15})
 			c := hello(t, srv, srv.GatewayURL())
 			c.send("%s", tt.send)
-			c.send(`{"op":1,"d":null}`) // ignored by now
+			c.send(`{"op":1,"d":null}`) // ignored: the connection is being closed
 			c.expectClose(tt.want)
 			wantIllegal(t, srv, tt.illegal)
 			closed, err := srv.WaitCount(within(t), discordtest.ServerClosed, discordtest.AnyShard, 1)

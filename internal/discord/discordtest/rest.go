@@ -102,7 +102,7 @@ func (s *Server) readyDataLocked(ss *session) []byte {
 }
 
 // actHTTP performs the actions armed for a plain request or a handshake, and
-// reports whether the answer follows.
+// reports whether the request still needs an answer.
 func (s *Server) actHTTP(w http.ResponseWriter, r *http.Request, actions []Action) (goOn bool) {
 	for _, a := range actions {
 		switch a.verb {

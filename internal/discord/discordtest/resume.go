@@ -49,7 +49,7 @@ func (c *conn) resumeSessionLocked(d json.RawMessage) {
 		return
 	}
 	s.expireLocked(ss)
-	if slices.Contains(ss.told, c.client) {
+	if slices.Contains(ss.aware, c.client) {
 		s.illegalLocked(c, "RESUME of a session that the client knows is gone: %s", ss.dead)
 	}
 	if ss.dead == "" {
@@ -68,7 +68,7 @@ func (c *conn) replayLocked(ss *session, seq int64) {
 	case c.ending || c.deaf || s.closed:
 		return
 	case ss.dead != "":
-		ss.markTold(c.client)
+		ss.markAware(c.client)
 		c.rejectLocked(ss.dead)
 		return
 	case seq > ss.seq:
@@ -77,7 +77,7 @@ func (c *conn) replayLocked(ss *session, seq int64) {
 		return
 	case seq < ss.frames.first-1:
 		s.killLocked(ss, fmt.Sprintf("RESUME from %d, but only dispatches after %d are kept", seq, ss.frames.first-1), false)
-		ss.markTold(c.client)
+		ss.markAware(c.client)
 		c.rejectLocked(ss.dead)
 		return
 	}
@@ -88,14 +88,14 @@ func (c *conn) replayLocked(ss *session, seq int64) {
 		for _, a := range actions {
 			if a.killsSession() {
 				s.killLocked(ss, "the script ended it", false)
-				ss.markTold(c.client)
+				ss.markAware(c.client)
 			}
 		}
 		return
 	}
 	c.attachLocked(ss)
 	s.noteLocked(Entry{Kind: Resumed, Conn: c.id, Shard: ss.shard, Session: ss.id, Seq: seq})
-	// The end of the replay is a dispatch with a number of its own.
+	// RESUMED, which ends the replay, is a dispatch with a new number.
 	s.pushLocked(ss, frame{name: "RESUMED", data: []byte(`{"_trace":["discordtest"]}`)}, 0)
 }
 
@@ -125,7 +125,8 @@ func (s *Server) fenceLocked(c *conn, ss *session) {
 	}
 }
 
-// expelLocked takes the session away from a connection, which is closed.
+// expelLocked takes the session away from a connection, and closes the
+// connection.
 func (s *Server) expelLocked(old *conn) {
 	old.detachLocked()
 	old.deaf = true

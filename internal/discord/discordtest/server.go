@@ -27,7 +27,7 @@ type Server struct {
 	closed       bool
 	token        string
 	starts       SessionStart
-	resetAt      time.Time            // when starts begins again
+	resetAt      time.Time            // when starts is reset
 	buckets      map[int]time.Time    // when each bucket was last taken
 	membersAsked map[string]time.Time // when all members of each guild were last requested
 	lastConn     int
@@ -42,8 +42,8 @@ type Server struct {
 	records      []Record
 }
 
-// Start starts a simulated Discord, on two ports of the loopback unless
-// Config.Listen says otherwise. The caller must Close it.
+// Start starts a simulated Discord, on two loopback ports unless Config.Listen
+// says otherwise. The caller must Close it.
 func Start(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -77,16 +77,16 @@ func Start(cfg Config) (*Server, error) {
 }
 
 func (s *Server) serve(l net.Listener, h http.HandlerFunc) {
-	srv := &http.Server{Handler: s.owned(h), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: s.tracked(h), ReadHeaderTimeout: 10 * time.Second}
 	s.servers = append(s.servers, srv)
 	s.wg.Go(func() {
 		_ = srv.Serve(l) // returns http.ErrServerClosed after Close
 	})
 }
 
-// owned makes Close wait for the handler: http.Server does not wait for
-// hijacked connections.
-func (s *Server) owned(h http.HandlerFunc) http.HandlerFunc {
+// tracked makes Close wait for the handler, because http.Server does not wait
+// for hijacked connections.
+func (s *Server) tracked(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		if s.closed {

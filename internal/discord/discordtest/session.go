@@ -21,9 +21,9 @@ type Session struct {
 	Connected bool
 	// Client is the client that last began or resumed it (see Server.TokenOf).
 	Client string
-	// Ended is the reason why the session can't be resumed any more; empty
-	// while it can. ByClient means that the client ended it, with 1000 or
-	// 1001 or by breaking a rule.
+	// Ended is the reason why the session can no longer be resumed; empty while
+	// it can. ByClient means that the client ended it, with 1000 or 1001 or by
+	// breaking a rule.
 	Ended    string
 	ByClient bool
 }
@@ -41,9 +41,9 @@ type session struct {
 	conn         *conn     // nil while the client is away
 	awaySince    time.Time // zero while a client is connected
 	client       string    // the client of the last connection
-	dead         string    // why it can't be resumed; empty while it can
+	dead         string    // why it can no longer be resumed; empty while it can
 	byClient     bool      // the client ended it
-	told         []string  // the clients that know that it is dead
+	aware        []string  // the clients that know that it is dead
 }
 
 func newSessionID() string {
@@ -53,8 +53,9 @@ func newSessionID() string {
 }
 
 // push appends a dispatch and wakes the connection's writer. It never drops a
-// dispatch that the connected client was not sent yet: RESUMED and the answers
-// to commands, which can't wait as Dispatch does, exceed the limit instead.
+// dispatch that has yet to be sent to the connected client: RESUMED and the
+// answers to commands, which can't wait as Dispatch does, exceed the limit
+// instead.
 func (ss *session) push(f frame) {
 	for ss.frames.full() && (ss.conn == nil || ss.frames.first <= ss.conn.cursor) {
 		ss.frames.trim(ss.frames.first)
@@ -67,7 +68,7 @@ func (ss *session) push(f frame) {
 }
 
 // blocked reports whether one more dispatch would exceed the limit, because the
-// connected client was not yet sent the oldest one.
+// oldest one has yet to be sent to the connected client.
 func (ss *session) blocked() bool {
 	return ss.conn != nil && ss.frames.full() && ss.frames.first > ss.conn.cursor
 }
@@ -79,8 +80,8 @@ func (ss *session) snapshot() Session {
 	}
 }
 
-// maxSessions is how many sessions are remembered; beyond it, all dead ones are
-// forgotten.
+// maxSessions is how many sessions are remembered; when there are more, all
+// dead ones are forgotten.
 const maxSessions = 4096
 
 // newestLocked returns the newest live session of the shard, or nil.
@@ -118,7 +119,7 @@ func (s *Server) forgetLocked() {
 	})
 }
 
-// killLocked ends a session: it can't be resumed any more.
+// killLocked ends a session: it can no longer be resumed.
 func (s *Server) killLocked(ss *session, why string, byClient bool) {
 	if ss.dead != "" {
 		return

@@ -262,7 +262,7 @@ func TestHandoverOfAShard(t *testing.T) {
 }
 
 // TestResumeOnTheSameSocket resumes from before dispatches that were already
-// sent: actions that were due stay due.
+// sent. Actions that were due stay due.
 func TestResumeOnTheSameSocket(t *testing.T) {
 	t.Parallel()
 	srv := start(t, discordtest.Config{})

@@ -62,7 +62,7 @@ func (s *Server) spendLocked(c *conn) bool {
 }
 
 // takeBucketLocked takes the shard's rate limit key for one window (Discord:
-// Gateway, Max Concurrency).
+// Gateway, Max Concurrency). It returns false if the key is taken.
 func (s *Server) takeBucketLocked(shard int) bool {
 	key, now := shard%s.starts.MaxConcurrency, time.Now()
 	if last, ok := s.buckets[key]; ok && now.Sub(last) < s.cfg.IdentifyWindow {

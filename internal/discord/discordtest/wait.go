@@ -70,8 +70,9 @@ func (s *Server) WaitCount(ctx context.Context, k Kind, shard, n int) (Entry, er
 	return found, err
 }
 
-// await waits until cond is true, which it calls with s.mu held.
-func (s *Server) await(ctx context.Context, what string, cond func() bool) error {
+// await waits until cond returns true. It calls cond with s.mu held. goal names
+// the condition in the error.
+func (s *Server) await(ctx context.Context, goal string, cond func() bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !cond() {
@@ -86,7 +87,7 @@ func (s *Server) await(ctx context.Context, what string, cond func() bool) error
 			s.mu.Lock()
 		case <-ctx.Done():
 			s.mu.Lock()
-			return fmt.Errorf("discordtest: no %s: %w; last: %s", what, context.Cause(ctx), s.tailLocked())
+			return fmt.Errorf("discordtest: no %s: %w; last: %s", goal, context.Cause(ctx), s.tailLocked())
 		}
 	}
 	return nil

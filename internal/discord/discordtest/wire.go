@@ -16,7 +16,7 @@ const maxCorked = 64 << 10
 type wire struct {
 	net.Conn
 	// muted discards everything written: the peer sees a connection on which
-	// nothing happens any more.
+	// nothing happens.
 	muted atomic.Bool
 
 	// mu guards the fields below and the order of writes. A write to a peer that
@@ -80,8 +80,9 @@ func (w *wire) flushLocked() error {
 	return err
 }
 
-// closeWrite ends the stream to the peer in order. Close would send a reset if
-// the peer had sent something meanwhile, and the peer could lose unread data.
+// closeWrite ends the stream to the peer in an orderly way. Close would send a
+// reset if the peer had sent something meanwhile, and the peer could lose
+// unread data.
 func (w *wire) closeWrite() error {
 	if tcp, ok := w.Conn.(*net.TCPConn); ok {
 		return tcp.CloseWrite()
@@ -98,7 +99,7 @@ func (w *wire) reset() {
 	_ = w.Close() // fails only if it is closed already
 }
 
-// tap gives the WebSocket library, when it hijacks, a wire instead of the bare
+// tap makes Hijack return a wire to the WebSocket library, instead of the bare
 // TCP connection.
 type tap struct {
 	http.ResponseWriter

@@ -44,7 +44,7 @@ func (c *conn) enqueueLocked(after int64, a Action) {
 		i--
 	}
 	c.steps = slices.Insert(c.steps, i, step{after, a})
-	c.leaving = c.leaving || a.expelling()
+	c.leaving = c.leaving || a.expels()
 	c.nudge()
 }
 
@@ -185,7 +185,7 @@ func (c *conn) perform(a Action) error {
 	return nil
 }
 
-// sleep waits unless the connection or the server ends.
+// sleep waits for d, or until the connection or the server ends.
 func (c *conn) sleep(d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -220,7 +220,7 @@ func (c *conn) invalidate(resumable bool) {
 	c.detachLocked()
 	if !resumable {
 		s.killLocked(ss, "it was invalidated with op 9", false)
-		ss.markTold(c.client)
+		ss.markAware(c.client)
 	}
 }
 
@@ -280,7 +280,7 @@ func (c *conn) silence() {
 	_ = c.wire.SetReadDeadline(time.Time{}) // as in extendLocked; the socket stays until the client gives up
 }
 
-// sendClose writes a close frame by hand (RFC 6455, section 5.5.1), since the
+// sendClose writes a close frame by hand (RFC 6455, section 5.5.1), because the
 // library would refuse some codes and wait for the answer. Nothing is written
 // after it.
 func (c *conn) sendClose(code int) error {
