@@ -14,18 +14,18 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// SlotLength is the time from one IDENTIFY of a bucket to the next: Discord's
-// 5 s (Discord: Max Concurrency), and a bit more, because what counts is when
-// they arrive.
+// SlotLength is the time between two IDENTIFYs of a bucket: Discord's 5 s
+// (Discord: Max Concurrency), and a bit more, because Discord counts from their
+// arrival.
 const SlotLength = 5*time.Second + 250*time.Millisecond
 
-// resetMargin makes up for reset_after being cut off to whole milliseconds: a
-// start before the reset would be one too many.
+// resetMargin makes up for the truncation of reset_after to whole milliseconds:
+// a start before the reset would be one too many.
 const resetMargin = 100 * time.Millisecond
 
-// Buckets paces IDENTIFYs through the database, so that the instances which
-// share it never overrun a bucket or the budget of the day together. It is safe
-// for concurrent use, and waits for a database that does not answer until ctx
+// Buckets paces IDENTIFYs through the database, so that the instances that
+// share it never exceed a bucket or the day's budget together. It is safe for
+// concurrent use. If the database does not answer, its methods wait until ctx
 // ends.
 type Buckets struct {
 	pool *pgxpool.Pool
@@ -35,14 +35,14 @@ type Buckets struct {
 	Slot time.Duration
 }
 
-// NewBuckets uses pool, which the caller closes.
+// NewBuckets returns Buckets that use pool, which the caller closes.
 func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
 	return &Buckets{pool: pool, log: log, Slot: SlotLength}
 }
 
-// Learn implements Slots. Until the reset the number only falls: Discord's
-// answer may not include yet a start that another instance is making. Only when
-// nobody made one for a minute does Discord know better.
+// Learn implements Slots. Until the reset, the number only falls, because
+// Discord's answer may not yet include a start that another instance is making.
+// If no instance made one for a minute, Discord's number is taken as it is.
 func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
 	resetAfter += resetMargin
 	return b.insist(ctx, func(ctx context.Context) error {
@@ -74,8 +74,8 @@ func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake) (wai
 }
 
 // Wait implements Slots. It takes the bucket's next free slot and returns when
-// that has come. Slots are given out in the order of the calls; one that is not
-// used is lost.
+// the slot begins. Slots are given out in the order of the calls; one that is
+// not used is lost.
 func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error {
 	var wait time.Duration
 	err := b.insist(ctx, func(ctx context.Context) (err error) {

@@ -16,8 +16,9 @@ func TestMain(m *testing.M) { postgrestest.Main(m) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// TestBuckets: several instances that share a database never come closer in
-// one bucket than a slot, and different buckets don't wait for each other.
+// TestBuckets: in one bucket, the IDENTIFYs of several instances that share a
+// database are at least a slot apart. Different buckets don't wait for each
+// other.
 func TestBuckets(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -44,8 +45,8 @@ func TestBuckets(t *testing.T) {
 	if len(at) != 3*perInstance {
 		t.Fatalf("%d starts", len(at))
 	}
-	// A wait may end late, and then the next one is closer; in all they can't
-	// be faster than the slots.
+	// A wait may end late, so that the next start is closer to it. In all, the
+	// starts can't be faster than the slots.
 	if took := at[len(at)-1].Sub(at[0]); took < (3*perInstance-2)*slot {
 		t.Errorf("%d starts within %v", len(at), took)
 	}
@@ -86,7 +87,7 @@ func TestBucketsEnd(t *testing.T) {
 	}
 }
 
-// TestBudget: whatever the number of instances, no more sessions are started
+// TestBudget: whatever the number of instances, they start no more sessions
 // than Discord allows, less the part that is kept back.
 func TestBudget(t *testing.T) {
 	t.Parallel()
@@ -148,18 +149,18 @@ func TestBudgetLearns(t *testing.T) {
 	}
 	learn(500, time.Hour)
 	if got := left(); got != 499 {
-		t.Errorf("a start that Discord may not have counted yet is forgotten: %d left", got)
+		t.Errorf("%d left: a start that Discord may not have counted yet was forgotten", got)
 	}
 	learn(400, time.Hour)
 	if got := left(); got != 400 {
-		t.Errorf("somebody else's starts are not seen: %d left", got)
+		t.Errorf("%d left: another program's starts were not counted", got)
 	}
 	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = now() - interval '2 minutes'`); err != nil {
 		t.Fatal(err)
 	}
 	learn(450, time.Hour)
 	if got := left(); got != 450 {
-		t.Errorf("starts that were never made are not given back: %d left", got)
+		t.Errorf("%d left: starts that were never made were not given back", got)
 	}
 	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = now(), remaining = 50, reset_at = now() - interval '1 s'`); err != nil {
 		t.Fatal(err)

@@ -1,8 +1,8 @@
 // Package identify decides which shard may IDENTIFY, and when.
 //
-// [Turns] leads the shards of this instance to their IDENTIFYs one after the
-// other per bucket, and remembers what Discord refused, so that no other
-// shard spends a session start on the same refusal. [Buckets] paces the IDENTIFYs of all
+// [Turns] lets the shards of this instance IDENTIFY one after the other per
+// bucket. It remembers what Discord refused, so that no other shard spends a
+// session start on the same refusal. [Buckets] paces the IDENTIFYs of all
 // instances through the database. [Grants] knows which privileged intents are
 // switched on.
 //
@@ -10,10 +10,10 @@
 // IDENTIFYs within 5 s (Discord: Max Concurrency), and that a twentieth of the
 // day's session starts is never spent (Discord: Session Start Limit Object).
 //
-// It never connects to the gateway and never sends an IDENTIFY: the shards do,
+// It never connects to the gateway and never sends an IDENTIFY. The shards do,
 // in this order: RefreshGrants, Turn, Allowed, the dial, Permit, Allowed once
-// more, the IDENTIFY, release. An answer of Discord's that refuses it goes to
-// Refuse.
+// more, the IDENTIFY, release. If Discord refuses an IDENTIFY, they pass the
+// close code to Refuse.
 //
 // It owns the tables identify_buckets and session_starts. It starts no
 // goroutine and has nothing to close.

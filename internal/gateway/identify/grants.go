@@ -11,19 +11,19 @@ import (
 )
 
 // Grants knows which privileged intents are switched on for the application
-// (Discord: Privileged Intents). Discord closes a connection that asks for
-// another one with 4014, and the session start is spent. It is safe for
-// concurrent use.
+// (Discord: Privileged Intents). Discord closes a connection that asks for any
+// other privileged intent with 4014, and the session start is spent. It is safe
+// for concurrent use.
 type Grants struct {
 	rest *discord.REST
 	log  *slog.Logger
-	// asking holds a token while Discord is asked. Others who would ask want
-	// the same answer; those who only look do not wait for it.
+	// asking holds a token while a call asks Discord. Other calls that would ask
+	// wait for the same answer; calls that only read do not wait.
 	asking chan struct{}
 
 	mu  sync.Mutex // guards the fields below
 	app discord.Application
-	at  time.Time // when Discord said so
+	at  time.Time // when Discord returned app
 }
 
 func newGrants(app discord.Application, rest *discord.REST, log *slog.Logger) *Grants {
@@ -67,7 +67,7 @@ func (g *Grants) Missing(wanted event.Intents) event.Intents {
 	return wanted & event.IntentsPrivileged &^ app.Privileged
 }
 
-// Portal tells a person where the application's intents are switched on.
+// Portal returns, for people, where to switch the application's intents on.
 func (g *Grants) Portal() string {
 	app, _ := g.now()
 	return "https://discord.com/developers/applications/" + app.ID.String() + "/bot (Privileged Gateway Intents)"

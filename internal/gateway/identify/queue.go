@@ -4,14 +4,14 @@ import "slices"
 
 // queue is the shards of one bucket that want to IDENTIFY. It has no lock.
 type queue struct {
-	now  *waiter   // whose turn it is; nil for nobody's
+	now  *waiter   // the shard whose turn it is; nil for none
 	next []*waiter // by shard id
 }
 
 // waiter is one shard in a queue.
 type waiter struct {
 	shardID int
-	turn    chan struct{} // closed when it has its turn
+	turn    chan struct{} // closed when the shard has its turn
 }
 
 // join adds a shard.

@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// infoFresh is how long an answer of GET /gateway/bot is believed.
+	// infoFresh is how long an answer of GET /gateway/bot is trusted.
 	infoFresh = time.Minute
-	// grantsFresh is how long it is believed which intents are switched on,
+	// grantsFresh is how long an answer about the switched-on intents is trusted
 	// when a session is about to begin.
 	grantsFresh = time.Minute
-	// refusalKept is how long a refusal is believed. A shard that asks for more
-	// intents while its session goes on has to find out when it may have them.
+	// refusalKept is how long a refusal is trusted. A shard whose session goes on
+	// without the refused intents has to find out when it may have them.
 	refusalKept = time.Hour
 )
 
@@ -26,7 +26,7 @@ const (
 // implements it. All methods are safe for concurrent use, and return an error
 // only if ctx ends.
 type Slots interface {
-	// Learn notes what Discord said about the session starts left (Discord:
+	// Learn notes Discord's answer about the session starts left (Discord:
 	// Session Start Limit Object).
 	Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error
 	// Spend takes one of the session starts left. If there are none, it returns
@@ -39,21 +39,21 @@ type Slots interface {
 
 // Config of Turns.
 type Config struct {
-	// Application and Info are what Discord just said about the bot.
+	// Application and Info are Discord's current answers about the bot.
 	Application discord.Application
 	Info        discord.GatewayInfo
 	// REST asks Discord again. The caller closes it.
 	REST  *discord.REST
 	Slots Slots
 	Log   *slog.Logger
-	// Left, if not nil, is called with the number of session starts left
-	// whenever Discord was asked for it. It must not block or call the Turns.
+	// Left, if not nil, is called with the number of session starts left whenever
+	// Discord has answered with a new one. It must not block or call the Turns.
 	Left func(remaining int)
 }
 
 // Turns decides when a shard of this instance may begin a session. Two limits
-// have to hold: one IDENTIFY per bucket and 5 s (Discord: Max Concurrency), and
-// the session starts of the day, beyond which Discord resets the token
+// have to hold: one IDENTIFY per bucket every 5 s (Discord: Max Concurrency),
+// and the session starts of the day, beyond which Discord resets the token
 // (Discord: Identifying). It is safe for concurrent use.
 type Turns struct {
 	applicationID event.Snowflake
@@ -71,16 +71,16 @@ type Turns struct {
 	refused   refusal
 }
 
-// refusal is a fatal close code that concerns every shard: the others need not
-// spend an IDENTIFY each to learn the same.
+// refusal remembers a fatal close code that concerns every shard, so that the
+// other shards need not spend an IDENTIFY each to learn the same.
 type refusal struct {
 	code    discord.CloseCode // 0 for none
 	intents event.Intents
 	at      time.Time
 }
 
-// RefusedError says that an IDENTIFY is not worth sending, because the close
-// code is known that Discord would answer it with.
+// RefusedError says that an IDENTIFY was not sent, because Discord would answer
+// it with this close code.
 type RefusedError struct{ Code discord.CloseCode }
 
 // Error implements error.
@@ -113,9 +113,9 @@ func (t *Turns) URL() string {
 	return t.info.URL
 }
 
-// Turn waits until no other shard of the bucket is about to IDENTIFY. Among
-// those that wait, the one with the lowest id is next (Discord: Max
-// Concurrency). It comes before the dial: a shard whose turn is minutes away
+// Turn waits until no other shard of the bucket is about to IDENTIFY. Among the
+// waiting shards, the one with the lowest id is next (Discord: Max
+// Concurrency). Call it before the dial: a shard whose turn is minutes away
 // should not hold an idle connection until then. The caller calls release once
 // the IDENTIFY was sent or given up, and may call it again. If ctx ends first,
 // the error is its cause.
@@ -165,7 +165,7 @@ func (t *Turns) Permit(ctx context.Context, shardID int) error {
 		if err := discord.Sleep(ctx, min(wait, 10*time.Minute)); err != nil {
 			return err
 		}
-		// A number from before the wait is not believed any more.
+		// The number from before the wait is out of date.
 		fresh = 0
 	}
 	t.mu.Lock()
@@ -209,14 +209,14 @@ func (t *Turns) refresh(ctx context.Context, fresh time.Duration) error {
 	return nil
 }
 
-// Reachable asks Discord's API something and reports whether it answers.
+// Reachable reports whether Discord's API answers a call.
 func (t *Turns) Reachable(ctx context.Context) bool {
 	_, err := t.rest.Gateway(ctx)
 	return err == nil
 }
 
-// Refuse remembers the close code that an IDENTIFY with these intents, or a
-// RESUME, was answered with. It does nothing unless every shard would get the
+// Refuse remembers the close code with which Discord answered an IDENTIFY with
+// these intents, or a RESUME. It does nothing unless every shard would get the
 // same.
 func (t *Turns) Refuse(code discord.CloseCode, intents event.Intents) {
 	if !code.ConcernsAll() {
@@ -228,8 +228,8 @@ func (t *Turns) Refuse(code discord.CloseCode, intents event.Intents) {
 }
 
 // Allowed returns a RefusedError if it is known that Discord would refuse an
-// IDENTIFY with these intents: one of them is switched off, or Refuse was told
-// within the last hour.
+// IDENTIFY with these intents: one of them is switched off, or Refuse has
+// remembered such a code within the last hour.
 func (t *Turns) Allowed(intents event.Intents) error {
 	if t.Missing(intents) != 0 {
 		return RefusedError{discord.CodeDisallowedIntents}
@@ -253,6 +253,6 @@ func (t *Turns) Lift() {
 // Missing returns the intents among wanted that are known to be switched off.
 func (t *Turns) Missing(wanted event.Intents) event.Intents { return t.grants.Missing(wanted) }
 
-// RefreshGrants asks Discord which intents are switched on, unless it said so
-// within the last minute. It comes before a session is begun.
+// RefreshGrants asks Discord which intents are switched on, unless Discord has
+// answered within the last minute. Call it before a session begins.
 func (t *Turns) RefreshGrants(ctx context.Context) { t.grants.Refresh(ctx, grantsFresh) }

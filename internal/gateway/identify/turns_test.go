@@ -33,8 +33,8 @@ func refusedWith(err error) discord.CloseCode {
 	return refused.Code
 }
 
-// TestTurnsRefused: what is known to be refused stays so for an hour, for
-// these intents or for all of them, or until it is lifted.
+// TestTurnsRefused: a refusal is remembered for an hour or until it is lifted,
+// for these intents or for all.
 func TestTurnsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -42,13 +42,13 @@ func TestTurnsRefused(t *testing.T) {
 		const asked, other = event.IntentGuilds | event.IntentMessageContent, event.IntentGuilds
 		tests := []struct {
 			code          discord.CloseCode
-			asked, others discord.CloseCode // what an IDENTIFY with these intents is refused with
+			asked, others discord.CloseCode // the codes for an IDENTIFY with these and with other intents
 		}{
 			{4004, 4004, 4004},
 			{4012, 4012, 4012},
 			{4013, 4013, 0},
 			{4014, 4014, 0},
-			{4010, 0, 0}, // of the shard
+			{4010, 0, 0}, // concerns one shard
 			{4011, 0, 0},
 			{4009, 0, 0},
 			{0, 0, 0},
@@ -72,8 +72,8 @@ func TestTurnsRefused(t *testing.T) {
 	})
 }
 
-// TestTurn: the shards of a bucket come one by one and in order, those
-// of different buckets don't wait for each other.
+// TestTurn: the shards of a bucket get their turns one by one and in order.
+// Those of different buckets don't wait for each other.
 func TestTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -104,9 +104,9 @@ func TestTurn(t *testing.T) {
 			t.Fatal("two shards of a bucket had their turn at once")
 		}
 		first()
-		first() // once is enough
+		first() // a second call does nothing
 		if a, b := <-order, <-order; a != 2 || b != 4 {
-			t.Errorf("shard %d before %d", a, b)
+			t.Errorf("shard %d came before %d, want 2 before 4", a, b)
 		}
 	})
 }
@@ -127,8 +127,8 @@ func TestTurnEnds(t *testing.T) {
 	}
 }
 
-// TestTurnsWaitForReset: at the reserve nothing is identified, until Discord
-// says that there is a budget again.
+// TestTurnsWaitForReset: once only the reserve is left, no IDENTIFY is
+// permitted until Discord reports a budget again.
 func TestTurnsWaitForReset(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64

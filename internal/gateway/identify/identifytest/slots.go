@@ -1,5 +1,5 @@
-// Package identifytest has an identify.Slots in memory, for tests of whoever
-// has Turns.
+// Package identifytest provides an identify.Slots in memory, for tests of code
+// that uses Turns.
 package identifytest
 
 import (
@@ -10,9 +10,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Slots paces nothing, and has the session starts that it learned last. Like
-// identify.Buckets it keeps a twentieth of a usual bot's 1000 back. The zero
-// value has none.
+// Slots paces nothing, and counts down the session starts that it learned last.
+// Like identify.Buckets, it keeps back a twentieth of a usual bot's 1000. The
+// zero value has no session starts.
 type Slots struct {
 	// OnWait, if not nil, is called by Wait.
 	OnWait    func(ctx context.Context, bucket int) error
