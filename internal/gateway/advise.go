@@ -15,14 +15,15 @@ import (
 // registration is about to be refused: a person may just have switched one on.
 const grantsAsked = 3 * time.Second
 
-// verdict is whether an event can come, given the intents that are possible.
+// verdict is whether an event can come with the intents that a session may
+// have.
 type verdict int
 
 const (
-	// comes: the event comes, complete.
+	// comes: the event always comes, and is complete.
 	comes verdict = iota
-	// poorer: the event comes, but not always, or without its content.
-	poorer
+	// partial: the event comes, but not always, or without its content.
+	partial
 	// never: the event can't come.
 	never
 )
@@ -34,11 +35,11 @@ func judge(t event.Type, can event.Intents) verdict {
 	case t.Intents == 0:
 		return comes
 	case t.Intents&can == 0 && t.Name == "GUILD_MEMBER_UPDATE":
-		return poorer // without any intent it comes for the bot's own member (Discord: List of Intents)
+		return partial // without any intent it comes for the bot's own member (Discord: List of Intents)
 	case t.Intents&can == 0:
 		return never
 	case t.Content && can&event.IntentMessageContent == 0:
-		return poorer
+		return partial
 	default:
 		return comes
 	}
@@ -54,7 +55,7 @@ func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Inte
 	}
 	gr := g.knownGrants()
 	if gr == nil && g.cfg.OnlyEnabled {
-		return "", []string{"Discord has not said yet which privileged intents are switched on."}
+		return "", []string{"It is not known yet which privileged intents are switched on, because Discord has not answered."}
 	}
 	can := event.IntentsAll
 	if g.cfg.OnlyEnabled {
@@ -63,15 +64,15 @@ func (g *Gateway) Advise(ctx context.Context, p event.Pattern, before event.Inte
 		can = g.cfg.Intents()
 	}
 	verdicts := judgeAll(p, can)
-	if len(verdicts[never])+len(verdicts[poorer]) > 0 && g.cfg.OnlyEnabled && gr.Refresh(ctx, grantsAsked) {
+	if len(verdicts[never])+len(verdicts[partial]) > 0 && g.cfg.OnlyEnabled && gr.Refresh(ctx, grantsAsked) {
 		g.reconsiderIntents()
 		can = event.IntentsAll &^ gr.Missing(event.IntentsAll)
 		verdicts = judgeAll(p, can)
 	}
-	if len(verdicts[never]) > 0 && len(verdicts[poorer])+len(verdicts[comes]) == 0 {
+	if len(verdicts[never]) > 0 && len(verdicts[partial])+len(verdicts[comes]) == 0 {
 		return g.refusal(gr, verdicts[never]), nil
 	}
-	for _, t := range append(verdicts[never], verdicts[poorer]...) {
+	for _, t := range append(verdicts[never], verdicts[partial]...) {
 		notes = append(notes, g.missingNote(gr, t, can))
 	}
 	if more := p.Needs() & can &^ before; more != 0 && g.cfg.OnlyEnabled {
@@ -109,19 +110,19 @@ func (g *Gateway) refusal(gr *identify.Grants, types []event.Type) string {
 
 // missingNote returns a note on the part of an event that will be missing.
 func (g *Gateway) missingNote(gr *identify.Grants, t event.Type, can event.Intents) string {
-	what := t.Name + " does not come"
+	effect := t.Name + " does not come"
 	intents := t.Intents
-	if judge(t, can) == poorer {
+	if judge(t, can) == partial {
 		if t.Intents&can == 0 {
-			what = t.Name + " comes for the bot's own member only"
+			effect = t.Name + " comes for the bot's own member only"
 		} else {
-			what, intents = t.Name+" comes without its content", event.IntentMessageContent
+			effect, intents = t.Name+" comes without its content", event.IntentMessageContent
 		}
 	}
 	if g.cfg.OnlyEnabled {
-		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", what, discord.PrivilegedNames(intents), gr.Portal())
+		return fmt.Sprintf("%s: the bot is not allowed %s; switch it on at %s.", effect, discord.PrivilegedNames(intents), gr.Portal())
 	}
-	return fmt.Sprintf("%s: GATEHOOK_INTENTS is without %s.", what, intents)
+	return fmt.Sprintf("%s: GATEHOOK_INTENTS does not include %s.", effect, intents)
 }
 
 // identifyNote returns a note on what the shards do to get more intents.

@@ -16,9 +16,9 @@ import (
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name          string
-		can           event.Intents
-		never, poorer []string // nil: not looked at
+		name           string
+		can            event.Intents
+		never, partial []string // nil: not checked
 	}{
 		{"all", event.IntentsAll, []string{}, []string{}},
 		{
@@ -30,16 +30,16 @@ func TestJudge(t *testing.T) {
 		{"no intents", 0, nil, []string{"GUILD_MEMBER_UPDATE"}},
 	}
 	for _, tt := range tests {
-		got := map[verdict][]string{never: {}, poorer: {}}
+		got := map[verdict][]string{never: {}, partial: {}}
 		for _, typ := range event.Types() {
 			v := judge(typ, tt.can)
 			got[v] = append(got[v], typ.Name)
 			if v != comes && typ.Intents == 0 {
-				t.Errorf("%s: %s needs no intent", tt.name, typ.Name)
+				t.Errorf("%s: %s needs no intent, but does not come", tt.name, typ.Name)
 			}
 		}
-		if tt.never != nil && !slices.Equal(got[never], tt.never) || !slices.Equal(got[poorer], tt.poorer) {
-			t.Errorf("%s: never %v, poorer %v", tt.name, got[never], got[poorer])
+		if tt.never != nil && !slices.Equal(got[never], tt.never) || !slices.Equal(got[partial], tt.partial) {
+			t.Errorf("%s: never %v, partial %v", tt.name, got[never], got[partial])
 		}
 	}
 }
@@ -60,7 +60,7 @@ func TestAdviseAuto(t *testing.T) {
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags, Shards: 3})
 	r.cfg.OnlyEnabled = true
 	if refusal, notes := New(r.cfg, r.store.join(), r.slots, r.log, prometheus.NewRegistry()).Advise(r.ctx, pattern(t, "PRESENCE_UPDATE"), 0); refusal != "" || len(notes) != 1 {
-		t.Errorf("before Discord was asked: %q, %q", refusal, notes)
+		t.Errorf("before Discord has answered: %q, %q", refusal, notes)
 	}
 	r.start()
 	r.ready(0)
@@ -99,8 +99,7 @@ func TestAdviseAuto(t *testing.T) {
 	}
 }
 
-// TestAdviseFixed: with fixed intents, an event that they don't bring is
-// refused.
+// TestAdviseFixed: an event that can't come with the fixed intents is refused.
 func TestAdviseFixed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -115,7 +114,7 @@ func TestAdviseFixed(t *testing.T) {
 			t.Errorf("%s: %q", name, refusal)
 		}
 	}
-	if _, notes := r.gateway.Advise(r.ctx, pattern(t, "MESSAGE_CREATE"), 0); len(notes) != 1 || !strings.Contains(notes[0], "GATEHOOK_INTENTS is without MESSAGE_CONTENT") {
+	if _, notes := r.gateway.Advise(r.ctx, pattern(t, "MESSAGE_CREATE"), 0); len(notes) != 1 || !strings.Contains(notes[0], "GATEHOOK_INTENTS does not include MESSAGE_CONTENT") {
 		t.Errorf("notes %q", notes)
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// discard is the claim on the only shard of a Store: it counts the events and
-// stores nothing.
+// discard is the Claim on a Store's only shard. It counts the events and stores
+// nothing.
 type discard struct {
 	*memoryClaim
 	n     int

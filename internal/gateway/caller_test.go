@@ -23,7 +23,7 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// caller is a rig with the calls of the API, over a real database.
+// caller is a rig that also serves the API calls, with a real database.
 type caller struct {
 	*rig
 	commands *Commands
@@ -31,8 +31,8 @@ type caller struct {
 	stop     func()
 }
 
-// calls implements the contract by this package's part of it; the tests call no
-// other.
+// calls implements only this package's part of the API; the tests make no other
+// calls.
 type calls struct {
 	*Handler
 	*Commands
@@ -48,7 +48,7 @@ func newCaller(t *testing.T, cfg discordtest.Config, pool *pgxpool.Pool) *caller
 	return &caller{rig: r}
 }
 
-// beside makes another instance on the same Discord, database and journal.
+// beside makes another instance with the same Discord, database and journal.
 func (c *caller) beside() *caller {
 	other := &rig{
 		Server: c.Server, t: c.t, ctx: c.ctx, store: c.store, cfg: c.cfg, slots: c.slots, timing: c.timing,
@@ -120,7 +120,7 @@ func (c *caller) call(method, path, body string) reply {
 	return reply{w.Code, w.Result().Header, bytes.TrimSpace(b)}
 }
 
-// want calls and fails the test unless the answer is this one.
+// want makes a call and fails the test unless it gets this answer.
 func (c *caller) want(method, path, body string, status int, answer string) {
 	c.t.Helper()
 	r := c.call(method, path, body)
@@ -129,15 +129,16 @@ func (c *caller) want(method, path, body string, status int, answer string) {
 	}
 }
 
-// refused calls and fails the test unless the answer is a problem that says so.
-func (c *caller) refused(method, path, body string, status int, says string) reply {
+// refused makes a call and fails the test unless the answer is a problem whose
+// detail contains text.
+func (c *caller) refused(method, path, body string, status int, text string) reply {
 	c.t.Helper()
 	r := c.call(method, path, body)
 	if r.status != status {
 		c.t.Fatalf("%s %s %s: %d %s, want %d", method, path, body, r.status, r.body, status)
 	}
-	if detail, _ := r.problem(c.t); !strings.Contains(detail, says) {
-		c.t.Errorf("%s %s: %q does not say %q", method, path, detail, says)
+	if detail, _ := r.problem(c.t); !strings.Contains(detail, text) {
+		c.t.Errorf("%s %s: %q does not contain %q", method, path, detail, text)
 	}
 	return r
 }
@@ -172,7 +173,7 @@ func (c *caller) inService() (list []event.Shard) {
 
 // polled returns once the instance has looked for commands after the call.
 func (c *caller) polled() {
-	for range 3 { // the second waits for the start of a look, the third for its end
+	for range 3 { // the second token waits until a poll begins, the third until it ends
 		c.commands.poll <- struct{}{}
 	}
 }

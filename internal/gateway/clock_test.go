@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// These tests are about times: they use the waits of the real program, on a
-// fake clock.
+// These tests check times. They use the waits of the real program, with a fake
+// clock.
 
 const usual = discord.UsualInterval // of heartbeats
 
@@ -64,7 +64,7 @@ func TestZombie(t *testing.T) {
 		r.count(discordtest.Heartbeat, 0, 2)
 		r.Arm(discordtest.AtHeartbeat, 0, 1, discordtest.Skip())
 		last := r.count(discordtest.Heartbeat, 0, 3)
-		r.dispatch(0, 10, 10) // events are no acknowledgement
+		r.dispatch(0, 10, 10) // events do not count as an acknowledgement
 		closed := r.count(discordtest.ClientClosed, 0, 1)
 		if d := closed.At.Sub(last.At); d != usual || closed.Code != int(discord.CodeKeepSession) {
 			t.Errorf("closed with %d %v after the heartbeat, want %d after %v", closed.Code, d, discord.CodeKeepSession, usual)
@@ -80,8 +80,8 @@ func TestZombie(t *testing.T) {
 }
 
 // TestRequestedHeartbeats: Discord gets a heartbeat at once when it asks
-// (Discord: Heartbeat Requests). Acknowledged or not, it does not count as a
-// regular one, and moves none of those.
+// (Discord: Heartbeat Requests). Acknowledged or not, it neither counts as a
+// regular heartbeat nor delays one.
 func TestRequestedHeartbeats(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -109,8 +109,8 @@ func TestRequestedHeartbeats(t *testing.T) {
 	})
 }
 
-// TestNoHello: the connection is given up if the gateway accepts it and then
-// says nothing.
+// TestNoHello: the shard gives up a connection on which the gateway sends
+// nothing.
 func TestNoHello(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -130,7 +130,7 @@ func TestNoHello(t *testing.T) {
 }
 
 // TestInvalidSessionWait: after op 9 the shard waits a random time of 1 to 5 s
-// (says Discord's staff; the documentation no longer does).
+// (according to Discord's staff; the documentation no longer mentions it).
 func TestInvalidSessionWait(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -153,20 +153,20 @@ func TestInvalidSessionWait(t *testing.T) {
 }
 
 // within checks that waits double from the first one up to a minute, each with
-// a jitter of a half.
+// a jitter of 50 %.
 func within(t *testing.T, waits []time.Duration) {
 	t.Helper()
 	for n, wait := range waits {
 		want := min(usualTiming.reconnect<<min(n, 20), discord.MaxBackoff)
 		if wait < want/2 || wait > want*3/2 {
-			t.Errorf("wait number %d was %v, want %v with a jitter of a half", n+1, wait, want)
+			t.Errorf("wait number %d was %v, want %v with a jitter of 50 %%", n+1, wait, want)
 		}
 	}
 }
 
 // TestBackoff: waits grow with every connection that ends before READY or
-// RESUMED, whether its socket opens or not. Only these two make them short
-// again.
+// RESUMED, whether its socket opens or not. Only READY and RESUMED make the
+// waits short again.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
@@ -189,8 +189,8 @@ func TestBackoff(t *testing.T) {
 }
 
 // TestFailedResumes: after three failed resumes in a row the session is given
-// up, because Discord never answers some with op 9. An open socket is no
-// success, but RESUMED is.
+// up, because for some sessions Discord never answers with op 9. An open socket
+// does not count as a success, but RESUMED does.
 func TestFailedResumes(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -224,9 +224,9 @@ func TestFailedResumes(t *testing.T) {
 	})
 }
 
-// TestReplayThatBreaks: a replay that breaks off, however often, costs only
-// another RESUME as long as it gets further. If it always breaks at the same
-// place, the session is given up.
+// TestReplayThatBreaks: a replay that breaks off costs only another RESUME,
+// however often, as long as it gets further each time. If it always breaks at
+// the same place, the session is given up.
 func TestReplayThatBreaks(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: time.Hour}, func(r *clockRig) {
@@ -255,8 +255,8 @@ func TestReplayThatBreaks(t *testing.T) {
 	})
 }
 
-// TestNetworkDown: however long an outage is, it costs no session that Discord
-// still keeps; and the longest wait is a minute, with a jitter of a half.
+// TestNetworkDown: an outage, however long, costs no session that Discord still
+// keeps. The longest wait is a minute, with a jitter of 50 %.
 func TestNetworkDown(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{SessionLifetime: 24 * time.Hour}, func(r *clockRig) {
@@ -272,7 +272,7 @@ func TestNetworkDown(t *testing.T) {
 		before := len(r.net.dialed())
 		r.sleep(time.Hour)
 		dials := r.net.dialed()[before:]
-		if len(dials) < 40 || len(dials) > 200 { // Discord's API is asked as well
+		if len(dials) < 40 || len(dials) > 200 { // some of them to Discord's API
 			t.Errorf("%d dials within an hour", len(dials))
 		}
 		for i := range dials[1:] {
@@ -295,7 +295,7 @@ func TestNetworkDown(t *testing.T) {
 
 // TestResumeURLDown: a resume URL that can't be dialed costs the session only
 // once it is clear that the network is not at fault. The next session does not
-// dial it again.
+// dial that URL again.
 func TestResumeURLDown(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {

@@ -11,25 +11,25 @@ import (
 )
 
 // The reasons why a connection ends, other than a fault of the network or a
-// close frame from Discord. Each is a cause that the connection's context is
-// canceled with.
+// close frame from Discord. Each is the cause with which the connection's
+// context is canceled.
 var (
-	errReconnect = errors.New("a reconnect was asked for (op 7)")
-	errInvalid   = errors.New("the session was invalidated (op 9)")
-	errTryResume = errors.New("a resume of the session was asked for (op 9)")
+	errReconnect = errors.New("op 7: Discord asked for a reconnect")
+	errInvalid   = errors.New("op 9: Discord invalidated the session")
+	errTryResume = errors.New("op 9: Discord asked for a resume of the session")
 	errZombie    = errors.New("no heartbeat was acknowledged") // Discord: Heartbeat Interval
 	errNoHello   = errors.New("no HELLO came in time")
 	// errClaimLost: another instance has the claim, or this one's lease ran out.
-	errClaimLost = errors.New("the lease on the shard ran out, or another instance has it")
-	// errLeaving ends the last but one connection of a session. The last one
-	// fetches the remaining events, and ends with errReplaced.
+	errClaimLost = errors.New("another server has the shard, or this server's lease ran out")
+	// errLeaving ends the second-to-last connection of a session. The last
+	// connection fetches the remaining events, and ends with errReplaced.
 	errLeaving  = errors.New("another session takes over")
 	errReplaced = errors.New("another session took over")
-	errShared   = errors.New("another instance gets its share of the shards")
-	errRestart  = errors.New("a restart of the shard was asked for")
+	errShared   = errors.New("another server gets its share of the shards")
+	errRestart  = errors.New("an API client asked for a restart of the shard")
 	errDrain    = errors.New("this server is shutting down")
 	// errUnanswered: heartbeats are acknowledged, but nothing else comes.
-	errUnanswered = errors.New("a RESUME was not answered")
+	errUnanswered = errors.New("no answer to a RESUME came")
 )
 
 // localCauses are the causes for which this side closes the connection, each
@@ -56,12 +56,12 @@ var localCauses = []struct {
 // ending is how a connection ended.
 type ending struct {
 	cause   error
-	session bool // there is one to resume
+	session bool // there is a session to resume
 	opened  bool // the socket opened
 	// progress: READY, RESUMED or a new dispatch arrived. A new dispatch counts
-	// too, because a replay that gets further will finish, and is too valuable
-	// to give up for a third network fault. One that always breaks at the same
-	// place brings nothing new.
+	// too, because a replay that gets further will finish, and is too valuable to
+	// give up for a third network fault. A replay that always breaks at the same
+	// place brings no new dispatch.
 	progress bool
 	// unreachable: many dials of the session's URL failed, while Discord's API
 	// answers.
@@ -78,17 +78,17 @@ func (e ending) code() discord.CloseCode {
 }
 
 const (
-	// maxFailedResumes is how many RESUMEs may fail in a row: for some dead
-	// sessions Discord never answers with op 9, only breaks the connection.
+	// maxFailedResumes is how many RESUMEs may fail in a row. For some dead
+	// sessions, Discord never answers with op 9, but only breaks the connection.
 	maxFailedResumes = 3
 	// maxFailedDials is how many dials of a session's URL may fail in a row, in
 	// about 15 s, before we check whether the network is down.
 	maxFailedDials = 6
 )
 
-// decide decides what follows from an ending: resume, identify or stop. failed
-// is how many resumes have failed in a row before. It returns how many have
-// now.
+// decide decides what to do after an ending: resume, identify or stop. failed
+// is the number of resumes that had failed in a row before it. decide also
+// returns the new number.
 func decide(e ending, failed int) (discord.Course, int) {
 	if !e.session {
 		if e.code().Course() == discord.CourseStop {
@@ -123,7 +123,7 @@ func invalidWait(cause error, shortest time.Duration, r float64) time.Duration {
 	return shortest + time.Duration(r*float64(4*shortest))
 }
 
-// lossOf returns a text for people that says why a session is gone.
+// lossOf says, for people, why a session is lost.
 func lossOf(end ending) string {
 	if end.code() == 0 && !errors.Is(end.cause, errInvalid) {
 		return "it could not be resumed"
@@ -136,9 +136,9 @@ func lossOf(end ending) string {
 // (RFC 6455, section 7.1.5).
 const abnormalClosure = 1006
 
-// closeText returns the close code and a text for people that say how a
-// connection ended. The text goes to callbacks, so it never contains an address
-// of this machine.
+// closeText returns the close code of a connection that ended and, for people,
+// the reason. The reason goes to callbacks, so it never contains an address of
+// this machine.
 func closeText(cause error) (code int, reason string) {
 	if sent := (ending{cause: cause}).code(); sent != 0 {
 		code = int(sent)

@@ -84,7 +84,7 @@ func TestCloseText(t *testing.T) {
 		{errors.New("read tcp 10.1.2.3:443: reset"), 1006, "the connection broke", "network"},
 		{context.DeadlineExceeded, 1006, "the connection broke", "network"},
 		{errZombie, 4900, "no heartbeat was acknowledged", "zombie"},
-		{fmt.Errorf("%w: invalid character", discord.ErrDefect), 4900, "what arrived could not be understood", "defect"},
+		{fmt.Errorf("%w: invalid character", discord.ErrDefect), 4900, "a message from Discord could not be understood", "defect"},
 		{errDrain, 4900, "this server is shutting down", "shutdown"},
 	}
 	for _, tt := range tests {

@@ -16,7 +16,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// pollInterval is how often an instance looks for commands from the others.
+// pollInterval is how often an instance looks for commands from other
+// instances.
 const pollInterval = 500 * time.Millisecond
 
 // Commands serves the API calls that send a command over a gateway connection,
@@ -37,8 +38,8 @@ func NewCommands(g *Gateway, log *slog.Logger) *Commands {
 	return &Commands{gateway: g, relay: g.cfg.Relay, log: log, interval: pollInterval, poll: make(chan struct{}, 1)}
 }
 
-// Run does the commands of other instances, and keeps the presence up to date
-// on every connection, until ctx ends.
+// Run performs the commands of other instances, and keeps the presence up to
+// date on every connection, until ctx ends.
 func (c *Commands) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
@@ -75,7 +76,7 @@ func (c *Commands) Run(ctx context.Context) error {
 	}
 }
 
-// doRelayed does a command of another instance and answers it.
+// doRelayed performs a command of another instance and answers it.
 func (c *Commands) doRelayed(ctx context.Context, r relayed) {
 	result := &commandError{outcome: outcomeDone}
 	if s := c.gateway.find(r.shard); s == nil {
@@ -129,9 +130,9 @@ func (c *Commands) deliver(ctx context.Context, shard event.Shard, op int, d jso
 }
 
 const (
-	// retryUnconnected is when to try a shard again that has no connection.
+	// retryUnconnected is the Retry-After for a shard that has no connection.
 	retryUnconnected = 2 * time.Second
-	// retryFailed is when to try a shard again that waits for a person.
+	// retryFailed is the Retry-After for a shard that waits for a person to act.
 	retryFailed = time.Minute
 )
 
@@ -149,8 +150,8 @@ func commandName(op int) string {
 	}
 }
 
-// perform does a command on a shard of this process. It returns nil once it is
-// done.
+// perform performs a command on a shard of this process. It returns nil once
+// that is done.
 func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMessage) *commandError {
 	if op == discord.OpReconnect {
 		s.restart()
@@ -163,7 +164,7 @@ func (c *Commands) perform(ctx context.Context, s *shard, op int, d json.RawMess
 	if missing := needs(op, d) &^ event.Intents(r.sessionIntents.Load()); missing != 0 {
 		return c.counted(op, &commandError{
 			outcome: outcomeIntents,
-			detail: fmt.Sprintf("the session of shard %v is without the intent %v: switch it on in the developer portal "+
+			detail: fmt.Sprintf("the session of shard %v lacks the intent %v: switch it on in the developer portal "+
 				"(Bot, Privileged Gateway Intents), and register a listener that needs it or set GATEHOOK_INTENTS", s.id, missing),
 		})
 	}
@@ -176,7 +177,7 @@ func (c *Commands) send(ctx context.Context, r *running, op int, d json.RawMessa
 	if limit, ok := errors.AsType[*discord.LimitError](err); ok {
 		return c.counted(op, &commandError{
 			outcome: outcomeLimited, retryAfter: limit.Wait,
-			detail: fmt.Sprintf("shard %v: %v, but for the %d that are kept for heartbeats: try again in %v",
+			detail: fmt.Sprintf("shard %v: %v, except for the %d that are kept for heartbeats: try again in %v",
 				r.shard.id, limit, discord.SendRoom, limit.Wait.Round(time.Millisecond)),
 		})
 	}
@@ -220,7 +221,7 @@ func (c *Commands) apiError(ctx context.Context, err error) error {
 	case ok:
 		return &openapi.Error{Status: refused.status(), Detail: refused.detail, RetryAfter: refused.retryAfter}
 	case err != nil && postgres.Unavailable(err):
-		c.log.LogAttrs(ctx, slog.LevelWarn, "could not hand a command over to another server", slog.Any("error", err))
+		c.log.LogAttrs(ctx, slog.LevelWarn, "could not hand over a command to another server", slog.Any("error", err))
 		return openapi.Unavailable()
 	default:
 		return err

@@ -116,7 +116,7 @@ func checkPresence(r *openapi.SetPresence) (problems []openapi.FieldProblem) {
 	return problems
 }
 
-// isStream reports whether Discord takes the URL for a stream (Discord:
+// isStream reports whether Discord accepts the URL as a stream (Discord:
 // Activity Types).
 func isStream(s string) bool {
 	u, err := url.Parse(s)
@@ -164,8 +164,8 @@ func (p presence) show() (openapi.BotPresence, error) {
 }
 
 // sendPresence sends the presence over every connection of this process that
-// shows another one. If one can't be sent now, the next round of Run tries
-// again.
+// shows another one. If a connection can't take it now, the next round of Run
+// tries again.
 func (c *Commands) sendPresence(ctx context.Context, p presence, now time.Time, sending *sync.WaitGroup) {
 	for _, s := range c.gateway.owned() {
 		r := s.liveLink()

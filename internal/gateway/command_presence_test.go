@@ -36,7 +36,8 @@ func TestPresence(t *testing.T) {
 	a.want(http.MethodPut, "/presence", `{"status":"idle"}`, http.StatusOK, "")
 	a.command(0, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
 	a.command(1, 2, discord.OpPresence, `{"since":null,"activities":[],"status":"idle","afk":false}`)
-	// A new session carries it, even after a restart without other instances.
+	// A new session carries the presence, even after a restart without other
+	// instances.
 	a.stop()
 	b.stop()
 	a.store.do(func() { clear(a.store.rows) })
@@ -60,7 +61,7 @@ func TestPresence(t *testing.T) {
 }
 
 // stay lets the instance look for commands once more and stops it. It fails the
-// test unless shard 0 was sent n commands in all.
+// test unless n commands in all arrived from shard 0.
 func (c *caller) stay(n int) {
 	c.t.Helper()
 	closed := c.Count(discordtest.ClientClosed, 0)
@@ -127,6 +128,6 @@ func TestPresenceLimit(t *testing.T) {
 	}
 	b.want(http.MethodPut, "/presence", `{"status":"online"}`, http.StatusOK, "")
 	b.refused(http.MethodPut, "/presence", `{"status":"dnd"}`, http.StatusTooManyRequests, "changed 5 times")
-	// The connection was still sent five changes, and waits.
+	// The connection itself has sent five changes already, so it waits.
 	a.stay(presenceLimit)
 }

@@ -70,14 +70,14 @@ func (r *Relay) presence(ctx context.Context, applicationID event.Snowflake) (p 
 }
 
 // ask hands a command to the instance that runs the shard and waits for the
-// answer. The error is a commandError if the command was not done.
+// answer. The error is a *commandError if the command was not performed.
 func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard event.Shard, op int, d json.RawMessage) error {
 	ctx, cancel := context.WithTimeoutCause(parent, 2*r.timeout, errors.New("the database took too long"))
 	defer cancel()
 	var id int64
 	if err := r.pool.QueryRow(ctx, `INSERT INTO shard_commands (application_id, shard_count, shard_id, op, payload)
 		VALUES ($1, $2, $3, $4, $5) RETURNING id`, int64(applicationID), shard.Count, shard.ID, op, []byte(d)).Scan(&id); err != nil {
-		return wrap(err, "hand a command over")
+		return wrap(err, "hand over a command")
 	}
 	limit := time.NewTimer(r.timeout)
 	defer limit.Stop()
@@ -102,7 +102,8 @@ func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard
 	}
 }
 
-// answered returns the error for the answer to a command: nil if it was done.
+// answered returns the error for the answer to a command: nil if the command
+// was performed.
 func answered(err error, result commandError) error {
 	switch {
 	case err != nil:
@@ -114,8 +115,8 @@ func answered(err error, result commandError) error {
 	}
 }
 
-// giveUp takes a command back, so that no instance does it after its caller was
-// told that it was not done.
+// giveUp withdraws a command, so that no instance performs it after its caller
+// got an error.
 func (r *Relay) giveUp(ctx context.Context, id int64, shard event.Shard) error {
 	var result commandError
 	var taken, done bool
@@ -160,7 +161,7 @@ func (r *Relay) take(ctx context.Context, applicationID event.Snowflake, shards 
 	var taken []relayed
 	latest := known
 	var batch pgx.Batch
-	// A command that its caller gave up on must not be done any more.
+	// A command must not be performed after its caller gave up.
 	batch.Queue(`UPDATE shard_commands SET taken_at = now() WHERE id IN (
 			SELECT id FROM shard_commands
 			WHERE application_id = $1 AND taken_at IS NULL AND created_at > now() - $4::interval
@@ -198,7 +199,7 @@ func (r *Relay) answer(ctx context.Context, id int64, result *commandError) erro
 	return wrap(err, "answer a command")
 }
 
-// sweep deletes the rows that no instance asks for any more.
+// sweep deletes the rows that no instance needs any longer.
 func (r *Relay) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()

@@ -38,7 +38,7 @@ func TestRelay(t *testing.T) {
 				mu.Lock()
 				taken = append(taken, got...)
 				if len(got) > 0 {
-					close(found) // panics for the second
+					close(found) // panics if the command is taken twice
 				}
 				mu.Unlock()
 				select {
@@ -73,7 +73,7 @@ func TestRelay(t *testing.T) {
 }
 
 // TestRelayForgets: a command that was not taken in time is not taken later,
-// one that was taken but not answered is reported so, and old rows are
+// one that was taken but not answered is reported as such, and old rows are
 // deleted.
 func TestRelayForgets(t *testing.T) {
 	t.Parallel()
@@ -107,6 +107,6 @@ func TestRelayForgets(t *testing.T) {
 	var got *commandError
 	if err := r.giveUp(ctx, fresh, shards[0].id); !errors.As(err, &got) || got.outcome != outcomeUnanswered || got.detail !=
 		"the server that has shard 0/1 did not answer in 1m0s: the command may have been sent" {
-		t.Errorf("given up: %v", err)
+		t.Errorf("given up: %v, want that the server did not answer", err)
 	}
 }

@@ -23,7 +23,7 @@ func (c *Commands) RestartShard(ctx context.Context, req openapi.RestartShardReq
 		return nil, openapi.NotFound(fmt.Sprintf("there is no shard %d: GET /shards lists them, from 0 to %d", req.Id, count-1))
 	}
 	shard := event.Shard{ID: req.Id, Count: count}
-	// Reconnect is the op by which Discord itself asks for this.
+	// Reconnect is the op with which Discord itself asks for this.
 	if err := c.deliver(ctx, shard, discord.OpReconnect, json.RawMessage("null")); err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func TestCommandsRefused(t *testing.T) {
 	many := strings.Repeat(`{"name":"`+strings.Repeat("<", 128)+`","type":0},`, 10)
 	const members, voice = "/guilds/7/members/request", "/guilds/7/voice-state"
 	tests := []struct {
-		name, method, path, body, field, says string
+		name, method, path, body, field, detail string
 	}{
 		{"neither query nor user_ids", "POST", members, `{}`, "query", "give query or user_ids"},
 		{"both", "POST", members, `{"query":"a","limit":1,"user_ids":["1"]}`, "user_ids", "not both"},
@@ -90,20 +90,20 @@ func TestCommandsRefused(t *testing.T) {
 		{"limit below zero", "POST", members, `{"query":"a","limit":-1}`, "limit", "minimum: got -1, want 0"},
 		{"101 ids", "POST", members, `{"user_ids":` + ids + `}`, "user_ids", "101 ids are too many"},
 		{"no ids", "POST", members, `{"user_ids":[]}`, "user_ids", "minItems: got 0, want 1"},
-		{"an id that is none", "POST", members, `{"user_ids":["1","0"]}`, "user_ids.1", "not a Discord id"},
+		{"an id that is not valid", "POST", members, `{"user_ids":["1","0"]}`, "user_ids.1", "not a Discord id"},
 		{"nonce of 33 bytes, 17 characters", "POST", members, `{"user_ids":["1"],"nonce":"1` + strings.Repeat("é", 16) + `"}`, "nonce", "33 bytes"},
 		{"too large", "POST", members, `{"query":"` + strings.Repeat("a", 4096) + `","limit":1}`, "body", "at most 4096"},
 		{"unknown field", "POST", members, `{"users":["1"]}`, "users", "no such field"},
-		{"guild that is none", "POST", "/guilds/0/members/request", `{"user_ids":["1"]}`, "id", "not a Discord id"},
-		{"guild that is no number", "POST", "/guilds/x/members/request", `{"user_ids":["1"]}`, "id", "does not match pattern"},
+		{"guild id that is not valid", "POST", "/guilds/0/members/request", `{"user_ids":["1"]}`, "id", "not a Discord id"},
+		{"guild id that is not a number", "POST", "/guilds/x/members/request", `{"user_ids":["1"]}`, "id", "does not match pattern"},
 		{"voice without a channel", "PUT", voice, `{"self_mute":true}`, "channel_id", "required"},
-		{"voice with a channel that is none", "PUT", voice, `{"channel_id":"0"}`, "channel_id", "not a Discord id"},
+		{"voice with a channel id that is not valid", "PUT", voice, `{"channel_id":"0"}`, "channel_id", "not a Discord id"},
 		{"voice with a number", "PUT", voice, `{"channel_id":5}`, "channel_id", "got number"},
 		{"presence without a status", "PUT", "/presence", `{}`, "status", "missing"},
 		{"status unknown", "PUT", "/presence", `{"status":"busy"}`, "status", "allowed values"},
 		{"activity without a name", "PUT", "/presence", activity(`{"type":0}`), "activities.0.name", "missing"},
 		{"activity type unknown", "PUT", "/presence", activity(`{"name":"a","type":6}`), "activities.0.type", "at most 5"},
-		{"what bots may not set", "PUT", "/presence", activity(`{"name":"a","type":0,"details":"b"}`), "activities.0.details", "unsupported"},
+		{"a field that bots may not set", "PUT", "/presence", activity(`{"name":"a","type":0,"details":"b"}`), "activities.0.details", "unsupported"},
 		{"URL without a stream", "PUT", "/presence", activity(`{"name":"a","type":0,"url":"https://twitch.tv/a"}`), "activities.0.url", "streaming"},
 		{"URL elsewhere", "PUT", "/presence", activity(`{"name":"a","type":1,"url":"https://twitch.tv.example/a"}`), "activities.0.url", "shows no other"},
 		{"URL without TLS", "PUT", "/presence", activity(`{"name":"a","type":1,"url":"http://twitch.tv/a"}`), "activities.0.url", "shows no other"},
@@ -116,8 +116,8 @@ func TestCommandsRefused(t *testing.T) {
 			if r.status != http.StatusBadRequest {
 				t.Fatalf("%d %s", r.status, r.body)
 			}
-			if detail, field := r.problem(t); field != tt.field || !strings.Contains(detail, tt.says) {
-				t.Errorf("field %q: %q; want field %q and %q", field, detail, tt.field, tt.says)
+			if detail, field := r.problem(t); field != tt.field || !strings.Contains(detail, tt.detail) {
+				t.Errorf("field %q: %q; want field %q and %q", field, detail, tt.field, tt.detail)
 			}
 		})
 	}
@@ -134,14 +134,14 @@ func TestIntentsMissing(t *testing.T) {
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
 	c.start()
 	c.ready(0)
-	c.refused(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":0}`, http.StatusConflict, "without the intent GUILD_MEMBERS:")
-	c.refused(http.MethodPost, "/guilds/7/members/request", `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "without the intent GUILD_PRESENCES:")
+	c.refused(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":0}`, http.StatusConflict, "lacks the intent GUILD_MEMBERS:")
+	c.refused(http.MethodPost, "/guilds/7/members/request", `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "lacks the intent GUILD_PRESENCES:")
 	c.want(http.MethodPost, "/guilds/7/members/request", `{"query":"","limit":1,"nonce":"n"}`, http.StatusAccepted, "")
 	c.legal()
 }
 
-// TestSendLimit: a caller who sends more than Discord takes gets a 429, and the
-// connection stays.
+// TestSendLimit: a caller that sends more than Discord takes gets a 429, and
+// the connection stays open.
 func TestSendLimit(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, discordtest.Config{}, postgrestest.New(t))
@@ -165,7 +165,7 @@ func TestSendLimit(t *testing.T) {
 	}
 	// IDENTIFY was one send, and there may have been a heartbeat.
 	if most := discord.SendLimit - discord.SendRoom - 1; sent > most || sent < most-1 || limited == 0 {
-		t.Errorf("%d were sent and %d refused", sent, limited)
+		t.Errorf("%d were sent and %d refused, want %d sent or one less, and some refused", sent, limited, most)
 	}
 	c.count(discordtest.Command, 0, sent)
 	if n := c.Count(discordtest.ServerClosed, 0); n != 0 {
@@ -174,8 +174,8 @@ func TestSendLimit(t *testing.T) {
 	c.legal()
 }
 
-// TestOtherInstance: another instance does the commands for its shards, and the
-// caller sees no difference.
+// TestOtherInstance: another instance performs the commands for its shards, and
+// the caller sees no difference.
 func TestOtherInstance(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"ranges", "shares"} {
@@ -203,9 +203,9 @@ func TestOtherInstance(t *testing.T) {
 			from.want(http.MethodPost, path, `{"query":"","limit":0,"nonce":"n"}`, http.StatusAccepted, `{"nonce":"n","shard":[1,2]}`)
 			a.command(1, 1, discord.OpMembers, fmt.Sprintf(`{"guild_id":"%v","query":"","limit":0,"nonce":"n"}`, guildOn(to)))
 			a.named("GUILD_MEMBERS_CHUNK", 1)
-			from.refused(http.MethodPost, path, `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "shard 1/2 is without the intent GUILD_PRESENCES")
+			from.refused(http.MethodPost, path, `{"user_ids":["1"],"presences":true}`, http.StatusConflict, "shard 1/2 lacks the intent GUILD_PRESENCES")
 			voice := fmt.Sprintf("/guilds/%v/voice-state", guildOn(to))
-			// The other instance uses its limit up, and this one says so.
+			// The other instance uses up its limit, and this one reports that.
 			for range discord.SendLimit {
 				owner.call(http.MethodPut, voice, `{"channel_id":null}`)
 			}
@@ -229,7 +229,7 @@ func TestOwnShardNeedsNoDatabase(t *testing.T) {
 }
 
 // TestNobodyHasTheShard: if no instance has the shard, the answer says so, and
-// no instance does the command later.
+// no instance performs the command later.
 func TestNobodyHasTheShard(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// stage is how far a connection is when Discord does something.
+// stage is how far a connection has come when Discord acts.
 type stage int
 
 const (
@@ -34,7 +34,7 @@ func (s stage) String() string {
 	return [...]string{"at HELLO", "at IDENTIFY", "live", "at RESUME"}[s]
 }
 
-// next is how a client has to go on then.
+// next is how a client has to go on afterwards.
 type next int
 
 const (
@@ -45,11 +45,11 @@ const (
 	resumes
 	// identifies: IDENTIFY on a new connection to the gateway's URL.
 	identifies
-	// fails: it waits until a person has changed something.
+	// fails: the client waits until a person has acted.
 	fails
 )
 
-// contractCase is something that Discord does, and the consequence.
+// contractCase is something that Discord does, with its consequence.
 type contractCase struct {
 	name string
 	at   stage
@@ -91,8 +91,8 @@ var opCases = []contractCase{
 	{name: "op 10 twice", at: atIdentify, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1}}`))},
 	{name: "op 10 without d", at: atHello, act: acts(send(`{"op":10}`), discordtest.Skip())},
 	{name: "op 10 of wrong types", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":"soon"}}`), discordtest.Skip())},
-	{name: "op 10 without end", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1e300}}`), discordtest.Skip())},
-	{name: "op 10 of no time", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":-1}}`), discordtest.Skip())},
+	{name: "op 10 with an endless interval", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":1e300}}`), discordtest.Skip())},
+	{name: "op 10 with a negative interval", at: atHello, act: acts(send(`{"op":10,"d":{"heartbeat_interval":-1}}`), discordtest.Skip())},
 	{name: "op 11 unasked", at: live, act: acts(send(`{"op":11}`), discordtest.TextFrame([]byte(`{"op":11}`)))},
 	{name: "op 11 before HELLO", at: atHello, act: acts(send(`{"op":11,"d":null}`))},
 	{name: "ops that only clients send", at: live, act: acts(
@@ -102,8 +102,8 @@ var opCases = []contractCase{
 	{name: "no op", at: live, act: acts(send(`{}`), send(`[]`), send(`null`), send(`{"op":"0"}`), send(`{"op":-1}`), send(`{"op":0.5}`))},
 	{name: "no JSON", at: live, act: acts(send(`{"op":`)), next: resumes, code: 4900},
 	{name: "no JSON at all", at: atIdentify, act: acts(send(``)), next: identifies, code: 4900},
-	{name: "what can't be inflated", at: live, act: acts(discordtest.Corrupt()), next: resumes, code: 4900},
-	{name: "what can't be inflated", at: atResume, act: acts(discordtest.Corrupt(), discordtest.Skip()), next: resumes, code: 4900},
+	{name: "a message that can't be inflated", at: live, act: acts(discordtest.Corrupt()), next: resumes, code: 4900},
+	{name: "a message that can't be inflated", at: atResume, act: acts(discordtest.Corrupt(), discordtest.Skip()), next: resumes, code: 4900},
 }
 
 func acts(a ...discordtest.Action) []discordtest.Action { return a }
@@ -188,7 +188,7 @@ func (c contractCase) run(t *testing.T) {
 		r.messages(10)
 		begin = time.Now()
 	}
-	connections := 1 // up to and with the one that it happens on
+	connections := 1 // up to and including the one on which Discord acts
 	switch c.at {
 	case live:
 		r.do(0, c.act...)
@@ -209,14 +209,14 @@ func (c contractCase) run(t *testing.T) {
 	}
 	if c.pause {
 		if e := r.count(discordtest.Connected, discordtest.AnyShard, connections+1); e.At.Sub(begin) < r.timing.invalid {
-			t.Errorf("connected again after %v, want %v at least", e.At.Sub(begin), r.timing.invalid)
+			t.Errorf("connected again after %v, want at least %v", e.At.Sub(begin), r.timing.invalid)
 		}
 	}
 	if c.next != fails {
 		n := len(slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name != "MESSAGE_CREATE" }))
 		r.dispatch(0, n, 10)
 		r.messages(n + 10)
-		r.legal() // of what it fails for, the simulated Discord may know better
+		r.legal() // not with fails, where the simulated Discord may find something illegal
 	}
 	if c.heartbeats > 0 {
 		r.count(discordtest.Heartbeat, discordtest.AnyShard, c.heartbeats)
@@ -234,8 +234,8 @@ func (c contractCase) run(t *testing.T) {
 	c.checkEvents(r)
 }
 
-// resumed checks that the session goes on where it was, with everything that
-// was dispatched meanwhile.
+// resumed checks that the session goes on where it stopped, with everything
+// that was dispatched meanwhile.
 func (c contractCase) resumed(r *rig, connections int) {
 	r.t.Helper()
 	r.count(discordtest.Connected, discordtest.AnyShard, connections+1)
@@ -341,7 +341,7 @@ func (c contractCase) checkEvents(r *rig) {
 }
 
 // TestDispatchOfAnyType: a dispatch is delivered whatever the type of d.
-// Discord's documentation itself says of PRESENCE_UPDATE that its types are
+// Discord's documentation itself says that the types in a PRESENCE_UPDATE are
 // not checked.
 func TestDispatchOfAnyType(t *testing.T) {
 	t.Parallel()
@@ -369,7 +369,7 @@ func TestDispatchOfAnyType(t *testing.T) {
 }
 
 // TestReadyOfAnyType: a session that can't be resumed is still used for its
-// events. When it ends, a notice says what is lost.
+// events. When it ends, a notice says which events are lost.
 func TestReadyOfAnyType(t *testing.T) {
 	t.Parallel()
 	for _, data := range []string{
@@ -391,7 +391,7 @@ func TestReadyOfAnyType(t *testing.T) {
 			if err := json.Unmarshal(lost.Data, &got); err != nil || got.AfterSeq != 2 || got.NextSessionID != now.ID || got.SessionID == "" {
 				t.Errorf("%s, %v", lost.Data, err)
 			}
-			if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 3 { // the second one for a RESUME that fails
+			if n := r.Count(discordtest.Connected, discordtest.AnyShard); n != 3 { // the second one sends a RESUME that fails
 				t.Errorf("%d connections", n)
 			}
 		})

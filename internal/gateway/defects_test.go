@@ -17,12 +17,12 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
-// These tests are about defects that were found by reading other programs for
-// the same purpose, one test per defect.
+// Each of these tests is about one defect, found by reading other programs with
+// the same purpose.
 
-// TestDefect1PoisonEvent: a program that decodes an event before it counts as
-// received ends the connection at an event that fits no model; it resumes
-// before the event, gets it again, and so on forever.
+// TestDefect1PoisonEvent: a program that decodes an event before it counts the
+// event as received ends the connection at an event that fits no model. It
+// resumes before that event, gets it again, and so on forever.
 func TestDefect1PoisonEvent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -59,9 +59,9 @@ func TestDefect1PoisonEvent(t *testing.T) {
 	}
 }
 
-// TestDefect2FailureBeforeResumed: if a connection that ends before READY or
-// RESUMED counts as one that never was, a fault at that moment costs the
-// session, and with it the whole replay.
+// TestDefect2FailureBeforeResumed: a program that forgets a connection that
+// ended before READY or RESUMED loses the session to one fault at that moment,
+// and with it the whole replay.
 func TestDefect2FailureBeforeResumed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -87,7 +87,7 @@ type slowShard struct {
 	Store
 	shard event.Shard
 	busy  atomic.Bool
-	waits chan struct{} // gets one for every event that waits
+	waits chan struct{} // receives a value for every event that waits
 	hold  chan struct{}
 }
 
@@ -155,9 +155,9 @@ func TestDefect3OneLockForAll(t *testing.T) {
 }
 
 // TestDefect4SameEvents: a program that compares events to find duplicates
-// takes equal reactions, two quick edits of a message, or the same event of
-// two bots in one guild for one event. Only the session's sequence number
-// tells them apart.
+// mistakes equal reactions, two quick edits of a message, or the same event of
+// two bots in one guild for one event. Only the session's sequence number tells
+// such events apart.
 func TestDefect4SameEvents(t *testing.T) {
 	t.Parallel()
 	reaction := []byte(`{"user_id":"1","channel_id":"2","message_id":"3","guild_id":"4","emoji":{"id":null,"name":"x"},"burst":false,"type":0}`)
@@ -197,7 +197,7 @@ func TestDefect5SilentFailures(t *testing.T) {
 			t.Errorf("a heartbeat that was acknowledged after 2 s is shown as\n%s", shown)
 		}
 		faults := []func(){
-			func() { r.net.freeze(0, true) }, // nothing comes any more
+			func() { r.net.freeze(0, true) }, // nothing more arrives
 			func() { r.do(0, discordtest.Corrupt()) },
 			func() { r.do(0, discordtest.Reconnect()) },
 			func() { r.do(0, discordtest.Invalidate(true)) },
@@ -254,8 +254,8 @@ func TestDefect6RangeOfShards(t *testing.T) {
 }
 
 // TestDefect7BucketsOfARange: if shards are started in groups in the order of a
-// list, those of a range overrun the bucket that their ids share; and after a
-// handful of failures a bot stays dead.
+// list, the shards of a range exceed the limit of the bucket that their ids
+// share. After a handful of failures, such a bot stays dead.
 func TestDefect7BucketsOfARange(t *testing.T) {
 	t.Parallel()
 	t.Run("buckets", func(t *testing.T) {
@@ -270,7 +270,7 @@ func TestDefect7BucketsOfARange(t *testing.T) {
 		for id := 2; id < 8; id++ {
 			r.ready(id)
 		}
-		r.legal() // IDENTIFYs of a bucket within the window are not
+		r.legal() // two IDENTIFYs of a bucket within the window would be illegal
 	})
 	t.Run("failures", func(t *testing.T) {
 		t.Parallel()

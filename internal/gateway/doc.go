@@ -1,21 +1,24 @@
 // Package gateway keeps a bot's shards connected to Discord's gateway, and
-// hands every dispatch on in the order in which its session numbers them.
+// passes every dispatch on in the order in which its session numbers them.
 //
-// It promises that the d of a payload is neither decoded nor changed on the
-// way; that a session which can be resumed is resumed, be it after a broken
-// connection, a restart or a takeover by another instance; that a
-// GATEHOOK_SESSION_LOST says what could not be resumed; and that IDENTIFYs
-// keep to Discord's limits, however many instances share the token.
+// It promises:
+//
+//   - The d of a payload is neither decoded nor changed on the way.
+//   - A session that can be resumed is resumed: after a broken connection, after
+//     a restart, and when another instance takes over.
+//   - For a session that could not be resumed, a GATEHOOK_SESSION_LOST says which
+//     events are lost.
+//   - IDENTIFYs keep to Discord's limits, however many instances share the token.
 //
 // It never ends a session on purpose: it closes with code 4900, not with 1000
-// or 1001. It never waits for a callback, only for a journal whose queue is
-// full, and keeps the connection alive meanwhile.
+// or 1001. It never waits for a callback. It waits for the journal only while
+// the journal's queue is full, and keeps the connection alive meanwhile.
 //
 // # From Run to the journal
 //
-// "go" marks a goroutine; whoever starts one waits for its end. Two more are not
-// drawn: the one that closes a link, and the one that ends a tenure whose claim
-// is lost.
+// "go" marks a goroutine; the function that starts it waits for its end. Two
+// goroutines are not drawn: the one that closes a link, and the one that ends a
+// tenure whose claim is lost.
 //
 //	Gateway.Run                     gateway.go   until the drain
 //	  Gateway.discover                           asks Discord who the bot is
@@ -46,7 +49,7 @@
 //	      Store.Replan                           the plan's next phase
 //	  fleet.stop                                 Store.Withdraw, waits for all shards
 //
-// A command takes another way: [Commands] sends it over the connection of the
+// A command takes another path: [Commands] sends it over the connection of the
 // guild's shard (command.go), or passes it through a [Relay] to the instance
 // that runs that shard (command_relay.go).
 //
@@ -55,8 +58,8 @@
 // A set is all shards with the same count, such as 0/4 to 3/4. The plan names
 // the current set and, during a change, the next one.
 //
-// A claim is the right to run one shard. Other instances respect it as long as
-// the instance's lease holds.
+// A claim is the right to run one shard. Other instances respect it until the
+// owner's lease runs out.
 //
 // A tenure is the time from a claim to its release, during which this instance
 // runs the shard.
@@ -64,13 +67,13 @@
 // A link is one connection and the session that it carries. It is used once.
 // Its reader handles payloads, its heart sends heartbeats.
 //
-// An outlet is a tenure's way into the journal, with the cursor: the place in
-// the session up to which the journal has everything.
+// An outlet passes a tenure's events to the journal. It has the cursor: the
+// position in the session up to which the journal was given everything.
 //
-// A holding stands before the outlet while another connection delivers the same
-// events. At first it may be muted, and drops events. Then it keeps them. Once it
-// is open it hands them on, except for those that the other connection
-// delivered.
+// A holding sits in front of the outlet while another connection delivers the
+// same events. While it is muted, it drops events; otherwise it keeps them.
+// When it is opened, it passes on the kept events and all later ones, except
+// for those that the other connection delivered.
 //
 // A notice is an event that Discord did not send, such as SHARD_CONNECT.
 //
@@ -81,19 +84,19 @@
 //	StateIdentifying  from HELLO to READY
 //	StateResuming     from a link with a session to RESUMED
 //	StateConnected    from READY or RESUMED to the next link
-//	StateFailed       from a close code after which a person has to change something,
-//	                  to a retry, or to other intents that may be allowed
+//	StateFailed       from a close code that requires a person to act, to a retry,
+//	                  or to other intents that may be allowed
 //
 // When a connection ends, the state stays as it is until the next link begins or
 // the shard fails. When the tenure ends, the state is StateStandby again.
 //
 // # Two ways to change over
 //
-// More intents need a new session of the same shard. shard.replace begins it
-// on a second link, whose holding keeps everything. When the new session has
-// its guilds, the old one is read to its end by a last RESUME
-// (shard.readToEnd), and the holding is opened, without the dispatches that
-// the old link delivered since both received the same (overlap).
+// More intents need a new session of the same shard. shard.replace begins it on
+// a second link, whose holding keeps everything. When the new session has its
+// guilds, a last RESUME reads the old session to its end (shard.readToEnd).
+// Then the holding is opened. It leaves out the dispatches that the old link
+// delivered while both links received the same ones (overlap).
 //
 // Another number of shards needs a new set. The plan goes through these phases,
 // and each instance follows it:
@@ -106,13 +109,14 @@
 //	Switching    dutyLeave    dutyHold     all shards of the current set are StageEnded
 //	Steady                    dutyDeliver
 //
-// shard.guide marks the stages. Its holding is muted before StageHolding, then
-// keeps everything, and is opened when the duty becomes to deliver.
+// shard.guide marks the stages. The shard's holding is muted until
+// StageHolding, then keeps everything, and is opened when the duty becomes
+// dutyDeliver.
 //
 // # Who decides
 //
-// These functions decide, without a clock, a lock or a network; the others
-// carry their decisions out.
+// These functions decide, without a clock, a lock or the network. The other
+// functions carry out their decisions.
 //
 //	share       share.go     which shards to claim, how many to give back
 //	wished      plan.go      the number of shards to wish for

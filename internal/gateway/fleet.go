@@ -20,10 +20,9 @@ import (
 const maxDials = 16
 
 // fleet runs this instance's share of the application's shards. It claims
-// shards up to its share, gives back those beyond it, and leads the shards
-// from one set to the next when their number changes. Only the database
-// coordinates the instances: each reads it every second and decides for
-// itself.
+// shards up to its share, gives back those beyond it, and moves to the next set
+// when the plan does. Only the database coordinates the instances: each reads
+// it every second and decides for itself.
 type fleet struct {
 	*Gateway
 	turns *identify.Turns
@@ -49,7 +48,8 @@ func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recom
 	}
 }
 
-// run shares the shards until ctx ends.
+// run takes a step every timing.survey, and after every check of the intents or
+// of Discord's recommendation, until ctx ends.
 func (f *fleet) run(ctx context.Context) {
 	survey := time.NewTicker(f.timing.survey)
 	defer survey.Stop()
@@ -83,7 +83,7 @@ func (f *fleet) report(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err != nil && !f.failing:
 		f.failing = true
-		f.log.LogAttrs(ctx, slog.LevelWarn, "could not read or change who runs which shards, trying again", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "could not read or change the owners of the shards, trying again", slog.Any("error", err))
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if len(f.shards) == 0 {
@@ -91,12 +91,12 @@ func (f *fleet) report(ctx context.Context, err error) {
 		}
 	case err == nil && f.failing:
 		f.failing = false
-		f.log.LogAttrs(ctx, slog.LevelInfo, "who runs which shards can be read and changed again")
+		f.log.LogAttrs(ctx, slog.LevelInfo, "the owners of the shards can be read and changed again")
 	}
 }
 
 // step reads the plan and the owners of the shards once, and acts on them. It
-// starts over as long as it changes the plan.
+// starts over whenever it has changed the plan.
 func (f *fleet) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
 	defer cancel()
@@ -132,13 +132,13 @@ func (f *fleet) step(ctx context.Context) error {
 	return nil
 }
 
-// adoptPlan notes the plan. The first time it makes this instance's wish;
-// later it drops a wish that came true.
+// adoptPlan notes the plan. The first call makes this instance's wish. A wish
+// that has come true is dropped.
 func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	if !f.began {
 		f.began = true
 		f.wishFor(plan)
-		f.log.LogAttrs(ctx, slog.LevelInfo, "sharing the shards", slog.String("application", f.turns.ApplicationID().String()),
+		f.log.LogAttrs(ctx, slog.LevelInfo, "running a share of the shards", slog.String("application", f.turns.ApplicationID().String()),
 			slog.Int("shards", plan.Current), slog.Int("wished", max(f.wish, plan.Current)), slog.Int("recommended", f.recommended))
 	}
 	f.mu.Lock()
@@ -149,7 +149,8 @@ func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	}
 }
 
-// wishFor makes a wish if the plan is not as configured or recommended.
+// wishFor makes a wish if the plan has another number of shards than is
+// configured or recommended.
 func (f *fleet) wishFor(plan event.Plan) {
 	base := plan.Current
 	if plan.Next != 0 && f.configured == 0 {
@@ -187,10 +188,11 @@ func (f *fleet) recommend(ctx context.Context) {
 	}
 }
 
-// outgrown reports that there are too few shards: run asks Discord again.
+// outgrown makes run ask Discord again for the number of shards, because there
+// are too few.
 func (f *fleet) outgrown() { wake(f.reconsider) }
 
-// rangeOf returns the range of a set that this instance runs.
+// rangeOf returns the range of a set that this instance may run.
 func (f *fleet) rangeOf(count int) event.ShardRange {
 	if f.cfg.Shards.Count == count {
 		return event.ShardRange(f.cfg.Shards)
@@ -198,8 +200,8 @@ func (f *fleet) rangeOf(count int) event.ShardRange {
 	return event.ShardRange{Last: count - 1, Count: count}
 }
 
-// willing returns the configured range for the other instances; the zero value
-// if it is the whole of a set.
+// willing returns the range that the other instances see: the configured one,
+// or the zero value for a whole set.
 func (f *fleet) willing() event.ShardRange {
 	if s := f.cfg.Shards; s.First > 0 || s.Last < s.Count-1 {
 		return event.ShardRange(s)
@@ -212,7 +214,7 @@ func (f *fleet) willing() event.ShardRange {
 func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event.Survey, error) {
 	r := f.rangeOf(count)
 	shards := f.shardsOf(r)
-	busy := make(map[int]bool) // run before the survey, even if released since
+	busy := make(map[int]bool) // had a tenure before the survey, even if it has ended since
 	for _, s := range shards {
 		busy[s.id.ID] = s.tenure.Load() != nil
 	}
@@ -245,7 +247,8 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 			giveBack--
 		}
 	}
-	// Claim again what this instance owns without running it: a release failed.
+	// Claim again the shards that this instance owns but does not run: their
+	// release failed.
 	for _, id := range sv.Owned {
 		if !busy[id] {
 			claim = append(claim, id)
@@ -282,7 +285,7 @@ func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	f.running.Go(func() { s.run(ctx, t) })
 }
 
-// shardsOf returns the shards of a range, in order. It makes those that are
+// shardsOf returns the shards of a range, in order. It creates those that are
 // new.
 func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 	f.mu.Lock()
@@ -312,7 +315,7 @@ func (f *fleet) newShard(id event.Shard) *shard {
 }
 
 // deliveredBefore lists the dispatches that the previous set delivered while
-// the current one received the same.
+// the current set received them too.
 func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Digest, error) {
 	f.mu.Lock()
 	plan := f.plan
@@ -323,8 +326,8 @@ func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Digest, error) {
 	return f.store.Delivered(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 }
 
-// dismiss ends the tenures of shards that are in no set of the plan any more,
-// and forgets the shards.
+// dismiss ends the tenures of shards that are no longer in a set of the plan,
+// and then forgets the shards.
 func (f *fleet) dismiss(plan event.Plan) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -346,7 +349,7 @@ func (f *fleet) stop(ctx context.Context, end context.CancelCauseFunc) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), f.timing.notice, fmt.Errorf("the database took longer than %v", f.timing.notice))
 	defer cancel()
 	if err := f.store.Withdraw(ctx); err != nil {
-		f.log.LogAttrs(ctx, slog.LevelWarn, "could not tell the other servers that this one drains", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "could not tell the other servers that this one is draining", slog.Any("error", err))
 	}
 	end(errDrain)
 	f.running.Wait()

@@ -23,7 +23,7 @@ type instance struct {
 	stop func()
 }
 
-// join runs another Gateway, whose configuration change may change.
+// join runs another Gateway. change may change its configuration.
 func (r *rig) join(change func(*Config)) *instance {
 	r.t.Helper()
 	cfg := r.cfg
@@ -89,9 +89,9 @@ func (r *rig) spreadMessages(from, n int) {
 	}
 }
 
-// abreast reports whether most of the sent messages were delivered. Two sets of
-// shards must not be further apart than their overlap, however busy the machine
-// is.
+// abreast reports whether most of the sent messages were delivered. Even on a
+// busy machine, two sets of shards must not be further apart than their
+// overlap.
 func (r *rig) abreast(sent int) bool {
 	r.store.mu.Lock()
 	defer r.store.mu.Unlock()
@@ -102,8 +102,8 @@ func guildMessage(i int) []byte {
 	return fmt.Appendf(nil, `{"id":"%d","guild_id":"%d","channel_id":"8","author":{"id":"9"}}`, i+1, uint64(i)<<22)
 }
 
-// once waits until the first n of those messages were delivered, and checks
-// that each was delivered once.
+// once waits until the first n messages of spreadMessages were delivered, and
+// checks that each was delivered once.
 func (r *rig) once(n int) {
 	r.t.Helper()
 	counts := func(events []*event.Event) map[string]int {
@@ -223,8 +223,8 @@ func TestReshard(t *testing.T) {
 	}
 }
 
-// TestReshardInterrupted: an instance may stop in any phase of a change: the
-// next ones go on with it, and nothing is lost.
+// TestReshardInterrupted: an instance may stop in any phase of a change. The
+// next instances go on with the change, and nothing is lost.
 func TestReshardInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, phase := range []event.Phase{event.Warming, event.Holding, event.Overlapping, event.Switching} {
@@ -320,9 +320,9 @@ func TestRangesOfInstances(t *testing.T) {
 	r.legal()
 }
 
-// TestDeadSessionAfterAnotherClaim: a lost session is not resumed again when
-// the shard, which was taken away before the next session was stored, comes
-// back.
+// TestDeadSessionAfterAnotherClaim: a shard is taken away after its session was
+// lost and before the next one was stored. When the shard comes back, the lost
+// session is not resumed again.
 func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -347,7 +347,7 @@ func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 				lost++
 			}
 		}
-		return lost == 2 // as far as the shard knows, the first notice was not stored
+		return lost == 2 // the shard does not know that the first notice was stored
 	})
 	if n := r.Count(discordtest.Resume, 0); n != 0 {
 		t.Errorf("%d RESUMEs of a lost session, want 0", n)

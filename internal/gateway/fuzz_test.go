@@ -7,7 +7,7 @@ import (
 	"github.com/gatehook/gatehook/internal/discord"
 )
 
-// FuzzReady checks that the guilds of no READY cause a panic.
+// FuzzReady checks that the guilds in a READY never cause a panic.
 func FuzzReady(f *testing.F) {
 	f.Add([]byte(`{"session_id":"a","resume_gateway_url":"wss://r","guilds":[{"id":"1","unavailable":true},{"id":"1"}]}`))
 	f.Add([]byte(`{"session_id":1,"guilds":{"id":[]}}`))

@@ -28,11 +28,11 @@ type Config struct {
 	// Shards are the shards that this process keeps connected. The zero value
 	// means all.
 	Shards Shards
-	// Compression of what Discord sends. The zero value means zstd-stream.
+	// Compression of the messages from Discord. The zero value means zstd-stream.
 	Compression discord.Compression
 	// MaxPayload bounds one payload from Discord, in bytes; 0 means 64 MiB.
 	MaxPayload int
-	// Dial opens all sockets to Discord; nil means the system's.
+	// Dial opens all sockets to Discord; nil means the default dialer.
 	Dial discord.DialFunc
 	// Version of this program, for the User-Agent.
 	Version string
@@ -42,11 +42,11 @@ type Config struct {
 	// OnlyEnabled leaves out the privileged intents that are not switched on for
 	// the application: Discord refuses a connection with one of them.
 	OnlyEnabled bool
-	// IntentsChanged receives a value when Intents returns something else; nil
-	// if it never does.
+	// IntentsChanged receives a value when the result of Intents changes; nil if
+	// it never does.
 	IntentsChanged <-chan struct{}
-	// Discovered is called when Discord has said which application the token
-	// belongs to; nil for nobody.
+	// Discovered, if not nil, is called with the id of the token's application as
+	// soon as Discord has returned it.
 	Discovered func(event.Snowflake)
 	// Relay keeps the presence and passes commands on to other instances; nil
 	// for a Gateway without Commands.
@@ -64,13 +64,13 @@ type Gateway struct {
 	timing  timing
 	log     *slog.Logger
 	metrics *metrics
-	// application is the bot's application id; 0 until Discord has said it.
+	// application is the bot's application id; 0 until Discord has returned it.
 	application atomic.Uint64
 
 	mu     sync.Mutex // guards the fields below
 	shards map[event.Shard]*shard
 	plan   event.Plan
-	grants *identify.Grants // nil until Discord answered
+	grants *identify.Grants // nil until Discord has answered
 	// concurrency is how many IDENTIFYs Discord takes every 5 s.
 	concurrency int
 	problem     string // why there are no shards yet
@@ -88,7 +88,7 @@ func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg pr
 			Agent: agent, Compression: cfg.Compression, MaxPayload: cfg.MaxPayload, Dial: cfg.Dial, Received: m.received,
 		}),
 		rest:    discord.NewREST(discord.RESTConfig{URL: cfg.APIURL, Token: cfg.Token, Agent: agent, Dial: cfg.Dial}),
-		problem: "Discord's API has not been asked yet",
+		problem: "Discord's API has not been called yet",
 		shards:  make(map[event.Shard]*shard),
 	}
 	reg.MustRegister(newStatusCollector(g.Status), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -111,7 +111,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if err != nil {
 		return nil // ctx has ended
 	}
-	// Whatever the cause that ends ctx, the shards close with errDrain.
+	// The shards close with errDrain, whatever ended ctx.
 	tenures, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(errDrain)
 	f := g.newFleet(tenures, turns, recommended)
@@ -159,7 +159,7 @@ func (g *Gateway) discover(ctx context.Context) (turns *identify.Turns, recommen
 	return turns, info.Shards, nil
 }
 
-// heldBack returns how many events all shards hold back.
+// heldBack returns the number of events that all shards together hold back.
 func (g *Gateway) heldBack() (n float64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -231,9 +231,9 @@ func (g *Gateway) commandTarget() (applicationID event.Snowflake, count int) {
 	defer g.mu.Unlock()
 	count = g.plan.Current
 	if g.plan.Phase == event.Overlapping || g.plan.Phase == event.Switching {
-		// Discord dispatches the answers to a command to one session only. The
-		// old set has the whole overlap to deliver the answers that it still
-		// gets; the next one holds its answers back until it delivers.
+		// Discord dispatches the answers to a command to one session only. The old
+		// set has the whole overlap to deliver the answers to earlier commands. The
+		// next set holds its answers back until it delivers.
 		count = g.plan.Next
 	}
 	return event.Snowflake(g.application.Load()), count

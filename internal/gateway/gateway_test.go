@@ -102,8 +102,8 @@ func TestRestart(t *testing.T) {
 	r.legal()
 }
 
-// TestRestartTooLate: the RESUME of a session that expired meanwhile fails,
-// and a notice says what is lost.
+// TestRestartTooLate: the RESUME of a session that expired meanwhile fails, and
+// a notice says which events are lost.
 func TestRestartTooLate(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{SessionLifetime: time.Nanosecond})
@@ -147,7 +147,7 @@ func TestJournalBusy(t *testing.T) {
 }
 
 // TestJournalBusyAtDrain: a drain does not wait for a journal that takes
-// nothing. Discord replays the events that it did not take.
+// nothing. Discord replays the events that the journal did not take.
 func TestJournalBusyAtDrain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -193,8 +193,8 @@ func TestStoredSequence(t *testing.T) {
 	r.legal()
 }
 
-// TestBucketsOfShards: many shards keep to max_concurrency by the waits that
-// the database imposes.
+// TestBucketsOfShards: many shards keep to max_concurrency, because the
+// database makes them wait.
 func TestBucketsOfShards(t *testing.T) {
 	t.Parallel()
 	const shards, window = 6, 100 * time.Millisecond
@@ -214,7 +214,7 @@ func TestBucketsOfShards(t *testing.T) {
 		}
 	}
 	for _, bucket := range order {
-		// The first to come does not wait for one with a lower id.
+		// The first shard in the queue does not wait for one with a lower id.
 		if len(bucket) != shards/2 || !slices.IsSorted(bucket[1:]) {
 			t.Errorf("IDENTIFYs in the order %v", order)
 		}
@@ -262,9 +262,9 @@ func TestWrongToken(t *testing.T) {
 	}
 }
 
-// TestClaimLost: when another instance has the shard, the connection is closed
-// and nothing more is delivered; when the shard is free again, the session
-// goes on.
+// TestClaimLost: when another instance takes the shard, the connection is
+// closed and nothing more is delivered. When the shard is free again, the
+// session goes on.
 func TestClaimLost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -314,7 +314,7 @@ func TestInterruptedPut(t *testing.T) {
 }
 
 // TestRepeatedRESUMED: Discord does not say which sequence number RESUMED has.
-// With that of the previous event it is still delivered.
+// A RESUMED with the number of the previous event is still delivered.
 func TestRepeatedRESUMED(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{})
@@ -334,7 +334,7 @@ func TestRepeatedRESUMED(t *testing.T) {
 }
 
 // TestLogsTellNoSecrets: the log contains neither the token nor a session's id,
-// which together let anybody take the session over.
+// which together would let anybody take over the session.
 func TestLogsTellNoSecrets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 50 * time.Millisecond})

@@ -17,14 +17,14 @@ func TestHalfOpen(t *testing.T) {
 	tests := []struct {
 		name  string
 		fault func(r *clockRig)
-		limit time.Duration // to the next connection, besides the backoff
-		sent  int           // messages, after it
+		limit time.Duration // of the time to the next connection, without the backoff
+		sent  int           // messages after the fault, in all
 	}{
 		// The heartbeat can't be written, or is not acknowledged.
 		{"both ways", func(r *clockRig) { r.net.freeze(0, false) }, usual + discord.WriteTimeout, 10},
 		{"nothing comes", func(r *clockRig) { r.net.freeze(0, true) }, 2*usual + discord.CloseGrace, 10},
 		{"nothing leaves", func(r *clockRig) { r.net.freeze(1<<40, false) }, usual + discord.WriteTimeout, 10},
-		{"in the midst of a message", func(r *clockRig) {
+		{"in the middle of a message", func(r *clockRig) {
 			r.net.freeze(100, true)
 			r.dispatch(0, 10, 10)
 		}, 2*usual + discord.CloseGrace, 20},
@@ -48,10 +48,10 @@ func TestHalfOpen(t *testing.T) {
 				tt.fault(r)
 				next := r.count(discordtest.Connected, discordtest.AnyShard, 2)
 				if d := next.At.Sub(at); d > tt.limit+3*time.Second/2 {
-					t.Errorf("connected again after %v, want %v at most", d, tt.limit)
+					t.Errorf("connected again after %v, want at most %v", d, tt.limit)
 				}
-				// How many messages in flight still arrive depends on how they
-				// were written.
+				// How many of the messages on their way still arrive depends on how
+				// they were written.
 				if e := r.count(discordtest.Resume, 0, 1); e.Seq < 11 || e.Seq > int64(tt.sent)+1 {
 					t.Errorf("RESUME from %d, want 11 to %d", e.Seq, tt.sent+1)
 				}
@@ -66,8 +66,8 @@ func TestHalfOpen(t *testing.T) {
 	}
 }
 
-// TestHandshakeUnanswered: a dial ends in time if the server accepts the
-// socket but answers no handshake.
+// TestHandshakeUnanswered: a dial ends in time if the server accepts the socket
+// but does not answer the handshake.
 func TestHandshakeUnanswered(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{}, func(r *clockRig) {
@@ -83,7 +83,7 @@ func TestHandshakeUnanswered(t *testing.T) {
 	})
 }
 
-// TestDrainHalfOpen: a drain is quick even if this machine can't send any more.
+// TestDrainHalfOpen: a drain is quick even if this machine can no longer send.
 func TestDrainHalfOpen(t *testing.T) {
 	t.Parallel()
 	withClock(t, discordtest.Config{HeartbeatGrace: time.Hour}, func(r *clockRig) {
@@ -94,13 +94,14 @@ func TestDrainHalfOpen(t *testing.T) {
 		at := time.Now()
 		stop()
 		if d := time.Since(at); d > discord.CloseGrace {
-			t.Errorf("the drain took %v, want %v at most", d, discord.CloseGrace)
+			t.Errorf("the drain took %v, want at most %v", d, discord.CloseGrace)
 		}
 	})
 }
 
-// TestTooLarge: a payload that would fill the memory costs only a RESUME: a
-// bomb of either compression, split or not, or a large uncompressed message.
+// TestTooLarge: a payload that would fill the memory costs only a RESUME,
+// whether it is a bomb in either compression, split or not, or a large
+// uncompressed message.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	const limit = 256 << 10

@@ -18,8 +18,8 @@ type Handler struct{ g *Gateway }
 // Handler returns the REST calls about this gateway's shards.
 func (g *Gateway) Handler() *Handler { return &Handler{g} }
 
-// ListShards implements GET /shards. Without the database it answers too, but
-// does not say which server has which shard.
+// ListShards implements GET /shards. It answers without the database too, but
+// then does not say which server has which shard.
 func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {
 	out := openapi.Shards{Data: []openapi.Shard{}}
 	now := time.Now()
@@ -31,7 +31,7 @@ func (h *Handler) ListShards(ctx context.Context, _ openapi.ListShardsRequestObj
 		shown := show(s, now)
 		if holder := holders[s.Shard.Count][s.Shard.ID]; holder.Name != "" {
 			shown.Instance = nullable.NewNullableWithValue(holder.Name)
-			if shown.SeqStored == 0 { // another server's shard, or one that just begins
+			if shown.SeqStored == 0 { // another server's shard, or one that is just beginning
 				shown.SeqStored = holder.Stored
 			}
 		}

@@ -23,11 +23,11 @@ import (
 // A new set of shards takes over from the old one in the same way, but over
 // several instances: guide brings each shard of the new set through the stages.
 
-// errUpgradeFailed is why a second connection that could not take over ends.
+// errUpgradeFailed ends a second connection that could not take over.
 var errUpgradeFailed = errors.New("the first connection ended before the second could take over")
 
-// runLink runs a link to its end, and replaces it by another one whenever more
-// intents are needed. It returns the last one.
+// runLink runs a link to its end, and replaces it with another one whenever
+// more intents are needed. It returns the last link.
 func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending) {
 	leave := t.leave
 	if l.final {
@@ -93,7 +93,7 @@ type upgrades struct {
 	problem string
 }
 
-// wait returns how long to wait before the next attempt. Other intents than
+// wait returns how long to wait before the next attempt. Intents other than
 // those of the last attempt may be tried at once.
 func (u *upgrades) wait(wanted event.Intents, now time.Time) time.Duration {
 	if wanted != u.tried {
@@ -108,15 +108,15 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 	}
 	wait, _ := u.backoff.Next()
 	u.tried, u.at = wanted, now.Add(wait)
-	u.problem = "events are missing: no session with more intents could begin"
+	u.problem = "events are missing: a session with more intents could not begin"
 	if code := (ending{cause: err}).code(); code.Course() == discord.CourseStop {
 		u.problem = "events are missing: " + code.Remedy(missing)
 	}
 }
 
-// replace begins a session with the intents that are needed and lets it take
-// over from old, which has ended by then. With an error it returns the link
-// that has the old session: old itself, still running, or one that has ended.
+// replace begins a session with the needed intents, ends old, and lets the new
+// session take over. If that fails, it returns an error and the link that has
+// the old session: old itself, still running, or a later link that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
 	h := newHolding(out, s.timing.margin)
 	s.upgrade.Store(h)
@@ -135,7 +135,7 @@ func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, 
 	old.stop(errLeaving)
 	last := s.readToEnd(ctx, out, old)
 	// Nothing of the new session was delivered yet. If anything went wrong, the
-	// old session is resumed, with everything that it missed.
+	// old session is resumed, and Discord replays everything that it missed.
 	if !errors.Is(last.end.cause, errReplaced) || next.ended() {
 		next.stop(errUpgradeFailed)
 		return last, errUpgradeFailed
@@ -225,7 +225,7 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 			return
 		}
 		if err != nil {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "could not change over, trying again", slog.Any("error", err))
+			s.log.LogAttrs(ctx, slog.LevelWarn, "could not take over from the other set of shards, trying again", slog.Any("error", err))
 			wait, _ := backoff.Next()
 			if discord.Sleep(ctx, wait) != nil {
 				return
@@ -240,8 +240,9 @@ func (s *shard) guide(ctx context.Context, t *tenure) {
 	}
 }
 
-// stageOf decides the stage of a shard of the new set by its duty and whether
-// its session receives everything; or that it is to deliver.
+// stageOf decides the stage of a shard of the new set by its duty and by
+// whether its session receives everything. If deliver is true, the shard
+// delivers and has no stage.
 func stageOf(d duty, complete bool) (stage event.Stage, deliver bool) {
 	switch {
 	case d == dutyDeliver || d == dutyLeave:

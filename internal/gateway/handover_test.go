@@ -36,7 +36,7 @@ func TestMoreIntents(t *testing.T) {
 	}
 	r.dispatch(0, 20, 10)
 	r.messages(30)
-	for n := range 2 { // time enough for the first connection to end, if it did
+	for n := range 2 { // enough time for the first connection to end, if it were to
 		r.do(0, discordtest.RequestHeartbeat())
 		r.count(discordtest.Heartbeat, 0, 2*(n+1))
 	}
@@ -84,7 +84,7 @@ func TestMoreIntents(t *testing.T) {
 // dispatched earlier.
 func TestMoreIntentsBehind(t *testing.T) {
 	t.Parallel()
-	const events, size = 2000, 512 // more than the sockets between the two take
+	const events, size = 2000, 512 // more than the sockets between the two can buffer
 	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval, Listen: func() (net.Listener, error) {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		return smallSockets{l}, err

@@ -9,8 +9,8 @@ import (
 )
 
 // maxSilentBeats is the number of acknowledged heartbeats after which a RESUME
-// without any answer has failed. An IDENTIFY may wait longer: in an outage its
-// session comes later (Discord: Sending Heartbeats).
+// without any answer has failed. An IDENTIFY may wait longer: in an outage,
+// READY comes late (Discord: Sending Heartbeats).
 const maxSilentBeats = 3
 
 // pulse decides when a connection is dead (Discord: Heartbeat Interval). It
@@ -22,17 +22,17 @@ type pulse struct {
 	waiting bool          // the last regular heartbeat is not acknowledged
 	busy    time.Duration // as of the last beat
 	// regular counts the acknowledged heartbeats that were due by the interval,
-	// not asked for by Discord.
+	// without those that Discord asked for.
 	regular int
 }
 
 // beat notes that a heartbeat is due. It reports whether the connection is dead
 // because the last heartbeat was not acknowledged.
 //
-// busy is how long, since the connection began, the reader did not wait for the
-// socket, mostly because it waited for a journal that takes nothing. If it was
-// busy for a quarter of the interval or more, the acknowledgement may lie
-// unread, and its absence proves nothing.
+// busy is how long the reader has spent not waiting for the socket since the
+// connection began, mostly because the journal took nothing. If the reader was
+// busy for a quarter of the interval or more, the acknowledgement may be
+// waiting to be read, so the connection does not count as dead.
 func (p *pulse) beat(now time.Time, busy, interval time.Duration) (dead bool) {
 	sinceLast := busy - p.busy
 	p.busy = busy
@@ -91,9 +91,9 @@ func (l *link) sendHeartbeats(ctx context.Context, end context.CancelCauseFunc, 
 
 // heartbeatSeq returns the d of a heartbeat: the stored sequence number, not
 // the received one, since Discord may forget the events that a heartbeat
-// acknowledges. It is never higher than the numbers that this connection was
-// sent: events of an earlier one may be stored only after the RESUME, while
-// Discord replays them.
+// acknowledges. It never exceeds the numbers that Discord has sent on this
+// connection: events of an earlier connection may be stored only after the
+// RESUME, while Discord replays them.
 func (l *link) heartbeatSeq() any {
 	if seq := min(l.out.stored(*l.sessionID.Load()), l.seenSeq.Load()); seq > 0 {
 		return seq
@@ -101,7 +101,7 @@ func (l *link) heartbeatSeq() any {
 	return nil
 }
 
-// busyFor returns how long, so far, the reader did not wait for the socket.
+// busyFor returns how long the reader has spent not waiting for the socket.
 func (l *link) busyFor() time.Duration {
 	d := time.Duration(l.busy.Load())
 	if since := l.busySince.Load(); since != 0 {

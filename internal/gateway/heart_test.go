@@ -28,14 +28,14 @@ func TestPulse(t *testing.T) {
 			}
 		}
 	})
-	t.Run("no acknowledgement between two", func(t *testing.T) {
+	t.Run("no acknowledgement between two beats", func(t *testing.T) {
 		t.Parallel()
 		var p pulse
 		if p.beat(at(0), 0, interval) || !p.beat(at(40), 0, interval) {
 			t.Error("not dead at the second beat")
 		}
 	})
-	t.Run("one that Discord asked for does not count", func(t *testing.T) {
+	t.Run("a heartbeat that Discord asked for does not count", func(t *testing.T) {
 		t.Parallel()
 		var p pulse
 		p.asked(at(0))
@@ -60,14 +60,14 @@ func TestPulse(t *testing.T) {
 		}
 		// The journal takes events again, but no acknowledgement comes.
 		if !p.beat(at(200), 4*interval+time.Second, interval) {
-			t.Error("not dead after the reader had an interval to read")
+			t.Error("not dead although the reader had a whole interval to read")
 		}
 	})
 }
 
-// TestHeartbeatSeq: a heartbeat acknowledges stored events only, and only
-// those that its own connection was sent: events of an earlier connection may
-// be stored after the RESUME.
+// TestHeartbeatSeq: a heartbeat acknowledges only stored events that Discord
+// has sent on the same connection. Events of an earlier connection may be
+// stored after the RESUME.
 func TestHeartbeatSeq(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -18,15 +18,15 @@ const (
 	copyLimit = 30 * time.Second
 )
 
-// holding stands before a sink while another connection delivers the same
+// holding sits in front of a sink while another connection delivers the same
 // events. While it is muted, it drops events and lets only the session advance.
-// Then it keeps everything. Once opened it hands on what it kept, and from then
-// on everything, except for the events that the other connection delivered.
+// Unmuted, it keeps all events. When it is opened, it passes on the kept events
+// and all later ones, except for those that the other connection delivered.
 type holding struct {
 	out    sink
 	margin time.Duration // timing.margin
 
-	opened chan struct{} // closed when nothing is kept any more
+	opened chan struct{} // closed once the kept events have been passed on
 
 	mu          sync.Mutex // guards the fields below
 	muted       bool
@@ -34,7 +34,7 @@ type holding struct {
 	bytes       int                  // of the data of kept
 	space       chan struct{}        // closed and replaced when kept is emptied
 	delivered   map[event.Digest]int // how often the other connection delivered each
-	copiesUntil time.Time            // no copy of delivered is received after this
+	copiesUntil time.Time            // no copy of a delivered event arrives later
 	justOpened  bool                 // nothing was put since the opening
 }
 
@@ -114,8 +114,9 @@ func (h *holding) putSoon(ctx context.Context, limit time.Duration, notices ...*
 // stored implements sink.
 func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID) }
 
-// open hands on the kept events and keeps none from then on. delivered says how
-// often the other connection delivered each dispatch; these are left out.
+// open passes on the kept events, and from then on keeps none. delivered says
+// how often the other connection delivered each dispatch: that many copies are
+// left out.
 func (h *holding) open(ctx context.Context, delivered map[event.Digest]int) error {
 	h.mu.Lock()
 	h.delivered, h.copiesUntil, h.justOpened = delivered, time.Now().Add(copyLimit), true
@@ -149,9 +150,8 @@ func (h *holding) take() []keptEvent {
 	return kept
 }
 
-// afterOpen is unlessDelivered for an event that came after the opening. For
-// some time it may be a copy that was under way; then no event is a copy any
-// more.
+// afterOpen is unlessDelivered for an event that came after the opening. Until
+// copiesUntil, such an event may be a copy that was still on its way.
 func (h *holding) afterOpen(e *event.Event) *event.Event {
 	h.mu.Lock()
 	if h.delivered != nil && e != nil {

@@ -31,7 +31,7 @@ func TestHolding(t *testing.T) {
 	}
 	h.putSoon(t.Context(), time.Second, named("DISCONNECT", 0))
 	if len(m.all()) != 0 {
-		t.Fatalf("delivered %v before the opening", names(m.all()))
+		t.Fatalf("delivered %v before the opening, want nothing", names(m.all()))
 	}
 	// The other connection delivered X twice; a third X is a new event.
 	delivered.add(named("X", 50))

@@ -8,15 +8,15 @@ import (
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// knownGrants returns the application's grants; nil before Discord answered.
+// knownGrants returns the application's grants; nil until Discord has answered.
 func (g *Gateway) knownGrants() *identify.Grants {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.grants
 }
 
-// intents returns the intents to identify with: all that are wanted, without
-// those that are switched off if the gateway may leave them out.
+// intents returns the intents to identify with: the wanted ones. If
+// Config.OnlyEnabled is set, it leaves out those that are switched off.
 func (g *Gateway) intents() event.Intents {
 	wanted := g.cfg.Intents()
 	if gr := g.knownGrants(); gr != nil && g.cfg.OnlyEnabled {

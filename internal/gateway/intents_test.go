@@ -40,7 +40,7 @@ func TestIntentSwitchedOn(t *testing.T) {
 }
 
 // TestFixedIntentNotSwitchedOn: no session start is spent on intents that
-// Discord would refuse, and the shard goes on once it would not.
+// Discord would refuse, and the shard goes on once Discord would accept them.
 func TestFixedIntentNotSwitchedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Flags: discordtest.NoFlags})

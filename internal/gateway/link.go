@@ -22,9 +22,10 @@ import (
 // end. It is used once.
 //
 // Three goroutines work on it: the reader, which handles payloads and waits for
-// the journal; the heart (heart.go); and the closer. Whichever finds that the
-// link must end cancels its context with the cause. From then on only the
-// closer touches the socket: it sends the close frame, then ends the socket.
+// the journal; the heart (heart.go); and the closer. Any of them that finds
+// that the link must end cancels the link's context with the cause. From then
+// on only the closer touches the socket: it sends the close frame, then ends
+// the socket.
 type link struct {
 	shard *shard
 	out   sink
@@ -46,7 +47,7 @@ type link struct {
 	// the acknowledgement of a heartbeat may overtake waiting events.
 	final bool
 	// unanswered counts the RESUMEs of the session whose RESUMED was not read.
-	// Discord may have sent them, and then replays them.
+	// Discord may have sent these RESUMEDs, and then replays them.
 	unanswered int
 	loading    loading
 	origins    *origins
@@ -86,9 +87,9 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	return l
 }
 
-// inherit takes over what is known of a resumed session from its previous link,
-// which has ended: the presence that it shows and the state of its guilds.
-// before may be nil.
+// inherit copies from before, the previous link of a resumed session, what is
+// known about the session: its presence, the state of its guilds, and its
+// unanswered RESUMEs. before has ended, and may be nil.
 func (l *link) inherit(before *running) {
 	if before != nil && l.session.ID != "" && before.session.ID == l.session.ID {
 		l.presence.Store(before.presence.Load())
@@ -97,7 +98,7 @@ func (l *link) inherit(before *running) {
 	}
 }
 
-// run connects, resumes the session or begins a new one, and hands on the
+// run connects, resumes the session or begins a new one, and passes on the
 // events that arrive until the connection ends.
 func (l *link) run(parent context.Context) ending {
 	l.ending.cause = l.connect(parent)
@@ -205,7 +206,7 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	} else if err := l.resume(ctx); err != nil {
 		return err
 	}
-	// Only now, with the heart beating: the journal may make this wait.
+	// Only now that the heart beats: the journal may make these calls wait.
 	for _, name := range []string{"SHARD_CONNECT", "CONNECT"} {
 		if err := l.putNotice(ctx, name, shardData{s.id.ID}); err != nil {
 			return err
@@ -295,7 +296,7 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 	return nil
 }
 
-// dispatch hands on a dispatch that arrived at now.
+// dispatch passes on a dispatch that arrived at now.
 func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	l.heard = true
 	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
@@ -314,9 +315,9 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		l.drop(ctx, "odd", "a dispatch before READY")
 		return nil
 	case f.Seq == l.session.Seq && resumed:
-		// RESUMED may have the sequence number of the last replayed event, and
-		// is still new. One with a lower number is a replay: it belongs to an
-		// earlier connection, and does not show that this one works.
+		// RESUMED may have the sequence number of the last replayed event, and is
+		// still new. A RESUMED with a lower number is a replay: it belongs to an
+		// earlier connection, and does not show that this connection works.
 		if err := l.putNotice(ctx, "RESUMED", json.RawMessage(bytes.Clone(f.Data))); err != nil {
 			return err
 		}
@@ -328,7 +329,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 			return err
 		}
 	}
-	// Only now: nothing that the live link causes may come before this event.
+	// Only after the event: nothing that the live link causes may come before it.
 	if begins || resumed {
 		l.establish(ctx, resumed)
 	}
@@ -355,8 +356,9 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 		l.warnOdd(ctx, "READY has no usable session_id, or a field of the wrong type", err)
 	}
 	if r.SessionID == "" {
-		// Its events are worth having. Discord refuses a RESUME with a made-up
-		// id by op 9, and then a notice says what was lost.
+		// The session's events are worth having even without an id. Discord answers
+		// a RESUME with a made-up id with op 9, and then a notice reports what was
+		// lost.
 		r.SessionID = "unnamed-" + uuid.NewString()
 	}
 	if lost := l.shard.lost; lost != nil {
@@ -366,8 +368,8 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 		}
 		l.shard.lost = nil
 	}
-	// putDispatch sets Seq.
 	l.unanswered = 0
+	// putDispatch sets Seq.
 	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
 	l.sessionIntents.Store(int64(l.intents))
@@ -404,8 +406,8 @@ func (l *link) age() slog.Attr {
 
 func (l *link) isLive() bool { return isClosed(l.live) }
 
-// lacks returns the intents among wanted that the session does not have. It is
-// of use once the link is live.
+// lacks returns the intents among wanted that the session does not have. The
+// link must be live.
 func (l *link) lacks(wanted event.Intents) event.Intents {
 	return wanted &^ event.Intents(l.sessionIntents.Load())
 }
@@ -420,14 +422,14 @@ func (l *link) connected(now time.Time) func(*ShardStatus) {
 	}
 }
 
-// setStatus changes the shard's status if that describes this link.
+// setStatus changes the shard's status if the status describes this link.
 func (l *link) setStatus(f func(*ShardStatus)) {
 	if l.primary.Load() {
 		l.shard.setStatus(f)
 	}
 }
 
-// putDispatch turns a dispatch into an event and hands it on.
+// putDispatch turns a dispatch into an event and passes it on.
 func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) error {
 	s := l.shard
 	data := bytes.Clone(f.Data)
@@ -446,7 +448,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 	if err := l.out.put(ctx, &session, e); err != nil {
 		return err
 	}
-	// Not before: an event that the sink did not take has to come again.
+	// Only now: an event that the sink did not take must be replayed.
 	l.session = session
 	if o := l.overlap.Load(); o != nil {
 		o.add(e)
@@ -455,7 +457,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 	return nil
 }
 
-// putNotice hands on a notice: an event that Discord did not number.
+// putNotice passes on a notice: an event that Discord did not number.
 func (l *link) putNotice(ctx context.Context, name string, data any) error {
 	e, err := newNotice(l.shard.id, name, data)
 	if err != nil {
@@ -464,8 +466,9 @@ func (l *link) putNotice(ctx context.Context, name string, data any) error {
 	return l.out.put(ctx, nil, e)
 }
 
-// reportEnd puts the end of the connection into status, log and metrics. It
-// also sends the notices, if the beginning was announced too.
+// reportEnd records the end of the connection in the status, the log and the
+// metrics. It also sends notices of the end, if greet sent notices of the
+// beginning.
 func (l *link) reportEnd(ctx context.Context) {
 	code, reason := closeText(l.ending.cause)
 	s := l.shard
@@ -488,7 +491,7 @@ func (l *link) reportEnd(ctx context.Context) {
 	l.out.putSoon(ctx, s.timing.notice, notices...)
 }
 
-// drop counts a payload that is not handed on.
+// drop counts a payload that is not passed on.
 func (l *link) drop(ctx context.Context, reason, detail string) {
 	l.shard.metrics.dropped.WithLabelValues(reason).Inc()
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))

@@ -10,7 +10,7 @@ import (
 // Only the link's reader calls its methods.
 type loading struct {
 	missing map[event.Snowflake]bool // nil before expect
-	done    chan struct{}            // closed when none is missing any more
+	done    chan struct{}            // closed once no guild is missing
 }
 
 // expect notes the guilds that READY lists. Only the first call counts.

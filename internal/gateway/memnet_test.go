@@ -15,8 +15,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// memnet is a network in memory. Unlike the system's it works with a fake
-// clock, and it can break in ways that a loopback does not.
+// memnet is a network in memory. Unlike the system's network, it works with a
+// fake clock, and it can break in ways that a loopback does not.
 type memnet struct {
 	mu        sync.Mutex
 	listeners map[string]*memListener
@@ -82,7 +82,7 @@ func (n *memnet) dialed() []time.Time {
 }
 
 // freeze makes all connections half-open: they read this many more bytes, and
-// write nothing any more unless writable.
+// from now on write nothing unless writable.
 func (n *memnet) freeze(readable int64, writable bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -50,19 +50,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return c
 	}
 	m := &metrics{
-		events:     counters("events_total", "Events handed on, by name.", "event"),
-		dropped:    counters("frames_dropped_total", "Payloads not handed on: replays of received events, or not understood.", "reason"),
-		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by the cause.", "reason"),
+		events:     counters("events_total", "Events passed on, by name.", "event"),
+		dropped:    counters("frames_dropped_total", "Payloads not passed on: replays of events received before, or payloads that could not be understood.", "reason"),
+		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by their cause.", "reason"),
 		identifies: counter("identifies_total", "IDENTIFYs sent."),
 		resumes:    counter("resumes_total", "RESUMEs sent."),
 		heartbeats: counter("heartbeats_total", "Heartbeats sent."),
 		startsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "gatehook", Subsystem: "gateway", Name: "session_starts_left",
-			Help: "IDENTIFYs left until the daily reset, as Discord last said.",
+			Help: "IDENTIFYs left until the daily reset, as last reported by Discord.",
 		}),
 		lost:          counter("sessions_lost_total", "Sessions that could not be resumed."),
-		bytesIn:       counter("received_bytes_total", "Bytes of messages as received."),
-		bytesInflated: counter("inflated_bytes_total", "Bytes of payloads after inflating."),
+		bytesIn:       counter("received_bytes_total", "Bytes received, before decompression."),
+		bytesInflated: counter("inflated_bytes_total", "Bytes of payloads after decompression."),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "gatehook", Subsystem: "gateway", Name: "heartbeat_seconds",
 			Help: "Time from a heartbeat to its acknowledgement.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
@@ -70,7 +70,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		names: make(map[string]eventName),
 	}
 	m.commands = prometheus.NewCounterVec(
-		opts("commands_total", "Commands to shards of this server, and commands that no other server answered."), []string{"command", "outcome"})
+		opts("commands_total", "Commands to this server's shards, and commands to other servers' shards that were not answered."), []string{"command", "outcome"})
 	reg.MustRegister(m.latency, m.commands, m.startsLeft)
 	return m
 }
@@ -107,7 +107,7 @@ func (m *metrics) learn(name string) eventName {
 	if len(m.names) >= maxEventNames {
 		return eventName{name, m.events.WithLabelValues("other")}
 	}
-	// A label must be proper UTF-8, which a name from outside need not be.
+	// A label value must be valid UTF-8; a name from outside may not be.
 	known := eventName{name, m.events.WithLabelValues(strings.ToValidUTF8(name, "?"))}
 	m.names[name] = known
 	return known

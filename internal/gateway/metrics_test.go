@@ -44,7 +44,7 @@ func TestStatusMetrics(t *testing.T) {
 		}
 	}))
 	want := `
-# HELP gatehook_gateway_shard_connected 1 for a shard that is connected.
+# HELP gatehook_gateway_shard_connected 1 if the shard is connected, otherwise 0.
 # TYPE gatehook_gateway_shard_connected gauge
 gatehook_gateway_shard_connected{shard="0/2"} 1
 gatehook_gateway_shard_connected{shard="1/2"} 0

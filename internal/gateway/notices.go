@@ -9,8 +9,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Notices are the events that Discord did not send: that a shard connected,
-// disconnected or resumed, or lost its session.
+// Notices are events that Discord did not send. They report that a shard
+// connected, disconnected, resumed or lost its session.
 
 // shardData is the data of SHARD_CONNECT, CONNECT and SHARD_RESUME.
 type shardData struct {
@@ -18,7 +18,7 @@ type shardData struct {
 }
 
 // disconnectData is the data of SHARD_DISCONNECT and DISCONNECT. Code is the
-// WebSocket close code: the one that Discord sent, or this side, or 1006 if the
+// WebSocket close code that Discord or this side sent, or 1006 if the
 // connection broke without one.
 type disconnectData struct {
 	ShardID int    `json:"shard_id"`

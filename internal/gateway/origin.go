@@ -7,13 +7,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// justJoined is the age up to which a membership makes a GUILD_CREATE a join,
-// if nothing else is known of the guild. It is longer than a session lives
-// without a connection.
+// justJoined is the age up to which a membership makes a GUILD_CREATE count as
+// a join, if nothing else is known about the guild. It is longer than a session
+// survives without a connection.
 const justJoined = 10 * time.Minute
 
 // origins knows why the guilds of a session come and go, so that a receiver
-// does not take the start of a session for a hundred joins. Only the link's
+// does not mistake the start of a session for a hundred joins. Only the link's
 // reader uses it.
 type origins struct {
 	// listed are the guilds of READY for which no event came since; nil if this

@@ -21,7 +21,7 @@ func TestOrigins(t *testing.T) {
 		want       event.Origin
 	}
 	for name, tt := range map[string]struct {
-		ready string // the guilds of READY; "" if it was not seen
+		ready string // the guilds of READY; "" if READY was not seen
 		steps []step
 	}{
 		"the start of a session": {`[{"id":"1"},{"id":2},{"id":"x"}]`, []step{
@@ -80,7 +80,7 @@ func TestOrigins(t *testing.T) {
 }
 
 // TestOriginsOutliveAConnection: the state of a session's guilds outlives its
-// connection, and after a restart no other event is taken for a join.
+// connection, and after a restart no other event is mistaken for a join.
 func TestOriginsOutliveAConnection(t *testing.T) {
 	t.Parallel()
 	const first, second, third = 1 << 22, 2 << 22, 3 << 22

@@ -12,18 +12,18 @@ import (
 // sink is where a link puts its events: the shard's outlet, or a holding while
 // another connection of the shard still delivers.
 type sink interface {
-	// put hands on an event. session is the place in the session with this
-	// event; nil leaves the cursor where it is.
+	// put passes on an event. session is the session and the position in it after
+	// this event; nil leaves the cursor where it is.
 	put(ctx context.Context, session *event.Session, e *event.Event) error
-	// putSoon hands on notices, and does not wait longer than limit.
+	// putSoon passes on notices, and waits no longer than limit.
 	putSoon(ctx context.Context, limit time.Duration, notices ...*event.Event)
 	// stored returns the highest committed sequence number of a session; 0 for
 	// none, and for any session other than the cursor's.
 	stored(sessionID string) int64
 }
 
-// outlet is a shard's way into the journal. One goroutine at a time uses it:
-// the reader of the connection that delivers or, between connections, the
+// outlet passes a shard's events to the journal. One goroutine at a time uses
+// it: the reader of the connection that delivers or, between connections, the
 // shard. Only stored may be called at any time.
 type outlet struct {
 	claim Claim
@@ -33,10 +33,10 @@ type outlet struct {
 	late []*event.Event
 
 	mu sync.Mutex // guards cursor, which the heart reads too
-	// cursor is the session and the place in it that the journal was given
-	// last. Until a new session is READY it stays on the previous one, even if
-	// that is dead: a process that starts in between tries to resume it, and
-	// then says what was lost.
+	// cursor is the session and the position in it that the journal was given
+	// last. Until a new session is READY, the cursor stays on the previous
+	// session, even if that is dead: a process that starts in between tries to
+	// resume it, and then reports what was lost.
 	cursor event.Session
 }
 
@@ -61,9 +61,9 @@ func (o *outlet) put(ctx context.Context, session *event.Session, e *event.Event
 	return nil
 }
 
-// putSoon implements sink. It keeps what the journal does not take in time, so
-// that a shard without a connection need not wait for the database before it
-// connects again.
+// putSoon implements sink. It keeps the notices that the journal does not take
+// in time, so that a shard without a connection need not wait for the database
+// before it connects again.
 func (o *outlet) putSoon(ctx context.Context, limit time.Duration, notices ...*event.Event) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, errors.New("the journal is busy"))
 	defer cancel()

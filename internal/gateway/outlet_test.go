@@ -23,8 +23,8 @@ func named(name string, seq int64) *event.Event {
 	return &event.Event{Name: name, Seq: seq, Shard: shard0, Data: []byte(name)}
 }
 
-// TestOutletKeepsLateNotices: a journal that takes nothing delays a notice,
-// not the shard, and the notice still comes before the next event.
+// TestOutletKeepsLateNotices: a journal that takes nothing delays a notice, but
+// not the shard. The notice still comes before the next event.
 func TestOutletKeepsLateNotices(t *testing.T) {
 	t.Parallel()
 	m := newMemory()

@@ -8,13 +8,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// overlap remembers the dispatches that a connection delivered since another
-// one of the same shard receives them as well.
+// overlap remembers the dispatches that a connection delivers while another
+// connection of the same shard receives them too.
 type overlap struct {
 	margin time.Duration // timing.margin
 
 	mu        sync.Mutex // guards the fields below
-	begun     bool       // both connections receive the same
+	begun     bool       // both connections receive the same dispatches
 	delivered []deliveredEvent
 }
 
@@ -61,8 +61,8 @@ func (o *overlap) counts() map[event.Digest]int {
 	return counts
 }
 
-// digestOf returns the part that the two copies of a dispatch have in common.
-// An MD5 is enough: see event.Digest.
+// digestOf returns what the two copies of a dispatch have in common. An MD5 is
+// enough: see event.Digest.
 func digestOf(e *event.Event) event.Digest {
 	return event.Digest{Name: e.Name, Sum: md5.Sum(e.Data)}
 }

@@ -8,7 +8,7 @@ type duty int
 const (
 	// dutyNone: the plan has no such set.
 	dutyNone duty = iota
-	// dutyDeliver: hand them on.
+	// dutyDeliver: pass them on.
 	dutyDeliver
 	// dutyWarm: drop them, another set delivers them.
 	dutyWarm
@@ -61,7 +61,8 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 		}
 		p.Phase = event.Overlapping
 	case event.Overlapping:
-		// The next set must have every event that the current one lags behind.
+		// The current set may lag behind the next one: wait until the next set has
+		// received every event that the current set has not.
 		if p.Age < t.overlap {
 			return p, false
 		}
@@ -77,9 +78,8 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 
 // wished decides the number of shards that an instance wishes for: the
 // configured one, or the one that Discord recommends. It ignores a
-// recommendation that is smaller than the current number, unless by half: a
-// new set costs one session start per shard, while more shards than needed
-// cost nothing.
+// recommendation below the current number but above half of it: a new set costs
+// one session start per shard, while more shards than needed cost nothing.
 func wished(configured, recommended, current int) int {
 	switch {
 	case configured > 0:

@@ -23,13 +23,13 @@ func TestAdvance(t *testing.T) {
 		plan          event.Plan
 		current, next event.Survey
 		wish          int
-		want          event.Plan // the zero value: it stays
+		want          event.Plan // the zero value: the plan stays
 	}{
 		{name: "nothing to do", plan: plan(4, 0, 0, event.Steady, 0)},
-		{name: "the wish is what there is", plan: plan(4, 0, 0, event.Steady, 0), wish: 4},
+		{name: "the wish is the current number", plan: plan(4, 0, 0, event.Steady, 0), wish: 4},
 		{name: "another number", plan: plan(4, 0, 2, event.Steady, 0), wish: 8, want: plan(4, 8, 2, event.Warming, 0)},
-		{name: "another wish on the way", plan: plan(4, 8, 0, event.Warming, 0), wish: 16, want: plan(4, 16, 0, event.Warming, 0)},
-		{name: "back on the way", plan: plan(4, 8, 0, event.Warming, 0), next: set(8, 8, 0, 0), wish: 4, want: plan(4, 0, 0, event.Steady, 0)},
+		{name: "another wish while warming", plan: plan(4, 8, 0, event.Warming, 0), wish: 16, want: plan(4, 16, 0, event.Warming, 0)},
+		{name: "back while warming", plan: plan(4, 8, 0, event.Warming, 0), next: set(8, 8, 0, 0), wish: 4, want: plan(4, 0, 0, event.Steady, 0)},
 		{name: "nobody runs the next set", plan: plan(4, 8, 0, event.Warming, 0)},
 		{name: "not all are ready", plan: plan(4, 8, 0, event.Warming, 0), next: set(8, 7, 0, 0), wish: 8},
 		{name: "all are ready", plan: plan(4, 8, 0, event.Warming, 0), next: set(8, 8, 0, 0), want: plan(4, 8, 0, event.Holding, 0)},

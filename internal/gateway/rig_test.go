@@ -35,7 +35,7 @@ type rig struct {
 	cfg      Config
 	slots    identify.Slots
 	timing   timing
-	wrap     func(Store) Store // nil for the store as it is
+	wrap     func(Store) Store // nil to use the store directly
 	gateway  *Gateway
 	registry *prometheus.Registry // the gateway's
 	intents  atomic.Int64
@@ -72,7 +72,8 @@ func newRig(t *testing.T, cfg discordtest.Config) *rig {
 	return r
 }
 
-// start runs a Gateway. stop drains it; the test's end calls it if nobody did.
+// start runs a Gateway. stop drains it; if nothing has called stop by then, the
+// end of the test does.
 func (r *rig) start() (stop func()) {
 	r.t.Helper()
 	var store Store = r.store.join()
@@ -211,8 +212,8 @@ func (r *rig) withoutMessages() []string {
 	return slices.DeleteFunc(names(r.store.all()), func(name string) bool { return name == "MESSAGE_CREATE" })
 }
 
-// wait polls a condition that gives no signal.
-func (r *rig) wait(what string, cond func() bool) {
+// wait polls a condition that sends no signal.
+func (r *rig) wait(goal string, cond func() bool) {
 	r.t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -220,7 +221,7 @@ func (r *rig) wait(what string, cond func() bool) {
 		select {
 		case <-tick.C:
 		case <-r.ctx.Done():
-			r.t.Fatalf("not in time: %s; status %+v", what, r.gateway.Status())
+			r.t.Fatalf("not in time: %s; status %+v", goal, r.gateway.Status())
 		}
 	}
 }

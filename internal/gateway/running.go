@@ -10,8 +10,7 @@ type running struct {
 	end    ending // valid once done is closed
 }
 
-// start runs a link in a goroutine of its own. Whoever starts it waits for
-// done.
+// start runs a link in a new goroutine. The caller waits for done.
 func start(ctx context.Context, l *link) *running {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &running{link: l, cancel: cancel, done: make(chan struct{})}

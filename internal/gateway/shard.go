@@ -31,17 +31,17 @@ type shard struct {
 	intents        func() event.Intents
 	intentsChanged chan struct{} // holds one token after the intents changed
 	retryAsked     chan struct{} // holds one token after retry
-	relay          *Relay        // has the presence; nil for none
+	relay          *Relay        // stores the presence; nil for none
 	outgrown       func()        // reports that there are too few shards
-	// deliveredBefore lists what the previous set of shards delivered while
-	// this one received the same.
+	// deliveredBefore lists the dispatches that the previous set of shards
+	// delivered while this set received them too.
 	deliveredBefore func(context.Context) ([]event.Digest, error)
 	timing          timing
 	log             *slog.Logger
 	metrics         *metrics
 
 	// These belong to the run loop and, while a link runs, to its reader.
-	lost        *lostData // the lost session, until a notice says so
+	lost        *lostData // the lost session, until a notice reports it
 	deadSession string    // the id of the lost session, never resumed even if a new claim offers it
 	upgrades    upgrades
 
@@ -109,7 +109,7 @@ func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 		release = t.claim.End
 	}
 	if err := release(ctx); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "could not release the shard: it stays this server's while its lease holds", slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not release the shard: it stays with this server until the lease runs out", slog.Any("error", err))
 	}
 }
 
@@ -192,11 +192,10 @@ func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	return l
 }
 
-// fail waits until a person has changed something, after Discord closed a
-// connection with these intents by a code that no retry would change. It
-// returns true if a person asks for another try, or if the intents changed and
-// that may be enough. It returns false if ctx ends or the shard is to be let
-// go.
+// fail is called when Discord closed a connection with these intents with a
+// code that a mere retry would only repeat. It returns true once a person asks
+// for another try, or once the intents have changed in a way that may be
+// enough. It returns false if ctx ends or the duty becomes dutyLeave.
 func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, intents event.Intents) bool {
 	select {
 	case <-s.retryAsked: // asked for before the shard failed
@@ -258,7 +257,7 @@ func (s *shard) retry() {
 }
 
 // restart makes a failed shard try again and a working one reconnect. A shard
-// that is connecting already does so.
+// that is already connecting goes on.
 func (s *shard) restart() {
 	if r := s.liveLink(); r != nil {
 		r.cancel(errRestart)
@@ -277,9 +276,9 @@ func (s *shard) liveLink() *running {
 	return r
 }
 
-// confirm returns errClaimLost if another instance has the shard. It comes
-// before every step that would end that instance's connection: a process that
-// was paused can wake up anywhere.
+// confirm returns errClaimLost if another instance has the shard. Call it
+// before every step that would end the connection of that instance: a paused
+// process can wake up at any point.
 func (s *shard) confirm(ctx context.Context) error {
 	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
 		return errClaimLost
@@ -288,7 +287,8 @@ func (s *shard) confirm(ctx context.Context) error {
 }
 
 // presence returns the presence for the next IDENTIFY. If the database does not
-// answer in time, it returns none: sendPresence makes up for that.
+// answer in time, it returns the zero value, and sendPresence sends the
+// presence later.
 func (s *shard) presence(ctx context.Context) presence {
 	if s.relay == nil {
 		return presence{}
@@ -319,7 +319,7 @@ func (s *shard) url(resumeURL string) string {
 	return resumeURL
 }
 
-// setStatus changes the status by f, which must not block.
+// setStatus changes the status with f, which must not block.
 func (s *shard) setStatus(f func(*ShardStatus)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

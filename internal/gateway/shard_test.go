@@ -39,7 +39,7 @@ func TestRestartTooEarly(t *testing.T) {
 	s := &shard{retryAsked: make(chan struct{}, 1), intents: func() event.Intents { return 0 }, log: quiet, turns: identify.NewTurns(identify.Config{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for range 100 { // which of two channels is read is chance
+	for range 100 { // which of two channels is read is random
 		s.retryAsked <- struct{}{}
 		if s.fail(ctx, &tenure{leave: make(chan struct{})}, 4004, 0) {
 			t.Fatal("the shard tries again")
@@ -71,7 +71,7 @@ func TestFatalForAll(t *testing.T) {
 	r := newRig(t, discordtest.Config{Shards: shards})
 	r.slots = pacedBuckets(t, 20*time.Millisecond)
 	r.intents.Store(int64(event.IntentGuilds | event.IntentMessageContent))
-	r.Arm(discordtest.AtIdentify, discordtest.AnyShard, 1, discordtest.Close(4014)) // switched off this very moment
+	r.Arm(discordtest.AtIdentify, discordtest.AnyShard, 1, discordtest.Close(4014)) // as if it was switched off just now
 	r.start()
 	for _, st := range r.failed(shards) {
 		if !strings.Contains(st.Problem, "MESSAGE_CONTENT") {
@@ -88,8 +88,8 @@ func TestFatalForAll(t *testing.T) {
 	}
 }
 
-// TestRetry: each failed shard tries again when a person asks for it. A
-// session that goes on is not affected by a refused token.
+// TestRetry: every failed shard tries again when a person asks it to. A session
+// that goes on is not affected by a refused token.
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{Shards: 2, SessionStart: discordtest.SessionStart{Total: 1000, Remaining: 1000, MaxConcurrency: 2}})

@@ -12,7 +12,7 @@ const maxMoves = 16
 
 // share decides which shards of a range this instance should claim, and how
 // many of its shards it should give back, so that the peers' numbers of shards
-// differ by one at most. Every peer decides for itself, from the same rows.
+// differ by at most one. Every peer decides for itself, from the same rows.
 func share(s event.Survey, r event.ShardRange) (claim []int, giveBack int) {
 	rank := slices.Index(s.Peers, s.Self)
 	if rank < 0 {
@@ -26,7 +26,7 @@ func share(s event.Survey, r event.ShardRange) (claim []int, giveBack int) {
 	if len(s.Owned) >= quota {
 		return nil, min(len(s.Owned)-quota, maxMoves)
 	}
-	// Each peer begins at a place of its own, so that peers that start together
+	// Each peer begins at a different place, so that peers that start together
 	// don't compete for the same shards.
 	begin, _ := slices.BinarySearch(s.Free, r.First+rank*n/peers)
 	free := slices.Concat(s.Free[begin:], s.Free[:begin])

@@ -48,8 +48,8 @@ func (m *fleetModel) round(r *rand.Rand) (moves int) {
 	return moves
 }
 
-// TestShare: whichever peers join or leave, all shards are evenly shared
-// within a few rounds, and then nothing moves any more.
+// TestShare: whichever peers join or leave, all shards are evenly shared within
+// a few rounds, and then stay where they are.
 func TestShare(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -102,12 +102,12 @@ func TestShareBounds(t *testing.T) {
 		owned[i] = i
 	}
 	if claim, giveBack := share(event.Survey{Self: 1, Peers: []int64{1, 2}, Owned: owned}, r); claim != nil || giveBack != maxMoves {
-		t.Errorf("claims %v, gives back %d", claim, giveBack)
+		t.Errorf("claims %v and gives back %d, want none and %d", claim, giveBack, maxMoves)
 	}
 	if claim, giveBack := share(event.Survey{Self: 3, Peers: []int64{1, 2}, Free: owned}, r); claim != nil || giveBack != 0 {
 		t.Errorf("an instance that does not share claims %d shards", len(claim))
 	}
-	// In a range of a set the places count from the first shard of the range.
+	// In a range, the places count from its first shard.
 	ranged := event.ShardRange{First: 8, Last: 11, Count: 16}
 	if claim, _ := share(event.Survey{Self: 2, Peers: []int64{1, 2}, Free: []int{8, 9, 10, 11}}, ranged); !slices.Equal(claim, []int{10, 11}) {
 		t.Errorf("the second peer of a range claims %v, want 10 and 11", claim)

@@ -10,8 +10,8 @@ func isClosed(ch <-chan struct{}) bool {
 	}
 }
 
-// wake puts a token into a channel that holds one. If there is one already, its
-// receiver has yet to look, and one look is enough for both.
+// wake puts a token into a channel that holds one. If the channel has one
+// already, the receiver has not taken it yet, and one token is enough.
 func wake(ch chan<- struct{}) {
 	select {
 	case ch <- struct{}{}:

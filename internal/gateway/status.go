@@ -25,14 +25,14 @@ const (
 	StateResuming State = "resuming"
 	// StateConnected: events arrive.
 	StateConnected State = "connected"
-	// StateFailed: a person has to change what Problem says.
+	// StateFailed: a person has to act; Problem says how.
 	StateFailed State = "failed"
 )
 
 // states are all states.
 var states = []State{StateStandby, StateConnecting, StateIdentifying, StateResuming, StateConnected, StateFailed}
 
-// Role is what a shard does with its events, as people see it.
+// Role is what a shard does with its events, in words for people.
 type Role string
 
 // The roles.
@@ -75,8 +75,8 @@ type ShardStatus struct {
 	Intents event.Intents
 	// Received and Stored are sequence numbers of the session.
 	Received, Stored int64
-	// AckedAt is when Discord last acknowledged a heartbeat, and Latency how
-	// long after its sending.
+	// AckedAt is when Discord last acknowledged a heartbeat. Latency is how long
+	// the acknowledgement took.
 	AckedAt time.Time
 	Latency time.Duration
 	// LastClose is the end of the last connection.
@@ -88,8 +88,8 @@ type ShardStatus struct {
 // Close is how a connection ended.
 type Close struct {
 	At time.Time // zero for never
-	// Code is the WebSocket close code: the one that Discord sent, or this side,
-	// or 1006 if there was none.
+	// Code is the WebSocket close code that Discord or this side sent, or 1006 if
+	// neither sent one.
 	Code   int
 	Reason string
 }
@@ -120,7 +120,7 @@ func newStatusCollector(status func() []ShardStatus) *statusCollector {
 	return &statusCollector{
 		status: status,
 		shards: prometheus.NewDesc("gatehook_gateway_shards", "Shards in each state.", []string{"state"}, nil),
-		up:     prometheus.NewDesc("gatehook_gateway_shard_connected", "1 for a shard that is connected.", []string{"shard"}, nil),
+		up:     prometheus.NewDesc("gatehook_gateway_shard_connected", "1 if the shard is connected, otherwise 0.", []string{"shard"}, nil),
 	}
 }
 

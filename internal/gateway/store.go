@@ -13,22 +13,23 @@ import (
 type Store interface {
 	// Plan returns the plan. If there is none, it makes one with count shards.
 	Plan(ctx context.Context, applicationID event.Snowflake, count int) (event.Plan, error)
-	// Replan replaces a plan by another. It reports whether it did: it does not
-	// if another instance changed the plan meanwhile.
+	// Replan replaces the plan. It returns false, and changes nothing, if another
+	// instance has changed the plan meanwhile.
 	Replan(ctx context.Context, applicationID event.Snowflake, from, to event.Plan) (bool, error)
 	// Survey returns who owns the shards of the set that r belongs to. It also
 	// tells the other instances which shards this one is willing to run: a range
-	// of one set and all of any other; the zero value means all of any set.
+	// of one set, and all shards of any other set. The zero value of willing
+	// means all shards of any set.
 	Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error)
-	// Claim claims those of the shards that are free or already this instance's,
-	// and that have not ended. The caller releases each claim.
+	// Claim claims those of the shards that are free or already claimed by this
+	// instance, and that have not ended. The caller releases each claim.
 	Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]Claim, error)
 	// Withdraw tells the other instances that this one will not claim any shard.
 	Withdraw(ctx context.Context) error
-	// Holders returns which instance owns each shard of a set, for people.
+	// Holders returns, for people, which instance owns each shard of a set.
 	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
-	// Delivered returns the dispatches that a set of shards handed on since a time, as
-	// far as a listener wants them.
+	// Delivered returns the dispatches that a set of shards passed on since a
+	// time and that a listener wants.
 	Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error)
 }
 
@@ -37,13 +38,14 @@ type Store interface {
 type Claim interface {
 	// Shard returns the claimed shard.
 	Shard() event.Shard
-	// Session returns the session, and the place in it, as stored when the shard
-	// was claimed. The zero value means that there is nothing to resume.
+	// Session returns the session and the position in it, as stored when the
+	// shard was claimed. The zero value means that there is nothing to resume.
 	Session() event.Session
 	// Stage returns the stage of the shard when it was claimed.
 	Stage() event.Stage
-	// Append hands over an event, and the place in the session after it; without
-	// an event only the place. It blocks only while the journal's queue is full.
+	// Append hands over an event and the position in the session after it; if e
+	// is nil, only the position. It blocks only while the journal's queue is
+	// full.
 	Append(ctx context.Context, session event.Session, e *event.Event) error
 	// Stored returns the highest committed sequence number of the session that
 	// was appended last; 0 for none.
@@ -57,6 +59,6 @@ type Claim interface {
 	Mark(ctx context.Context, stage event.Stage) error
 	// Release gives the claim up once everything that was appended is committed.
 	Release(ctx context.Context) error
-	// End is Release for a shard whose session no instance resumes any more.
+	// End is Release for a shard whose session no instance will resume.
 	End(ctx context.Context) error
 }

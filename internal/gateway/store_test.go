@@ -19,10 +19,10 @@ type memory struct {
 	plan    event.Plan
 	since   time.Time // of the plan's phase
 	rows    map[event.Shard]*memoryRow
-	members map[int64]*event.ShardRange // what each live instance is willing to run; nil for nothing
+	members map[int64]*event.ShardRange // the range that each live instance is willing to run; nil for none
 	joined  int64
 	events  []*event.Event
-	busy    bool          // appending waits
+	busy    bool          // appends wait
 	waiting int           // how many appends have waited
 	frozen  bool          // appends are not committed
 	change  chan struct{} // closed and replaced at every change
@@ -74,30 +74,29 @@ func (m *memory) all() []*event.Event {
 	return slices.Clone(m.events)
 }
 
-// wait returns the events as soon as wanted accepts them.
-func (m *memory) wait(ctx context.Context, t *testing.T, what string, wanted func([]*event.Event) bool) []*event.Event {
+// wait returns the events as soon as done accepts them.
+func (m *memory) wait(ctx context.Context, t *testing.T, goal string, done func([]*event.Event) bool) []*event.Event {
 	t.Helper()
-	// Not at every event: there are thousands, and wanted goes through all of
-	// them.
+	// Not at every event: there are thousands, and done goes through all of them.
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	for {
 		m.mu.Lock()
 		events, change := slices.Clone(m.events), m.change
 		m.mu.Unlock()
-		if wanted(events) {
+		if done(events) {
 			return events
 		}
 		select {
 		case <-change:
 			<-again.C
 		case <-ctx.Done():
-			t.Fatalf("no %s in time; there are %d events", what, len(events))
+			t.Fatalf("no %s in time; there are %d events", goal, len(events))
 		}
 	}
 }
 
-// another is the number of an instance that no test runs.
+// another is the number of an instance that does not run.
 const another = -1
 
 // steal takes a shard away as another instance would.
@@ -338,7 +337,7 @@ func (c *memoryClaim) Lost() <-chan struct{} { return c.lost }
 func (c *memoryClaim) Confirm(context.Context) error {
 	select {
 	case <-c.lost:
-		return errors.New("it is lost")
+		return errors.New("the claim is lost")
 	default:
 		return nil
 	}

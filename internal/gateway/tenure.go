@@ -13,12 +13,13 @@ import (
 type tenure struct {
 	claim Claim
 	out   *outlet
-	// gate stands before out while another set of shards delivers; nil if this
-	// set delivers from the start.
+	// gate sits in front of out while another set of shards delivers; nil if the
+	// shard's own set delivers from the start.
 	gate *holding
 	// cancel ends the tenure. Its cause is why the shard closes its connection.
 	cancel context.CancelCauseFunc
-	// leave is closed when the session is to be read to its end and let go.
+	// leave is closed when the duty is dutyLeave: the shard reads its session to
+	// the end and lets it go.
 	leave   chan struct{}
 	changed chan struct{} // holds a token after duty or complete changed
 
@@ -34,8 +35,8 @@ func newTenure(claim Claim, d duty, margin time.Duration, cancel context.CancelC
 		leave: make(chan struct{}), changed: make(chan struct{}, 1), duty: d,
 	}
 	// If a shard held events back when its instance died, its cursor is before
-	// them: they come again and are held back again, even if by now there is
-	// nothing left to wait for.
+	// them. Discord sends them again and the shard holds them back again, even if
+	// by now it has nothing to wait for.
 	heldBack := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
 	if heldBack || d == dutyWarm || d == dutyHold {
 		t.gate = newHolding(t.out, margin)

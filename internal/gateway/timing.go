@@ -8,7 +8,8 @@ type timing struct {
 	hello time.Duration
 	// reconnect is the first wait before a reconnect; the next ones are longer.
 	reconnect time.Duration
-	// invalid is the shortest pause after op 9; the longest is five times it.
+	// invalid is the shortest pause after op 9; the longest is five times as
+	// long.
 	invalid time.Duration
 	// survey is how often to check which instance owns which shard.
 	survey time.Duration
@@ -17,8 +18,8 @@ type timing struct {
 	// recommend is how often to ask Discord for its recommended number of
 	// shards.
 	recommend time.Duration
-	// overlap is how long two sets of shards receive the same before the old
-	// one is let go: the old set may lag behind the new one by this much.
+	// overlap is how long two sets of shards receive the same events before the
+	// old set ends. The old set may lag behind the new one by this much.
 	overlap time.Duration
 	// margin is how much earlier a dispatch may arrive on one connection than
 	// on another.
@@ -27,8 +28,8 @@ type timing struct {
 	notice time.Duration
 	// release bounds the release of a claim.
 	release time.Duration
-	// load is how long a new session waits for its guilds before it takes over:
-	// its events begin with them, but a guild in an outage may never come.
+	// load is how long a new session waits for its guilds before it takes over.
+	// Its events begin with the guilds, but a guild in an outage may never come.
 	// settle replaces load for a session without the GUILDS intent, which
 	// receives no guilds.
 	load, settle time.Duration
