@@ -15,37 +15,37 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Config of a Client.
+// Config configures a Client.
 type Config struct {
-	// Allow are the private ranges in which callbacks may be. Only there may they be
-	// without TLS.
+	// Allow are the private address ranges that callbacks may use. Callbacks without
+	// TLS must be in these ranges.
 	Allow []netip.Prefix
-	// Timeout bounds one POST, from dial to the end of the response. Ping makes two.
+	// Timeout bounds one POST, from dial to the end of the response. Ping makes two
+	// POSTs.
 	Timeout time.Duration
 	// Version is part of the User-Agent.
 	Version string
-	// Proxy returns the proxy, if any, through which a callback over TLS is
-	// reached; nil means none.
+	// Proxy returns the proxy for a callback over TLS, or nil for none. A nil Proxy
+	// means that there are no proxies.
 	Proxy func(*url.URL) (*url.URL, error)
-	// Resolver looks names up; nil means the system's.
+	// Resolver resolves names; nil means the system's.
 	Resolver *net.Resolver
-	// Roots are the authorities that may have issued the certificates of callbacks and
-	// proxies; nil means the system's.
+	// Roots are the authorities trusted to issue certificates of callbacks and proxies;
+	// nil means the system's.
 	Roots *x509.CertPool
-	// Key returns the key that signs in the format discord. It is called at every such
+	// Key returns the key that signs in the format discord. It is called for every such
 	// POST, concurrently.
 	Key func() Key
 }
 
-// Client makes the POSTs. All listeners share one, and its connections. It is safe for
-// concurrent use. Its owner has to Close it.
+// Client makes the POSTs. All listeners share one Client and its connections. It is
+// safe for concurrent use. Its owner must Close it.
 type Client struct {
-	dialer  dialer
-	idle    idlePool
-	opened  atomic.Int64 // connections, so far
-	heads   sync.Pool    // of *[]byte
-	timeout time.Duration
-	// userAgent is the name of this software.
+	dialer    dialer
+	idle      idlePool
+	opened    atomic.Int64 // connections opened so far
+	heads     sync.Pool    // of *[]byte
+	timeout   time.Duration
 	userAgent string
 	key       func() Key
 }
@@ -58,8 +58,8 @@ func New(c Config) *Client {
 	}
 }
 
-// Close closes the connections that wait for a POST, and from now on every other one after
-// its POST.
+// Close closes the idle connections. From then on, every other connection is closed
+// after its POST.
 func (c *Client) Close() { c.idle.close() }
 
 // Idle returns how many connections wait for the next POST.
@@ -70,10 +70,10 @@ func (c *Client) Opened() int64 { return c.opened.Load() }
 
 // Request is one POST of a delivery.
 type Request struct {
-	// ID is the delivery's, the same at every attempt (Webhook-Id). Name is the event's
-	// name for this listener (Gatehook-Event).
+	// ID is the delivery's id, the same at every attempt (Webhook-Id). Name is the
+	// event's name for this listener (Gatehook-Event).
 	ID, Name string
-	// Event is the one that is delivered. Tokens of its payload are redacted in the
+	// Event is the event to deliver. The tokens of its payload are redacted in the
 	// response.
 	Event *event.Event
 	Body  []byte
@@ -85,8 +85,8 @@ type Request struct {
 	Timeout time.Duration
 }
 
-// Send makes one POST within the timeout. It follows no redirect. A failure is a Result, not
-// an error.
+// Send makes one POST within the timeout. It follows no redirect. A failure is part of
+// the Result.
 func (c *Client) Send(ctx context.Context, t *Target, r *Request) Result {
 	start := time.Now()
 	res := c.do(ctx, t, start.Add(cmp.Or(r.Timeout, c.timeout)), r.Body, func(head []byte) []byte {
@@ -114,13 +114,13 @@ func (c *Client) appendFields(dst []byte, t *Target, r *Request, at time.Time) [
 	return dst
 }
 
-// appendDiscord appends the header fields by which Discord signs (Discord:
-// Security and Authorization).
+// appendDiscord appends the header fields with which Discord signs (Discord: Security
+// and Authorization).
 func appendDiscord(dst []byte, signature, timestamp string) []byte {
 	return appendField(appendField(dst, "X-Signature-Ed25519", signature), "X-Signature-Timestamp", timestamp)
 }
 
-// do makes a POST; fields appends the header fields that are this POST's own.
+// do makes a POST. fields appends the header fields that are specific to it.
 func (c *Client) do(ctx context.Context, t *Target, deadline time.Time, body []byte, fields func(head []byte) []byte) Result {
 	conn := c.idle.take(t.endpoint, deadline)
 	if conn == nil {
@@ -144,14 +144,14 @@ func (c *Client) do(ctx context.Context, t *Target, deadline time.Time, body []b
 		keep bool
 		err  error
 	)
-	lasts := interruptible(ctx, conn, func() { a, keep, err = conn.post(head, body) })
-	if keep && lasts {
+	uninterrupted := interruptible(ctx, conn, func() { a, keep, err = conn.post(head, body) })
+	if keep && uninterrupted {
 		c.idle.put(t.endpoint, conn, keptFor(a.header))
 	} else {
 		_ = conn.Close()
 	}
 	if err != nil {
-		// A response that did not end is not an answer.
+		// An incomplete response is not an answer.
 		r := failed(ctx, err)
 		r.Status, r.Response = a.status, a.body
 		return r

@@ -12,28 +12,29 @@ import (
 )
 
 const (
-	// inline is the size up to which a request, in bytes, is written before its answer
-	// is read: any socket takes that many, even if nobody reads on the other side.
+	// inline is the size, in bytes, of the largest request that is written before its
+	// response is read. Any socket takes that many bytes, even if the other side does
+	// not read.
 	inline = 16 << 10
-	// maxResponse bounds how much of a response is read, in bytes, so that its
-	// connection can be used again. A longer one is cut off.
+	// maxResponse bounds, in bytes, how much of a response is read so that its
+	// connection can be used again. A longer response is cut off.
 	maxResponse = 64 << 10
 	// maxHeader bounds a response's header, in bytes.
 	maxHeader = 32 << 10
 )
 
-// conn is a connection to a callback. It carries one POST at a time (HTTP/1.1, RFC 9112),
-// in the goroutine of the caller: http.Transport needs two more and hands everything over
-// between them, which costs half of a POST.
+// conn is a connection to a callback. It carries one POST at a time (HTTP/1.1, RFC
+// 9112), in the caller's goroutine. http.Transport needs two more goroutines and passes
+// everything between them, which doubles the processor time of a POST.
 type conn struct {
-	net.Conn // over TLS, if the callback has it
-	// raw is the socket below it.
+	net.Conn // over TLS, if the callback uses it
+	// raw is the socket below Conn.
 	raw syscall.RawConn
 	in  *bufio.Reader // reads conn
 	// budget is how many bytes may still be read.
 	budget int
-	// broken is the error of the last Read. It is kept because a parser reports what it
-	// makes of half a line instead.
+	// broken is the error of the last Read. It is kept because the parser would report
+	// a malformed line instead.
 	broken error
 	// until is when the connection becomes too old for another POST.
 	until time.Time
@@ -59,7 +60,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // it is an io.Reader: io.EOF stays io.EOF
 }
 
-// reply is the part of a response that came.
+// reply is the received part of a response.
 type reply struct {
 	status int // 0 for no response
 	header http.Header
@@ -68,16 +69,16 @@ type reply struct {
 
 // post sends a request and reads the response, until the connection's deadline. keep
 // reports whether the connection can be used again. rest is nil if head is the whole
-// request, which then has at most inline bytes.
+// request; head then has at most inline bytes.
 func (c *conn) post(head, rest []byte) (a reply, keep bool, err error) {
 	wrote := c.write(head, rest)
 	c.budget = maxHeader
 	resp, err := c.response() //nolint:bodyclose // see readBody
 	if err == nil {
 		a.status, a.header = resp.StatusCode, resp.Header
-		c.budget += 2 * maxResponse // chunks are longer than what is in them
+		c.budget += 2 * maxResponse // chunks are longer than their content
 		a.body, keep, err = readBody(resp.Body)
-		// The rest of this response would be taken for the next one.
+		// Unread bytes of this response would be taken for the next one.
 		keep = keep && !resp.Close && resp.StatusCode >= 200 && c.in.Buffered() == 0
 	}
 	if err != nil && c.broken != nil {
@@ -104,13 +105,13 @@ func (c *conn) response() (*http.Response, error) {
 	for {
 		resp, err := http.ReadResponse(c.in, nil)
 		if err != nil || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
-			return resp, err //nolint:wrapcheck // failed names it
+			return resp, err //nolint:wrapcheck // failed describes it
 		}
 	}
 }
 
-// write writes a request. It writes a large one in the background, while the response is
-// read: a callback that refuses a request may never read it.
+// write writes a request. It writes a large one in the background while the response is
+// read, because a callback that refuses a request may never read it.
 func (c *conn) write(head, rest []byte) <-chan error {
 	wrote := make(chan error, 1)
 	if rest == nil {
@@ -126,20 +127,21 @@ func (c *conn) write(head, rest []byte) <-chan error {
 	return wrote
 }
 
-// readBody reads at most maxResponse bytes. whole reports whether the body ended by then.
-// The body is not closed: that would read it to its end, however far that is.
+// readBody reads at most maxResponse bytes of a body. whole reports whether that is all
+// of it. readBody does not close the body, because closing reads it to its end, however
+// far that is.
 func readBody(body io.Reader) (text []byte, whole bool, err error) {
 	if body == http.NoBody {
 		return nil, true, nil
 	}
 	limited := io.LimitedReader{R: body, N: maxResponse}
 	text, err = io.ReadAll(&limited)
-	return text, err == nil && limited.N > 0, err //nolint:wrapcheck // failed names it
+	return text, err == nil && limited.N > 0, err //nolint:wrapcheck // failed describes it
 }
 
-// spent reports whether the other side has ended an idle connection, or sent something
-// unasked: a POST on it would fail. On a TLS connection, too, bytes that arrive while it is
-// idle hardly ever mean anything but its end.
+// spent reports whether the other side has closed an idle connection, or sent
+// unrequested bytes: a POST on it would fail. Bytes that arrive on an idle TLS
+// connection almost always mean its end, too.
 func (c *conn) spent() bool {
 	var (
 		n       int
@@ -153,8 +155,8 @@ func (c *conn) spent() bool {
 	return err != nil || n >= 0 || !errors.Is(readErr, syscall.EAGAIN)
 }
 
-// interruptible runs f, which works on a connection, and makes it fail when ctx ends. It
-// returns false if ctx did end: then the connection's deadline is lost.
+// interruptible runs f, which uses a connection, and makes f fail when ctx ends. It
+// returns false if ctx ended; the connection's deadline is then lost.
 func interruptible(ctx context.Context, c net.Conn, f func()) bool {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	f()

@@ -22,8 +22,8 @@ const handshakeTimeout = 10 * time.Second
 // dialer makes connections to callbacks.
 type dialer struct {
 	allow []netip.Prefix
-	// direct dials callbacks and asks the guard. plain dials proxies and nothing else:
-	// their address is the operator's choice.
+	// direct dials callbacks and asks the guard. plain dials only proxies, whose
+	// addresses the operator chose.
 	direct, plain *net.Dialer
 	proxy         func(*url.URL) (*url.URL, error)
 	tls           *tls.Config
@@ -41,18 +41,18 @@ func newDialer(c Config) dialer {
 			// HTTP/2 would put all POSTs to a host on one connection, where a
 			// lost packet delays all of them.
 			NextProtos: []string{"http/1.1"},
-			// A POST is written in one piece. In the small records with which a
-			// connection begins it would take several packets.
+			// A POST is written in one piece. Without this, a new connection would send
+			// small records, and the POST would take several packets.
 			DynamicRecordSizingDisabled: true,
 		},
 	}
 }
 
-// refusal is the reason why a target is not even dialed.
+// refusal is the reason why a target is not dialed.
 type refusal struct{ error }
 
-// connect makes a connection to a target, over TLS if the target has it, with the deadline
-// set. The caller has to close it.
+// connect opens a connection to a target, over TLS if the target uses it, and sets the
+// deadline. The caller must close it.
 func (d *dialer) connect(ctx context.Context, t *Target, deadline time.Time) (*conn, error) {
 	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
 	defer cancel()
@@ -84,7 +84,7 @@ func rawOf(c net.Conn) (syscall.RawConn, error) {
 	if !ok {
 		return nil, fmt.Errorf("a connection of type %T has no socket", c)
 	}
-	return s.SyscallConn() //nolint:wrapcheck // failed names it
+	return s.SyscallConn() //nolint:wrapcheck // failed describes it
 }
 
 func hostOf(address string) string {
@@ -99,30 +99,30 @@ func (d *dialer) secure(ctx context.Context, c net.Conn, host string) (net.Conn,
 	config := d.tls.Clone()
 	config.ServerName = host
 	secured := tls.Client(c, config)
-	return secured, secured.HandshakeContext(ctx) //nolint:wrapcheck // failed names it
+	return secured, secured.HandshakeContext(ctx) //nolint:wrapcheck // failed describes it
 }
 
-// reach makes the connection to a target, directly or through a proxy. It returns the socket,
-// and the end on which the target speaks: they differ if the proxy itself is reached over
-// TLS. A proxy looks names up itself, so only the proxy can refuse the addresses that they
-// have; a URL with an address is checked here. Callbacks without TLS are in the operator's
-// own network, and never reached through a proxy.
+// reach connects to a target, directly or through a proxy. It returns the socket and
+// end, the connection to the target: they differ if the proxy itself is reached over
+// TLS. A proxy resolves names itself, so only the proxy can refuse their addresses. An
+// address in the URL is checked here. Callbacks without TLS are in the operator's own
+// network, and are never reached through a proxy.
 func (d *dialer) reach(ctx context.Context, t *Target) (socket, end net.Conn, err error) {
-	var by *url.URL
+	var via *url.URL
 	if d.proxy != nil && t.url.Scheme == "https" {
-		if by, err = d.proxy(t.url); err != nil {
+		if via, err = d.proxy(t.url); err != nil {
 			return nil, nil, refusal{fmt.Errorf("choose a proxy: %w", err)}
 		}
 	}
-	if by == nil {
+	if via == nil {
 		socket, err = d.direct.DialContext(ctx, "tcp", t.address)
-		return socket, socket, err //nolint:wrapcheck // failed names it
+		return socket, socket, err //nolint:wrapcheck // failed describes it
 	}
 	if err := CheckTarget(d.allow, t.url); err != nil {
 		return nil, nil, refusal{err}
 	}
-	if socket, err = d.plain.DialContext(ctx, "tcp", proxyAddress(by)); err == nil {
-		end, err = d.tunnel(ctx, socket, by, t.address)
+	if socket, err = d.plain.DialContext(ctx, "tcp", proxyAddress(via)); err == nil {
+		end, err = d.tunnel(ctx, socket, via, t.address)
 	}
 	if err != nil {
 		err = &net.OpError{Op: "proxyconnect", Net: "tcp", Err: err}
@@ -130,40 +130,40 @@ func (d *dialer) reach(ctx context.Context, t *Target) (socket, end net.Conn, er
 	return socket, end, err
 }
 
-func proxyAddress(by *url.URL) string { return net.JoinHostPort(by.Hostname(), portOf(by)) }
+func proxyAddress(via *url.URL) string { return net.JoinHostPort(via.Hostname(), portOf(via)) }
 
 // tunnel asks a proxy for a connection to an address.
-func (d *dialer) tunnel(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Conn, error) {
-	switch by.Scheme {
+func (d *dialer) tunnel(ctx context.Context, c net.Conn, via *url.URL, address string) (net.Conn, error) {
+	switch via.Scheme {
 	case "socks5", "socks5h":
-		return socks(ctx, c, by, address)
+		return socks(ctx, c, via, address)
 	case "https":
 		var err error
-		if c, err = d.secure(ctx, c, by.Hostname()); err != nil {
+		if c, err = d.secure(ctx, c, via.Hostname()); err != nil {
 			return c, err
 		}
 	}
 	var err error
-	if !interruptible(ctx, c, func() { err = connectBy(c, by, address) }) {
+	if !interruptible(ctx, c, func() { err = sendConnect(c, via, address) }) {
 		err = context.Cause(ctx)
 	}
 	return c, err
 }
 
-// connectBy sends a CONNECT (RFC 9110, 9.3.6).
-func connectBy(c net.Conn, by *url.URL, address string) error {
+// sendConnect sends a CONNECT (RFC 9110, 9.3.6) and checks the proxy's answer.
+func sendConnect(c net.Conn, via *url.URL, address string) error {
 	request := []byte("CONNECT " + address + " HTTP/1.1\r\n")
 	request = appendField(request, "Host", address)
-	if by.User != nil {
-		password, _ := by.User.Password()
-		request = appendField(request, "Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(by.User.Username()+":"+password)))
+	if via.User != nil {
+		password, _ := via.User.Password()
+		request = appendField(request, "Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(via.User.Username()+":"+password)))
 	}
 	if _, err := c.Write(append(request, "\r\n"...)); err != nil {
-		return err //nolint:wrapcheck // the caller names it
+		return err //nolint:wrapcheck // the caller describes it
 	}
 	limited := newConn(c, nil)
 	limited.budget = maxHeader
-	// A callback does not speak first: bytes after the answer would be the proxy's.
+	// A callback does not send first, so bytes after the answer are the proxy's.
 	resp, err := http.ReadResponse(limited.in, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // it has none
 	switch {
 	case err != nil:
@@ -176,25 +176,25 @@ func connectBy(c net.Conn, by *url.URL, address string) error {
 	return nil
 }
 
-// socks asks a SOCKS5 proxy (RFC 1928).
-func socks(ctx context.Context, c net.Conn, by *url.URL, address string) (net.Conn, error) {
+// socks asks a SOCKS5 proxy (RFC 1928) for a connection to an address.
+func socks(ctx context.Context, c net.Conn, via *url.URL, address string) (net.Conn, error) {
 	var auth *proxy.Auth
-	if by.User != nil {
-		password, _ := by.User.Password()
-		auth = &proxy.Auth{User: by.User.Username(), Password: password}
+	if via.User != nil {
+		password, _ := via.User.Password()
+		auth = &proxy.Auth{User: via.User.Username(), Password: password}
 	}
-	d, err := proxy.SOCKS5("tcp", proxyAddress(by), auth, opened{c})
+	d, err := proxy.SOCKS5("tcp", proxyAddress(via), auth, opened{c})
 	if err != nil {
-		return c, err //nolint:wrapcheck // the caller names it
+		return c, err //nolint:wrapcheck // the caller describes it
 	}
 	asking, ok := d.(proxy.ContextDialer)
 	if !ok {
-		return c, errors.New("this proxy can't be asked in limited time")
+		return c, errors.New("the SOCKS5 dialer can't be interrupted")
 	}
-	return asking.DialContext(ctx, "tcp", address) //nolint:wrapcheck // the caller names it
+	return asking.DialContext(ctx, "tcp", address) //nolint:wrapcheck // the caller describes it
 }
 
-// opened is a dialer that has its connection already.
+// opened is a dialer whose connection is already open.
 type opened struct{ net.Conn }
 
 // Dial returns the connection.

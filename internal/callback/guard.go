@@ -25,15 +25,15 @@ func (e *RefusedAddressError) Error() string {
 	return fmt.Sprintf("refused to dial %v: %s", e.Addr, e.Reason)
 }
 
-// guard decides which addresses callbacks may have. It checks the very address that is about
-// to be dialed, after the name was resolved: a name whose address changes between a check and
-// the dial gains nothing.
+// guard decides which addresses callbacks may have. It checks the very address that is
+// about to be dialed, after the name was resolved. So a name gains nothing by changing
+// its address between a check and the dial.
 type guard struct{ allow []netip.Prefix }
 
-// special are the ranges in which no callback may be: the special-purpose registries of
-// IANA, including those that are globally reachable (they are anycast infrastructure), and
-// the ranges that clouds reserve for themselves. The first range that holds an address gives
-// the reason. IPv4 addresses mapped into IPv6 count as IPv4.
+// special are the ranges that no callback may use unless they are allowed: those in
+// IANA's special-purpose registries, even if globally reachable (they are anycast
+// infrastructure), and those that clouds reserve for themselves. The first range that
+// contains an address gives the reason. IPv4 addresses mapped into IPv6 count as IPv4.
 var special = []struct {
 	prefix netip.Prefix
 	reason string
@@ -43,7 +43,7 @@ var special = []struct {
 	{netip.MustParsePrefix("10.0.0.0/8"), "it is a private address"},
 	{netip.MustParsePrefix("100.64.0.0/10"), "it is a carrier's shared address"},
 	{netip.MustParsePrefix("127.0.0.0/8"), "it is a loopback address"},
-	{netip.MustParsePrefix("168.63.129.16/32"), "it is where a cloud serves its machines"},
+	{netip.MustParsePrefix("168.63.129.16/32"), "it is a service address of a cloud"},
 	{netip.MustParsePrefix("169.254.0.0/16"), "it is a link-local address, where clouds serve their metadata"},
 	{netip.MustParsePrefix("172.16.0.0/12"), "it is a private address"},
 	{netip.MustParsePrefix("192.0.0.0/24"), "it is reserved for protocols"},
@@ -62,7 +62,7 @@ var special = []struct {
 
 	{netip.MustParsePrefix("::/128"), "it is the unspecified address"},
 	{netip.MustParsePrefix("::1/128"), "it is a loopback address"},
-	{netip.MustParsePrefix("::/96"), "it is an IPv4 address in disguise"},
+	{netip.MustParsePrefix("::/96"), "it is an IPv4 address written as IPv6"},
 	{netip.MustParsePrefix("::ffff:0:0:0/96"), "it is a translated IPv4 address"},
 	{netip.MustParsePrefix("64:ff9b::/96"), "it is a translated IPv4 address"},
 	{netip.MustParsePrefix("64:ff9b:1::/48"), "it is a translated IPv4 address"},
@@ -79,17 +79,17 @@ var special = []struct {
 	{netip.MustParsePrefix("fe80::/10"), "it is a link-local address, where clouds serve their metadata"},
 	{netip.MustParsePrefix("fec0::/10"), "it is a site-local address"},
 	{netip.MustParsePrefix("ff00::/8"), "it is a multicast address"},
-	// RFC 4291, section 2.4: global unicast addresses begin with 001. The rest is
-	// reserved; these ranges make it up.
+	// RFC 4291, section 2.4: global unicast addresses begin with 001. All others are
+	// reserved; these ranges contain them.
 	{netip.MustParsePrefix("::/3"), "it is reserved"},
 	{netip.MustParsePrefix("4000::/2"), "it is reserved"},
 	{netip.MustParsePrefix("8000::/1"), "it is reserved"},
 }
 
-// check returns why an address may not be dialed, or nil. Callbacks without TLS may only
-// have allowed addresses: a signature keeps nothing secret. The ports are refused on allowed
-// addresses too: nothing there answers HTTP, and many services take a POST's body for
-// commands.
+// check returns why an address may not be dialed, or nil. Callbacks without TLS must
+// have allowed addresses, because a signature keeps nothing secret. Ports are refused
+// even on allowed addresses: nothing on these ports answers HTTP, and many services
+// take a POST's body for commands.
 func (g guard) check(to netip.AddrPort, plain bool) error {
 	addr := to.Addr().Unmap().WithZone("")
 	reason := refusedPort(uint64(to.Port()))
@@ -129,7 +129,7 @@ func refusedAddr(addr netip.Addr) string {
 // refusedPort returns why a callback may not have a port, or "".
 func refusedPort(port uint64) string {
 	if port < 1024 && port != 80 && port != 443 {
-		return fmt.Sprintf("port %d: of the ports below 1024 only 80 and 443 are for callbacks", port)
+		return fmt.Sprintf("of the ports below 1024, callbacks may use only 80 and 443, not %d", port)
 	}
 	return ""
 }
@@ -160,8 +160,8 @@ func (g guard) dialer(r *net.Resolver) *net.Dialer {
 	}
 }
 
-// CheckTarget returns why a callback at a URL can never be dialed, or nil. It looks no name
-// up: the addresses of a name are checked when it is dialed.
+// CheckTarget returns why a callback at a URL can never be dialed, or nil. It resolves
+// no name, because the addresses of a name are checked when it is dialed.
 func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	g := guard{allow: allow}
 	plain := u.Scheme == "http"
@@ -184,8 +184,8 @@ func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	return nil
 }
 
-// portOf returns the port of a callback's or a proxy's URL: the one that it names, or its
-// scheme's.
+// portOf returns the port of a callback's or a proxy's URL, or the default port of its
+// scheme.
 func portOf(u *url.URL) string {
 	if port := u.Port(); port != "" {
 		return port
@@ -200,7 +200,8 @@ func portOf(u *url.URL) string {
 	}
 }
 
-// hostIn returns the host of a URL as it is looked up, or the address that stands for it.
+// hostIn returns the host of a URL, in lower case and without a final dot, or the
+// address of localhost.
 func hostIn(u *url.URL) string {
 	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
@@ -212,10 +213,10 @@ func hostIn(u *url.URL) string {
 // locateTimeout bounds the lookup of a name for Locate.
 const locateTimeout = 5 * time.Second
 
-// Locate returns why a callback that CheckTarget accepts can't be dialed now, or nil: the name
-// of one without TLS has to have an allowed address. It is meant for the registration; the
-// addresses of a name are checked again when it is dialed. A nil resolver stands for the
-// system's.
+// Locate returns why a callback that CheckTarget accepts can't be dialed now, or nil.
+// The name of a callback without TLS must have an allowed address. Locate is meant for
+// the registration: the addresses of a name are checked again when it is dialed. A nil
+// resolver stands for the system's.
 func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.URL) error {
 	host := hostIn(u)
 	if _, err := netip.ParseAddr(host); err == nil || u.Scheme != "http" {
@@ -239,8 +240,8 @@ func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.U
 	return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s resolves to %v: use https://", host, addrs[0])
 }
 
-// looksNumeric reports whether some resolvers and proxies take a host for an IPv4 address
-// although it has not the usual form of one: 127.1, 0x7f000001 (WHATWG URL, "ends in a
+// looksNumeric reports whether some resolvers and proxies take a host for an IPv4
+// address in an unusual form, such as 127.1 or 0x7f000001 (WHATWG URL, "ends in a
 // number").
 func looksNumeric(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]

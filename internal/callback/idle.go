@@ -12,8 +12,8 @@ import (
 const (
 	// idleTimeout is how long a connection is kept for the next POST.
 	idleTimeout = 90 * time.Second
-	// maxIdle is how many connections are kept in all. With TLS each costs some 30 KB,
-	// and with 10,000 listeners all could be idle at once.
+	// maxIdle is how many connections are kept in all. With TLS, each costs about 30
+	// KB, and 10,000 listeners could have idle connections at once.
 	maxIdle = 4096
 )
 
@@ -22,13 +22,13 @@ const (
 type idlePool struct {
 	mu     sync.Mutex // guards the fields below
 	conns  map[string][]*conn
-	n      int         // how many there are
-	sweep  *time.Timer // runs clean, while there are any
+	n      int         // the number of conns
+	sweep  *time.Timer // runs clean while there are conns
 	closed bool
 }
 
-// take returns the connection that was used last, with the deadline set; nil if there is
-// none.
+// take returns the most recently used connection, with the deadline set; nil if there
+// is none.
 func (p *idlePool) take(endpoint string, deadline time.Time) *conn {
 	for {
 		c := p.pop(endpoint)
@@ -45,13 +45,13 @@ func (p *idlePool) take(endpoint string, deadline time.Time) *conn {
 func (p *idlePool) pop(endpoint string) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	of := p.conns[endpoint]
-	if len(of) == 0 {
+	conns := p.conns[endpoint]
+	if len(conns) == 0 {
 		return nil
 	}
-	c := of[len(of)-1]
-	of[len(of)-1] = nil
-	p.conns[endpoint] = of[:len(of)-1]
+	c := conns[len(conns)-1]
+	conns[len(conns)-1] = nil
+	p.conns[endpoint] = conns[:len(conns)-1]
 	p.n--
 	return c
 }
@@ -78,13 +78,13 @@ func (p *idlePool) put(endpoint string, c *conn, d time.Duration) {
 	}
 }
 
-// evictLocked closes one connection to make room: of some endpoint, the one that has been
-// idle the longest.
+// evictLocked closes one connection to make room: the longest idle one of an arbitrary
+// endpoint.
 func (p *idlePool) evictLocked() {
-	for endpoint, of := range p.conns {
-		if len(of) > 0 {
-			_ = of[0].Close()
-			p.conns[endpoint] = slices.Delete(of, 0, 1)
+	for endpoint, conns := range p.conns {
+		if len(conns) > 0 {
+			_ = conns[0].Close()
+			p.conns[endpoint] = slices.Delete(conns, 0, 1)
 			p.n--
 			return
 		}
@@ -96,8 +96,8 @@ func (p *idlePool) clean() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for endpoint, of := range p.conns {
-		of = slices.DeleteFunc(of, func(c *conn) bool {
+	for endpoint, conns := range p.conns {
+		conns = slices.DeleteFunc(conns, func(c *conn) bool {
 			old := !now.Before(c.until)
 			if old {
 				_ = c.Close()
@@ -105,7 +105,7 @@ func (p *idlePool) clean() {
 			}
 			return old
 		})
-		if p.conns[endpoint] = of; len(of) == 0 {
+		if p.conns[endpoint] = conns; len(conns) == 0 {
 			delete(p.conns, endpoint)
 		}
 	}
@@ -121,7 +121,7 @@ func (p *idlePool) len() int {
 	return p.n
 }
 
-// close closes all connections, and from now on every one that is put.
+// close closes all connections. From then on, put closes every connection.
 func (p *idlePool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -129,17 +129,17 @@ func (p *idlePool) close() {
 	if p.sweep != nil {
 		p.sweep.Stop()
 	}
-	for _, of := range p.conns {
-		for _, c := range of {
+	for _, conns := range p.conns {
+		for _, c := range conns {
 			_ = c.Close()
 		}
 	}
 	p.conns, p.n = nil, 0
 }
 
-// keptFor returns how long to keep an idle connection: as long as the other side says that it
-// does (Keep-Alive), less one second for the way. Node.js, for one, closes it after 5 s, and
-// a POST that is written at that moment would be lost.
+// keptFor returns how long to keep an idle connection: as long as the other side
+// announces (Keep-Alive), less one second for the latency. Node.js, for example, closes
+// it after 5 s, and a POST written at that moment would be lost.
 func keptFor(h http.Header) time.Duration {
 	for part := range strings.SplitSeq(h.Get("Keep-Alive"), ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")

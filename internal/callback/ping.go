@@ -13,11 +13,10 @@ import (
 // pingTimeout bounds the answer to a PING. Discord, too, allows 3 s.
 const pingTimeout = 3 * time.Second
 
-// Ping asks a callback in the format discord whether it verifies signatures, as
-// Discord does before it takes a webhook events URL (Discord: Preparing for
-// Events): it must accept a PING that is signed and refuse one that is badly
-// signed. application is the bot's, which the PING names. The error is meant for
-// people.
+// Ping checks that a callback in the format discord verifies signatures, as Discord
+// does before it accepts a webhook events URL (Discord: Preparing for Events). The
+// callback must accept a signed PING and refuse a badly signed one. The PING names the
+// bot's application. The error is meant for people.
 func (c *Client) Ping(ctx context.Context, l *event.Listener, application event.Snowflake) error {
 	t, err := NewTarget(l)
 	if err != nil {
@@ -34,7 +33,7 @@ func (c *Client) Ping(ctx context.Context, l *event.Listener, application event.
 		return fmt.Errorf("it answered %d instead of 204 to a signed PING: it has to verify with the public key %s (GET /signing-keys); "+
 			"\"verify\": false registers it without a PING", r.Status, key.Public())
 	}
-	// The signature is one of another body, so that it looks like a real one.
+	// The signature is a real one, but of another body.
 	r = c.ping(ctx, t, timestamp, key.sign(timestamp, body[1:]), body)
 	switch {
 	case r.Err != nil:
@@ -46,7 +45,7 @@ func (c *Client) Ping(ctx context.Context, l *event.Listener, application event.
 	return nil
 }
 
-// ping makes one POST of a PING.
+// ping sends one PING.
 func (c *Client) ping(ctx context.Context, t *Target, timestamp, signature string, body []byte) Result {
 	deadline := time.Now().Add(min(c.timeout, pingTimeout))
 	return c.do(ctx, t, deadline, body, func(head []byte) []byte { return appendDiscord(head, signature, timestamp) })

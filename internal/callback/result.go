@@ -18,10 +18,12 @@ import (
 // maxExcerpt is how much of a response a Result keeps, in bytes.
 const maxExcerpt = 1024
 
-// Class sums up what became of a POST, for metrics. There are few, and they are fixed.
+// Class is the kind of a POST's result, for metrics. The set of classes is small and
+// fixed.
 type Class int
 
-// The classes: of the status if the response was complete, otherwise of the failure.
+// The classes. A complete response has the class of its status, any other result that
+// of its failure.
 const (
 	Class2xx Class = iota
 	Class3xx
@@ -33,7 +35,7 @@ const (
 	ClassDNS
 	ClassTLS
 	ClassConnection
-	Classes // how many there are
+	Classes // the number of classes
 )
 
 // String returns the metric's label.
@@ -57,26 +59,27 @@ func classOf(status int) Class {
 	}
 }
 
-// Result is what one POST saw.
+// Result is the result of one POST.
 type Result struct {
 	// Status is 0 when there was no response.
 	Status int
-	// RetryAfter is the header Retry-After as it came.
+	// RetryAfter is the header Retry-After as received.
 	RetryAfter string
-	// Response is the beginning of the body, 1 KiB at most. The event's tokens
-	// are redacted in it, unless the class is Class2xx and Err is nil.
+	// Response is the beginning of the body, at most 1 KiB. The event's tokens are
+	// redacted in it, unless Class is Class2xx and Err is nil.
 	Response []byte
 	// Duration is how long the POST took, from dial to the end of the response.
 	Duration time.Duration
 	Class    Class
-	// Err is why there was no usable response. Its text holds neither the
-	// callback's path nor any header, nor anything that the callback sent.
+	// Err is why there was no usable response. Its text contains neither the callback's
+	// path, nor a header, nor anything that the callback sent.
 	Err error
 }
 
-// excerpt returns the part of a response that a result keeps. Callbacks echo payloads that
-// they can't handle, and people read excerpts: tokens are redacted, before a cut could leave
-// half of one. The response of a success is not stored, so it is not searched.
+// excerpt returns the part of a response that a result keeps. Callbacks echo payloads
+// that they can't handle, and people read excerpts, so tokens are redacted. That
+// happens before the cut, which could leave half a token. The response of a success is
+// not stored, so it is not searched.
 func excerpt(r *Result, data []byte) []byte {
 	text := r.Response
 	if r.Err != nil || r.Class != Class2xx {
@@ -118,15 +121,15 @@ func failed(ctx context.Context, err error) Result {
 	case errors.As(err, &op):
 		return Result{Class: ClassConnection, Err: fmt.Errorf("%s: %w", op.Op, op.Err)}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return Result{Class: ClassConnection, Err: errors.New("it closed the connection before a complete response")}
+		return Result{Class: ClassConnection, Err: errors.New("the connection was closed before the response was complete")}
 	default:
 		return Result{Class: ClassConnection, Err: unquoted(err)}
 	}
 }
 
-// unquoted returns an error without the text that it quotes. The other side sent that text in
-// place of a response, at any length: it may be a payload with its tokens, even that of an
-// earlier delivery on the same connection.
+// unquoted returns an error without the text that it quotes. The other side sent that
+// text instead of a response. It may have any length, and may be a payload with its
+// tokens, even that of an earlier delivery on the same connection.
 func unquoted(err error) error {
 	text := err.Error()
 	if i := strings.IndexAny(text, `":`); i >= 0 {

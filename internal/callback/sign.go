@@ -17,7 +17,7 @@ import (
 
 // signer makes the signatures of one listener, one per secret. It is safe for concurrent use.
 type signer struct {
-	// macs keep keyed hashes for reuse: keying one costs two rounds of SHA-256.
+	// macs keep keyed hashes for reuse, because keying one costs two rounds of SHA-256.
 	macs []*sync.Pool
 }
 
@@ -26,7 +26,7 @@ func newSigner(l *event.Listener) (*signer, error) {
 	for _, secret := range l.Secrets {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret.Reveal(), "whsec_"))
 		if err != nil || len(key) == 0 {
-			return nil, fmt.Errorf("a secret of the listener is not whsec_ and base64: rotate it")
+			return nil, fmt.Errorf("a secret of the listener is not whsec_ followed by base64: rotate it")
 		}
 		s.macs = append(s.macs, &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }})
 	}
@@ -36,9 +36,9 @@ func newSigner(l *event.Listener) (*signer, error) {
 	return s, nil
 }
 
-// sign returns the webhook-signature header for a body (Standard Webhooks 1.0.0, Signature
-// scheme): one signature per secret, joined with spaces, so that a receiver may know either
-// one during a rotation.
+// sign returns the webhook-signature header for a body (Standard Webhooks 1.0.0,
+// Signature scheme): one signature per secret, joined with spaces, so that a receiver
+// may know any one of them during a rotation.
 func (s *signer) sign(id, timestamp string, body []byte) string {
 	const version = "v1,"
 	out := make([]byte, 0, len(s.macs)*(len(version)+base64.StdEncoding.EncodedLen(sha256.Size)+1))
@@ -66,8 +66,8 @@ func (s *signer) sign(id, timestamp string, body []byte) string {
 	return string(out)
 }
 
-// Key signs in the format discord (Discord: Security and Authorization). It prints
-// itself without its private half. Its zero value is no key.
+// Key signs in the format discord (Discord: Security and Authorization). Printing it
+// does not show its private half. Its zero value is not a key.
 type Key struct{ private ed25519.PrivateKey }
 
 // KeyFromSeed makes a key from a seed of [ed25519.SeedSize] bytes. It panics if the seed has
@@ -93,8 +93,8 @@ func (k Key) GoString() string { return k.String() }
 // LogValue implements slog.LogValuer.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
-// sign returns X-Signature-Ed25519 for a body: hex, over the timestamp and the
-// body.
+// sign returns X-Signature-Ed25519 for a body: the signature of the timestamp and the
+// body, in hex.
 func (k Key) sign(timestamp string, body []byte) string {
 	message := make([]byte, 0, len(timestamp)+len(body))
 	message = append(append(message, timestamp...), body...)

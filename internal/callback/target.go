@@ -12,27 +12,27 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Target is how to reach a listener's callback: the part of its registration that
-// is prepared once instead of at every POST. It is safe for concurrent use.
+// Target is a listener's callback, prepared once instead of at every POST. It is safe
+// for concurrent use.
 type Target struct {
 	url *url.URL
-	// address is what is dialed: a name or an address, and a port.
+	// address is dialed: a name or an IP address, and a port.
 	address string
-	// endpoint is what connections are kept for: a scheme and an address.
+	// endpoint is the key under which connections are kept: a scheme and an address.
 	endpoint string
-	// head is the part of the requests that is the same in all of them.
+	// head is the beginning that all requests have in common.
 	head   []byte
 	signer *signer
 	// discord: the POSTs are signed with the Client's key as well.
 	discord bool
 }
 
-// NewTarget prepares a listener's callback. The error says, without quoting the
-// URL or a secret, what of the registration has to be set again.
+// NewTarget prepares a listener's callback. The error names the part of the
+// registration that must be set again, and quotes neither the URL nor a secret.
 func NewTarget(l *event.Listener) (*Target, error) {
 	u, err := url.Parse(l.URL)
 	if err != nil {
-		// Without the error's text: it holds the whole URL.
+		// The error's text is left out, because it contains the whole URL.
 		return nil, errors.New("the listener's url can't be parsed: set it again")
 	}
 	t := &Target{url: u, discord: l.Format == event.FormatDiscord}
@@ -41,7 +41,7 @@ func NewTarget(l *event.Listener) (*Target, error) {
 	}
 	host, err := httpguts.PunycodeHostPort(u.Host)
 	if err != nil {
-		return nil, errors.New("the listener's url has a host that is no name: set it again")
+		return nil, errors.New("the host in the listener's url is not a valid name: set the url again")
 	}
 	ascii := url.URL{Scheme: u.Scheme, Host: host}
 	t.address = net.JoinHostPort(ascii.Hostname(), portOf(&ascii))
