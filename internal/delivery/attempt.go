@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// attempt makes one POST and decides what follows from it. decide.go has both decisions:
-// whether there is a POST at all, and what its result means.
+// attempt makes one POST and returns its record. decide.go has both decisions: whether
+// there is a POST at all, and what its result means.
 func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
 	now := time.Now()
 	rec := record{job: j}
@@ -53,11 +53,11 @@ func (d *Delivery) send(ctx context.Context, t *callback.Target, l *event.Listen
 // interaction is the event whose deliveries are worthless after 3 s.
 const interaction = "INTERACTION_CREATE"
 
-// interactionTimeout bounds an attempt to deliver an interaction: Discord waits 3 s for
-// the response, counted from when it sent the interaction.
+// interactionTimeout bounds an attempt to deliver an interaction, because Discord waits
+// only 3 s for the response after it sent the interaction.
 const interactionTimeout = 2500 * time.Millisecond
 
-// timeoutOf returns the bound of one attempt to deliver an event.
+// timeoutOf returns the timeout of an attempt to deliver an event.
 func timeoutOf(e *event.Event, usual time.Duration) time.Duration {
 	if e.Name == interaction {
 		return min(usual, interactionTimeout)

@@ -13,20 +13,19 @@ import (
 )
 
 const (
-	// sampleEvery is how old a sample of the database may be before a scrape takes a
-	// new one. It may be older if samples take long: taking them uses no more than
-	// 1/sampleShare of the time.
+	// sampleEvery is the age at which a scrape replaces a sample of the database. Slow
+	// samples are kept longer, so that sampling uses at most 1/sampleShare of the time.
 	sampleEvery = 5 * time.Second
 	sampleShare = 20
 	// sampleTimeout bounds a sample, and so how long a scrape waits for it.
 	sampleTimeout = 2 * time.Second
-	// maxDue is where counting the due retries of one listener stops: to count
-	// millions would take seconds.
+	// maxDue bounds the count of one listener's due retries, because counting millions
+	// would take seconds.
 	maxDue = 10_000
 )
 
-// lanesCollector shows the deliveries that wait, in the lanes and in the database, at the
-// moment of a scrape.
+// lanesCollector collects, at each scrape, metrics of the deliveries that wait in the
+// lanes and in the database.
 type lanesCollector struct {
 	d *Delivery
 
@@ -41,7 +40,7 @@ type backlog struct {
 	oldest time.Time // when the oldest event was stored; zero for none
 }
 
-// gauges are the values of one series of each gauge.
+// gauges are the values of all gauges for one label.
 type gauges struct {
 	queued, inFlight, due int
 	oldest                time.Time
@@ -63,9 +62,9 @@ func earlierIgnoringZero(a, b time.Time) time.Time {
 }
 
 var laneGauges = [...]*prometheus.Desc{
-	laneGauge("queued", "Deliveries that the lanes hold in memory."),
-	laneGauge("in_flight", "POSTs under way."),
-	laneGauge("retries_due", "Deliveries that wait in the database and could be made now, counted up to 10000 per listener."),
+	laneGauge("queued", "Deliveries that the lanes hold in memory, including those in flight."),
+	laneGauge("in_flight", "POSTs in flight."),
+	laneGauge("retries_due", "Deliveries that wait in the database and are due now, counted up to 10000 per listener."),
 	laneGauge("oldest_seconds", "Age of the oldest event that waits for a delivery, in memory or in the database."),
 }
 
@@ -107,8 +106,8 @@ func (c *lanesCollector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// sample returns the deliveries that wait in the database, or those that waited there when
-// the last sample was taken.
+// sample returns the deliveries that wait in the database, as of now or of the last
+// sample.
 func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +115,7 @@ func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 	if begin.Before(c.next) {
 		return c.waiting
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, errors.New("reading the deliveries that wait took too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, errors.New("reading the waiting deliveries took too long"))
 	defer cancel()
 	waiting, err := c.d.backlogs(ctx)
 	switch {
@@ -124,37 +123,37 @@ func (c *lanesCollector) sample(ctx context.Context) map[int64]backlog {
 		c.waiting = waiting
 	case !c.d.stopping.Load():
 		c.d.metrics.sampleFailures.Inc()
-		c.d.log.LogAttrs(ctx, slog.LevelWarn, "metrics show an older state of the database", slog.Any("error", err))
+		c.d.log.LogAttrs(ctx, slog.LevelWarn, "could not read the waiting deliveries, metrics show old values", slog.Any("error", err))
 	}
 	c.next = begin.Add(max(sampleEvery, sampleShare*time.Since(begin)))
 	return c.waiting
 }
 
-// backlogs reads the deliveries that wait in the database for enabled listeners. It reads
-// nothing but indexes, and no more than maxDue entries per listener: it hops from one
-// listener to the next.
+// backlogs reads the deliveries that wait in the database for enabled listeners. It
+// reads only indexes, hops from listener to listener, and counts at most maxDue due
+// retries per listener.
 func (d *Delivery) backlogs(ctx context.Context) (map[int64]backlog, error) {
 	rows, _ := d.pool.Query(ctx, backlogQuery, maxDue)
 	found := make(map[int64]backlog)
 	var (
-		id  int64
-		due int
-		old int64
+		id     int64
+		due    int
+		oldest int64
 	)
-	if _, err := pgx.ForEachRow(rows, []any{&id, &due, &old}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&id, &due, &oldest}, func() error {
 		if l := d.listeners.Listener(id); l != nil && l.Enabled {
-			found[id] = backlog{due, d.store.Committed(old)}
+			found[id] = backlog{due, d.store.Committed(oldest)}
 		}
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
+		return nil, fmt.Errorf("read the waiting deliveries: %w", err)
 	}
 	return found, nil
 }
 
-// backlogQuery leaves the planner no other choice than the indexes on due_at and
-// retries_oldest. With a comparison listener_id = l.listener_id it would walk through the
-// primary key instead, past all rows that are final.
+// backlogQuery makes the planner use the indexes on due_at and the index
+// retries_oldest. If the last subquery compared listener_id = l.listener_id, the
+// planner would walk the primary key instead, past all final rows.
 const backlogQuery = withPending + `SELECT listener_id,
 		(SELECT count(*) FROM (
 			(SELECT FROM retries r WHERE r.listener_id = l.listener_id AND r.state = 'pending' AND r.order_key <> ''

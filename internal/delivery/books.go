@@ -13,18 +13,17 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// What became of deliveries is read from two tables: attempts, and retries for those that
-// are not delivered, or are to be delivered again.
+// The state of a delivery is read from two tables: attempts, and retries for deliveries
+// that are not delivered or will be made again.
 
-// The states of a delivery that the API shows, besides those that only the table retries
-// names (kind.state).
+// The states that the API shows, except for those that only kind.state returns.
 const (
 	statusPending   = "pending"
 	statusDelivered = "delivered"
 	statusExhausted = "exhausted"
 )
 
-// storedAttempt is an attempt as it is stored.
+// storedAttempt is a row of attempts.
 type storedAttempt struct {
 	id        ID
 	number    int
@@ -52,8 +51,8 @@ type entry struct {
 	last    *storedAttempt // nil for none
 }
 
-// status returns the delivery's state. A delivery that was attempted, was not delivered and
-// does not wait has lost its listener meanwhile.
+// status returns the delivery's state. If its last attempt failed and it has no row in
+// retries, it has lost its listener meanwhile.
 func (e *entry) status() string {
 	switch {
 	case e.waiting != nil:
@@ -67,13 +66,13 @@ func (e *entry) status() string {
 	}
 }
 
-// newest is the key before the first delivery, in the order from the newest to the oldest.
+// newest is a key that is newer than every delivery's.
 var newest = event.Key{Batch: math.MaxInt64, Ordinal: math.MaxInt32}
 
-// pageQueries returns the queries for the keys of a listener's ($1) deliveries of one
-// status, or of any if it is "": older than a key ($2, $3), at most $4 of them, newest
-// first. The status is part of the text: with a parameter the planner could not tell
-// which index serves it.
+// pageQueries returns the queries for the keys of a listener's ($1) deliveries with a
+// status, or with any status if it is "". Each query returns at most $4 keys that are
+// older than the key ($2, $3), newest first. The status is part of the text, because
+// with a parameter the planner could not know which index to use.
 func pageQueries(status string) (queries []string) {
 	const order = ` AND (batch_id, ordinal) < ($2, $3) ORDER BY batch_id DESC, ordinal DESC LIMIT $4`
 	if status == "" || status == statusDelivered {
@@ -94,8 +93,8 @@ func pageQueries(status string) (queries []string) {
 	return queries
 }
 
-// page lists deliveries of a listener that are older than before, newest first: of one
-// status, or of any if it is "".
+// page lists a listener's deliveries that are older than before, newest first: those
+// with a status, or all if it is "".
 func (d *Delivery) page(ctx context.Context, listener int64, status string, before event.Key, limit int) ([]entry, error) {
 	var keys []event.Key
 	for _, q := range pageQueries(status) {
@@ -113,8 +112,8 @@ func (d *Delivery) page(ctx context.Context, listener int64, status string, befo
 	return d.entries(ctx, listener, keys[:min(limit, len(keys))])
 }
 
-// entries reads everything that is stored about deliveries. An event that retention has
-// dropped is empty.
+// entries reads everything that is stored about deliveries. If an event is past its
+// retention, event is empty.
 func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key) ([]entry, error) {
 	list := make([]entry, len(keys))
 	at := make(map[event.Key]*entry, len(keys))
@@ -143,7 +142,7 @@ func (d *Delivery) entries(ctx context.Context, listener int64, keys []event.Key
 		at[row.id.Key].waiting = &row
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("read the deliveries that wait: %w", err)
+		return nil, fmt.Errorf("read the waiting deliveries: %w", err)
 	}
 	made, err := d.attemptsOf(ctx, `SELECT DISTINCT ON (batch_id, ordinal) `+attemptColumns+`
 		FROM attempts a JOIN unnest($2::bigint[], $3::int[]) AS u (batch_id, ordinal) USING (batch_id, ordinal) WHERE listener_id = $1
@@ -175,8 +174,8 @@ func (d *Delivery) attemptsOf(ctx context.Context, query string, args ...any) ([
 	return made, nil
 }
 
-// find reads one delivery and its attempts, oldest first. ok reports whether there is such
-// a delivery.
+// find reads one delivery and its attempts, oldest first. ok reports whether the
+// delivery exists.
 func (d *Delivery) find(ctx context.Context, id ID) (e entry, made []storedAttempt, ok bool, err error) {
 	list, err := d.entries(ctx, id.Listener, []event.Key{id.Key})
 	if err != nil {

@@ -8,10 +8,10 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// claim marks rows that are due as this instance's: those of the background only where
-// room is left, and no more than limit in all. Of an ordering key only the oldest row is
-// due, whoever has it. On an error the jobs that it returns may be claimed nevertheless:
-// all answers are read before the commit.
+// claim makes this instance the owner of due rows, at most limit in all. It claims
+// background rows only where other rows leave room. It claims only the oldest row of an
+// ordering key, and none while an instance owns that row. After an error, the returned
+// jobs may be claimed nevertheless, because all answers are read before the commit.
 func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []job, keys []event.Key, err error) {
 	owner, err := d.instance.Hold(ctx)
 	if err != nil {
@@ -40,13 +40,13 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []j
 			if len(ids) == 0 || limit == len(jobs) {
 				continue
 			}
-			some, of, err := claimSome(ctx, tx, owner, ids, counts, limit-len(jobs), due)
+			claimed, claimedKeys, err := claimSome(ctx, tx, owner, ids, counts, limit-len(jobs), due)
 			if err != nil {
 				return err
 			}
-			jobs, keys = append(jobs, some...), append(keys, of...)
-			for i := range some {
-				left[some[i].listener]--
+			jobs, keys = append(jobs, claimed...), append(keys, claimedKeys...)
+			for i := range claimed {
+				left[claimed[i].listener]--
 			}
 		}
 		return nil
@@ -68,26 +68,27 @@ func claimSome(ctx context.Context, tx pgx.Tx, owner int64, ids []int64, counts 
 	return jobs, keys, err
 }
 
-// claimOf claims the rows that a query selects.
+// claimOf returns the statement that claims the rows that a query selects.
 func claimOf(due string) string {
 	return `UPDATE retries SET owner = $3, updated_at = now() WHERE ctid = ANY (ARRAY(` + due + `))
 		RETURNING batch_id, ordinal, listener_id, attempt, order_key, asked, background`
 }
 
-// byIndex leaves the planner no choice but the indexes that have the order in which rows
-// are claimed, until the transaction ends. PostgreSQL plans a statement while the table
-// is empty, and keeps the plan while the table fills within seconds: it expected one row
-// of a listener, and sorted all of them for each of its ordering keys. Nor should a wrong
-// estimate make it compile a claim.
+// Until the transaction ends, byIndex makes the planner use the indexes that are in the
+// order of a claim. PostgreSQL may plan a statement while the table is empty, and keep
+// the plan while the table fills within seconds. One such plan expected a single row
+// per listener, and sorted all of a listener's rows for each of its ordering keys. JIT
+// is off because a wrong estimate could make PostgreSQL compile a claim.
 const byIndex = `SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),
 	set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
 
-// Rows that are due are selected by their place (ctid), and claimed there: to join them
-// by their keys the planner would read the whole table, since it can't know how few they
-// are. A locked row does not move.
+// Due rows are selected and claimed by their place (ctid). To join them by their keys,
+// the planner would read the whole table, because it can't know how few they are. A
+// locked row does not move.
 
-// dueOf selects rows of one kind that are due and not ordered. The kind is part of the
-// text: with a parameter the planner could not tell which index serves it.
+// dueOf returns a query for the due rows of one kind that are not ordered. The kind is
+// part of the text, because with a parameter the planner could not know which index to
+// use.
 func dueOf(kind string) string {
 	return `SELECT r.ctid FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 		CROSS JOIN LATERAL (
@@ -99,8 +100,9 @@ func dueOf(kind string) string {
 }
 
 // dueOfKeys selects the oldest row of each ordering key, if it is due. It hops from key
-// to key in the index: behind one that fails for hours there may be a hundred thousand
-// rows. It checks each row again once that is locked, in terms that no index can serve.
+// to key in the index, because a key that fails for hours may have a hundred thousand
+// rows. It checks each row again once the row is locked, with conditions that no index
+// can serve.
 const dueOfKeys = `WITH RECURSIVE head AS (
 			SELECT l.id, l.room, h.* FROM unnest($1::bigint[], $2::int[]) AS l (id, room)
 			CROSS JOIN LATERAL (

@@ -14,7 +14,7 @@ import (
 // maxRetryAfter is the longest pause that a callback may ask for.
 const maxRetryAfter = 24 * time.Hour
 
-// kind is what becomes of a delivery.
+// kind is the kind of an outcome.
 type kind int
 
 const (
@@ -33,7 +33,7 @@ const (
 	unparsable
 	// dropped: the listener was deleted.
 	dropped
-	kinds // how many there are
+	kinds // the number of kinds
 )
 
 // String returns the name in metrics and logs.
@@ -41,7 +41,7 @@ func (k kind) String() string {
 	return [...]string{"delivered", "retry", "exhausted", "expired", "gone", "unparsable", "dropped"}[k]
 }
 
-// state returns the name in the table retries; "" if there is no row for it.
+// state returns the state in the table retries, or "" if the outcome needs no row.
 func (k kind) state() string {
 	switch k {
 	case retryAt:
@@ -57,39 +57,40 @@ func (k kind) state() string {
 	}
 }
 
-// outcome is what was decided on a delivery.
+// outcome is the decision about a delivery.
 type outcome struct {
 	kind kind
 	// at is when the next attempt is due.
 	at time.Time
-	// slow: the callback has too much to do, so its whole lane slows down.
+	// slow: the callback is overloaded, so its whole lane slows down.
 	slow bool
-	// notBefore is the time before which the callback asked for no request.
+	// notBefore is the time until which the callback asked for no requests; zero for
+	// none.
 	notBefore time.Time
 	// reason is why the listener is disabled.
 	reason string
 }
 
-// decision is what decide goes by, besides the result of the attempt.
+// decision is the input of decide, besides the result of the attempt.
 type decision struct {
 	// attempt is the number of the attempt, from 1.
 	attempt  int
 	now      time.Time
 	random   float64 // in [0,1)
 	schedule Schedule
-	// maxAge is how old the event may get; 0 for no limit.
+	// maxAge bounds the age of the event since receivedAt; 0 for no bound.
 	receivedAt time.Time
 	maxAge     time.Duration
 }
 
-// unattempted decides before the POST. If it is ok there is no attempt: the listener was
-// deleted (nil) or disabled, or the event is too old.
+// unattempted decides before the POST. If ok is true, no attempt is made: the listener
+// was deleted (nil) or disabled, or the event is too old.
 func unattempted(j *job, l *event.Listener, now time.Time) (o outcome, ok bool) {
 	switch {
 	case l == nil:
 		return outcome{kind: dropped}, true
 	case !l.Enabled:
-		// It waits in the database until the listener is enabled again.
+		// The delivery waits in the database until the listener is enabled again.
 		return outcome{kind: retryAt, at: now}, true
 	case l.MaxAge > 0 && now.Sub(j.stored.ReceivedAt) > l.MaxAge && !j.asked:
 		return outcome{kind: expired}, true
@@ -98,8 +99,8 @@ func unattempted(j *job, l *event.Listener, now time.Time) (o outcome, ok bool) 
 	}
 }
 
-// decide decides after the attempt. It is the one place that knows what a response means
-// for a delivery.
+// decide decides after the attempt. No other function knows what a response means for a
+// delivery.
 func decide(r callback.Result, d decision) outcome {
 	if _, ok := errors.AsType[*event.ParseError](r.Err); ok {
 		return outcome{kind: unparsable}
@@ -135,8 +136,8 @@ func decide(r callback.Result, d decision) outcome {
 	return o
 }
 
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds or a date. A
-// value that is unreadable or past counts as absent.
+// retryAfter parses a Retry-After header (RFC 9110, section 10.2.3): seconds or a date.
+// An invalid value and a date in the past count as absent.
 func retryAfter(s string, now time.Time) time.Duration {
 	s = strings.TrimSpace(s)
 	if s == "" {

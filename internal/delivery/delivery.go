@@ -24,103 +24,100 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// ErrStopped is what Deliver returns after Stop was called.
+// ErrStopped is the error that Deliver returns after Stop.
 var ErrStopped = errors.New("delivery has stopped")
 
-// Listeners is the registrations as delivery uses them.
+// Listeners gives access to the registrations.
 type Listeners interface {
-	// Listener returns a registration as it is now, or nil if there is none.
+	// Listener returns the current registration, or nil if there is none.
 	Listener(id int64) *event.Listener
-	// Match returns the listeners that an event is for. missed reports whether
-	// others, now disabled, want it too and may ask for it later.
+	// Match returns the enabled listeners that want an event. missed reports whether
+	// disabled listeners want it too: they may ask for it later.
 	Match(e *event.Event) (ids []int64, missed bool)
-	// Disable stops deliveries to a listener, for a reason that its
-	// registration shows. also runs in the same transaction, and an error of it
-	// rolls the transaction back; it does not run if the listener is disabled
-	// already.
+	// Disable stops deliveries to a listener; its registration shows the reason. also
+	// runs in the same transaction, and its error rolls the transaction back. also does
+	// not run if the listener is already disabled.
 	Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error
 }
 
-// Store is the journal as delivery uses it: stored events, and the batches that
-// are not settled.
+// Store gives access to the journal: stored events and unsettled batches.
 type Store interface {
-	// Events reads stored events by their keys; those past retention are
-	// missing from the answer.
+	// Events reads stored events by their keys. It leaves out events past their
+	// retention.
 	Events(ctx context.Context, keys []event.Key) ([]event.Stored, error)
-	// Find reads the event of a public id, as often as it is stored.
+	// Find reads every stored copy of the event with a public id.
 	Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error)
-	// Span reads, in order and some at a time, the events that were received
-	// from one time to before another, without their payloads; name leaves
-	// out those of other names, unless it is "".
+	// Span reads the events that were received in [since, until), in order and without
+	// their payloads, and passes them to take in pages. Unless name is "", it reads
+	// only events of that name.
 	Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error
-	// Within returns those of some keys whose events were received from one time
-	// to before another, and are still stored.
+	// Within returns those keys whose events were received in [since, until) and are
+	// still stored.
 	Within(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error)
 
-	// Add stores an event that no batch is for.
+	// Add stores an event that belongs to no batch.
 	Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error)
-	// Key returns a key for an event of now that no batch is for, and Put queues
-	// the statements that store such events, unless they are stored already.
+	// Key returns a key for a new event that belongs to no batch. Put queues the
+	// statements that store such events, unless they are already stored.
 	Key() event.Key
 	Put(b *pgx.Batch, events []event.Stored)
-	// Ensure makes sure that events of now can be stored. It is called before
-	// the transaction.
+	// Ensure makes sure that new events can be stored. It is called before the
+	// transaction that stores them.
 	Ensure(ctx context.Context) error
 
-	// Settle queues the statement that forgets settled batches of an owner.
+	// Settle queues the statement that deletes settled batches of an owner.
 	Settle(b *pgx.Batch, owner int64, ids []int64)
-	// Unsettled returns those of some batches that have deliveries which are
-	// not settled.
+	// Unsettled returns those batches that have unsettled deliveries.
 	Unsettled(ctx context.Context, ids []int64) ([]int64, error)
-	// LockOwned returns those of some batches that an owner has, and keeps
-	// others from taking them until the transaction ends.
+	// LockOwned returns those batches that the owner has, and keeps other instances
+	// from taking them over until the transaction ends.
 	LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
-	// Committed is when a batch was committed, by its number.
+	// Committed returns when a batch was committed, according to its number.
 	Committed(batch int64) time.Time
-	// At is the lowest number of a batch that was committed at a time: what is
-	// stored under lower ones was received before.
+	// At returns the lowest number of a batch committed at a time: events of batches
+	// with lower numbers were received before that time.
 	At(time.Time) int64
 }
 
-// Instance is this process among those that share the database. Its number owns
-// the deliveries that it has in hand. Once another instance has taken them over,
-// this one goes on under a new number.
+// Instance identifies this process among those that share the database. Its number owns
+// the deliveries that the process has in hand. Once another instance has taken them
+// over, this one continues under a new number.
 type Instance interface {
 	// ID returns the current number.
 	ID() int64
-	// Hold returns the number while the instance has its lease, and waits while it
-	// has not. It is called before every POST, so it has to be cheap.
+	// Hold waits until the instance has its lease, and returns the number. It is called
+	// before every POST, so it must be cheap.
 	Hold(ctx context.Context) (int64, error)
 }
 
-// Config of a Delivery. A field with a default has it when it is zero.
+// Config configures a Delivery. A zero field means its default, if it has one.
 type Config struct {
-	// Schedule is the waits between the attempts of a delivery.
+	// Schedule lists the waits between the attempts of a delivery.
 	Schedule Schedule
 	// AttemptTimeout bounds one POST, from dial to the end of the response.
 	// Default: 15 s.
 	AttemptTimeout time.Duration
-	// AllowTargets are the private ranges in which callbacks may be.
+	// AllowTargets are the private address ranges that callbacks may use.
 	AllowTargets []netip.Prefix
-	// Proxy returns the proxy, if any, through which a callback over TLS is
-	// reached; nil means none.
+	// Proxy returns the proxy for a callback over TLS, or nil for none. A nil Proxy
+	// means that there are no proxies.
 	Proxy func(*url.URL) (*url.URL, error)
 	// Keys seal the signing keys in the database.
 	Keys secret.Keys
 	// Version is part of the User-Agent.
 	Version string
-	// Application returns the id of the bot's application, which bodies in the
-	// format discord name, or 0 while it is unknown. It has to be safe for
-	// concurrent use. nil always stands for 0.
+	// Application returns the id of the bot's application for bodies in the format
+	// discord, or 0 while it is unknown. It must be safe for concurrent use. A nil
+	// Application stands for 0.
 	Application func() event.Snowflake
-	// LaneQueue and LaneBytes bound the deliveries, and the bytes of their
-	// payloads, that one lane holds in memory. A lane that is below both takes one
-	// more of any size. Defaults: 1024 and 4 MiB.
+	// LaneQueue bounds the deliveries that one lane holds in memory, and LaneBytes the
+	// bytes of their payloads. A lane below both bounds takes one more delivery of any
+	// size. Defaults: 1024 and 4 MiB.
 	LaneQueue int
 	LaneBytes int
 	// Retention is how long attempts are kept. Default: 168 h.
 	Retention time.Duration
-	// Traces is how deliveries are traced.
+	// Traces configures the tracing of deliveries.
 	Traces Traces
 }
 
@@ -135,7 +132,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Delivery makes the deliveries of one instance. Make it with Open, then Run it. It
+// Delivery makes the deliveries of one instance. Create it with Open, then call Run. It
 // is safe for concurrent use.
 type Delivery struct {
 	cfg       Config
@@ -153,21 +150,21 @@ type Delivery struct {
 
 	mu    sync.RWMutex    // guards the fields below, up to the blank line
 	lanes map[int64]*lane // by listener
-	// nextDue is when the next retry is due that this instance knows of; zero for
+	// nextDue is the due time of the next retry that this instance knows of; zero for
 	// none.
 	nextDue time.Time
 
-	// unsure are rows that may be claimed although no lane has them. Only the
-	// retry loop uses it.
+	// unsure are rows that this instance may have claimed although no lane has them.
+	// Only the retry loop uses them.
 	unsure   keyRows
 	stopping atomic.Bool
-	kick     chan struct{} // makes the retry loop look for retries now
-	replan   chan struct{} // makes the retry loop look at nextDue
+	kick     chan struct{} // makes the retry loop take up retries now
+	replan   chan struct{} // makes the retry loop read nextDue again
 	workers  sync.WaitGroup
 	// attempts is the context of every POST. It ends when Run's does.
 	attempts context.Context
 	abort    context.CancelCauseFunc
-	// working is the context of taking up more work. It ends with Stop.
+	// working is the context for taking up more work. It ends with Stop.
 	working context.Context
 	halt    context.CancelCauseFunc
 }
@@ -211,10 +208,9 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 	return d, nil
 }
 
-// Run records attempts and takes up retries. It returns after Stop, when every POST
-// in flight has finished and is recorded. Canceling ctx ends the POSTs as well; an
-// outcome that could not be recorded by then is lost, and its delivery is made again
-// later.
+// Run records attempts and takes up retries until Stop. It returns once every POST in
+// flight has finished and is recorded. Canceling ctx ends the POSTs as well: an outcome
+// that is not recorded by then is lost, and its delivery is made again later.
 func (d *Delivery) Run(ctx context.Context) error {
 	stopAbort := context.AfterFunc(ctx, func() { d.abort(context.Cause(ctx)) })
 	defer stopAbort()
@@ -249,7 +245,7 @@ func (d *Delivery) Stop() {
 	}
 }
 
-// Err returns why attempts can't be recorded at the moment, or nil.
+// Err returns why attempts can't be recorded now, or nil if they can.
 func (d *Delivery) Err() error { return d.recorder.health.Err() }
 
 // Ping checks that a callback in the format discord verifies signatures
@@ -258,7 +254,7 @@ func (d *Delivery) Ping(ctx context.Context, l *event.Listener) error {
 	return d.client.Ping(ctx, l, d.cfg.Application())
 }
 
-// lane returns the listener's lane, which is made at its first delivery.
+// lane returns the listener's lane, and creates it if there is none.
 func (d *Delivery) lane(id int64) *lane {
 	d.mu.RLock()
 	l := d.lanes[id]
@@ -275,14 +271,14 @@ func (d *Delivery) lane(id int64) *lane {
 	return l
 }
 
-// all returns the lanes that were made so far.
+// all returns the existing lanes.
 func (d *Delivery) all() []*lane {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return slices.Collect(maps.Values(d.lanes))
 }
 
-// wake makes the retry loop look for retries now.
+// wake makes the retry loop take up retries now.
 func (d *Delivery) wake() { poke(d.kick) }
 
 // poke leaves a token in a channel with room for one, unless one is there already.

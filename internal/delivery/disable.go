@@ -14,8 +14,8 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// failingFor is how long every attempt for a listener has to fail, from the first failure
-// to the last, before it is disabled.
+// failingFor is how long every attempt for a listener must have failed, from the first
+// failure to the last, before the listener is disabled.
 const failingFor = 5 * 24 * time.Hour
 
 // The reasons for which delivery disables a listener.
@@ -28,10 +28,11 @@ const (
 // listener again.
 var errRecovered = errors.New("the listener has not failed for long enough")
 
-// condemn disables the listener if the attempt was one too many. It is called before the
-// attempt is recorded: should the process die in between, the delivery is made again and
-// the same happens. One transaction disables the listener and stores the event that
-// reports it; of several attempts the first one does it.
+// condemn disables the listener after a 410, or if the attempt completes failingFor of
+// failures. It runs before the attempt is recorded, so that a crash in between loses
+// nothing: the delivery is taken up again, and the listener is then disabled unless it
+// already is. One transaction disables the listener and stores the event that reports
+// it. If several attempts call for that, only the first one does it.
 func (d *Delivery) condemn(rec *record, l *event.Listener) {
 	if !rec.attempted || l == nil {
 		return
@@ -54,7 +55,8 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 	}
 }
 
-// disable tries until it succeeds or the process ends.
+// disable disables the listener and stores the event. It tries until it succeeds or the
+// process ends.
 func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *event.Event) error {
 	return retry.Do(d.attempts, postgres.Backoff(), func(ctx context.Context) error {
 		done := false
@@ -90,8 +92,8 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 	})
 }
 
-// stillFailing returns errRecovered unless the database, too, has the listener failing for
-// long enough.
+// stillFailing returns errRecovered unless the database confirms that the listener has
+// been failing for failingFor.
 func stillFailing(ctx context.Context, tx pgx.Tx, id int64, at time.Time) error {
 	var since *time.Time
 	err := tx.QueryRow(ctx, `SELECT failing_since FROM listener_health WHERE listener_id = $1 FOR UPDATE`, id).Scan(&since)

@@ -16,8 +16,8 @@ func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
 }
 
 // dispatch hands the deliveries of a batch to their lanes, except for those in skip.
-// From here on the batch counts down until all are settled. The ordered deliveries
-// of an inherited batch go through the database.
+// The batch then counts down until all its deliveries are settled. The ordered
+// deliveries of an inherited batch go through the database.
 func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]bool, inherited bool) error {
 	if d.stopping.Load() {
 		return ErrStopped
@@ -35,7 +35,8 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 		return d.recorder.put(ctx, record{settle: t})
 	}
 	for i := range b.Events {
-		// A copy: a delivery that waits must not keep all payloads of the batch.
+		// A copy, because a waiting delivery must not keep all payloads of the batch in
+		// memory.
 		e := new(event.Stored)
 		*e = b.Events[i]
 		common := &bodies{}
@@ -51,8 +52,8 @@ func (d *Delivery) dispatch(ctx context.Context, b *event.Batch, skip map[ID]boo
 	return nil
 }
 
-// rawFirst returns the listeners with those of raw events in front: they need not
-// wait until the event is parsed for the rest.
+// rawFirst returns the listeners with those of raw events first, because these need not
+// wait until the event is parsed.
 func (d *Delivery) rawFirst(ids []int64) []int64 {
 	if len(ids) < 2 {
 		return ids
@@ -69,8 +70,8 @@ func (d *Delivery) rawFirst(ids []int64) []int64 {
 	return append(ordered, others...)
 }
 
-// batch counts the deliveries of a stored batch that are not settled. Only the
-// recorder counts down, when it writes.
+// batch counts the unsettled deliveries of a stored batch. Only the recorder counts
+// down.
 type batch struct {
 	id    int64
 	owner int64
@@ -83,18 +84,18 @@ type job struct {
 	// bodies are shared by all deliveries of the event.
 	bodies   *bodies
 	listener int64
-	// owner is the number under which this instance has the delivery.
+	// owner is the number under which this instance owns the delivery.
 	owner int64
-	// attempt is how many attempts were made.
+	// attempt is the number of attempts made so far.
 	attempt int
 	// orderKey is the name of its ordering key; "" if it is not ordered.
 	orderKey string
-	// asked: a person asked for it, so it does not expire.
+	// asked: somebody asked for this delivery, so it does not expire.
 	asked bool
-	// background: it is one of many that a person asked for at once, and lets
-	// others go first.
+	// background: somebody asked for many deliveries at once, so this one lets others
+	// go first.
 	background bool
-	// batch is the batch that counts it; nil if it was taken up from retries.
+	// batch counts this delivery; nil if it was taken up from retries.
 	batch *batch
 }
 

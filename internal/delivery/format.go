@@ -18,11 +18,11 @@ func deliveredName(l *event.Listener, e *event.Event) string {
 	return e.Name
 }
 
-// isRaw reports whether a listener wants payloads as Discord sent them.
+// isRaw reports whether a listener wants payloads exactly as Discord sent them.
 func isRaw(l *event.Listener) bool { return strings.HasPrefix(l.Event, event.RawPrefix) }
 
-// bodies are shared by all deliveries of one event. Each is made when the first delivery
-// needs it. The zero value is ready for use.
+// bodies are the bodies of one event, shared by all its deliveries. Each is made when
+// the first delivery needs it. The zero value is ready for use.
 type bodies struct {
 	parsedOnce sync.Once
 	parsed     []byte // in the standard format
@@ -52,7 +52,7 @@ func (s *bodies) ofParsed(e *event.Event) (body, model []byte, err error) {
 	return s.parsed, s.model, s.err
 }
 
-// ofRaw returns the body in the standard format that holds the payload itself.
+// ofRaw returns the body in the standard format with the payload itself.
 func (s *bodies) ofRaw(e *event.Event) []byte {
 	s.rawOnce.Do(func() {
 		body := appendHead(make([]byte, 0, headRoom+len(e.Data)), event.RawPrefix+e.Name, e)
@@ -61,13 +61,13 @@ func (s *bodies) ofRaw(e *event.Event) []byte {
 	return s.raw
 }
 
-// headRoom is more bytes than a body in the standard format has besides its data.
+// headRoom is enough bytes for a body in the standard format without its data.
 const headRoom = 320
 
-// body returns what a delivery sends, in the listener's format: the payload itself to a
-// listener of raw events, its model to others. application is the one that the format
-// discord names. Deliveries share the body: nobody may change it. The error is an
-// *event.ParseError.
+// body returns the body of a delivery in the listener's format. It contains the payload
+// itself for a listener of raw events, and the model for any other. The format discord
+// also names the application. Deliveries share the body, so nobody may change it. The
+// error is an *event.ParseError.
 func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, error) {
 	e := &j.stored.Event
 	whole, data := []byte(nil), e.Data
@@ -86,8 +86,9 @@ func (j *job) body(l *event.Listener, application event.Snowflake) ([]byte, erro
 	return whole, nil
 }
 
-// formats write the bodies of the formats other than the standard one, whose bodies are
-// shared. In every format the bytes of data are copied as they are, never encoded again.
+// formats holds the function that appends a body, for each format except for the
+// standard one, whose bodies are shared. Every format copies the bytes of data without
+// encoding them again.
 var formats = map[event.Format]func(dst []byte, name string, e *event.Event, data []byte, application event.Snowflake) []byte{
 	event.FormatDiscord: appendDiscord,
 	event.FormatChatSDK: appendChatSDK,
@@ -147,8 +148,8 @@ func appendData(dst, data []byte) []byte {
 	return append(dst, data...)
 }
 
-// appendString appends a JSON string. Event names need no escaping; it is there for one that
-// does.
+// appendString appends a JSON string. It escapes characters, although no known event
+// name needs that.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	for _, r := range s {

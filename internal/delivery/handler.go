@@ -20,13 +20,14 @@ import (
 const (
 	// callTimeout bounds a call's work in the database.
 	callTimeout = 10 * time.Second
-	// replayTimeout is the same for a replay and a bulk retry. It is shorter than the
-	// server's timeout for a response.
+	// replayTimeout bounds a replay or a bulk retry. It is shorter than the server's
+	// timeout for a response.
 	replayTimeout = 50 * time.Second
 	defaultLimit  = 50
 )
 
-// answer turns an error into the one that the call returns.
+// answer replaces the error of an unavailable database with the one that the call
+// returns.
 func answer(err error) error {
 	if postgres.Unavailable(err) {
 		return openapi.Unavailable()
@@ -94,7 +95,7 @@ func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliverie
 	}
 	ctx, cancel := limited(ctx)
 	defer cancel()
-	// One more than asked for: it shows whether there is another page.
+	// One more than requested shows whether there is another page.
 	list, err := d.page(ctx, l.ID, status, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
@@ -113,7 +114,7 @@ func (d *Delivery) ListDeliveries(ctx context.Context, req openapi.ListDeliverie
 
 // delivery returns the delivery that a call names, with its attempts and its listener.
 func (d *Delivery) delivery(ctx context.Context, public string) (entry, []storedAttempt, *event.Listener, error) {
-	none := openapi.NotFound(fmt.Sprintf("there is no delivery %q: it is the webhook-id of one, or it is older than the retention", public))
+	none := openapi.NotFound(fmt.Sprintf("there is no delivery %q: it is not the webhook-id of a delivery, or the delivery is older than the retention", public))
 	id, err := ParseID(public)
 	if err != nil {
 		return entry{}, nil, nil, none
@@ -168,8 +169,8 @@ func (d *Delivery) RetryDelivery(ctx context.Context, req openapi.RetryDeliveryR
 	return openapi.RetryDelivery202JSONResponse(show(&e, l)), nil
 }
 
-// span returns the span of time that a call names: without since from the beginning, and
-// without until to now.
+// span returns the span of time that a call names. Without since it starts with the
+// oldest event, and without until it ends now.
 func span(since, until *time.Time) (from, to time.Time, err error) {
 	to = time.Now()
 	if since != nil {
@@ -179,7 +180,7 @@ func span(since, until *time.Time) (from, to time.Time, err error) {
 		to = *until
 	}
 	if !from.Before(to) {
-		err = openapi.FieldError("since", fmt.Sprintf("%s is not before until, %s", from.Format(time.RFC3339), to.Format(time.RFC3339)))
+		err = openapi.FieldError("since", fmt.Sprintf("%s is not before until (%s)", from.Format(time.RFC3339), to.Format(time.RFC3339)))
 	}
 	return from, to, err
 }
@@ -217,7 +218,7 @@ func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerR
 	for i, s := range req.Body.Status {
 		states[i] = string(s)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("it took too long: retry a shorter span of time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("the retry took too long: retry a shorter span of time"))
 	defer cancel()
 	queued, err := d.retryAll(ctx, l.ID, states, since, until)
 	if err != nil {
@@ -266,7 +267,7 @@ func (d *Delivery) GetEvent(ctx context.Context, req openapi.GetEventRequestObje
 	return storedEvent{&found[0]}, nil
 }
 
-// storedEvent writes an event with the bytes of its payload as they are.
+// storedEvent writes an event with its payload byte for byte.
 type storedEvent struct{ *event.Stored }
 
 // VisitGetEventResponse implements openapi.GetEventResponseObject.

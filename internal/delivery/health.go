@@ -11,11 +11,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The database keeps the time since which every attempt for a listener has failed, so
-// that neither a restart nor another instance begins it anew. It is written in the
-// transaction that records the attempt, and only when it changes: at the first failure
-// after a success, and at the first success after a failure. Every healthEvery this
-// instance reads what the others wrote; the decision to disable a listener reads the row
+// The database keeps, per listener, the time since which every attempt has failed, so
+// that neither a restart nor another instance resets it. The transaction that records
+// an attempt writes this time, but only when it changes: at the first failure after a
+// success, and at the first success after a failure. Every healthEvery, this instance
+// reads the times that others wrote. The decision to disable a listener reads the row
 // itself.
 
 // healthEvery is how often the listeners' health is read from the database.
@@ -41,11 +41,11 @@ func (h *health) replace(failing map[int64]time.Time) {
 	h.failing = failing
 }
 
-// streak sums up some attempts for a listener: when the last success was, and the first
-// failure after it; zero for none.
+// streak summarizes some attempts for a listener: the time of the last success, and of
+// the first failure after it; zero for none.
 type streak struct{ succeeded, failed time.Time }
 
-// streaks sums up attempts, by listener.
+// streaks summarizes attempts by listener.
 func streaks(recs []record) map[int64]streak {
 	var all map[int64]streak
 	for pass := range 2 {
@@ -82,7 +82,7 @@ type healthRows struct {
 
 // changes returns how some streaks change the listeners' health.
 func (h *health) changes(all map[int64]streak) (rows healthRows) {
-	// In the same order everywhere, or two transactions could deadlock.
+	// In the same order everywhere, because otherwise two transactions could deadlock.
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		s, since := all[id], h.since(id)
 		if !since.IsZero() && !s.succeeded.Before(since) {

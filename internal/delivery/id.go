@@ -8,8 +8,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// ID names a delivery: an event for a listener. It is derived from stored values, so that it
-// is the same at every attempt, and after a crash.
+// ID identifies a delivery. It consists of stored values, so it is the same at every
+// attempt and after a crash.
 type ID struct {
 	Key      event.Key
 	Listener int64
@@ -17,8 +17,8 @@ type ID struct {
 
 const idPrefix = "dlv_"
 
-// String returns the id as receivers see it in webhook-id. It holds no dot: Standard
-// Webhooks signs "id.timestamp.body".
+// String returns the id as receivers see it in webhook-id. It contains no dot, because
+// Standard Webhooks signs "id.timestamp.body".
 func (id ID) String() string {
 	b := make([]byte, 0, 32)
 	b = append(b, idPrefix...)
@@ -30,7 +30,7 @@ func (id ID) String() string {
 	return string(b)
 }
 
-// ParseID reads an id that String wrote, and refuses every other spelling of it.
+// ParseID parses an id in the spelling of String, and refuses any other spelling.
 func ParseID(s string) (ID, error) {
 	var id ID
 	parts := strings.Split(strings.TrimPrefix(s, idPrefix), "_")
@@ -45,8 +45,8 @@ func ParseID(s string) (ID, error) {
 	return id, nil
 }
 
-// number reads base 36. For text that it can't read it returns a number of another spelling,
-// which ParseID then refuses.
+// number parses a number in base 36. It returns 0 for any other text, which ParseID
+// then refuses because 0 is spelled differently.
 func number(s string, bits int) int64 {
 	n, err := strconv.ParseInt(s, 36, bits)
 	if err != nil || n < 0 {

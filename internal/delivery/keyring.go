@@ -22,7 +22,7 @@ import (
 // keysPoll is how often the keyring checks whether another instance rotated the keys.
 const keysPoll = 5 * time.Second
 
-// signingKey is a key that signs deliveries in the format discord, as it is stored.
+// signingKey is a stored key that signs deliveries in the format discord.
 type signingKey struct {
 	callback.Key
 	id        int64
@@ -36,8 +36,8 @@ type keyring struct {
 	keys atomic.Pointer[[]signingKey]
 }
 
-// openKeyring reads the keys, and makes the first one if there is none. It seals those
-// that are not sealed with the first of the sealing keys.
+// openKeyring reads the keys, and creates the first one if there is none. It also
+// seals, with the first sealing key, all keys that are not sealed with it.
 func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*keyring, error) {
 	r := &keyring{pool: pool, seal: seal}
 	if err := r.add(ctx, true); err != nil {
@@ -49,11 +49,12 @@ func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*ke
 	return r, r.load(ctx)
 }
 
-// seedRow names the place of a key's private half, which is authenticated with it.
+// seedRow names the place where a key's private half is stored. The seal authenticates
+// this name.
 func seedRow(public []byte) string { return "signing key " + hex.EncodeToString(public) }
 
-// sealStored seals, with the first sealing key, the seeds that are stored in plain text or
-// under another key.
+// sealStored seals, with the first sealing key, the seeds that are stored in plain text
+// or sealed with another key.
 func (r *keyring) sealStored(ctx context.Context) error {
 	if r.seal.Empty() {
 		return nil
@@ -99,14 +100,14 @@ func (r *keyring) rotate(ctx context.Context) error {
 	return r.load(ctx)
 }
 
-// add makes a key; with onlyFirst, only if there is none yet.
+// add creates a key. If onlyFirst is true, it does so only if there is none yet.
 func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
 	}
 	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		// Two instances that start at once must not both make the first.
+		// Two instances that start at once must not both create the first key.
 		if _, err := tx.Exec(ctx, `LOCK TABLE signing_keys IN EXCLUSIVE MODE`); err != nil {
 			return err
 		}

@@ -14,45 +14,44 @@ import (
 // takeAtOnce bounds how many deliveries a lane takes up from retries in one step.
 const takeAtOnce = 512
 
-// lane makes the deliveries of one listener: it knows which wait, how many POSTs may
-// be in flight, which ordering keys are busy, and when it may go on after the callback
-// asked it to slow down. A lane with nothing to do has no goroutine.
+// lane makes the deliveries of one listener. It knows which of them wait, how many
+// POSTs may be in flight, which ordering keys are busy, and when its pause ends. A lane
+// with nothing to do has no goroutine.
 type lane struct {
 	d  *Delivery
 	id int64
 	// series are the metrics of the listener.
 	series atomic.Pointer[series]
-	// expired is the batch below which deliveries that wait in retries were checked
+	// expired is a batch number: waiting deliveries of lower batches have been checked
 	// for their age. Only the retry loop uses it.
 	expired int64
 
 	mu    sync.Mutex // guards the fields below
 	ready queue
-	// size and bytes are how many deliveries the lane holds in memory (ready,
-	// behind an ordering key or in flight), and the bytes of their payloads.
+	// size is the number of deliveries in memory (ready, behind an ordering key or in
+	// flight), and bytes the total size of their payloads.
 	size, bytes int
 	inFlight    int
 	pace        pace
 	timer       *time.Timer // fires when the pace's pause is over
 	orderKeys   map[string]*orderKey
-	// rowed are the deliveries in hand that were given a row in retries meanwhile.
-	rowed map[event.Key]bool
-	// spilled: retries may hold deliveries that are due and only lack room.
-	// postponed: the same for deliveries of the background.
+	// hasRow marks the deliveries in hand that got a row in retries meanwhile.
+	hasRow map[event.Key]bool
+	// spilled: retries may hold due deliveries that only wait for room. postponed: the
+	// same for background deliveries.
 	spilled, postponed bool
-	// typical is the average size of the payloads that were taken up from retries,
-	// in bytes.
+	// typical is the average size, in bytes, of the payloads taken up from retries.
 	typical int
 
-	// listener is the registration that was seen last, nil if it was deleted;
-	// target is made from it, or bad is why not.
+	// listener is the registration as last read; nil if it was deleted. target is made
+	// from it, and bad is the error if that failed.
 	listener *event.Listener
 	target   *callback.Target
 	bad      error
 }
 
 func newLane(d *Delivery, id int64) *lane {
-	l := &lane{d: d, id: id, pace: newPace(1, d.cfg.Schedule), rowed: make(map[event.Key]bool)}
+	l := &lane{d: d, id: id, pace: newPace(1, d.cfg.Schedule), hasRow: make(map[event.Key]bool)}
 	s := d.metrics.other
 	if d.listeners.Listener(id) != nil {
 		s = d.metrics.open(id)
@@ -61,9 +60,9 @@ func newLane(d *Delivery, id int64) *lane {
 	return l
 }
 
-// fullLocked reports whether the lane takes nothing more into memory. While the
-// callback is down everything waits in the database, so that batches settle and a dead
-// callback costs no memory.
+// fullLocked reports whether the lane takes no more deliveries into memory. While the
+// callback is down, all deliveries wait in the database, so that batches settle and a
+// dead callback costs no memory.
 func (l *lane) fullLocked() bool {
 	return l.pace.down || l.size >= l.d.cfg.LaneQueue || l.bytes >= l.d.cfg.LaneBytes
 }
@@ -80,7 +79,7 @@ func (l *lane) dropLocked(j *job) {
 }
 
 // push takes a new job. The job goes to the database instead if the lane is full, if
-// its ordering key waits there or holds too much, or if it is ordered and inherited.
+// its ordering key has rows there or holds too much, or if it is ordered and inherited.
 func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	l.mu.Lock()
 	l.refreshLocked()
@@ -97,7 +96,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 	}
 	defer l.mu.Unlock()
 	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/orderKeyShare)) {
-		// Under the lock: the records of an ordering key must not overtake each
+		// Under the lock, because the records of an ordering key must not overtake each
 		// other on their way to the recorder.
 		l.spilled = true
 		l.surrenderLocked(k)
@@ -119,7 +118,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 }
 
 // load returns how many deliveries the lane holds, how many of them are in flight, and
-// when the oldest event that waits here was received; zero for none.
+// when the oldest waiting event was received (zero for none).
 func (l *lane) load() (size, inFlight int, oldest time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,13 +131,13 @@ func (l *lane) load() (size, inFlight int, oldest time.Time) {
 	return l.size, l.inFlight, oldest
 }
 
-// hasMore notes that retries may hold more deliveries, usual ones or of the background,
-// than the lane took.
+// hasMore notes that retries may hold more usual or background deliveries than the lane
+// took.
 func (l *lane) hasMore(usual, background bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spilled, l.postponed = l.spilled || usual, l.postponed || background
-	l.fetchLocked() // those that it took may be delivered already
+	l.fetchLocked() // the lane may already be done with those that it took
 }
 
 // fetchLocked wakes the retry loop if the lane wants more from retries.
@@ -149,20 +148,20 @@ func (l *lane) fetchLocked() {
 	}
 }
 
-// wantsLocked reports whether the lane should take up more from retries. That is when
-// half of what it may hold is delivered: the next page comes while the other half is
-// delivered, and is large enough to be worth its queries.
+// wantsLocked reports whether the lane should take up more from retries. That is the
+// case once half of its capacity is free: the next page then comes while the lane
+// delivers the other half, and is large enough to be worth its queries.
 func (l *lane) wantsLocked() bool {
 	return l.spilled && (l.ready.len() < l.pace.limit || l.size <= l.d.cfg.LaneQueue/2 && l.bytes <= l.d.cfg.LaneBytes/2) ||
 		l.postponed && l.ready.background.len() <= l.maxBackground()/2
 }
 
-// maxBackground is how many deliveries of the background the lane holds. The rest of
-// its queue is left to events that are received meanwhile.
+// maxBackground returns how many background deliveries the lane may hold. The rest of
+// its queue is reserved for events that are received meanwhile.
 func (l *lane) maxBackground() int { return max(1, min(takeAtOnce, l.d.cfg.LaneQueue/4)) }
 
-// pushTaken takes a job that was taken up from retries. It returns false if the job
-// has to wait there for an older one of its ordering key.
+// pushTaken accepts a job that was taken up from retries. It returns false if the job
+// has to wait in retries for an older one of its ordering key.
 func (l *lane) pushTaken(j job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -182,8 +181,8 @@ func (l *lane) pushTaken(j job) bool {
 }
 
 // room returns how many more jobs the lane may take up from retries, and how many of
-// them from the background: none while the listener is unknown, disabled or slowed
-// down, and one, as a try, while its callback is down.
+// them from the background. It returns 0 while the listener is unknown or disabled or
+// the lane pauses. While the callback is down, the lane may hold one job, as a try.
 func (l *lane) room(now time.Time) (all, background int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -202,14 +201,14 @@ func (l *lane) room(now time.Time) (all, background int) {
 	}
 }
 
-// isPaused reports whether the lane stands still: it waits, or its callback is down.
+// isPaused reports whether the lane pauses or its callback is down.
 func (l *lane) isPaused(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.pace.down || now.Before(l.pace.until)
 }
 
-// refreshLocked looks at the registration again.
+// refreshLocked reads the registration again, and adapts the lane if it changed.
 func (l *lane) refreshLocked() {
 	now := l.d.listeners.Listener(l.id)
 	if now == l.listener {
@@ -231,12 +230,11 @@ func (l *lane) refreshLocked() {
 	}
 	l.target, l.bad = callback.NewTarget(now)
 	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL || before.Enabled != now.Enabled {
-		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // what it learned no longer holds
+		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // the old pace no longer applies
 	}
 }
 
-// startLocked starts one more worker, if there is a job and fewer are in flight than
-// the pace allows.
+// startLocked starts a worker if a job is ready and the pace allows one more in flight.
 func (l *lane) startLocked() {
 	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		return
@@ -269,7 +267,7 @@ func (l *lane) work() {
 	}
 }
 
-// leave ends a worker whose job stays in the database.
+// leave drops the job of a worker that ends. The job stays in the database.
 func (l *lane) leave(j job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -283,14 +281,14 @@ func (l *lane) forsake(j job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dropLocked(&j)
-	delete(l.rowed, j.stored.Key)
+	delete(l.hasRow, j.stored.Key)
 	if k := l.orderKeyLocked(j.orderKey); k != nil {
 		l.advanceLocked(k, j.orderKey)
 	}
 }
 
-// next returns the next job and the registration as it is now. If it is not ok, the
-// worker has to end.
+// next returns the next job and the current registration. If ok is false, the worker
+// must end.
 func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad error, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -304,8 +302,8 @@ func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad 
 	return j, l.target, l.listener, l.bad, true
 }
 
-// finish hands the record to the recorder and moves the lane on. The worker waits while
-// the recorder has no room: outcomes must not pile up in memory.
+// finish hands the record to the recorder and adapts the lane. The worker waits while
+// the recorder is full, because outcomes must not pile up in memory.
 func (l *lane) finish(j job, rec record) {
 	if j.orderKey == "" {
 		l.record(rec)
@@ -315,14 +313,14 @@ func (l *lane) finish(j job, rec record) {
 		l.mu.Lock()
 		l.finishOrderedLocked(j, rec)
 	}
-	put := l.adaptLocked(rec)
+	drained := l.adaptLocked(rec)
 	l.mu.Unlock()
-	for _, rec := range put {
+	for _, rec := range drained {
 		l.record(rec)
 	}
 }
 
-// record hands an outcome to the recorder, and waits while that is full.
+// record hands an outcome to the recorder, and waits while the recorder is full.
 func (l *lane) record(rec record) {
 	if err := l.d.recorder.put(l.d.attempts, rec); err != nil {
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "attempt not recorded, its delivery may be made again",
@@ -330,21 +328,21 @@ func (l *lane) record(rec record) {
 	}
 }
 
-// adaptLocked adapts the pace to an attempt. If it shows that the callback is down, the
-// deliveries that wait in memory have to wait in the database: the caller hands the
-// records that adaptLocked returns to the recorder.
-func (l *lane) adaptLocked(rec record) (put []record) {
+// adaptLocked adapts the pace to an attempt. If the attempt shows that the callback is
+// down, the deliveries that wait in memory move to the database: adaptLocked returns
+// their records, and the caller hands them to the recorder.
+func (l *lane) adaptLocked(rec record) (drained []record) {
 	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
-		return nil // nothing was sent to it
+		return nil // this says nothing about the callback
 	}
 	before := l.pace
-	l.pace = before.after(seen{
+	l.pace = before.after(observation{
 		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.startedAt, at: time.Now(),
 		notBefore: rec.outcome.notBefore, inFlight: l.inFlight,
 	})
 	switch {
 	case l.pace.down && !before.down:
-		put = l.drainLocked()
+		drained = l.drainLocked()
 		l.d.metrics.down.Inc()
 		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "callback is down: its deliveries wait while one at a time is tried",
 			slog.String("listener", event.ListenerID(l.id)), slog.String("host", hostOf(l.listener)), slog.Time("next_try", l.pace.until))
@@ -365,13 +363,13 @@ func (l *lane) adaptLocked(rec record) (put []record) {
 		})
 	}
 	l.startLocked()
-	return put
+	return drained
 }
 
-// drainLocked empties the queue and returns the records that put its deliveries into
-// the database. Ordered ones it records itself, under the lock: the records of an
-// ordering key must not overtake each other.
-func (l *lane) drainLocked() (put []record) {
+// drainLocked empties the queue and returns the records that move its deliveries to the
+// database. It records ordered deliveries itself, under the lock, because the records
+// of an ordering key must not overtake each other.
+func (l *lane) drainLocked() (drained []record) {
 	for l.ready.len() > 0 {
 		j := l.ready.pop()
 		rec := spill(j)
@@ -381,8 +379,8 @@ func (l *lane) drainLocked() (put []record) {
 			continue
 		}
 		l.dropLocked(&j)
-		put = append(put, rec)
+		drained = append(drained, rec)
 	}
 	l.spilled = true
-	return put
+	return drained
 }

@@ -10,16 +10,15 @@ import (
 )
 
 const (
-	// maxSeries is how many listeners have series of their own at a time. The rest
-	// share those of otherListeners. This keeps the number of series to some
-	// thousands, whatever the number of listeners.
+	// maxSeries is how many listeners have their own series at a time. The others share
+	// the series of otherListeners. This limits the series to a few thousand, however
+	// many listeners there are.
 	maxSeries = 100
-	// otherListeners is the label that listeners without series of their own share.
+	// otherListeners is the label that listeners without their own series share.
 	otherListeners = "other"
 )
 
-// delays are the buckets, in seconds, for something that may take a millisecond, or a day
-// of retries.
+// delays are histogram buckets, in seconds, from a millisecond to a day of retries.
 var delays = []float64{
 	0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 3 * 3600, 24 * 3600,
 }
@@ -34,11 +33,12 @@ type metrics struct {
 	sampleFailures                prometheus.Counter
 
 	mu    sync.Mutex
-	taken int // how many listeners have series of their own
+	taken int // how many listeners have their own series
 	other *series
 }
 
-// series are one listener's metrics, resolved once: no delivery looks up a label.
+// series are one listener's metrics. They are resolved once, so that no delivery looks
+// up a label.
 type series struct {
 	label          string
 	attempts       [callback.Classes]prometheus.Counter
@@ -61,30 +61,30 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 		return prometheus.HistogramOpts{Namespace: "gatehook", Subsystem: "delivery", Name: name, Help: help, Buckets: delays}
 	}
 	m := &metrics{
-		attempts:    counters("attempts_total", "POSTs made, by their result.", "class"),
-		deliveries:  counters("deliveries_total", "Deliveries that reached a final state, by that state.", "state"),
-		spilled:     counters("spilled_total", "Deliveries that went to the database because their lane was full or their key waits there."),
+		attempts:    counters("attempts_total", "POSTs made, by result.", "class"),
+		deliveries:  counters("deliveries_total", "Deliveries that reached their final state, by state.", "state"),
+		spilled:     counters("spilled_total", "Deliveries moved to the database because the lane was full, or because their ordering key waits there."),
 		first:       prometheus.NewHistogramVec(seconds("first_attempt_delay_seconds", "Time from an event's receipt to the start of its first POST."), []string{"listener"}),
 		success:     prometheus.NewHistogramVec(seconds("success_delay_seconds", "Time from an event's receipt to the end of the POST that delivered it."), []string{"listener"}),
-		attemptTime: prometheus.NewHistogram(seconds("attempt_seconds", "Time that one POST took.")),
+		attemptTime: prometheus.NewHistogram(seconds("attempt_seconds", "Duration of one POST.")),
 		forsaken:    counter("forsaken_total", "Deliveries dropped because another instance had taken them over."),
-		down:        counter("callbacks_down_total", "How often a callback went down: its deliveries then wait while one at a time is tried."),
-		keysSkipped: counter("keys_skipped_total", "How often an ordering key went on without a delivery that was exhausted."),
+		down:        counter("callbacks_down_total", "Times that a callback was found to be down; its deliveries then wait while one at a time is tried."),
+		keysSkipped: counter("keys_skipped_total", "Times that an ordering key continued without a delivery that was exhausted."),
 		disabled: prometheus.NewCounterVec(prometheus.CounterOpts(opts("listeners_disabled_total",
 			"Listeners disabled because their callback is gone or has failed for days.")), []string{"reason"}),
-		recordFailures: counter("record_failures_total", "Transactions recording attempts that failed and were tried again."),
-		sampleFailures: counter("sample_failures_total", "Failed reads of the deliveries that wait in the database: its gauges show an older state."),
+		recordFailures: counter("record_failures_total", "Failed transactions that record attempts; each is tried again."),
+		sampleFailures: counter("sample_failures_total", "Failed queries for retries_due and oldest_seconds; these two then show old values."),
 	}
 	reg.MustRegister(m.attempts, m.deliveries, m.spilled, m.first, m.success, m.attemptTime, m.forsaken, m.down, m.keysSkipped, m.disabled,
 		m.recordFailures, m.sampleFailures,
 		&lanesCollector{d: d},
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("keys_parked", "Ordering keys whose deliveries wait in the database for an older one.")),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("keys_parked", "Ordering keys whose deliveries wait in the database behind an older one.")),
 			func() float64 { return float64(d.parkedKeys()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("records_queued", "Outcomes that wait to be recorded.")),
 			func() float64 { return float64(len(d.recorder.in)) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("connections_idle", "Connections to callbacks that wait for the next POST.")),
 			func() float64 { return float64(d.client.Idle()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("connections_opened_total", "Connections made to callbacks.")),
+		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("connections_opened_total", "Connections opened to callbacks.")),
 			func() float64 { return float64(d.client.Opened()) }))
 	for _, reason := range []string{reasonGone, reasonFailing} {
 		m.disabled.WithLabelValues(reason) // shown from the start
@@ -93,8 +93,8 @@ func newMetrics(reg prometheus.Registerer, d *Delivery) *metrics {
 	return m
 }
 
-// open returns a listener's series: its own while there is a place, otherwise those that
-// the rest share. The caller has to close them.
+// open returns a listener's series: its own while fewer than maxSeries listeners have
+// their own, otherwise the shared ones. The caller must close them.
 func (m *metrics) open(listener int64) *series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -105,7 +105,8 @@ func (m *metrics) open(listener int64) *series {
 	return m.resolve(event.ListenerID(listener))
 }
 
-// close removes the series of a deleted listener, and frees their place.
+// close removes the series of a deleted listener, which makes room for another
+// listener's.
 func (m *metrics) close(s *series) {
 	if s == m.other {
 		return
@@ -113,12 +114,12 @@ func (m *metrics) close(s *series) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.taken--
-	of := prometheus.Labels{"listener": s.label}
-	m.attempts.DeletePartialMatch(of)
-	m.deliveries.DeletePartialMatch(of)
-	m.spilled.DeletePartialMatch(of)
-	m.first.DeletePartialMatch(of)
-	m.success.DeletePartialMatch(of)
+	labels := prometheus.Labels{"listener": s.label}
+	m.attempts.DeletePartialMatch(labels)
+	m.deliveries.DeletePartialMatch(labels)
+	m.spilled.DeletePartialMatch(labels)
+	m.first.DeletePartialMatch(labels)
+	m.success.DeletePartialMatch(labels)
 }
 
 func (m *metrics) resolve(label string) *series {
@@ -130,14 +131,13 @@ func (m *metrics) resolve(label string) *series {
 		s.attempts[c] = m.attempts.WithLabelValues(label, c.String())
 	}
 	for k := range kinds {
-		if k != retryAt { // which is no final state
+		if k != retryAt { // not a final state
 			s.deliveries[k] = m.deliveries.WithLabelValues(label, k.String())
 		}
 	}
 	return s
 }
 
-// countAttempt counts an attempt.
 func (s *series) countAttempt(rec *record) {
 	s.attempts[rec.result.Class].Inc()
 	received := rec.job.stored.ReceivedAt

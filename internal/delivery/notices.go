@@ -15,9 +15,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Notices are the events that delivery itself makes. The transaction that does what a
-// notice reports also stores the notice, and its deliveries as rows of retries that are
-// due: nothing is left to do after the commit, and a crash loses nothing.
+// Notices are the events that delivery itself makes. The transaction that makes a
+// reported change also stores the notice, and its deliveries as due rows of retries. So
+// nothing is left to do after the commit, and a crash loses nothing.
 
 // The names of the notices.
 const (
@@ -25,14 +25,14 @@ const (
 	eventDisabled  = "GATEHOOK_LISTENER_DISABLED"
 )
 
-// notices are such events, with the listeners that they are for.
+// notices are such events with their listeners.
 type notices []event.Stored
 
-// notice addresses an event to all listeners that want it, but one. It returns none if
-// nobody wants the event.
-func (d *Delivery) notice(e *event.Event, but int64) notices {
+// notice addresses an event to all listeners that want it, except for one. It returns
+// none if nobody wants the event.
+func (d *Delivery) notice(e *event.Event, except int64) notices {
 	listeners, missed := d.listeners.Match(e)
-	if listeners = slices.DeleteFunc(listeners, func(id int64) bool { return id == but }); len(listeners) == 0 && !missed {
+	if listeners = slices.DeleteFunc(listeners, func(id int64) bool { return id == except }); len(listeners) == 0 && !missed {
 		return nil
 	}
 	return notices{{Event: *e, Key: d.store.Key(), Listeners: listeners}}
@@ -53,7 +53,8 @@ func (n notices) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
 	if len(rows.batches) == 0 {
 		return
 	}
-	// An earlier try whose answer was lost may have stored them. They are not ordered.
+	// An earlier try whose answer was lost may have stored the rows. Notices are not
+	// ordered.
 	b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at)
 		SELECT batch_id, ordinal, listener_id, 0, now() FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 		ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`, rows.batches, rows.ordinals, rows.listeners)
@@ -77,9 +78,9 @@ type exhaustedData struct {
 	Error      *string   `json:"error"`
 }
 
-// deliveryExhausted makes the event that reports an exhausted delivery. Its id is derived
-// from the attempt: two instances may record the same one when the first is taken for
-// dead, and then receivers recognize the event by its id.
+// deliveryExhausted makes the event that reports an exhausted delivery. The event's id
+// is derived from the attempt. When an instance is declared dead, it and its heir may
+// record the same attempt; receivers then recognize the event by its id.
 func deliveryExhausted(rec *record, l *event.Listener, now time.Time) (*event.Event, error) {
 	data := exhaustedData{
 		DeliveryID: rec.job.id().String(), ListenerID: event.ListenerID(rec.job.listener), EventID: rec.job.stored.ID,
@@ -121,8 +122,8 @@ func listenerDisabled(rec *record, l *event.Listener, reason string, since time.
 	return noticeEvent(id, eventDisabled, rec, time.Now(), data)
 }
 
-// noticeEvent makes an event without a sequence number, on the shard of the delivery that it
-// is about.
+// noticeEvent makes an event without a sequence number, on the shard of the delivery
+// that it reports.
 func noticeEvent(id uuid.UUID, name string, rec *record, now time.Time, data any) (*event.Event, error) {
 	b, err := json.Marshal(data)
 	if err != nil {

@@ -13,24 +13,24 @@ import (
 )
 
 const (
-	// One ordering key may fill 1/orderKeyShare of a lane's queue: a key whose
+	// One ordering key may fill 1/orderKeyShare of a lane's queue, because a key whose
 	// delivery hangs must leave room for others.
 	orderKeyShare = 8
-	// unparkAtOnce bounds how many ordering keys are checked in one step.
+	// unparkAtOnce bounds the ordering keys that are checked in one step.
 	unparkAtOnce = 1000
 )
 
 // orderKey is the state of one ordering key that is not idle. Its deliveries are made
-// from memory or through the database: once one of them has a row in retries, every
-// older one that is not done has one too, so that whoever takes up the oldest row, here
-// or in another instance, takes the next one in order.
+// from memory or through the database. Once one of them has a row in retries, every
+// older unfinished one has a row too. So whichever instance takes up the oldest row
+// makes the next delivery in order.
 type orderKey struct {
 	// active: current is ready or in flight.
 	active  bool
 	current job
 	waiting []job // behind current, in order
-	// parked is the newest of its deliveries that has a row in retries. Until that
-	// one is done, all newer ones go there too. Zero for none.
+	// parked is the newest delivery of the key that has a row in retries; zero for
+	// none. Until it is done, all newer deliveries go to retries too.
 	parked event.Key
 }
 
@@ -55,8 +55,8 @@ func older(a, b event.Key) bool {
 	return a.Batch < b.Batch || a.Batch == b.Batch && a.Ordinal < b.Ordinal
 }
 
-// orderKeyLocked returns the state of an ordering key, which it makes if need be; nil
-// for the name of a delivery that is not ordered.
+// orderKeyLocked returns the state of an ordering key, and creates it if there is none.
+// It returns nil for the name "", which means that a delivery is not ordered.
 func (l *lane) orderKeyLocked(name string) *orderKey {
 	if name == "" {
 		return nil
@@ -72,22 +72,21 @@ func (l *lane) orderKeyLocked(name string) *orderKey {
 	return k
 }
 
-// surrenderLocked gives every delivery of a key a row in retries: the one in hand gets a
-// row with this instance as its owner, those behind it rows that any instance may take
-// up when it is their turn.
+// surrenderLocked gives every delivery of a key a row in retries. The row of the
+// current delivery has this instance as its owner. Any instance may take up the rows
+// behind it when it is their turn.
 func (l *lane) surrenderLocked(k *orderKey) {
-	if k.active && k.current.batch != nil && !l.rowed[k.current.stored.Key] {
+	if k.active && k.current.batch != nil && !l.hasRow[k.current.stored.Key] {
 		inHand := spill(k.current)
 		inHand.inHand = true
 		l.record(inHand)
-		l.rowed[k.current.stored.Key] = true
+		l.hasRow[k.current.stored.Key] = true
 		k.park(k.current.stored.Key)
 	}
 	l.spillLocked(k, time.Now())
 }
 
-// spillLocked gives the deliveries that wait behind a key rows in retries, due at a
-// time.
+// spillLocked moves the waiting deliveries of a key to retries, due at a time.
 func (l *lane) spillLocked(k *orderKey, due time.Time) {
 	for i := range k.waiting {
 		j := k.waiting[i]
@@ -111,7 +110,7 @@ func (l *lane) yield(s event.Shard) {
 	}
 }
 
-// park notes that an ordering key waits in retries, up to a delivery.
+// park notes that an ordering key has rows in retries, and which one is the newest.
 func (l *lane) park(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,13 +120,13 @@ func (l *lane) park(name string, newest event.Key) {
 	}
 }
 
-// finishOrderedLocked records the job and moves its ordering key on: to its next
-// delivery, or, if this one failed, into the database with all that wait behind it. The
-// lock keeps the records of a key from overtaking each other.
+// finishOrderedLocked records the job. If it has to be retried, all deliveries that
+// wait behind it move to the database; otherwise the next one starts. The lock keeps
+// the records of a key from overtaking each other.
 func (l *lane) finishOrderedLocked(j job, rec record) {
-	if l.rowed[j.stored.Key] {
-		delete(l.rowed, j.stored.Key)
-		rec.job.batch = nil // its row counts now
+	if l.hasRow[j.stored.Key] {
+		delete(l.hasRow, j.stored.Key)
+		rec.job.batch = nil // the batch has counted it already
 	}
 	l.record(rec)
 	l.dropLocked(&j)
@@ -140,21 +139,22 @@ func (l *lane) finishOrderedLocked(j job, rec record) {
 	}
 	if rec.outcome.kind == exhausted {
 		l.d.metrics.keysSkipped.Inc()
-		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "ordering key goes on without a delivery that is exhausted",
+		l.d.log.LogAttrs(l.d.attempts, slog.LevelWarn, "ordering key continues without an exhausted delivery",
 			slog.String("listener", event.ListenerID(l.id)), slog.String("key", j.orderKey), slog.String("delivery", j.id().String()))
 	}
 	k.unpark(j.stored.Key)
 	l.advanceLocked(k, j.orderKey)
 }
 
-// advanceLocked moves an ordering key on when its current delivery is done.
+// advanceLocked starts the next delivery of an ordering key whose current one is done,
+// or forgets the key if it is idle.
 func (l *lane) advanceLocked(k *orderKey, name string) {
 	k.active, k.current = false, job{}
 	switch {
 	case len(k.waiting) > 0:
 		k.begin(k.waiting[0])
 		l.ready.push(k.waiting[0])
-		k.waiting[0] = job{} // or the payload would live on
+		k.waiting[0] = job{} // otherwise the payload stays in memory
 		k.waiting = k.waiting[1:]
 		l.startLocked()
 	case k.parked == event.Key{}:
@@ -162,7 +162,7 @@ func (l *lane) advanceLocked(k *orderKey, name string) {
 	}
 }
 
-// parked appends the ordering keys that wait in retries and have no delivery in hand
+// parked appends the ordering keys that have rows in retries and no delivery in hand
 // here.
 func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 	l.mu.Lock()
@@ -178,8 +178,8 @@ func (l *lane) parked(into []parkedKey, limit int) []parkedKey {
 	return into
 }
 
-// unpark notes that an ordering key has nothing left in retries, unless more deliveries
-// went there since.
+// unpark forgets an ordering key that has no rows left in retries, unless more
+// deliveries went there since.
 func (l *lane) unpark(name string, newest event.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -188,15 +188,15 @@ func (l *lane) unpark(name string, newest event.Key) {
 	}
 }
 
-// parkedKey is an ordering key that waits in retries, up to a delivery.
+// parkedKey is an ordering key with rows in retries, and the newest of them.
 type parkedKey struct {
 	listener int64
 	name     string
 	newest   event.Key
 }
 
-// unparkKeys finds the ordering keys that other instances have worked off: newer
-// deliveries need not go through the database any more.
+// unparkKeys forgets the ordering keys whose rows other instances have finished: newer
+// deliveries no longer have to go through the database.
 func (d *Delivery) unparkKeys(ctx context.Context) error {
 	var keys []parkedKey
 	for _, l := range d.all() {
@@ -227,7 +227,7 @@ func (d *Delivery) unparkKeys(ctx context.Context) error {
 	return nil
 }
 
-// parkedKeys counts the ordering keys that wait in the database.
+// parkedKeys counts the ordering keys that have rows in retries.
 func (d *Delivery) parkedKeys() (n int) {
 	for _, l := range d.all() {
 		l.mu.Lock()

@@ -7,102 +7,104 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// The pace of a lane follows from its callback's answers and the clock alone. It answers
-// two questions, independently of each other:
+// The pace of a lane depends only on its callback's answers and the clock. It answers
+// two independent questions:
 //
-//   - How much can the callback take at once? The limit in flight begins at
-//     max_in_flight. It is halved when the callback says that it has too much to do, or
-//     does not answer in time, and grows again with every success: quickly at first, then
-//     by one per round, and hardly at all where the callback refused before.
-//   - Does the callback work at all? While it does not, the lane is down: its deliveries
-//     wait in the database, and one at a time is tried, at growing intervals. A try is an
-//     attempt of that delivery; the others lose none.
+//   - How many POSTs can the callback take at once? The limit starts at max_in_flight.
+//     It is halved when the callback reports overload or does not answer in time.
+//     Successes raise it again: quickly at first, then by one per round, and very
+//     slowly to a level that the callback refused before.
+//   - Does the callback work at all? While it does not, the lane is down: its
+//     deliveries wait in the database, and one at a time is tried, at growing
+//     intervals. A try is an attempt of the tried delivery; the other deliveries lose
+//     no attempt.
 //
-// One event that a callback can't handle must not look like a callback that is down. So a
-// lane goes down only when many different deliveries have failed, for a while, and not
-// one was accepted; or when the callback says so (429, 502, 503, 504) three times in a
-// row.
+// A single event that a callback can't handle must not take its lane down. So a lane
+// goes down only if many different deliveries failed for a while and none was accepted,
+// or if the callback reports overload (429, 502, 503, 504) three times in a row.
 
 const (
-	// maxPause is the longest pause of a lane between two tries of a callback that
-	// does not work, unless the callback asks for a longer one.
+	// maxPause is the longest pause between two tries, unless the callback asks for a
+	// longer one.
 	maxPause = time.Minute
-	// minPause is the shortest such pause. Each next one is twice as long.
+	// minPause is the shortest pause. Each pause in a row is twice as long as the one
+	// before.
 	minPause = time.Second
-	// downAfter is how many different deliveries have to fail in a row, and
-	// downFor for how long, before the callback counts as down.
+	// A callback counts as down after downAfter different deliveries failed in a row,
+	// over at least downFor.
 	downAfter = 10
 	downFor   = time.Minute
-	// busyDown is how often in a row a callback has to say that it has too much to do
-	// before it counts as down.
+	// A callback also counts as down after it reported overload busyDown times in a
+	// row.
 	busyDown = 3
-	// downSchedule is how long a schedule has to be for failures alone to take a lane
-	// down. With a shorter one its deliveries are wanted soon or never.
+	// downSchedule is the shortest schedule with which failures alone take a lane down.
+	// With a shorter one, deliveries are wanted soon or never.
 	downSchedule = 10 * time.Minute
-	// plateau is the number of rounds after which a level that was refused is tried
-	// again.
+	// plateau is the number of rounds after which a refused level is tried again.
 	plateau = 100
 )
 
-// signal is what an answer shows of the callback, whatever it means for the delivery.
+// signal is the meaning of an answer for the lane, as opposed to the delivery.
 type signal int
 
 const (
 	// signalOK: it accepted the delivery.
 	signalOK signal = iota
-	// signalFailed: it did not, and the reason may be this event.
+	// signalFailed: it did not, perhaps because of this event.
 	signalFailed
 	// signalLate: it did not answer in time.
 	signalLate
-	// signalBusy: it said that it has too much to do, or that it is not there.
+	// signalBusy: it reported that it is overloaded or unavailable.
 	signalBusy
 )
 
-// seen is one answer, as pace sees it.
-type seen struct {
+// observation is one answer, as input of pace.after.
+type observation struct {
 	signal   signal
 	delivery event.Key
 	sent, at time.Time
-	// notBefore is the time before which the callback asked for no request.
+	// notBefore is the time until which the callback asked for no requests; zero for
+	// none.
 	notBefore time.Time
-	// inFlight is how many were in flight, including this one, when the answer came.
+	// inFlight counts the POSTs in flight when the answer came, including this one.
 	inFlight int
 }
 
-// pace is how fast a lane may go. It is a value: after returns the next one.
+// pace says how fast a lane may go. It is immutable: after returns the next pace.
 type pace struct {
-	// maxLimit bounds limit, and maxPause pause: a short schedule shortens the pauses.
+	// maxLimit bounds limit, and maxPause bounds pause. A short schedule shortens the
+	// pauses.
 	maxLimit int
 	maxPause time.Duration
-	// goesDown: the lane may go down although the callback did not ask for it.
+	// goesDown: failures alone may take the lane down.
 	goesDown bool
 
 	// limit is how many deliveries may be in flight.
 	limit int
 	// threshold is the level up to which limit grows with every success.
 	threshold int
-	// ceiling is the level at which the callback refused some while it accepted
+	// ceiling is the level at which the callback refused some POSTs while it accepted
 	// others; 0 for none.
 	ceiling int
-	// credit counts towards the next step of limit.
+	// credit counts the successes towards the next raise of limit.
 	credit int
 	// cut is when limit was lowered last. Answers to earlier requests say nothing about
 	// the lower limit.
 	cut time.Time
-	// good: a delivery succeeded since then.
+	// good: a delivery succeeded since cut.
 	good bool
 
-	// failed are the different deliveries, of number failing, that failed since the last
-	// success, and since is when the first of them did.
+	// failed[:failing] are the different deliveries that failed since the last success,
+	// and since is when the first of them failed.
 	failed  [downAfter]event.Key
 	failing int
 	since   time.Time
-	// busy is how often in a row the callback made the lane pause.
+	// busy counts the pauses in a row that overload caused.
 	busy int
 
 	// down: only one try at a time.
 	down bool
-	// until is when the lane may go on, and pause is how long it paused last.
+	// until is when the lane may continue. pause is the length of its last pause.
 	until time.Time
 	pause time.Duration
 }
@@ -115,7 +117,7 @@ func newPace(maxInFlight int, s Schedule) pace {
 }
 
 // after returns the pace after an answer.
-func (p pace) after(a seen) pace {
+func (p pace) after(a observation) pace {
 	if a.signal == signalOK {
 		return p.recovered().grown(a)
 	}
@@ -137,14 +139,14 @@ func (p pace) after(a seen) pace {
 	return p
 }
 
-// recovered forgets the failures. A pause that the callback asked for goes on.
+// recovered forgets the failures. A pause that the callback asked for continues.
 func (p pace) recovered() pace {
 	p.failing, p.since, p.busy, p.pause, p.down = 0, time.Time{}, 0, 0, false
 	return p
 }
 
 // grown raises the limit if it was reached.
-func (p pace) grown(a seen) pace {
+func (p pace) grown(a observation) pace {
 	p.good = true
 	if p.limit >= p.maxLimit || a.inFlight < p.limit || a.sent.Before(p.cut) {
 		return p
@@ -160,26 +162,26 @@ func (p pace) grown(a seen) pace {
 		return p
 	}
 	if p.limit >= p.ceiling {
-		p.ceiling = 0 // the level that was refused is accepted now
+		p.ceiling = 0 // the refused level is accepted now
 	}
 	p.limit, p.credit = p.limit+1, 0
 	return p
 }
 
 // lowered halves the limit, once for all deliveries that were in flight together.
-func (p pace) lowered(a seen) pace {
+func (p pace) lowered(a observation) pace {
 	if a.sent.Before(p.cut) {
 		return p
 	}
 	minLimit := 1
 	if a.signal == signalLate {
-		// A lower limit does not help a callback that hangs whatever it gets, and
-		// each delivery's schedule has to go on.
+		// A lower limit does not help a callback that hangs regardless of its load, and
+		// the schedule of every delivery must continue.
 		minLimit = max(1, p.maxLimit/4)
 	}
 	level := min(p.limit, max(1, a.inFlight))
-	// Without a success since the last cut the callback is simply away, which says
-	// nothing about how much it can take.
+	// Without a success since the last cut, the callback is simply unavailable, which
+	// says nothing about its capacity.
 	p.ceiling = 0
 	if p.good {
 		p.threshold = max(1, p.limit/2)
@@ -194,7 +196,7 @@ func (p pace) lowered(a seen) pace {
 }
 
 // noted counts the delivery among those that failed, unless it is among them already.
-func (p pace) noted(a seen) pace {
+func (p pace) noted(a observation) pace {
 	if p.failing == 0 {
 		p.since = a.at
 	}
@@ -205,9 +207,9 @@ func (p pace) noted(a seen) pace {
 	return p
 }
 
-// paused lets the lane pause, each time in a row twice as long.
-func (p pace) paused(a seen) pace {
-	if !a.at.Before(p.until) { // or the rest in flight would count the same trouble again
+// paused starts a pause, twice as long as the one before.
+func (p pace) paused(a observation) pace {
+	if !a.at.Before(p.until) { // otherwise the other answers in flight would count the same trouble again
 		p.pause = min(max(minPause, 2*p.pause), p.maxPause)
 		p.until = a.at.Add(p.pause)
 		if a.signal == signalBusy {

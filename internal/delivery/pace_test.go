@@ -11,24 +11,24 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// longSchedule is the default one, shortSchedule one that gives up soon.
+// longSchedule is like the default. shortSchedule gives up soon.
 var (
 	longSchedule  = Schedule{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour, 10 * time.Hour}
 	shortSchedule = Schedule{time.Second, time.Second}
 )
 
-// answers is a run of answers of one kind.
+// answers is a sequence of answers of one kind.
 type answers struct {
 	signal     signal
 	n          int
-	deliveries int           // how many different ones; 0 for one per answer
-	every      time.Duration // between two
+	deliveries int           // how many different deliveries; 0 for one per answer
+	every      time.Duration // the time between two answers
 	notBefore  time.Duration // after the answer
 	inFlight   int           // 0 for as many as the limit allows
 }
 
-// play lets a pace see answers, each to a request that was sent after the answer
-// before.
+// play feeds answers to a pace. Each one answers a request that was sent after the
+// previous answer.
 func play(p pace, runs ...answers) (after pace, now time.Time) {
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	now, next := begin, int64(0)
@@ -41,7 +41,7 @@ func play(p pace, runs ...answers) (after pace, now time.Time) {
 			if r.deliveries > 0 {
 				next = first + int64(i%r.deliveries)
 			}
-			a := seen{signal: r.signal, delivery: event.Key{Batch: next}, sent: sent, at: now, inFlight: r.inFlight}
+			a := observation{signal: r.signal, delivery: event.Key{Batch: next}, sent: sent, at: now, inFlight: r.inFlight}
 			if a.inFlight == 0 {
 				a.inFlight = p.limit
 			}
@@ -63,24 +63,24 @@ func TestPaceGoesDown(t *testing.T) {
 		down     bool
 		wait     time.Duration // until the next try
 	}{
-		"works":                          {longSchedule, []answers{{signal: signalOK, n: 100}}, false, 0},
-		"many fail, for a moment":        {longSchedule, []answers{{signal: signalFailed, n: 1000}}, false, 0},
-		"many fail, for a minute":        {longSchedule, []answers{{signal: signalFailed, n: 70, every: time.Second}}, true, 6 * time.Second},
-		"few fail, for a day":            {longSchedule, []answers{{signal: signalFailed, n: 1440, deliveries: 9, every: time.Minute}}, false, 0},
-		"one in a hundred works":         {longSchedule, []answers{{signal: signalFailed, n: 50, every: time.Second}, {signal: signalOK, n: 1}, {signal: signalFailed, n: 50, every: time.Second}}, false, 0},
-		"many hang, for a minute":        {longSchedule, []answers{{signal: signalLate, n: 11, every: 15 * time.Second}}, true, 2 * time.Second},
-		"the schedule is short":          {shortSchedule, []answers{{signal: signalFailed, n: 1000, every: time.Second}}, false, 0},
-		"too much, once":                 {longSchedule, []answers{{signal: signalBusy, n: 1}}, false, time.Second},
-		"too much, twice":                {longSchedule, []answers{{signal: signalBusy, n: 1}, {signal: signalBusy, n: 1, every: time.Minute}}, false, 2 * time.Second},
-		"too much, all in flight say so": {longSchedule, []answers{{signal: signalBusy, n: 20}}, false, 962 * time.Millisecond},
-		"too much, three times":          {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}}, true, 4 * time.Second},
-		"too much, and works between":    {longSchedule, []answers{{signal: signalBusy, n: 2, every: time.Minute}, {signal: signalOK, n: 1}, {signal: signalBusy, n: 2, every: time.Minute}}, false, 2 * time.Second},
-		"too much, on a short schedule":  {shortSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}}, true, time.Second},
-		"too much, for hours":            {longSchedule, []answers{{signal: signalBusy, n: 90, every: 2 * time.Minute}}, true, time.Minute},
-		"asks to be left alone":          {longSchedule, []answers{{signal: signalBusy, n: 1, notBefore: time.Hour}}, false, time.Hour},
-		"down, then fails otherwise":     {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}, {signal: signalFailed, n: 1, every: time.Minute}}, true, 8 * time.Second},
-		"down, then works":               {longSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}, {signal: signalOK, n: 1, every: time.Minute}}, false, 0},
-		"down, works, fails once":        {longSchedule, []answers{{signal: signalFailed, n: 90, every: time.Second}, {signal: signalOK, n: 1, every: time.Minute}, {signal: signalFailed, n: 9, every: time.Hour}}, false, 0},
+		"works":                            {longSchedule, []answers{{signal: signalOK, n: 100}}, false, 0},
+		"many fail, for a moment":          {longSchedule, []answers{{signal: signalFailed, n: 1000}}, false, 0},
+		"many fail, for a minute":          {longSchedule, []answers{{signal: signalFailed, n: 70, every: time.Second}}, true, 6 * time.Second},
+		"few fail, for a day":              {longSchedule, []answers{{signal: signalFailed, n: 1440, deliveries: 9, every: time.Minute}}, false, 0},
+		"one in a hundred works":           {longSchedule, []answers{{signal: signalFailed, n: 50, every: time.Second}, {signal: signalOK, n: 1}, {signal: signalFailed, n: 50, every: time.Second}}, false, 0},
+		"many hang, for a minute":          {longSchedule, []answers{{signal: signalLate, n: 11, every: 15 * time.Second}}, true, 2 * time.Second},
+		"the schedule is short":            {shortSchedule, []answers{{signal: signalFailed, n: 1000, every: time.Second}}, false, 0},
+		"overload, once":                   {longSchedule, []answers{{signal: signalBusy, n: 1}}, false, time.Second},
+		"overload, twice":                  {longSchedule, []answers{{signal: signalBusy, n: 1}, {signal: signalBusy, n: 1, every: time.Minute}}, false, 2 * time.Second},
+		"overload, from all in flight":     {longSchedule, []answers{{signal: signalBusy, n: 20}}, false, 962 * time.Millisecond},
+		"overload, three times":            {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}}, true, 4 * time.Second},
+		"overload, with a success between": {longSchedule, []answers{{signal: signalBusy, n: 2, every: time.Minute}, {signal: signalOK, n: 1}, {signal: signalBusy, n: 2, every: time.Minute}}, false, 2 * time.Second},
+		"overload, on a short schedule":    {shortSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}}, true, time.Second},
+		"overload, for hours":              {longSchedule, []answers{{signal: signalBusy, n: 90, every: 2 * time.Minute}}, true, time.Minute},
+		"asks for a pause of an hour":      {longSchedule, []answers{{signal: signalBusy, n: 1, notBefore: time.Hour}}, false, time.Hour},
+		"down, then fails otherwise":       {longSchedule, []answers{{signal: signalBusy, n: 3, every: time.Minute}, {signal: signalFailed, n: 1, every: time.Minute}}, true, 8 * time.Second},
+		"down, then works":                 {longSchedule, []answers{{signal: signalBusy, n: 9, every: time.Minute}, {signal: signalOK, n: 1, every: time.Minute}}, false, 0},
+		"down, works, fails once":          {longSchedule, []answers{{signal: signalFailed, n: 90, every: time.Second}, {signal: signalOK, n: 1, every: time.Minute}, {signal: signalFailed, n: 9, every: time.Hour}}, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,10 +89,10 @@ func TestPaceGoesDown(t *testing.T) {
 				t.Errorf("down: %v, want %v", p.down, c.down)
 			}
 			if p.down && p.limit != 1 {
-				t.Errorf("down, and %d may be in flight", p.limit)
+				t.Errorf("%d may be in flight while the lane is down", p.limit)
 			}
 			if wait := max(0, p.until.Sub(now)); wait != c.wait {
-				t.Errorf("waits %v, want %v", wait, c.wait)
+				t.Errorf("the pause is %v, want %v", wait, c.wait)
 			}
 		})
 	}
@@ -105,22 +105,22 @@ func TestPaceFindsItsLimit(t *testing.T) {
 		runs []answers
 		want int
 	}{
-		"begins with all":                  {16, nil, 16},
-		"never more than all":              {16, []answers{{signal: signalOK, n: 5000}}, 16},
-		"failures say nothing":             {16, []answers{{signal: signalFailed, n: 100}}, 16},
-		"too much halves":                  {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}}, 8},
-		"too much with few in flight":      {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}}, 3},
-		"never none":                       {16, []answers{{signal: signalBusy, n: 2, every: time.Second}, {signal: signalOK, n: 1, inFlight: 1}, {signal: signalBusy, n: 2, every: time.Second, inFlight: 1}}, 1},
-		"hangs, however few":               {16, []answers{{signal: signalLate, n: 9, every: time.Second}}, 4},
-		"hangs, one at most":               {1, []answers{{signal: signalLate, n: 9, every: time.Second}}, 1},
-		"back quickly to the half":         {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 1}, {signal: signalOK, n: 7}}, 8},
-		"then one a round":                 {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 8 + 9}}, 10},
-		"waits below what was refused":     {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 400}}, 5},
-		"tries it again at last":           {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 505}}, 6},
-		"and beyond if it is taken":        {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 1000}}, 16},
-		"what is not used does not grow":   {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 100, inFlight: 3}}, 8},
-		"after an outage all comes back":   {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalBusy, n: 20, every: time.Minute, inFlight: 1}, {signal: signalOK, n: 200}}, 16},
-		"a restart knows nothing, and all": {16, []answers{{signal: signalBusy, n: 1}, {signal: signalOK, n: 8}}, 16},
+		"starts at the maximum":         {16, nil, 16},
+		"never above the maximum":       {16, []answers{{signal: signalOK, n: 5000}}, 16},
+		"failures do not lower it":      {16, []answers{{signal: signalFailed, n: 100}}, 16},
+		"overload halves it":            {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}}, 8},
+		"overload with few in flight":   {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}}, 3},
+		"never below one":               {16, []answers{{signal: signalBusy, n: 2, every: time.Second}, {signal: signalOK, n: 1, inFlight: 1}, {signal: signalBusy, n: 2, every: time.Second, inFlight: 1}}, 1},
+		"hangs at any limit":            {16, []answers{{signal: signalLate, n: 9, every: time.Second}}, 4},
+		"hangs with a maximum of one":   {1, []answers{{signal: signalLate, n: 9, every: time.Second}}, 1},
+		"quickly back to half":          {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 1}, {signal: signalOK, n: 7}}, 8},
+		"then one per round":            {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 8 + 9}}, 10},
+		"waits below the refused level": {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 400}}, 5},
+		"tries the refused level again": {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 505}}, 6},
+		"passes it if accepted":         {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1, inFlight: 6}, {signal: signalOK, n: 1000}}, 16},
+		"an unused limit does not grow": {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalOK, n: 100, inFlight: 3}}, 8},
+		"maximum again after an outage": {16, []answers{{signal: signalOK, n: 1}, {signal: signalBusy, n: 1}, {signal: signalBusy, n: 20, every: time.Minute, inFlight: 1}, {signal: signalOK, n: 200}}, 16},
+		"overload before any success":   {16, []answers{{signal: signalBusy, n: 1}, {signal: signalOK, n: 8}}, 16},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -132,52 +132,52 @@ func TestPaceFindsItsLimit(t *testing.T) {
 }
 
 // Requests that were in flight together lower the limit once.
-func TestPaceIsLoweredOnceARound(t *testing.T) {
+func TestPaceIsLoweredOncePerRound(t *testing.T) {
 	t.Parallel()
 	sent := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	p := newPace(16, longSchedule)
 	for i := range 11 {
-		p = p.after(seen{signal: signalBusy, delivery: event.Key{Batch: int64(i)}, sent: sent, at: sent.Add(time.Duration(i+1) * time.Millisecond), inFlight: 16 - i})
+		p = p.after(observation{signal: signalBusy, delivery: event.Key{Batch: int64(i)}, sent: sent, at: sent.Add(time.Duration(i+1) * time.Millisecond), inFlight: 16 - i})
 	}
 	if p.limit != 8 {
 		t.Errorf("the limit is %d, want 8", p.limit)
 	}
 }
 
-// crowded is a callback that takes some requests at once and answers the others with
-// 429.
+// crowded is a callback that accepts atOnce requests at a time and answers the others
+// with 429.
 type crowded struct {
 	atOnce int
 
-	mu      sync.Mutex
-	now     int
-	taken   int
-	refused []int // how many were taken before each refusal
-	highest int
+	mu       sync.Mutex
+	now      int
+	accepted int
+	refused  []int // how many requests were accepted before each refusal
+	highest  int
 }
 
 func (l *crowded) answer(call) (int, http.Header) {
 	l.mu.Lock()
 	if l.now == l.atOnce {
-		l.refused = append(l.refused, l.taken)
+		l.refused = append(l.refused, l.accepted)
 		l.mu.Unlock()
 		return http.StatusTooManyRequests, nil
 	}
 	l.now++
 	l.highest = max(l.highest, l.now)
 	l.mu.Unlock()
-	timer := time.NewTimer(2 * time.Millisecond) // it works
+	timer := time.NewTimer(2 * time.Millisecond) // the time that a request takes
 	<-timer.C
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now--
-	l.taken++
+	l.accepted++
 	return http.StatusNoContent, nil
 }
 
-// A callback that takes five requests at once gets five at once, and hardly ever a
+// A callback that accepts five requests at once gets five at once, and hardly ever a
 // sixth.
-func TestLaneFindsWhatACallbackTakes(t *testing.T) {
+func TestLaneFindsACallbacksLimit(t *testing.T) {
 	t.Parallel()
 	const atOnce, events = 5, 1500
 	r := &crowded{atOnce: atOnce}
@@ -190,7 +190,7 @@ func TestLaneFindsWhatACallbackTakes(t *testing.T) {
 	seen := map[string]bool{}
 	for done := 0; done < events; {
 		r.mu.Lock()
-		done = r.taken
+		done = r.accepted
 		r.mu.Unlock()
 		if done < events {
 			seen[c.await(t, 1)[0].id] = true
@@ -200,17 +200,17 @@ func TestLaneFindsWhatACallbackTakes(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	late := 0
-	for _, taken := range r.refused {
-		if taken > 300 {
+	for _, accepted := range r.refused {
+		if accepted > 300 {
 			late++
 		}
 	}
-	t.Logf("%d taken, %d refused, %d of them after the first 300, up to %d at once", r.taken, len(r.refused), late, r.highest)
+	t.Logf("%d requests accepted, %d refused, %d of them after the first 300, up to %d at once", r.accepted, len(r.refused), late, r.highest)
 	if r.highest != atOnce {
-		t.Errorf("at most %d were in work at once, want %d", r.highest, atOnce)
+		t.Errorf("at most %d requests were handled at once, want %d", r.highest, atOnce)
 	}
 	if late > events/100 {
-		t.Errorf("%d of the last %d were refused", late, events-300)
+		t.Errorf("%d of the last %d requests were refused", late, events-300)
 	}
 	if diff := cmp.Diff(0, b.count(t, `SELECT count(*) FROM retries`)); diff != "" {
 		t.Errorf("left:\n%s", diff)

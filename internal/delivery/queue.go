@@ -5,12 +5,12 @@ import "time"
 // While other deliveries wait, one in backgroundShare comes from the background.
 const backgroundShare = 8
 
-// queue holds the deliveries of a lane that are ready. Interactions go first: Discord
-// waits 3 s for the response to one (Discord: Receiving and Responding). Deliveries that
-// somebody asked for by the thousand, the background, go last but never stand still.
+// queue holds the deliveries of a lane that are ready. Interactions go first, because
+// Discord waits only 3 s for a response (Discord: Receiving and Responding). Background
+// deliveries, which somebody asked for by the thousand, go last but never stop.
 type queue struct {
 	urgent, usual, background fifo
-	// passed is how many others went since the last one of the background.
+	// passed counts the usual deliveries since the last background delivery.
 	passed int
 }
 
@@ -40,8 +40,8 @@ func (q *queue) pop() job {
 	}
 }
 
-// oldest returns when the oldest of the next deliveries was received; zero if there are
-// none.
+// oldest returns when the oldest event among the next deliveries was received; zero if
+// there are none.
 func (q *queue) oldest() (at time.Time) {
 	for _, f := range []*fifo{&q.urgent, &q.usual, &q.background} {
 		if f.len() > 0 {
@@ -51,7 +51,7 @@ func (q *queue) oldest() (at time.Time) {
 	return at
 }
 
-// fifo is a queue that keeps no memory of the jobs that it has handed out.
+// fifo is a queue. It does not keep popped jobs in memory.
 type fifo struct {
 	jobs []job
 	head int
@@ -63,7 +63,7 @@ func (f *fifo) push(j job) { f.jobs = append(f.jobs, j) }
 
 func (f *fifo) pop() job {
 	j := f.jobs[f.head]
-	f.jobs[f.head] = job{} // or the payload would live on
+	f.jobs[f.head] = job{} // otherwise the payload stays in memory
 	f.head++
 	if f.head == len(f.jobs) {
 		f.jobs, f.head = f.jobs[:0], 0

@@ -9,24 +9,23 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// record is what became of a delivery: an attempt and its outcome, or the outcome alone
-// if no attempt was made.
+// record is the outcome of a delivery, with the attempt if one was made.
 type record struct {
 	job       job
 	attempted bool
 	startedAt time.Time
 	result    callback.Result
 	outcome   outcome
-	// inHand: the delivery is still under way here, and only gets a row that says so.
+	// inHand: the delivery is still under way here, and gets a row with this instance
+	// as its owner.
 	inHand bool
-	// settle, in a record without a job, is a batch that has nothing to deliver.
+	// settle is a batch without deliveries. Its record has no job.
 	settle *batch
-	// mark, in a record without a job, is closed when all records before it are
-	// written.
+	// mark is closed when all earlier records are written. Its record has no job.
 	mark chan struct{}
 }
 
-// owner returns the number under which this instance has the delivery or batch.
+// owner returns the number under which this instance owns the delivery or batch.
 func (r *record) owner() int64 {
 	if r.settle != nil {
 		return r.settle.owner
@@ -34,7 +33,7 @@ func (r *record) owner() int64 {
 	return r.job.owner
 }
 
-// attempt returns the number of the attempt that was made, or of the last one before.
+// attempt returns the number of the attempt, or of the previous one if none was made.
 func (r *record) attempt() int {
 	if r.attempted {
 		return r.job.attempt + 1
@@ -42,7 +41,7 @@ func (r *record) attempt() int {
 	return r.job.attempt
 }
 
-// signal returns what the attempt shows of the callback.
+// signal classifies the attempt for the pace of the lane.
 func (r *record) signal() signal {
 	switch {
 	case r.outcome.kind == delivered:
@@ -65,8 +64,7 @@ func (r *record) urgent() bool {
 	return r.job.batch == nil && r.job.orderKey != ""
 }
 
-// failure returns why an attempt did not deliver: a kind, which is one of few, and a
-// text.
+// failure returns why an attempt failed: a kind, of which there are few, and a text.
 func (r *record) failure() (kind, text string) {
 	switch {
 	case r.outcome.kind == unparsable:
@@ -78,12 +76,12 @@ func (r *record) failure() (kind, text string) {
 	}
 }
 
-// hostOf returns the part of a callback's URL that a log may show.
+// hostOf returns the host of a callback's URL. Logs may show no other part of it.
 func hostOf(l *event.Listener) string {
 	_, rest, _ := strings.Cut(l.URL, "://")
 	host, _, _ := strings.Cut(rest, "/")
 	return host
 }
 
-// spill returns the record that lets a delivery wait in retries, due now.
+// spill returns the record that moves a delivery to retries, due now.
 func spill(j job) record { return record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}} }

@@ -19,12 +19,14 @@ const (
 	recordQueue = 4096
 	// recordAtOnce bounds the records of one transaction.
 	recordAtOnce = 2048
-	// recordEvery is how far apart transactions begin while there is much to
-	// record. Deliveries that a crash leaves unrecorded are made again.
+	// recordEvery is the shortest time between the starts of two transactions, unless
+	// somebody waits for a record. It is short because deliveries that a crash leaves
+	// unrecorded are made again.
 	recordEvery = 20 * time.Millisecond
 )
 
-// recorder writes outcomes, many in one transaction: while one runs, the next fills.
+// recorder writes outcomes, many per transaction. While one transaction runs, records
+// collect for the next.
 type recorder struct {
 	d       *Delivery
 	in      chan record
@@ -53,7 +55,7 @@ func (r *recorder) put(ctx context.Context, rec record) error {
 	}
 }
 
-// flush returns when all records that were put before are written.
+// flush waits until all records that were put before are written.
 func (r *recorder) flush(ctx context.Context) error {
 	mark := make(chan struct{})
 	if err := r.put(ctx, record{mark: mark}); err != nil {
@@ -69,16 +71,16 @@ func (r *recorder) flush(ctx context.Context) error {
 	}
 }
 
-// close lets run return once all records are written. No record may be put after it.
+// close lets run return once all records are written. No record may be put after close.
 func (r *recorder) close() { r.in <- record{} }
 
-// run writes records until close was called.
+// run writes records until close is called.
 func (r *recorder) run(ctx context.Context) error {
 	defer close(r.stopped)
 	var recs []record
 	var notBefore time.Time
 	for {
-		clear(recs) // or their payloads would live on
+		clear(recs) // otherwise their payloads stay in memory
 		var err error
 		if recs, err = r.gather(ctx, recs[:0], notBefore); err != nil {
 			return err
@@ -109,9 +111,9 @@ func (r *recorder) run(ctx context.Context) error {
 	}
 }
 
-// gather returns the records of the next transaction: at least one, and all that wait. A
-// transaction costs as much as dozens of records, so while there is much to record the
-// next one begins no earlier than notBefore, unless somebody waits for a record.
+// gather returns the records of the next transaction: all that wait, and at least one.
+// A transaction costs as much as dozens of records, so gather collects them until
+// notBefore, unless somebody waits for a record.
 func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Time) ([]record, error) {
 	var due <-chan time.Time
 	if wait := time.Until(notBefore); wait > 0 {
@@ -144,7 +146,8 @@ func (r *recorder) gather(ctx context.Context, recs []record, notBefore time.Tim
 	return recs, nil
 }
 
-// write stores records in one transaction, which it tries until it succeeds or ctx ends.
+// write stores records in one transaction, and repeats it until it succeeds or ctx
+// ends.
 func (r *recorder) write(ctx context.Context, recs []record) error {
 	if len(recs) == 0 {
 		return nil
@@ -188,9 +191,8 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	return nil
 }
 
-// notices makes the events that report exhausted deliveries. Exhausted deliveries of
-// that event itself are not reported: a failing callback for it would cause new ones for
-// ever.
+// notices makes the events that report exhausted deliveries. It reports no exhausted
+// delivery of such an event, because a failing callback would cause new ones forever.
 func (r *recorder) notices(ctx context.Context, recs []record, owner int64) (all notices) {
 	for i := range recs {
 		rec := &recs[i]
@@ -224,7 +226,7 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 	defer cancel()
 	var b pgx.Batch
 	if len(s.insert.batches) == 0 {
-		// Statements that are sent together are one transaction, in one round trip.
+		// Statements sent together are one transaction, in one round trip.
 		s.queue(&b, s.insert, r.d.store)
 		return r.d.pool.SendBatch(ctx, &b).Close()
 	}
@@ -233,7 +235,7 @@ func (r *recorder) try(ctx context.Context, s *statements) error {
 		if err != nil {
 			return err
 		}
-		s.queue(&b, s.insert.of(owned), r.d.store)
+		s.queue(&b, s.insert.ofBatches(owned), r.d.store)
 		return tx.SendBatch(ctx, &b).Close()
 	})
 }

@@ -32,8 +32,8 @@ func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error
 	return nil
 }
 
-// replay queues, in one transaction, all stored events of a span of time that a listener
-// wants and that are not under way to it, and returns how many.
+// replay queues, in one transaction, the stored events of a span of time that a
+// listener wants, except for those under way to it. It returns their number.
 func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until time.Time) (queued int64, err error) {
 	pattern, err := event.ParsePattern(l.Event)
 	if err != nil {
@@ -44,8 +44,8 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 		name = ""
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		// The transaction is idle while a page is read, which may take long if only
-		// a few of many events have that name.
+		// The transaction is idle while a page is read. That may take long if only a
+		// few of many events have the name.
 		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = `+strconv.FormatInt(replayTimeout.Milliseconds(), 10)); err != nil {
 			return err
 		}
@@ -78,10 +78,10 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 	return queued, nil
 }
 
-// underWay returns which events of a page, which is in order, an instance has in hand for
-// a listener: taken up from retries, or in memory. That instance records what becomes of
-// it. A replay must not have written or locked its row by then: the recorder would wait
-// until the replay ends, and all listeners with it.
+// underWay returns the events of an ordered page that an instance has in hand for a
+// listener, whether taken up from retries or in memory. That instance will record their
+// outcomes. A replay must not write or lock their rows: the recorder, and all listeners
+// with it, would wait until the replay ends.
 func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.Stored) (map[event.Key]bool, error) {
 	if len(page) == 0 {
 		return nil, nil
@@ -91,7 +91,8 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 		batches = append(batches, page[i].Key.Batch)
 	}
 	batches = slices.Compact(batches)
-	// Read first: a delivery that is settled later has its row, or its success.
+	// Read first: if a delivery is settled later, the next query finds its row or its
+	// success.
 	unsettled, err := d.store.Unsettled(ctx, batches)
 	if err != nil {
 		return nil, err
@@ -99,30 +100,30 @@ func (d *Delivery) underWay(ctx context.Context, listener int64, page []event.St
 	rows, _ := d.pool.Query(ctx, `SELECT batch_id, ordinal, owner IS NOT NULL FROM retries WHERE listener_id = $1 AND batch_id BETWEEN $2 AND $3
 		UNION ALL SELECT batch_id, ordinal, false FROM attempts WHERE listener_id = $1 AND batch_id = ANY($4) AND delivered`,
 		listener, batches[0], batches[len(batches)-1], unsettled)
-	under := make(map[event.Key]bool)
+	found := make(map[event.Key]bool)
 	var k event.Key
-	var inHand bool
-	if _, err := pgx.ForEachRow(rows, []any{&k.Batch, &k.Ordinal, &inHand}, func() error {
-		under[k] = under[k] || inHand
+	var owned bool
+	if _, err := pgx.ForEachRow(rows, []any{&k.Batch, &k.Ordinal, &owned}, func() error {
+		found[k] = found[k] || owned
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("look for deliveries under way: %w", err)
 	}
 	for i := range page {
 		e := &page[i]
-		if _, known := under[e.Key]; !known && slices.Contains(e.Listeners, listener) && slices.Contains(unsettled, e.Key.Batch) {
-			under[e.Key] = true
+		if _, known := found[e.Key]; !known && slices.Contains(e.Listeners, listener) && slices.Contains(unsettled, e.Key.Batch) {
+			found[e.Key] = true
 		}
 	}
-	return under, nil
+	return found, nil
 }
 
-// bulkPage is how many deliveries are read in one step.
+// bulkPage is the number of deliveries read in one step.
 const bulkPage = 5000
 
-// retryAll queues, in one transaction, the deliveries of a listener that ended in one of
-// some states and whose events were received in a span of time, and returns how many.
-// Their schedule begins anew.
+// retryAll queues, in one transaction, a listener's deliveries that are in one of the
+// states and whose events were received in a span of time. It returns their number.
+// Their schedules start over.
 func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string, since, until time.Time) (queued int64, err error) {
 	after := event.Key{Batch: d.store.At(since) - 1, Ordinal: math.MaxInt32} // no event is stored before it is received
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
@@ -160,8 +161,8 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 	return queued, nil
 }
 
-// test makes one attempt to deliver an event to a listener, and records it. If it fails
-// the delivery is exhausted, and can be retried like any other.
+// test makes one attempt to deliver an event to a listener, and records it. If the
+// attempt fails, the delivery is exhausted, and can be retried like any other.
 func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) (storedAttempt, error) {
 	key, err := d.store.Add(ctx, e, []int64{l.ID})
 	if err != nil {
@@ -220,21 +221,21 @@ func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 			}
 		}
 	}
-	id, err := uuid.NewRandom() // isSample recognizes it by this
+	id, err := uuid.NewRandom() // isSample recognizes a sample by its random id
 	if err != nil {
 		return nil, fmt.Errorf("make a sample: %w", err)
 	}
 	data, ok := event.Sample(name)
 	if !ok {
-		data = []byte(`{"shard_id":0}`) // the fields that all events of Gatehook have in common
+		data = []byte(`{"shard_id":0}`) // the field that all of Gatehook's own events have
 	}
 	e := &event.Event{ID: id, Name: name, Shard: event.Shard{ID: 0, Count: 1}, ReceivedAt: now, Data: data}
 	event.FindIDs(e)
 	return e, nil
 }
 
-// isSample reports whether an event is one of sampleFor's. Only they have a random id (RFC
-// 9562, section 5.4): ids of Discord's events are derived from their place in the session,
-// and the rest from the time. A sample is for the listener under test, and must not reach
-// another one as if it had happened.
+// isSample reports whether sampleFor made an event. Only samples have a random id (RFC
+// 9562, section 5.4). All other ids are derived: those of Discord's events from their
+// place in the session, the rest from the time or an attempt. A sample is for the
+// listener under test, and must not reach another listener as if it had happened.
 func isSample(e *event.Event) bool { return e.ID.Version() == 4 }

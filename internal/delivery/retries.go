@@ -14,19 +14,18 @@ import (
 )
 
 const (
-	// retryPoll is how often the retry loop looks for retries when nothing
-	// announces one: another instance may have left some.
+	// retryPoll is how often the retry loop looks for retries when nothing announces
+	// one, because another instance may have left some.
 	retryPoll = time.Second
-	// putBack is how long a delivery that must wait for an older one of its
-	// ordering key goes back into retries.
+	// putBack is the wait of a delivery that goes back into retries because of an older
+	// one of its ordering key.
 	putBack = 200 * time.Millisecond
-	// claimAtOnce bounds how many deliveries all lanes together take up in one
-	// step: they are in memory twice meanwhile, and lanes that have nothing left
-	// wait for the end of the step.
+	// claimAtOnce bounds the deliveries that all lanes together take up in one step.
+	// They are in memory twice during the step, and idle lanes wait for its end.
 	claimAtOnce = 4096
 )
 
-// due announces to the retry loop that a delivery will be due at a time.
+// due tells the retry loop when a delivery will be due.
 func (d *Delivery) due(at time.Time) {
 	d.mu.Lock()
 	sooner := d.nextDue.IsZero() || at.Before(d.nextDue)
@@ -61,39 +60,39 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 	defer upkeep.Stop()
 	for {
 		var err error
-		// Work that has nothing to do with the timer must not reset it, or it
-		// might never fire.
-		looked := true
+		// The periodic steps must not reset the timer, because it might then never
+		// fire.
+		resetTimer := true
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.replan:
 		case <-health.C:
-			looked, err = false, d.readHealth(ctx)
+			resetTimer, err = false, d.readHealth(ctx)
 		case <-upkeep.C:
-			looked, err = false, d.upkeep(ctx)
+			resetTimer, err = false, d.upkeep(ctx)
 		case <-d.kick:
 			err = d.takeDue(ctx)
 		case <-timer.C:
 			err = d.takeDue(ctx)
 		case <-unpark.C:
 			d.forget()
-			looked, err = false, d.unparkKeys(ctx)
+			resetTimer, err = false, d.unparkKeys(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			d.log.LogAttrs(ctx, slog.LevelWarn, "taking up retries failed", slog.Any("error", err))
+			d.log.LogAttrs(ctx, slog.LevelWarn, "a step of the retry loop failed", slog.Any("error", err))
 		}
-		if looked {
+		if resetTimer {
 			timer.Reset(d.untilDue(time.Now()))
 		}
 	}
 }
 
-// takeDue claims the retries that are due and gives them to the lanes that have room.
-// One listener's rows never stand in the way of another's.
+// takeDue claims due retries and gives them to the lanes that have room. The rows of
+// one listener never block those of another.
 func (d *Delivery) takeDue(ctx context.Context) error {
 	d.mu.Lock()
-	if !d.nextDue.After(time.Now()) { // a later one must not wait for the next poll
+	if !d.nextDue.After(time.Now()) { // otherwise due would ignore all later times
 		d.nextDue = time.Time{}
 	}
 	d.mu.Unlock()
@@ -104,15 +103,14 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	if err != nil || len(rooms) == 0 {
 		return err
 	}
-	// In random order, so that each is first now and then: the first ones may take
-	// the whole step.
+	// In random order, because the first lanes may use up the whole step.
 	rand.Shuffle(len(rooms), func(i, j int) { rooms[i], rooms[j] = rooms[j], rooms[i] })
 	jobs, keys, err := d.claim(ctx, rooms, claimAtOnce)
 	if err == nil && len(jobs) > 0 {
 		err = d.loadEvents(ctx, jobs, keys)
 	}
 	if err != nil {
-		// They may be claimed nevertheless, if only the answer was lost.
+		// The rows may be claimed nevertheless, if only the answer was lost.
 		for i := range jobs {
 			d.unsure.add(ID{keys[i], jobs[i].listener})
 		}
@@ -142,8 +140,8 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 	return nil
 }
 
-// room is how many deliveries a listener's lane can take: in all, and how many of them
-// from the background.
+// room is how many deliveries a listener's lane can take, in all and from the
+// background.
 type room struct {
 	listener        int64
 	all, background int
@@ -156,8 +154,9 @@ func (r *room) take(background bool) {
 	}
 }
 
-// withPending begins a query for the listeners that have pending retries, l. It hops from
-// listener to listener in the index instead of reading every row. The last one is NULL.
+// withPending begins a query. Its table l has the listeners with pending retries, and
+// NULL at the end. The query hops from listener to listener in the index instead of
+// reading every row.
 const withPending = `WITH RECURSIVE l AS (
 		(SELECT listener_id FROM retries WHERE state = 'pending' ORDER BY listener_id LIMIT 1)
 		UNION ALL
@@ -166,8 +165,7 @@ const withPending = `WITH RECURSIVE l AS (
 		FROM l WHERE l.listener_id IS NOT NULL
 	) `
 
-// withRoom returns the listeners that have pending retries and a lane with room for
-// some.
+// withRoom returns the room of each lane that has room and pending retries.
 func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	rows, _ := d.pool.Query(ctx, withPending+`SELECT listener_id FROM l WHERE listener_id IS NOT NULL`)
 	pending, err := pgx.CollectRows(rows, pgx.RowTo[int64])
@@ -192,15 +190,15 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	return rooms, nil
 }
 
-// expirePaused expires the deliveries that became too old while their lane stands
-// still, without an attempt: whoever takes up the rest would have to go through them
-// first. Of the rows that were checked before, only those of the last minute are checked
-// again: rows may come late, but those that stay because somebody asked for them may be
-// a million. A row that is missed expires when it is taken up.
+// expirePaused expires, without an attempt, the deliveries that became too old while
+// their lane pauses. Otherwise the lane would have to go through them first when it
+// continues. Rows that were checked are not checked again, because a million of them
+// may stay if somebody asked for them. Rows of the last minute are checked again,
+// because rows may come late. A row that is missed expires when it is taken up.
 func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time.Time) error {
 	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
-	// Locked rows are skipped: a replay of this listener locks its rows until it
-	// ends, and all listeners would wait for it.
+	// Locked rows are skipped. A replay of this listener locks its rows until it ends,
+	// and all listeners would wait for it.
 	tag, err := d.pool.Exec(ctx, `UPDATE retries SET state = 'expired', updated_at = now() WHERE ctid = ANY (ARRAY(
 			SELECT ctid FROM retries
 			WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND NOT asked AND batch_id >= $2 AND batch_id < $3
@@ -214,7 +212,8 @@ func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time
 	return nil
 }
 
-// freeUnsure gives back the rows that may be claimed although no lane has them.
+// freeUnsure gives back the rows that this instance may have claimed although no lane
+// has them.
 func (d *Delivery) freeUnsure(ctx context.Context) error {
 	if len(d.unsure.batches) == 0 {
 		return nil
@@ -229,7 +228,7 @@ func (d *Delivery) freeUnsure(ctx context.Context) error {
 	return nil
 }
 
-// loadEvents gives every job its event; an event that is no longer stored has no name.
+// loadEvents gives every job its event. An event that is no longer stored gets no name.
 func (d *Delivery) loadEvents(ctx context.Context, jobs []job, keys []event.Key) error {
 	stored, err := d.store.Events(ctx, keys)
 	if err != nil {

@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// jitter is the share by which a wait is made longer or shorter at random, so that
-// deliveries which failed together do not come back together.
+// jitter is the share by which a wait is lengthened or shortened at random, so that
+// deliveries that failed together are not retried together.
 const jitter = 0.2
 
-// Schedule is the waits between the attempts of a delivery: the first one follows the
-// first attempt, and so on. A delivery whose attempt after the last wait fails is
+// Schedule lists the waits between the attempts of a delivery; the first wait follows
+// the first attempt. If the attempt after the last wait fails, the delivery is
 // exhausted.
 type Schedule []time.Duration
 
-// ParseSchedule reads waits joined with commas, such as "5s,5m,30m".
+// ParseSchedule parses waits separated by commas, such as "5s,5m,30m".
 func ParseSchedule(s string) (Schedule, error) {
 	var out Schedule
 	for part := range strings.SplitSeq(s, ",") {
 		part = strings.TrimSpace(part)
 		d, err := time.ParseDuration(part)
 		if err != nil || d < 0 || d > 30*24*time.Hour {
-			return nil, fmt.Errorf("%q is not a wait from 0s to 720h such as 5m", part)
+			return nil, fmt.Errorf("%q is not a wait from 0s to 720h, such as 5m", part)
 		}
 		out = append(out, d)
 	}
@@ -37,7 +37,7 @@ func (s Schedule) total() (d time.Duration) {
 	return d
 }
 
-// wait returns the time to wait after an attempt, which is counted from 1; ok is false if no
+// wait returns the time to wait after an attempt (counted from 1). ok is false if no
 // attempt follows. random is in [0,1).
 func (s Schedule) wait(attempt int, random float64) (d time.Duration, ok bool) {
 	if attempt > len(s) {

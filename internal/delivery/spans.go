@@ -14,10 +14,10 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Traces is how deliveries are traced. Its zero value records nothing, and lets receivers
-// record every trace.
+// Traces configures the tracing of deliveries. Its zero value records no span, and lets
+// receivers record every trace.
 type Traces struct {
-	// Tracer records the spans; nil for none. It has to take their ids from SpanIDs.
+	// Tracer records the spans; nil records none. It must take their ids from SpanIDs.
 	Tracer trace.Tracer
 	// Sampled decides by the id alone whether a trace is recorded, so that all
 	// servers agree; nil records every trace. Receivers whose samplers follow their
@@ -27,18 +27,19 @@ type Traces struct {
 
 func (t Traces) sampled(id trace.TraceID) bool { return t.Sampled == nil || t.Sampled(id) }
 
-// eventKey is the context key under which the span of a receipt finds the event's id.
+// eventKey is the context key of the event's id, from which SpanIDs derives the ids of
+// a receipt.
 type eventKey struct{}
 
-// SpanIDs makes the ids of spans: those of a receipt are derived from the event's id, the
-// rest are random. It is the IDGenerator of Traces.Tracer.
+// SpanIDs is the IDGenerator of Traces.Tracer. It derives the ids of a receipt from the
+// event's id; all other ids are random.
 type SpanIDs struct{}
 
 // NewIDs returns the ids of a receipt.
 func (SpanIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	id, ok := ctx.Value(eventKey{}).(uuid.UUID)
 	if !ok {
-		id = uuid.New() // the span of no event
+		id = uuid.New() // a span without an event
 	}
 	return traceOf(id)
 }
@@ -74,8 +75,8 @@ func (t Traces) received(ctx context.Context, e *event.Event) {
 	span.End()
 }
 
-// attempt begins the span of a record's attempt, and returns the POST's traceparent. The span
-// is nil if it is not recorded.
+// attempt starts the span of a record's attempt, and returns it with the POST's
+// traceparent. The span is nil if the trace is not recorded.
 func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
 	e := &rec.job.stored.Event
 	id, receipt := traceOf(e.ID)
@@ -90,8 +91,9 @@ func (t Traces) attempt(ctx context.Context, rec *record) (trace.Span, string) {
 	return span, traceparent(id, span.SpanContext().SpanID(), true)
 }
 
-// endSpan ends the span of an attempt, if there is one, with the outcome. It shows the host
-// of the callback's URL only: the rest may be secret.
+// endSpan ends the span of an attempt, if there is one, and adds the outcome to it. The
+// span shows only the host and port of the callback's URL, because the rest may be
+// secret.
 func endSpan(span trace.Span, rec *record, t *callback.Target) {
 	if span == nil {
 		return

@@ -11,25 +11,26 @@ import (
 
 // statements is one transaction of the recorder, as columns.
 //
-// Attempts are facts and always stored. Everything else is stored only on behalf of the
-// owner: an heir may have taken over meanwhile, and then has dispatched again what it did
-// not find recorded. Whichever comes first, no delivery is lost:
+// Attempts are facts and always stored. Everything else is stored only if this instance
+// is still the owner. An heir may have taken over meanwhile, and dispatched again the
+// deliveries that it did not find recorded. Whichever comes first, no delivery is lost:
 //
-//   - A delivery of a batch goes to retries. Its batch is locked before. The heir takes
-//     the batch before it looks at retries: it either finds the row, or had the batch
-//     first, and then the row is not stored.
-//   - A batch is settled. It is forgotten only if this instance still owns it, and so
-//     only if every row of it was stored by this owner or none was needed.
+//   - A delivery of a batch goes to retries. Its batch is locked first. The heir takes
+//     the batch over before it reads retries. So either the heir finds the row, or it
+//     had the batch first and the row is not stored.
+//   - A batch is settled. It is deleted only if this instance still owns it, and
+//     therefore has stored every row that the batch needed.
 //   - A delivery that was taken up is done, or goes back. Its row changes only if this
-//     instance still owns it. Otherwise the heir has freed it, and it is taken up again.
+//     instance still owns the row. Otherwise the heir has freed the row, and the
+//     delivery is taken up again.
 type statements struct {
 	// owner is the number of this instance. Records under an older number belong
 	// to an heir.
 	owner    int64
 	attempts attemptRows
 	insert   retryRows // new rows of retries
-	update   retryRows // taken up, and going back
-	remove   keyRows   // taken up, and done
+	update   retryRows // rows that were taken up and go back
+	remove   keyRows   // rows that were taken up and are done
 	settled  []int64
 	// earliest is when the first of these retries is due; zero for none.
 	earliest time.Time
@@ -79,7 +80,7 @@ func (a *attemptRows) add(rec *record) {
 	a.errors = append(a.errors, text)
 	kept := rec.result.Response
 	if rec.outcome.kind == delivered {
-		kept = nil // nobody debugs a success: it is not worth its room
+		kept = nil // nobody debugs a success
 	}
 	a.responses = append(a.responses, append([]byte{}, kept...))
 }
@@ -106,15 +107,15 @@ func (r *retryRows) add(rec *record, state string, owner *int64) {
 	r.owners = append(r.owners, owner)
 }
 
-// of returns the rows that belong to some batches.
-func (r *retryRows) of(batches []int64) retryRows {
-	in := make(map[int64]bool, len(batches))
+// ofBatches returns the rows of some batches.
+func (r *retryRows) ofBatches(batches []int64) retryRows {
+	wanted := make(map[int64]bool, len(batches))
 	for _, id := range batches {
-		in[id] = true
+		wanted[id] = true
 	}
 	var out retryRows
 	for i, id := range r.batches {
-		if !in[id] {
+		if !wanted[id] {
 			continue
 		}
 		out.keyRows.add(ID{event.Key{Batch: id, Ordinal: r.ordinals[i]}, r.listeners[i]})
@@ -171,12 +172,12 @@ func newStatements(recs []record, owner int64) *statements {
 	return s
 }
 
-// queue adds the statements of the transaction. Of their order it matters only that the
-// batches come last.
+// queue adds the statements of the transaction. The batches come last, and byIndex
+// comes before the statements that need it.
 func (s *statements) queue(b *pgx.Batch, insert retryRows, store Store) {
 	queueAttempts(b, &s.attempts)
 	if r := &insert; len(r.batches) > 0 {
-		// An earlier try whose answer was lost may have stored them.
+		// An earlier try whose answer was lost may have stored the rows.
 		b.Queue(`INSERT INTO retries (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, owner)
 			SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::timestamptz[], $7::text[], $8::bigint[])
 			ON CONFLICT (batch_id, ordinal, listener_id) DO NOTHING`,
@@ -207,8 +208,8 @@ func queueAttempts(b *pgx.Batch, a *attemptRows) {
 	}
 }
 
-// These change rows that were taken up. They follow byIndex in a transaction: a plan that
-// was made while the table was empty would read all of it.
+// These statements change rows that were taken up. They follow byIndex in a
+// transaction, because a plan made while the table was empty would read all of it.
 const (
 	removeRows = `DELETE FROM retries t USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 		WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner = $4`

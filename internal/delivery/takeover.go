@@ -9,15 +9,14 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Recover takes over batches that a dead instance left unsettled. Deliveries that the
-// records show as delivered, or as waiting in retries, are not dispatched again. When it
-// returns, the ordered ones wait in retries: from then on newer events may be received,
-// here or elsewhere.
+// Recover dispatches batches that a dead instance left unsettled, except for deliveries
+// that were delivered or have a row in retries. When it returns, the ordered deliveries
+// have rows in retries, so newer events may be received, here or elsewhere.
 func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
-	wanted, of := wantedBy(batches)
+	listeners, batchIDs := wantedBy(batches)
 	rows, _ := d.pool.Query(ctx, `WITH u AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u (listener_id, batch_id))
 		SELECT batch_id, ordinal, listener_id FROM u JOIN attempts USING (listener_id, batch_id) WHERE delivered
-		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, wanted, of)
+		UNION ALL SELECT batch_id, ordinal, listener_id FROM u JOIN retries USING (listener_id, batch_id)`, listeners, batchIDs)
 	settled := make(map[ID]bool)
 	var id ID
 	if _, err := pgx.ForEachRow(rows, []any{&id.Key.Batch, &id.Key.Ordinal, &id.Listener}, func() error {
@@ -34,20 +33,21 @@ func (d *Delivery) Recover(ctx context.Context, batches []*event.Batch) error {
 	return d.recorder.flush(ctx)
 }
 
-// wantedBy lists the listeners of batches, each beside its batch.
-func wantedBy(batches []*event.Batch) (listeners, of []int64) {
+// wantedBy returns the listeners of each batch; batchIDs[i] is the batch of
+// listeners[i].
+func wantedBy(batches []*event.Batch) (listeners, batchIDs []int64) {
 	for _, b := range batches {
 		seen := make(map[int64]bool)
 		for i := range b.Events {
 			for _, l := range b.Events[i].Listeners {
 				if !seen[l] {
 					seen[l] = true
-					listeners, of = append(listeners, l), append(of, b.ID)
+					listeners, batchIDs = append(listeners, l), append(batchIDs, b.ID)
 				}
 			}
 		}
 	}
-	return listeners, of
+	return listeners, batchIDs
 }
 
 // Free gives back the retries that a dead instance had taken up.
@@ -59,9 +59,9 @@ func (d *Delivery) Free(ctx context.Context, dead int64) error {
 	return nil
 }
 
-// Yield puts all ordered deliveries of a shard that this instance has in memory into
-// retries, and returns when they are there. It does not wait for those in flight: their
-// rows hold back newer ones.
+// Yield stores a row in retries for each ordered delivery of a shard that this instance
+// has in memory. It returns when all rows are stored. It does not wait for the
+// deliveries in flight, because their rows hold back newer ones.
 func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
 	for _, l := range d.all() {
 		l.yield(s)
@@ -72,8 +72,8 @@ func (d *Delivery) Yield(ctx context.Context, s event.Shard) error {
 	return nil
 }
 
-// Prepare lets the lanes know which ordering keys have deliveries waiting in retries:
-// newer ones must not overtake them.
+// Prepare tells the lanes which ordering keys have deliveries in retries, because newer
+// ones must not overtake them.
 func (d *Delivery) Prepare(ctx context.Context) error {
 	rows, _ := d.pool.Query(ctx, `SELECT DISTINCT ON (listener_id, order_key) listener_id, order_key, batch_id, ordinal FROM retries
 		WHERE state = 'pending' AND order_key <> ''

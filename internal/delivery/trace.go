@@ -10,24 +10,25 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// traceOf returns the trace of an event and the span of its receipt. All deliveries of an
-// event, their attempts and replays are in one trace, and whoever makes an attempt, hours
-// later on another server, can name the receipt as its parent. The ids are a hash, since
-// samplers judge a trace by the last bytes of its id, and those of events count up.
+// traceOf returns the ids of an event's trace and of its receipt's span. All deliveries
+// of an event, with their attempts and replays, are in one trace. Any server can name
+// the receipt as the parent of an attempt, even hours later. The ids are a hash,
+// because samplers judge a trace by the last bytes of its id, and the last bytes of
+// event ids count up.
 func traceOf(e uuid.UUID) (trace.TraceID, trace.SpanID) {
 	h := sha256.Sum256(e[:])
 	return trace.TraceID(h[:16]), trace.SpanID(h[16:24])
 }
 
-// newSpanID makes the id of one more span of a trace.
+// newSpanID returns a random id for a span.
 func newSpanID() (id trace.SpanID) {
 	binary.BigEndian.PutUint64(id[:], rand.Uint64()|1) //nolint:gosec // an id; all zeros would be invalid
 	return id
 }
 
-// traceparent returns a trace context (W3C Trace Context, 3.2). The sampler's decision is its
-// only flag: many receivers' libraries drop the whole header if it has the random flag of
-// level 2 too.
+// traceparent returns a trace context (W3C Trace Context, 3.2). The sampler's decision
+// is its only flag, because many receivers' libraries drop the whole header if it also
+// has the random flag of level 2.
 func traceparent(id trace.TraceID, span trace.SpanID, sampled bool) string {
 	const length = len("00-") + 32 + len("-") + 16 + len("-00")
 	b := make([]byte, 0, length)

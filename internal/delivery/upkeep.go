@@ -8,15 +8,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// upkeep makes and drops partitions, and removes rows that are no longer of use: those
-// past their retention, and those that a POST in flight left behind for a listener that
-// was deleted.
+// upkeep creates and drops partitions, and removes useless rows: those past their
+// retention, and those that a POST in flight left behind for a deleted listener.
 func (d *Delivery) upkeep(ctx context.Context) error {
 	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
 		return err
 	}
-	// The event of a row that was last touched that long ago is gone, even if the
-	// row still waits for a disabled listener.
+	// A row that was last changed that long ago has lost its event, even if it still
+	// waits for a disabled listener.
 	if _, err := d.pool.Exec(ctx, `DELETE FROM retries WHERE owner IS NULL AND updated_at < now() - $1::interval
 		AND (state <> 'pending' OR due_at < now() - $1::interval)`, d.cfg.Retention); err != nil {
 		return fmt.Errorf("remove old outcomes: %w", err)
@@ -37,8 +36,7 @@ func (d *Delivery) upkeep(ctx context.Context) error {
 	return nil
 }
 
-// forget drops the lanes of deleted listeners that have nothing left to do, and their
-// metrics.
+// forget drops the idle lanes of deleted listeners, and their metrics.
 func (d *Delivery) forget() {
 	for _, l := range d.all() {
 		if d.listeners.Listener(l.id) != nil {
