@@ -94,14 +94,14 @@ func TestHeadersOfADelivery(t *testing.T) {
 	defer srv.Close()
 	l := testListener(srv.URL + "/path?q=1")
 	l.Headers = map[string]string{"x-token": "t"}
-	// While a secret is rotated, either verifies.
+	// During the rotation of a secret, either one verifies.
 	l.Secrets = append([]secret.Value{secret.New("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")}, l.Secrets...)
 	if r := send(t, newClient(t, testConfig(time.Minute)), l); r.Err != nil || r.Status != 200 || r.Class != callback.Class2xx {
 		t.Fatalf("%+v", r)
 	}
 	c := <-calls
 	if err := verify.Verify(c.body, c.header); err != nil {
-		t.Errorf("the ecosystem's library refuses it: %v", err)
+		t.Errorf("the Standard Webhooks library refuses the signature: %v", err)
 	}
 	for name, want := range map[string]string{
 		"Content-Type": "application/json", "User-Agent": "Gatehook/v1", "X-Token": "t", "Gatehook-Event": "RAW_GUILD_BAN_ADD",
@@ -117,8 +117,8 @@ func TestHeadersOfADelivery(t *testing.T) {
 	}
 }
 
-// TestSignedLikeDiscord: a delivery in the format discord is signed over the timestamp
-// and the body, besides the usual signature.
+// TestSignedLikeDiscord: a delivery in the format discord has a second signature, over
+// the timestamp and the body.
 func TestSignedLikeDiscord(t *testing.T) {
 	t.Parallel()
 	public, err := hex.DecodeString(testKey.Public())
@@ -150,11 +150,11 @@ func TestSignedLikeDiscord(t *testing.T) {
 		t.Fatal(r.Err)
 	}
 	if r := <-requests; r.Header.Get("X-Signature-Ed25519") != "" {
-		t.Error("the format standard is signed with Ed25519")
+		t.Error("a delivery in the format standard is signed with Ed25519")
 	}
 }
 
-func TestAnswersThatAreNone(t *testing.T) {
+func TestFailedPosts(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	mux := http.NewServeMux()
@@ -188,7 +188,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 	mux.HandleFunc("/drop", func(w http.ResponseWriter, _ *http.Request) {
 		c, _, err := w.(http.Hijacker).Hijack()
 		if err == nil {
-			c.Close() //nolint:errcheck // that is the point
+			c.Close() //nolint:errcheck // it is closed on purpose
 		}
 	})
 	srv := httptest.NewServer(mux)
@@ -198,7 +198,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 	t.Cleanup(secure.Close)
 	gone := httptest.NewServer(nil)
 	gone.Close()
-	t.Cleanup(func() { close(release) }) // first of all: Close waits for the handlers
+	t.Cleanup(func() { close(release) }) // runs first, because Close waits for the handlers
 	for _, tt := range []struct {
 		url    string
 		status int

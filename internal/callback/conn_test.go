@@ -15,7 +15,7 @@ import (
 	"github.com/gatehook/gatehook/internal/callback"
 )
 
-// counted serves, and counts the connections that were made.
+// counted starts a server that counts its connections.
 func counted(t *testing.T, h http.HandlerFunc) (srv *httptest.Server, opened *atomic.Int64) {
 	t.Helper()
 	opened = new(atomic.Int64)
@@ -30,7 +30,7 @@ func counted(t *testing.T, h http.HandlerFunc) (srv *httptest.Server, opened *at
 	return srv, opened
 }
 
-// TestConnectionsAreReused: one connection is enough as long as answers are whole.
+// TestConnectionsAreReused: one connection is enough as long as answers are complete.
 func TestConnectionsAreReused(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -77,8 +77,8 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
-// TestUnfinishedAnswer: a connection on which the rest of an answer may still come
-// is not used again. The next POST would take it for its own answer.
+// TestUnfinishedAnswer: a connection on which the rest of an answer may still come is
+// not used again, because the next POST would take that rest for its own answer.
 func TestUnfinishedAnswer(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
@@ -102,8 +102,8 @@ func TestUnfinishedAnswer(t *testing.T) {
 	}
 }
 
-// TestAnsweredEarly: a callback that answers before it has read a large body,
-// or that never reads it, has answered.
+// TestAnsweredEarly: an answer counts even if the callback sends it before it has read
+// a large body, or never reads that body.
 func TestAnsweredEarly(t *testing.T) {
 	t.Parallel()
 	for name, closes := range map[string]bool{"and closes": true, "and waits": false} {
@@ -128,15 +128,15 @@ func TestAnsweredEarly(t *testing.T) {
 	}
 }
 
-// TestBodiesOfAllSizes: a body that is written in one piece, in two or in many arrives
-// unchanged, with and without TLS.
+// TestBodiesOfAllSizes: a body arrives unchanged whether it is written in one piece, in
+// two or in many, with and without TLS.
 func TestBodiesOfAllSizes(t *testing.T) {
 	t.Parallel()
 	bodies := make(chan []byte, 1)
 	receive := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || r.ContentLength != int64(len(body)) {
-			t.Errorf("a length of %d, %d bytes, %v", r.ContentLength, len(body), err)
+			t.Errorf("Content-Length is %d, the body has %d bytes, %v", r.ContentLength, len(body), err)
 		}
 		bodies <- body
 		w.WriteHeader(http.StatusNoContent)
@@ -153,7 +153,7 @@ func TestBodiesOfAllSizes(t *testing.T) {
 				t.Fatalf("%d bytes: %v, %v", size, r.Class, r.Err)
 			}
 			if !bytes.Equal(<-bodies, sent) {
-				t.Errorf("%d bytes came as others", size)
+				t.Errorf("a body of %d bytes arrived changed", size)
 			}
 		}
 	}
@@ -162,8 +162,8 @@ func TestBodiesOfAllSizes(t *testing.T) {
 	}
 }
 
-// TestAttemptIsEnded: the end of the context ends a POST that hangs, and its cause is
-// the error.
+// TestAttemptIsEnded: the end of the context ends a POST that hangs. The error is the
+// context's cause.
 func TestAttemptIsEnded(t *testing.T) {
 	t.Parallel()
 	reason := errors.New("the server stops")

@@ -26,8 +26,8 @@ import (
 	"github.com/gatehook/gatehook/internal/callback"
 )
 
-// startTLS serves over TLS with HTTP/2, and returns the roots that trust its
-// certificate; change, if any, changes what it serves with.
+// startTLS starts a TLS server with HTTP/2, and returns the roots that trust its
+// certificate. change, unless nil, changes the server's configuration.
 func startTLS(t *testing.T, h http.HandlerFunc, change func(*tls.Config)) (srv *httptest.Server, roots *x509.CertPool) {
 	t.Helper()
 	srv = httptest.NewUnstartedServer(h)
@@ -50,8 +50,7 @@ func startTLS(t *testing.T, h http.HandlerFunc, change func(*tls.Config)) (srv *
 	return srv, roots
 }
 
-// certificate makes a certificate that is signed by itself, with the changes that
-// change makes.
+// certificate makes a self-signed certificate. change may change its template.
 func certificate(t *testing.T, change func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -71,7 +70,7 @@ func certificate(t *testing.T, change func(*x509.Certificate)) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestTLSIsVerified: nothing is sent to a server that does not prove to be the
+// TestTLSIsVerified: nothing is sent to a server that does not prove that it is the
 // callback.
 func TestTLSIsVerified(t *testing.T) {
 	t.Parallel()
@@ -91,14 +90,14 @@ func TestTLSIsVerified(t *testing.T) {
 		"TLS 1.1": {func(c *tls.Config) {
 			with(func(*x509.Certificate) {})(c)
 			c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-			c.NextProtos = []string{"http/1.1"} // or HTTP/2 would refuse it
+			c.NextProtos = []string{"http/1.1"} // otherwise HTTP/2 would refuse it
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv, roots := startTLS(t, func(w http.ResponseWriter, _ *http.Request) {
 				if !tt.good {
-					t.Error("a request came")
+					t.Error("a request was received")
 				}
 				w.WriteHeader(http.StatusNoContent)
 			}, tt.change)
@@ -113,7 +112,7 @@ func TestTLSIsVerified(t *testing.T) {
 	}
 }
 
-// testProxy is a proxy that takes every name for the one callback that it knows.
+// testProxy is a proxy that connects every request to one callback.
 type testProxy struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -157,19 +156,19 @@ func (p *testProxy) log() string {
 	return strings.Join(p.asked, "\n")
 }
 
-// TestProxy: the proxy is asked for callbacks over TLS by name, its own address is not
-// checked, and callbacks' addresses are still refused here.
+// TestProxy: the proxy is asked for callbacks over TLS by name. Its own address is not
+// checked. Addresses in callbacks' URLs are still refused here.
 func TestProxy(t *testing.T) {
 	t.Parallel()
 	names := newNameServer(func(int, bool) netip.Addr { return netip.MustParseAddr("127.0.0.1") })
 	c := testConfig(time.Minute)
 	c.Allow, c.Resolver = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}, names.resolver()
-	var by *url.URL
+	var via *url.URL
 	c.Proxy = func(u *url.URL) (*url.URL, error) {
 		if u.Hostname() == "127.0.0.1" || strings.HasPrefix(u.Hostname(), "direct.") { // NO_PROXY
-			return nil, nil //nolint:nilnil // by its documentation
+			return nil, nil //nolint:nilnil // as documented
 		}
-		return by, nil
+		return via, nil
 	}
 	came := make(chan struct{}, 1)
 	destination, roots := startTLS(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -180,17 +179,17 @@ func TestProxy(t *testing.T) {
 	s := newClient(t, c)
 	p := startProxy(t, destination.Listener.Addr().String(), http.StatusOK)
 	var err error
-	if by, err = url.Parse(strings.Replace(p.URL, "http://", "http://user:hunter2@", 1)); err != nil {
+	if via, err = url.Parse(strings.Replace(p.URL, "http://", "http://user:hunter2@", 1)); err != nil {
 		t.Fatal(err)
 	}
 	if r := send(t, s, testListener("https://callback.test/x")); r.Class != callback.Class2xx || r.Status != 204 {
-		t.Errorf("by way of the proxy: %v, %v", r.Class, r.Err)
+		t.Errorf("through the proxy: %v, %v", r.Class, r.Err)
 	}
 	<-came
 	if got, want := p.log(), "CONNECT callback.test:443 Basic dXNlcjpodW50ZXIy"; got != want {
 		t.Errorf("the proxy was asked %q, want %q", got, want)
 	}
-	// The server at the end of the tunnel has to prove its name as without a proxy.
+	// The server at the end of the tunnel must prove its name, as without a proxy.
 	if r := send(t, s, testListener("https://other.test/")); r.Class != callback.ClassTLS {
 		t.Errorf("a callback of another name: %v, %v", r.Class, r.Err)
 	}
@@ -207,12 +206,12 @@ func TestProxy(t *testing.T) {
 		}
 	}
 	if got := p.log(); got != asked {
-		t.Errorf("the proxy was asked for what is refused:\n%s", got)
+		t.Errorf("the proxy was asked for a refused callback:\n%s", got)
 	}
 }
 
 // TestProxyHangs: a POST through a proxy that does not answer ends at the attempt's
-// timeout, as with a callback, with an error of one line.
+// timeout, with an error of one line.
 func TestProxyHangs(t *testing.T) {
 	t.Parallel()
 	address := speaker(t, func(_ net.Conn, done <-chan struct{}) { <-done })
@@ -233,12 +232,12 @@ func TestProxyFails(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 	for address, want := range map[string]string{p.URL: "the proxy answered 403 to CONNECT", gone.URL: "proxyconnect"} {
-		by, err := url.Parse(strings.Replace(address, "http://", "http://user:hunter2@", 1))
+		via, err := url.Parse(strings.Replace(address, "http://", "http://user:hunter2@", 1))
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := testConfig(time.Minute)
-		c.Proxy = func(*url.URL) (*url.URL, error) { return by, nil }
+		c.Proxy = func(*url.URL) (*url.URL, error) { return via, nil }
 		s := newClient(t, c)
 		r := send(t, s, testListener("https://callback.test/secret-path"))
 		if r.Class != callback.ClassConnection || r.Err == nil || !strings.Contains(r.Err.Error(), want) ||
@@ -284,15 +283,15 @@ func socksProxy(t *testing.T, destination string, asked chan<- string) (address 
 	})
 }
 
-// TestProxyKinds: proxies that are asked over TLS, and by SOCKS5.
+// TestProxyKinds: proxies can be reached over TLS and by SOCKS5.
 func TestProxyKinds(t *testing.T) {
 	t.Parallel()
 	good := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
 	asked := make(chan string, 2)
-	var by *url.URL
+	var via *url.URL
 	c := testConfig(time.Minute)
 	c.Allow = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
-	c.Proxy = func(*url.URL) (*url.URL, error) { return by, nil }
+	c.Proxy = func(*url.URL) (*url.URL, error) { return via, nil }
 	destination, roots := startTLS(t, good, nil)
 	c.Roots = roots // one certificate serves both
 	tunnels := startProxy(t, destination.Listener.Addr().String(), http.StatusOK)
@@ -302,13 +301,13 @@ func TestProxyKinds(t *testing.T) {
 		"socks5://user:pass@" + socksProxy(t, destination.Listener.Addr().String(), asked),
 	} {
 		var err error
-		if by, err = url.Parse(u); err != nil {
+		if via, err = url.Parse(u); err != nil {
 			t.Fatal(err)
 		}
 		s := newClient(t, c)
-		for range 2 { // the second on the connection of the first
+		for range 2 { // the second POST uses the connection of the first
 			if r := send(t, s, testListener("https://example.com/x")); r.Class != callback.Class2xx {
-				t.Errorf("%s: %v, %v", by.Scheme, r.Class, r.Err)
+				t.Errorf("%s: %v, %v", via.Scheme, r.Class, r.Err)
 			}
 		}
 	}
@@ -319,6 +318,6 @@ func TestProxyKinds(t *testing.T) {
 		t.Errorf("the SOCKS proxy was asked %q, want %q", got, want)
 	}
 	if len(asked) != 0 {
-		t.Error("it was asked twice")
+		t.Error("the SOCKS proxy was asked twice")
 	}
 }

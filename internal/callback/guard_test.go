@@ -29,7 +29,7 @@ var dialed = []string{
 	"2606:2800:220:1::1", "2620:4f:7fff:ffff:ffff:ffff:ffff:ffff", "2620:4f:8001::", "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::",
 }
 
-// hook makes the check that precedes every connection, and opens none.
+// hook runs the check that precedes every connection, without opening one.
 func hook(allow []netip.Prefix, addr string, port uint16, plain bool) error {
 	ctx := context.WithValue(context.Background(), plainKey{}, plain)
 	to := netip.AddrPortFrom(netip.MustParseAddr(addr), port).String()
@@ -60,9 +60,9 @@ func TestEveryRefusedAddress(t *testing.T) {
 					break
 				}
 			}
-			// An address is allowed if the operator allows it, and no other one is.
+			// The operator can allow an address, and that allows no other address.
 			if err := hook([]netip.Prefix{netip.PrefixFrom(plain, plain.BitLen())}, addr, 443, true); err != nil {
-				t.Errorf("%s is allowed, and refused: %v", addr, err)
+				t.Errorf("%s is allowed, but refused: %v", addr, err)
 			}
 			if hook(loopback, addr, 443, false) == nil && !loopback[0].Contains(plain) {
 				t.Errorf("%s is dialed although only %v is allowed", addr, loopback)
@@ -71,7 +71,7 @@ func TestEveryRefusedAddress(t *testing.T) {
 	}
 	for i, ok := range tested {
 		if !ok {
-			t.Errorf("no row is for %v", special[i].prefix)
+			t.Errorf("no row tests %v", special[i].prefix)
 		}
 	}
 	for _, addr := range dialed {

@@ -35,8 +35,8 @@ func speaker(t *testing.T, say func(c net.Conn, done <-chan struct{})) (address 
 					ended()
 					c.Close() //nolint:errcheck // the other side has gone
 				}()
-				// A byte of the request comes first: an answer without a request is
-				// another error.
+				// A byte of the request must come first, because an answer without a
+				// request is another error.
 				if _, err := c.Read(make([]byte, 1)); err == nil {
 					say(c, ctx.Done())
 				}
@@ -51,8 +51,8 @@ func speaker(t *testing.T, say func(c net.Conn, done <-chan struct{})) (address 
 	return l.Addr().String()
 }
 
-// drip writes the parts one by one, and the last one again and again until nobody reads
-// it any more.
+// drip writes the parts one by one, and repeats the last one until the other side stops
+// reading.
 func drip(c io.Writer, done <-chan struct{}, parts ...string) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -68,8 +68,8 @@ func drip(c io.Writer, done <-chan struct{}, parts ...string) {
 	}
 }
 
-// TestDripsEnd: a callback that always sends a little more is ended at the
-// attempt's timeout, whatever part of the response it sends.
+// TestDripsEnd: the attempt's timeout ends a response that drips forever, whichever
+// part of it drips.
 func TestDripsEnd(t *testing.T) {
 	t.Parallel()
 	const head = "HTTP/1.1 200 OK\r\n"
@@ -96,7 +96,7 @@ func TestDripsEnd(t *testing.T) {
 	}
 	t.Run("TLS handshake", func(t *testing.T) {
 		t.Parallel()
-		// A record of 16 KiB, which comes byte by byte (RFC 8446, section 5.1).
+		// A record of 16 KiB, sent byte by byte (RFC 8446, section 5.1).
 		address := speaker(t, func(c net.Conn, done <-chan struct{}) { drip(c, done, "\x16\x03\x03\x3f\xff", "\x02") })
 		s := newClient(t, testConfig(200*time.Millisecond))
 		if r := send(t, s, testListener("https://"+address)); r.Class != callback.ClassTimeout {
@@ -107,7 +107,7 @@ func TestDripsEnd(t *testing.T) {
 		t.Parallel()
 		srv, roots := startTLS(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.ProtoMajor != 1 {
-				t.Errorf("it is %s", r.Proto)
+				t.Errorf("the protocol is %s", r.Proto)
 			}
 			drip(flushing{w}, r.Context().Done(), "x")
 		}, nil)

@@ -35,14 +35,14 @@ func testListener(u string) *event.Listener {
 	return &event.Listener{URL: u, Secrets: []secret.Value{secret.New("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")}}
 }
 
-// TestClosedWhileIdle: a connection that the other side ended, or on which it spoke,
-// before the next POST costs no attempt.
+// TestClosedWhileIdle: a connection that the other side closed or wrote to before the
+// next POST costs no attempt.
 func TestClosedWhileIdle(t *testing.T) {
 	t.Parallel()
 	for name, between := range map[string]func(net.Conn) error{
 		"closed": net.Conn.Close,
 		"reset":  func(c net.Conn) error { return errors.Join(c.(*net.TCPConn).SetLinger(0), c.Close()) },
-		"spoken on": func(c net.Conn) error {
+		"written to": func(c net.Conn) error {
 			_, err := io.WriteString(c, "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")
 			return err
 		},
@@ -71,7 +71,7 @@ func TestClosedWhileIdle(t *testing.T) {
 				if err := between(c); err != nil {
 					t.Fatal(err)
 				}
-				// On loopback the end arrives at once, but not in the same instant.
+				// Even on loopback, the end may arrive a moment later.
 				kept := s.idle.conns[srv.URL]
 				for deadline := time.Now().Add(time.Minute); !kept[0].spent(); {
 					if time.Now().After(deadline) {
@@ -83,8 +83,8 @@ func TestClosedWhileIdle(t *testing.T) {
 	}
 }
 
-// TestIdleConnectionsEnd: connections that were idle for long are closed, and all are
-// when the client is.
+// TestIdleConnectionsEnd: connections that were idle for too long are closed. Closing
+// the client closes all of them.
 func TestIdleConnectionsEnd(t *testing.T) {
 	t.Parallel()
 	closed := make(chan struct{}, 100)
@@ -104,27 +104,27 @@ func TestIdleConnectionsEnd(t *testing.T) {
 		}
 	}
 	post()
-	for _, of := range s.idle.conns {
-		of[0].until = time.Now().Add(-time.Second)
+	for _, conns := range s.idle.conns {
+		conns[0].until = time.Now().Add(-time.Second)
 	}
 	s.idle.clean()
 	<-closed
 	if s.idle.len() != 0 || len(s.idle.conns) != 0 || s.idle.sweep != nil {
-		t.Error("something is left of what was too old")
+		t.Error("a connection that is too old is left")
 	}
 	post()
-	for _, of := range s.idle.conns {
-		of[0].until = time.Now().Add(-time.Second)
+	for _, conns := range s.idle.conns {
+		conns[0].until = time.Now().Add(-time.Second)
 	}
 	post() // does not use a connection that is too old
 	<-closed
 	s.Close()
 	<-closed
 	post()
-	<-closed // at once: the client is closed
+	<-closed // at once, because the client is closed
 }
 
-// TestIdleConnectionsAreBounded: one more closes another one.
+// TestIdleConnectionsAreBounded: a connection above the bound closes another one.
 func TestIdleConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	var p idlePool
@@ -141,14 +141,14 @@ func TestIdleConnectionsAreBounded(t *testing.T) {
 		p.put(fmt.Sprint("http://", i/10), newConn(ours, nil), time.Minute)
 	}
 	if p.len() != maxIdle {
-		t.Errorf("%d are kept, want %d", p.len(), maxIdle)
+		t.Errorf("the pool counts %d connections, want %d", p.len(), maxIdle)
 	}
 	kept := 0
-	for _, of := range p.conns {
-		kept += len(of)
+	for _, conns := range p.conns {
+		kept += len(conns)
 	}
 	if kept != maxIdle {
-		t.Errorf("%d are there, want %d", kept, maxIdle)
+		t.Errorf("the pool has %d connections, want %d", kept, maxIdle)
 	}
 	p.close()
 	for range 10 {

@@ -65,7 +65,7 @@ func TestLocate(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		url, v4, v6 string
-		refused     string // a part of why
+		refused     string // a part of the error
 		queries     bool
 	}{
 		{"https://callback.test/", "93.184.216.34", "", "", false},
@@ -94,10 +94,10 @@ func TestLocate(t *testing.T) {
 	}
 }
 
-// nameServer answers DNS queries in memory: no test asks a real one.
+// nameServer answers DNS queries in memory, so that no test asks a real server.
 type nameServer struct {
-	// answer gives the address for the n-th query of a kind, from 0 on; the
-	// zero Addr for none of that kind.
+	// answer returns the address for the n-th query of a kind, counted from 0; the zero
+	// Addr for none.
 	answer  func(n int, v6 bool) netip.Addr
 	queries atomic.Int32
 
@@ -174,7 +174,7 @@ func unreached(t *testing.T) netip.AddrPort {
 				return
 			}
 			t.Errorf("%v connected", c.RemoteAddr())
-			c.Close() //nolint:errcheck // that it came is told
+			c.Close() //nolint:errcheck // the connection is reported
 		}
 	})
 	t.Cleanup(func() {
@@ -189,8 +189,8 @@ func unreached(t *testing.T) netip.AddrPort {
 //go:embed testdata/refused.txt
 var refused string
 
-// TestRefusedByName: no name leads to a refused IPv4 address, nor to an IPv6 one where
-// the machine has IPv6, whatever an earlier check saw.
+// TestRefusedByName: no name leads to a refused IPv4 address, nor to a refused IPv6
+// address if the machine has IPv6, whatever an earlier check found.
 func TestRefusedByName(t *testing.T) {
 	t.Parallel()
 	port := unreached(t).Port()
@@ -228,8 +228,8 @@ func guardedClient(t *testing.T, names *nameServer) *callback.Client {
 	return newClient(t, c)
 }
 
-// TestRebinding: a name that has an ordinary address when it is checked, and a refused
-// one when it is dialed, is refused.
+// TestRebinding: a name is refused if it has an ordinary address when it is checked,
+// and a refused one when it is dialed.
 func TestRebinding(t *testing.T) {
 	t.Parallel()
 	target := unreached(t)
@@ -247,12 +247,12 @@ func TestRebinding(t *testing.T) {
 	s := guardedClient(t, names)
 	first, err := names.resolver().LookupNetIP(t.Context(), "ip4", "callback.test")
 	if err != nil || len(first) != 1 || callback.CheckTarget(nil, &url.URL{Scheme: "https", Host: first[0].Unmap().String()}) != nil {
-		t.Fatalf("the check before: %v, %v", first, err)
+		t.Fatalf("the check before the dial: %v, %v", first, err)
 	}
 	u := fmt.Sprintf("https://callback.test:%d/", target.Port())
 	parsed, err := url.Parse(u)
 	if err != nil || callback.CheckTarget(nil, parsed) != nil {
-		t.Fatalf("it can't be registered: %v", err)
+		t.Fatalf("the URL can't be registered: %v", err)
 	}
 	got := send(t, s, testListener(u))
 	refused, ok := errors.AsType[*callback.RefusedAddressError](got.Err)

@@ -36,7 +36,7 @@ func TestPing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// answer returns a callback's answer to a PING that is, or is not, well signed.
+	// answer returns a callback's answer to a signed or badly signed PING.
 	tests := []struct {
 		name    string
 		answer  func(signed bool) int
@@ -82,6 +82,6 @@ func TestPing(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 	if err := c.Ping(t.Context(), &event.Listener{URL: gone.URL, Secrets: []secret.Value{secret.New(testSecret)}}, 77); err == nil || !strings.Contains(err.Error(), "did not answer a signed PING") {
-		t.Errorf("nobody there: %v", err)
+		t.Errorf("without a server: %v", err)
 	}
 }

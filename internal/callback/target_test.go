@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestHosts: the address that is dialed for a URL, and the Host that is sent.
+// TestHosts checks which address is dialed for a URL, and which Host is sent.
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	for u, want := range map[string][2]string{

@@ -34,14 +34,14 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 		SELECT batch_id, ordinal, 1, 0, now(), true, true FROM events`)
 	fresh := b.commit(t, live, 1, 1)
 	b.wake()
-	c.await(t, 300) // it is well under way, and the lane holds some two hundred
+	c.await(t, 300) // the replay is well under way, and the lane holds about two hundred
 	gate.Lock()
 	c.mu.Lock()
 	before := len(c.calls)
 	c.mu.Unlock()
 	b.deliver(t, fresh)
 	gate.Unlock()
-	<-b.settled // all the fresh ones are delivered
+	<-b.settled // all fresh events are delivered
 	c.mu.Lock()
 	calls := c.calls
 	c.mu.Unlock()
@@ -51,8 +51,8 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 	}
 	first := slices.IndexFunc(calls, func(got call) bool { return isLive[got.id] })
 	between := 0
-	// An answer may be noted late: the last four, as many as are in flight,
-	// don't count.
+	// An answer may be noted late, so the last four, as many as may be in flight, don't
+	// count.
 	for i, seen := first, 0; seen < live-4; i++ {
 		if isLive[calls[i].id] {
 			seen++
@@ -60,21 +60,21 @@ func TestLiveEventsOvertakeAReplay(t *testing.T) {
 			between++
 		}
 	}
-	t.Logf("%d of the replay went before the first, %d in between", first-before, between)
+	t.Logf("%d replayed deliveries were received before the first live event, %d between live events", first-before, between)
 	if first-before > 8 { // those that were in flight
-		t.Errorf("%d of the replay went before the first that was received meanwhile", first-before)
+		t.Errorf("%d replayed deliveries were received before the first live event", first-before)
 	}
 	if between > live/(backgroundShare-1)+8 {
-		t.Errorf("%d of the replay went in between the %d that were received meanwhile", between, live)
+		t.Errorf("%d replayed deliveries were received between the %d live events", between, live)
 	}
 	if len(calls) > replayed {
-		t.Error("nothing was left to be overtaken")
+		t.Error("no replayed delivery was left to overtake")
 	}
 }
 
 // Deliveries in the database don't wait behind a replay either, and the replay does not
-// wait for ever.
-func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
+// wait forever.
+func TestBackgroundGoesLastButContinues(t *testing.T) {
 	t.Parallel()
 	var q queue
 	add := func(n int, j job) {
@@ -114,18 +114,18 @@ func TestBackgroundGoesLastAndGoesOn(t *testing.T) {
 		}
 	}
 	if err != nil || len(jobs) != 25 || background != 5 {
-		t.Errorf("took up %d, %d of the background (%v); want 25, 5", len(jobs), background, err)
+		t.Errorf("%d rows were claimed, %d of them background (%v); want 25, 5", len(jobs), background, err)
 	}
 }
 
-// However many rows wait, and whatever the planner knows of them, or knew when it made
-// its plan, a claim reads few more rows than it takes.
+// A claim reads few more rows than it takes, however many rows wait, and whatever the
+// planner knows about them or knew when it made its plan.
 func TestClaimReadsWhatItTakes(t *testing.T) {
 	t.Parallel()
 	const waiting, taken, keys = 20_000, 100, 300
 	b := setup(t, Config{})
 	b.stop()
-	fill := func(listeners string, rows, ordered int) { // all of the rows, or one in so many
+	fill := func(listeners string, rows, ordered int) { // one row in `ordered` has an ordering key
 		b.exec(t, fmt.Sprintf(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, order_key, background)
 			SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i %% %d = 0 THEN 'c' || i %% %d ELSE '' END, i %% 3 = 1
 			FROM generate_series(1, %d) AS i, (VALUES %s) AS v (l)`, ordered, keys, rows, listeners))
@@ -136,7 +136,7 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 		for name := range kinds {
 			plan, scans, read := explain(t, conn, fmt.Sprintf(`EXECUTE %s_%s('{%d}', '{%d}', 1, %d)`, name, statements, listener, taken, 2*taken))
 			if read > 4*taken+keys+10 {
-				t.Errorf("listener %d, %s, %s: %v rows were read for %d; by %v\n%s", listener, name, statements, read, taken, scans, plan)
+				t.Errorf("listener %d, %s, %s: %v rows were read to claim %d, by %v\n%s", listener, name, statements, read, taken, scans, plan)
 			}
 		}
 	}
@@ -153,7 +153,7 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 	prepare("small", 1)
 	fill(`(2), (3)`, waiting, 3)
 	fill(`(4)`, waiting, 1)
-	prepare("unknown", 2) // the planner has looked at nothing yet
+	prepare("unknown", 2) // the planner has no statistics yet
 	all := []string{"empty", "small", "unknown"}
 	for listener := range int64(4) {
 		for _, statements := range all {
@@ -165,10 +165,10 @@ func TestClaimReadsWhatItTakes(t *testing.T) {
 		claims(listener+1, "unknown")
 	}
 	fill(`(5)`, waiting, 1)
-	claims(5, "unknown") // it is known that there is no such listener
+	claims(5, "unknown") // the statistics have no such listener
 }
 
-// keepsPlans returns a connection with the settings of a claim's transaction, on which
+// keepsPlans returns a connection with the settings of a claim's transaction. On it,
 // each statement keeps the plan of its first use.
 func (b *bundle) keepsPlans(t *testing.T) *pgx.Conn {
 	t.Helper()
@@ -183,7 +183,7 @@ func (b *bundle) keepsPlans(t *testing.T) *pgx.Conn {
 	return conn
 }
 
-// Nor does it cost more to settle the rows that were taken up, or to put them back.
+// Settling rows that were taken up, or putting them back, reads only these rows.
 func TestSettlingReadsWhatItChanges(t *testing.T) {
 	t.Parallel()
 	const waiting, taken = 20_000, 100
@@ -210,7 +210,7 @@ func TestSettlingReadsWhatItChanges(t *testing.T) {
 			first += taken
 			plan, scans, read := explain(t, conn, `EXECUTE `+prefix+name+`(`+strings.Join(args, ",")+`)`)
 			if read > taken || first > taken && read == 0 {
-				t.Errorf("%s%s: %v rows were read for %d; by %v\n%s", prefix, name, read, taken, scans, plan)
+				t.Errorf("%s%s: %v rows were read to change %d, by %v\n%s", prefix, name, read, taken, scans, plan)
 			}
 		}
 	}
@@ -220,7 +220,7 @@ func TestSettlingReadsWhatItChanges(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		settle(prefix, -2*taken) // there are none
+		settle(prefix, -2*taken) // no such rows exist
 	}
 	fill := func(first, rows int) {
 		b.exec(t, fmt.Sprintf(`INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at, owner)
@@ -238,7 +238,7 @@ func TestSettlingReadsWhatItChanges(t *testing.T) {
 	settle("unknown_", 5000)
 }
 
-// All lanes together take up a limited number of rows, however much room they have.
+// All lanes together claim a limited number of rows, however much room they have.
 func TestClaimIsLimited(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})
@@ -247,18 +247,19 @@ func TestClaimIsLimited(t *testing.T) {
 		SELECT i, 0, l, 0, now() - interval '1 minute', CASE WHEN i % 3 = 0 THEN 'c' || i ELSE '' END, i % 3 = 1
 		FROM generate_series(1, 60) AS i, generate_series(1, 3) AS l`)
 	rooms := []room{{1, 50, 50}, {2, 50, 50}, {3, 50, 50}}
-	for _, most := range []int{7, 63, 60} { // the last two have to go on to the next kind
+	for _, most := range []int{7, 63, 60} { // the last two continue with the next kind of rows
 		jobs, keys, err := b.claim(t.Context(), rooms, most)
 		if err != nil || len(jobs) != most || len(keys) != most {
-			t.Errorf("took up %d (%v), want %d", len(jobs), err, most)
+			t.Errorf("%d rows were claimed (%v), want %d", len(jobs), err, most)
 		}
 	}
 	if n := b.count(t, `SELECT count(*) FROM retries WHERE owner = 1`); n != 7+63+60 {
-		t.Errorf("%d are claimed", n)
+		t.Errorf("%d rows are claimed", n)
 	}
 }
 
-// Nobody waits for the records of a drain: many are written at once.
+// Only a record that somebody waits for is urgent. During a drain there is none, so
+// many are written at once.
 func TestUrgentRecords(t *testing.T) {
 	t.Parallel()
 	stored, of := &event.Stored{}, &batch{}
@@ -275,13 +276,13 @@ func TestUrgentRecords(t *testing.T) {
 		"taken up in order": {record{job: job{stored: stored, orderKey: "1"}}, true},
 	} {
 		if got := tt.rec.urgent(); got != tt.want {
-			t.Errorf("%s: urgent %t", name, got)
+			t.Errorf("%s: urgent is %t", name, got)
 		}
 	}
 }
 
-// Statements that are sent together are one transaction: byIndex holds for those after
-// it, and for no others on that connection.
+// Statements sent together are one transaction: byIndex applies to those after it, and
+// to no later ones on the connection.
 func TestByIndexEndsWithItsTransaction(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})

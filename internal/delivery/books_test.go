@@ -6,15 +6,15 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// However many deliveries there are, and whatever the status of the others, a page is
-// read from an index.
+// A page is read from an index, however many deliveries there are and whatever the
+// status of the others.
 func TestPageReadsWhatItShows(t *testing.T) {
 	t.Parallel()
 	const limit = 50
 	b := setup(t, Config{})
 	b.stop()
-	// One in twenty deliveries of one listener failed, and all of the other: the older
-	// ones are exhausted, the newer ones wait.
+	// One in twenty deliveries of the first listener failed, and all of the second: its
+	// older ones are exhausted, its newer ones wait.
 	b.exec(t, `INSERT INTO attempts (batch_id, ordinal, listener_id, attempt, started_at, duration_us, status, delivered, error, response)
 		SELECT i, 0, l, 1, now(), 1, 200, l = 1 AND i % 20 <> 0, '', '' FROM generate_series(1, 20000) AS i, (VALUES (1), (2)) AS v (l)
 		WHERE l = 1 OR i % 100 = 0`)
@@ -26,13 +26,13 @@ func TestPageReadsWhatItShows(t *testing.T) {
 	for listener := range int64(3) {
 		for _, status := range []string{"", statusPending, statusDelivered, statusExhausted, "expired", "unparsable"} {
 			if listener == 2 && status == statusDelivered {
-				continue // it reads every attempt that failed, of which there are few while a callback is down
+				continue // it reads every failed attempt, but there are few while a callback is down
 			}
 			for _, before := range []event.Key{newest, {Batch: 15000}} {
 				for _, query := range pageQueries(status) {
 					plan, kinds, read := explain(t, b.pool, query, listener, before.Batch, before.Ordinal, limit)
-					// One in twenty delivered ones is left out, each is searched in
-					// retries, and a sort reads one ahead.
+					// One in twenty deliveries is left out, each is looked up in
+					// retries, and a sort reads one row ahead.
 					if read > 3*limit {
 						t.Errorf("listener %d, %q before %v: %v rows were read, by %v\n%s", listener, status, before, read, kinds, plan)
 					}

@@ -42,7 +42,7 @@ func TestDecide(t *testing.T) {
 		{"503 with a date", callback.Result{Status: 503, RetryAfter: date(time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(time.Hour), notBefore: in(time.Hour), slow: true}},
 		{"503 with a date in the past", callback.Result{Status: 503, RetryAfter: date(-time.Hour)}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
 		{"503 with more than a day", callback.Result{Status: 503, RetryAfter: "999999"}, 1, 0, outcome{kind: retryAt, at: in(24 * time.Hour), notBefore: in(24 * time.Hour), slow: true}},
-		{"500 with Retry-After, which is not for it", callback.Result{Status: 500, RetryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
+		{"500, where Retry-After does not apply", callback.Result{Status: 500, RetryAfter: "120"}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second)}},
 		{"502", callback.Result{Status: 502}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
 		{"504", callback.Result{Status: 504}, 1, 0, outcome{kind: retryAt, at: in(10 * time.Second), slow: true}},
 		{"no model", callback.Result{Err: fmt.Errorf("it can't be parsed: %w", &event.ParseError{})}, 1, 0, outcome{kind: unparsable}},

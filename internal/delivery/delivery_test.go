@@ -34,7 +34,7 @@ const testSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-// registry stands for the listeners package.
+// registry replaces the listeners package.
 type registry struct {
 	mu       sync.Mutex
 	m        map[int64]*event.Listener
@@ -63,7 +63,8 @@ func (r *registry) Match(e *event.Event) (ids []int64, missed bool) {
 	return ids, missed
 }
 
-// Disable locks as a transaction would: of several calls at once one disables.
+// Disable locks as a transaction would: of several calls at once, one disables the
+// listener.
 func (r *registry) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
 	r.disabling.Lock()
 	defer r.disabling.Unlock()
@@ -99,7 +100,7 @@ func (r *registry) remove(id int64) {
 	delete(r.m, id)
 }
 
-// self is an instance of its own.
+// self is an instance that always has its lease.
 type self int64
 
 func (s self) ID() int64                           { return int64(s) }
@@ -113,8 +114,8 @@ type call struct {
 	channel           string
 }
 
-// receiver is a customer's function. It verifies every signature with the ecosystem's
-// library, and answer gives its answers.
+// receiver is a customer's callback. It verifies every signature with the Standard
+// Webhooks library, and answers with answer.
 type receiver struct {
 	*httptest.Server
 	verify *standardwebhooks.Webhook
@@ -176,7 +177,7 @@ func (c *receiver) await(t *testing.T, n int) (calls []call) {
 		case got := <-c.got:
 			calls = append(calls, got)
 		case <-time.After(60 * time.Second):
-			t.Fatalf("%d of %d calls came", len(calls), n)
+			t.Fatalf("%d of %d calls were received", len(calls), n)
 		}
 	}
 	return calls
@@ -193,14 +194,14 @@ type bundle struct {
 	batch    int64
 	// readEvents, if set, may make a read of events fail.
 	readEvents func() error
-	settled    chan int64 // the batches whose deliveries all are settled
+	settled    chan int64 // the batches that were settled
 	metrics    *prometheus.Registry
 }
 
-// journal stands for the journal's store. A test that reads or adds events sets
-// the functions.
+// journal replaces the journal's store. A test that reads or adds events sets the
+// functions.
 type journal struct {
-	Store     // nil: what is neither here nor set is not called
+	Store     // nil: no test calls its other methods
 	b         *bundle
 	add       func() event.Key
 	span      func(take func([]event.Stored) error) error
@@ -269,14 +270,14 @@ func (j *journal) At(at time.Time) int64 {
 	switch {
 	case j.at != nil:
 		return j.at(at)
-	case time.Since(at) < time.Minute: // what tests store is as old as it is
+	case time.Since(at) < time.Minute: // all stored events count as older
 		return math.MaxInt64
 	default:
 		return 0
 	}
 }
 
-// setup makes a Delivery on a fresh database with one listener for each URL,
+// setup opens and runs a Delivery on a fresh database with one listener per URL,
 // numbered from 1.
 func setup(t *testing.T, cfg Config, urls ...string) *bundle {
 	t.Helper()
@@ -331,8 +332,8 @@ func (b *bundle) openAs(t *testing.T, cfg Config, instance Instance) {
 	t.Cleanup(b.stop)
 }
 
-// commit stores a batch of n events for the listeners, as the journal would,
-// in turn over the channels.
+// commit stores a batch of n events for the listeners, as the journal would. The events
+// are spread evenly over the channels.
 func (b *bundle) commit(t *testing.T, n int, channels int, listeners ...int64) *event.Batch {
 	t.Helper()
 	b.batch += 1024
@@ -357,7 +358,7 @@ func (b *bundle) commit(t *testing.T, n int, channels int, listeners ...int64) *
 	return batch
 }
 
-// inherit makes a batch the second instance's, as the journal would.
+// inherit gives a batch to the second instance, as the journal would.
 func (b *bundle) inherit(t *testing.T, batch *event.Batch) {
 	t.Helper()
 	if _, err := b.pool.Exec(t.Context(), `UPDATE batches SET owner = 2 WHERE id = $1`, batch.ID); err != nil {
@@ -381,7 +382,8 @@ func (b *bundle) count(t *testing.T, query string) (n int) {
 	return n
 }
 
-// books compares the tables after everything was recorded.
+// books stops the Delivery, so that everything is recorded, and checks the numbers of
+// rows.
 func (b *bundle) books(t *testing.T, attempts, pending, final, batches int) {
 	t.Helper()
 	b.stop()
@@ -462,7 +464,7 @@ func TestGoneDisablesTheListener(t *testing.T) {
 	}
 }
 
-// While one callback hangs, another one is served as usual.
+// While one callback hangs, another one gets its deliveries as usual.
 func TestHangingCallbackDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -540,7 +542,7 @@ func TestOrderHoldsThroughRetriesAndSpills(t *testing.T) {
 	}
 }
 
-// A 503 slows the lane down to one probe; Retry-After says when.
+// After a 503, the lane pauses for as long as Retry-After says.
 func TestLaneSlowsDown(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -559,13 +561,13 @@ func TestLaneSlowsDown(t *testing.T) {
 	b.deliver(t, b.commit(t, 4, 1, 1))
 	c.await(t, 2)
 	if waited := time.Since(down); waited < 1900*time.Millisecond {
-		t.Errorf("the lane went on after %v", waited)
+		t.Errorf("the lane continued after %v", waited)
 	}
 	c.await(t, 3)
 	b.books(t, 5, 0, 0, 0)
 }
 
-func TestRestartDispatchesWhatIsNotSettled(t *testing.T) {
+func TestRestartDispatchesUnsettledDeliveries(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	c := newReceiver(t, func(got call) (int, http.Header) {
@@ -599,7 +601,7 @@ func TestRestartDispatchesWhatIsNotSettled(t *testing.T) {
 		seen[got.seq]++
 	}
 	if len(seen) != 40 {
-		t.Errorf("%d of 40 events came, some twice: %v", len(seen), seen)
+		t.Errorf("%d of 40 events were received: %v", len(seen), seen)
 	}
 	b.stop()
 	if n := b.count(t, `SELECT count(*) FROM batches`); n != 0 {

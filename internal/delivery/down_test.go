@@ -13,7 +13,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// fallible is a callback that can be broken and mended.
+// fallible is a callback that the test can break and repair.
 func fallible(t *testing.T, status int) (*receiver, *atomic.Bool) {
 	t.Helper()
 	broken := &atomic.Bool{}
@@ -26,8 +26,8 @@ func fallible(t *testing.T, status int) (*receiver, *atomic.Bool) {
 	}), broken
 }
 
-// aged makes the failures of a listener a minute older.
-func (b *bundle) aged(id int64) {
+// age makes the failures of a listener a minute older.
+func (b *bundle) age(id int64) {
 	l := b.lane(id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -35,7 +35,7 @@ func (b *bundle) aged(id int64) {
 }
 
 // While a callback is down, its deliveries lose no attempts and use no memory, and
-// batches are settled; when it is back all are delivered.
+// batches are settled. When it is back, all are delivered.
 func TestDownCallbackCostsNoAttempts(t *testing.T) {
 	t.Parallel()
 	for _, ordering := range []event.Ordering{event.OrderingNone, event.OrderingChannel} {
@@ -47,9 +47,9 @@ func TestDownCallbackCostsNoAttempts(t *testing.T) {
 			b.deliver(t, b.commit(t, downAfter, downAfter, 1))
 			c.await(t, downAfter)
 			<-b.settled
-			b.aged(1)
+			b.age(1)
 			const more = 200
-			// On channels of their own, where nothing failed.
+			// On other channels, where nothing failed.
 			waiting := b.commit(t, more+downAfter, more+downAfter, 1)
 			b.exec(t, `DELETE FROM events WHERE batch_id = $1 AND ordinal < $2`, waiting.ID, downAfter)
 			waiting.Events = waiting.Events[downAfter:]
@@ -75,7 +75,7 @@ func TestDownCallbackCostsNoAttempts(t *testing.T) {
 				t.Errorf("%d deliveries wait, want %d", n, 2*more+downAfter)
 			}
 			broken.Store(false)
-			for n := 0; n < 2*more; { // those that failed have an hour to wait
+			for n := 0; n < 2*more; { // the failed deliveries wait for an hour
 				got := c.await(t, 1)[0]
 				if got.attempt == 1 {
 					n++
@@ -86,21 +86,21 @@ func TestDownCallbackCostsNoAttempts(t *testing.T) {
 				t.Errorf("%d deliveries still wait", n)
 			}
 			if n := b.count(t, `SELECT count(*) FROM attempts`); n > downAfter+2*more+10 {
-				t.Errorf("%d attempts", n)
+				t.Errorf("%d attempts were made", n)
 			}
 		})
 	}
 }
 
-// With a schedule that gives up soon, every delivery gets all its attempts soon,
-// however long the callback fails.
+// With a short schedule, every delivery gets all its attempts soon, however long the
+// callback fails.
 func TestShortScheduleRunsToItsEnd(t *testing.T) {
 	t.Parallel()
 	c, _ := fallible(t, http.StatusInternalServerError)
 	b := setup(t, Config{}, c.URL)
 	for range 3 {
 		b.deliver(t, b.commit(t, 40, 1, 1))
-		b.aged(1)
+		b.age(1)
 	}
 	c.await(t, 3*3*40)
 	b.books(t, 3*3*40, 0, 3*40, 0)
@@ -118,15 +118,15 @@ func TestPoisonousEventsDelayNoOthers(t *testing.T) {
 	b := setup(t, Config{Schedule: Schedule{time.Hour, time.Hour}}, c.URL)
 	for range 5 {
 		b.deliver(t, b.commit(t, 160, 1, 1))
-		b.aged(1)
+		b.age(1)
 	}
 	c.await(t, 800)
 	b.books(t, 800, 50, 0, 0)
 }
 
-// Deliveries that get too old while their callback is down expire then, not when the
-// callback is back.
-func TestWhatIsHeldExpires(t *testing.T) {
+// Deliveries that get too old while their callback is down expire immediately, not when
+// the callback is back.
+func TestWaitingDeliveriesExpire(t *testing.T) {
 	t.Parallel()
 	c, _ := fallible(t, http.StatusServiceUnavailable)
 	b := setup(t, Config{Schedule: Schedule{time.Hour}}, c.URL)
@@ -156,7 +156,7 @@ func TestWhatIsHeldExpires(t *testing.T) {
 }
 
 // An ordering key whose first delivery fails until it is exhausted stops no other key,
-// and then goes on; one whose delivery hangs leaves room for the others.
+// and then continues. A key whose delivery hangs leaves room for the others.
 func TestStuckKeyStopsNoOther(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
@@ -193,7 +193,7 @@ func TestStuckKeyStopsNoOther(t *testing.T) {
 	}
 	b.books(t, 299+3, 0, 1, 0)
 	if n := testutil.ToFloat64(b.Delivery.metrics.keysSkipped); n != 1 {
-		t.Errorf("%v keys went on without a delivery, want 1", n)
+		t.Errorf("%v keys continued without a delivery, want 1", n)
 	}
 	if n := b.parkedKeys(); n != 0 {
 		t.Errorf("%d keys are parked", n)
@@ -201,14 +201,14 @@ func TestStuckKeyStopsNoOther(t *testing.T) {
 	last := map[string]int64{}
 	for _, got := range c.calls {
 		if got.seq < last[got.channel] {
-			t.Errorf("channel %s: %d after %d", got.channel, got.seq, last[got.channel])
+			t.Errorf("channel %s: event %d was delivered after event %d", got.channel, got.seq, last[got.channel])
 		}
 		last[got.channel] = got.seq
 	}
 }
 
-// An ordering key whose delivery hangs does not fill the lane: deliveries of another
-// key would wait in the database for room.
+// An ordering key whose delivery hangs does not fill the lane. Otherwise the deliveries
+// of other keys would wait in the database for room.
 func TestHangingKeyLeavesRoom(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})

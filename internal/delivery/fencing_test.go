@@ -14,7 +14,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// lessee is an instance whose lease the test ends and begins.
+// lessee is an instance whose lease the test controls.
 type lessee struct {
 	mu   sync.Mutex
 	id   int64
@@ -104,8 +104,8 @@ func (b *bundle) exec(t *testing.T, query string, args ...any) {
 	}
 }
 
-// Every row that an outcome changes has to be this instance's; attempts are
-// facts.
+// An outcome changes only rows that this instance owns. Attempts are facts, and always
+// stored.
 func TestOutcomesAreRecordedForOwnRowsOnly(t *testing.T) {
 	t.Parallel()
 	const me, heir, before = 1, 2, 9
@@ -121,8 +121,8 @@ func TestOutcomesAreRecordedForOwnRowsOnly(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		job     func(*event.Stored) job
-		batch   int64 // the owner of the batch by now; 0 if it is settled
-		row     int64 // the owner of the row in retries by now, -1 for none; 0 if there is no row
+		batch   int64 // the current owner of the batch; 0 if it is settled
+		row     int64 // the current owner of the row in retries, -1 for none; 0 if there is no row
 		outcome outcome
 		inHand  bool
 		want    []row
@@ -180,7 +180,7 @@ func TestOutcomesAreRecordedForOwnRowsOnly(t *testing.T) {
 	}
 }
 
-// Without its lease an instance begins no POST, and it drops deliveries that were taken
+// An instance without its lease starts no POST, and drops deliveries that were taken
 // over meanwhile.
 func TestNoPostWithoutALease(t *testing.T) {
 	t.Parallel()
@@ -215,7 +215,7 @@ func TestNoPostWithoutALease(t *testing.T) {
 	}
 	<-b.settled
 	if n := testutil.ToFloat64(b.Delivery.metrics.forsaken); n != 0 {
-		t.Errorf("%v deliveries were let go of, which are still its own", n)
+		t.Errorf("%v deliveries were dropped although nobody took them over", n)
 	}
 
 	i.lapse()
@@ -230,11 +230,11 @@ func TestNoPostWithoutALease(t *testing.T) {
 	<-arrived
 	answer <- struct{}{}
 	if got := c.await(t, 1)[0]; got.seq != own.Events[0].Seq {
-		t.Errorf("event %d was delivered, which an heir has", got.seq)
+		t.Errorf("event %d was delivered although an heir has it", got.seq)
 	}
 	<-b.settled
 	if n := testutil.ToFloat64(b.Delivery.metrics.forsaken); n != 4 {
-		t.Errorf("%v deliveries were let go of, want 4", n)
+		t.Errorf("%v deliveries were dropped, want 4", n)
 	}
 	b.books(t, 4, 0, 0, 1)
 }
@@ -284,7 +284,7 @@ func TestOrderHoldsWhenAnotherInstanceHelps(t *testing.T) {
 	last := int64(0)
 	for _, got := range c.await(t, 12) {
 		if got.seq <= last {
-			t.Errorf("%d after %d", got.seq, last)
+			t.Errorf("event %d was delivered after event %d", got.seq, last)
 		}
 		last = got.seq
 	}
@@ -316,8 +316,7 @@ func TestKeyIsFreeWhenAnotherInstanceHasEmptiedIt(t *testing.T) {
 	}
 }
 
-// A claim that failed halfway, or whose answer was lost, leaves no row that
-// nobody takes up.
+// If a claim fails halfway, or its answer is lost, its rows are still taken up later.
 func TestLostClaimIsGivenBack(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, ok)
@@ -367,13 +366,13 @@ func TestYieldedDeliveriesHaveRows(t *testing.T) {
 		t.Errorf("retries (-want +got):\n%s", diff)
 	}
 	if jobs, _, err := b.claim(t.Context(), []room{{1, 100, 100}}, 1000); err != nil || len(jobs) > 0 {
-		t.Errorf("%d deliveries overtake the one in flight (%v)", len(jobs), err)
+		t.Errorf("%d deliveries could overtake the one in flight (%v)", len(jobs), err)
 	}
 	close(answer)
 	last := int64(0)
 	for _, got := range c.await(t, 4) {
 		if got.seq <= last {
-			t.Errorf("%d after %d", got.seq, last)
+			t.Errorf("event %d was delivered after event %d", got.seq, last)
 		}
 		last = got.seq
 	}
@@ -381,7 +380,7 @@ func TestYieldedDeliveriesHaveRows(t *testing.T) {
 }
 
 // The deliveries that a dead instance left for an ordered listener are in retries when
-// Recover returns: another instance may then have the shard, and looks there.
+// Recover returns: another instance may then get the shard, and looks for them there.
 func TestInheritedOrderedDeliveriesHaveRows(t *testing.T) {
 	t.Parallel()
 	answer := make(chan struct{})

@@ -66,44 +66,44 @@ func TestBodies(t *testing.T) {
 	}
 }
 
-// came is a delivery as a callback saw it.
-type came struct{ name, data string }
+// received is a delivery as a callback received it.
+type received struct{ name, data string }
 
-// wall accepts every delivery and shows it.
-func wall(t *testing.T) (url string, got <-chan came) {
+// acceptAll is a callback that accepts every delivery and passes it to got.
+func acceptAll(t *testing.T) (url string, got <-chan received) {
 	t.Helper()
-	ch := make(chan came, 100)
+	ch := make(chan received, 100)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var body struct{ Data json.RawMessage }
 		b, err := io.ReadAll(r.Body)
 		if err != nil || json.Unmarshal(b, &body) != nil {
 			t.Errorf("%v: %s", err, b)
 		}
-		ch <- came{r.Header.Get("gatehook-event"), string(body.Data)}
+		ch <- received{r.Header.Get("gatehook-event"), string(body.Data)}
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	t.Cleanup(srv.Close)
 	return srv.URL, ch
 }
 
-func next(t *testing.T, got <-chan came) came {
+func next(t *testing.T, got <-chan received) received {
 	t.Helper()
 	select {
 	case c := <-got:
 		return c
 	case <-time.After(30 * time.Second):
-		t.Fatal("nothing came")
-		return came{}
+		t.Fatal("no delivery was received")
+		return received{}
 	}
 }
 
-// A listener of raw events gets the bytes that Discord sent, one of parsed events gets
-// the model. An event that can't be parsed still reaches the first, and waits for the
-// second with the reason until it is tried again.
+// A listener of raw events gets the bytes that Discord sent; a listener of parsed
+// events gets the model. An event that can't be parsed still reaches the first
+// listener. For the second, it waits with the reason until it is retried.
 func TestParsedAndRaw(t *testing.T) {
 	t.Parallel()
-	parsedURL, parsed := wall(t)
-	rawURL, raw := wall(t)
+	parsedURL, parsed := acceptAll(t)
+	rawURL, raw := acceptAll(t)
 	b := setup(t, Config{}, parsedURL, rawURL)
 	b.registry.change(2, func(l *event.Listener) { l.Event = "RAW_MESSAGE_*" })
 
@@ -116,27 +116,26 @@ func TestParsedAndRaw(t *testing.T) {
 		}
 		b.deliver(t, batch)
 		if got := next(t, raw); got.name != "RAW_MESSAGE_CREATE" || got.data != strings.TrimSpace(data) {
-			t.Errorf("raw came %v", got)
+			t.Errorf("raw: %v", got)
 		}
 		if data == whole {
 			want, err := event.Parse(nil, "MESSAGE_CREATE", []byte(data))
 			if got := next(t, parsed); err != nil || got.name != "MESSAGE_CREATE" || got.data != strings.TrimSpace(string(want)) {
-				t.Errorf("parsed came %v, %v", got, err)
+				t.Errorf("parsed: %v, %v", got, err)
 			}
 		}
 		<-b.settled
 	}
-	b.stop() // all is recorded
+	b.stop() // everything is recorded
 	var state, reason string
 	if err := b.pool.QueryRow(t.Context(), `SELECT r.state, a.error FROM retries r JOIN attempts a USING (batch_id, ordinal, listener_id)`).
 		Scan(&state, &reason); err != nil {
 		t.Fatal(err)
 	}
 	if state != "unparsable" || reason != "MESSAGE_CREATE can't be parsed: author.id is missing" {
-		t.Errorf("it is %q, because %q", state, reason)
+		t.Errorf("the state is %q, the reason %q", state, reason)
 	}
-	// As after an upgrade to a version that can parse it: here the payload changes
-	// instead.
+	// An upgrade could parse the event. Here the payload changes instead.
 	if _, err := b.pool.Exec(t.Context(), `UPDATE events SET data = $1 WHERE data = $2`, []byte(whole), []byte(useless)); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +144,7 @@ func TestParsedAndRaw(t *testing.T) {
 	}
 	b.open(t, Config{AllowTargets: loopback}, 1)
 	if got := next(t, parsed); !strings.Contains(got.data, `"referenced_message":null`) {
-		t.Errorf("tried again it came as %v", got)
+		t.Errorf("the retried delivery is %v", got)
 	}
 	b.stop()
 	if n := b.count(t, `SELECT count(*) FROM retries`); n != 0 {
@@ -153,7 +152,7 @@ func TestParsedAndRaw(t *testing.T) {
 	}
 }
 
-// Listeners of raw events come first, whatever the order of their numbers.
+// Listeners of raw events come first, regardless of their numbers.
 func TestRawFirst(t *testing.T) {
 	t.Parallel()
 	b := &Delivery{listeners: &registry{m: map[int64]*event.Listener{
@@ -172,7 +171,7 @@ func TestParsedOnce(t *testing.T) {
 	t.Parallel()
 	e := &event.Stored{Event: event.Event{Name: "GUILD_DELETE", Data: []byte(`{"id":"1"}`)}}
 	j := job{stored: e, bodies: &bodies{}}
-	of := func(l event.Listener) []byte {
+	bodyFor := func(l event.Listener) []byte {
 		body, err := j.body(&l, 1001)
 		if err != nil {
 			t.Fatal(err)
@@ -182,18 +181,18 @@ func TestParsedOnce(t *testing.T) {
 		}
 		return body
 	}
-	if one, two := of(event.Listener{Event: "*"}), of(event.Listener{Event: "GUILD_DELETE"}); &one[0] != &two[0] {
+	if one, two := bodyFor(event.Listener{Event: "*"}), bodyFor(event.Listener{Event: "GUILD_DELETE"}); &one[0] != &two[0] {
 		t.Error("the parsed body was made twice")
 	}
-	if one, two := of(event.Listener{Event: "RAW_*"}), of(event.Listener{Event: "RAW_GUILD_DELETE"}); &one[0] != &two[0] {
+	if one, two := bodyFor(event.Listener{Event: "RAW_*"}), bodyFor(event.Listener{Event: "RAW_GUILD_DELETE"}); &one[0] != &two[0] {
 		t.Error("the raw body was made twice")
 	}
-	of(event.Listener{Event: "*", Format: event.FormatDiscord})
-	of(event.Listener{Event: "RAW_*", Format: event.FormatChatSDK})
+	bodyFor(event.Listener{Event: "*", Format: event.FormatDiscord})
+	bodyFor(event.Listener{Event: "RAW_*", Format: event.FormatChatSDK})
 	e.Name, e.Data, j.bodies = "RESUMED", nil, &bodies{} // without a model, and without data
-	of(event.Listener{Event: "*"})
-	of(event.Listener{Event: "RAW_*"})
-	of(event.Listener{Event: "*", Format: event.FormatChatSDK})
+	bodyFor(event.Listener{Event: "*"})
+	bodyFor(event.Listener{Event: "RAW_*"})
+	bodyFor(event.Listener{Event: "*", Format: event.FormatChatSDK})
 }
 
 func dataOf(t *testing.T, l *event.Listener, e *event.Stored) []byte {

@@ -48,7 +48,7 @@ func TestStreaks(t *testing.T) {
 	}
 }
 
-// stored are the stored events of a name.
+// stored returns the data of the stored events with a name.
 func (b *bundle) stored(t *testing.T, name string) (all []map[string]any) {
 	t.Helper()
 	rows, err := b.pool.Query(t.Context(), `SELECT data FROM events WHERE name = $1 ORDER BY batch_id`, name)
@@ -70,9 +70,9 @@ func (b *bundle) stored(t *testing.T, name string) (all []map[string]any) {
 	return all
 }
 
-// Several deliveries that see a 410 at once disable the listener once, and report it
-// once to those who listen; each of them is exhausted, which is reported too.
-func TestGoneIsToldOnce(t *testing.T) {
+// Several deliveries that get a 410 at once disable the listener once, and report that
+// once. Each of them is exhausted, which is reported, too.
+func TestGoneIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	const atOnce = 4
 	gate := make(chan struct{})
@@ -95,7 +95,7 @@ func TestGoneIsToldOnce(t *testing.T) {
 		names[got.name]++
 	}
 	if diff := cmp.Diff(map[string]int{"RAW_GATEHOOK_LISTENER_DISABLED": 1, "RAW_GATEHOOK_DELIVERY_EXHAUSTED": atOnce}, names); diff != "" {
-		t.Errorf("stored (-want +got):\n%s", diff)
+		t.Errorf("received notices (-want +got):\n%s", diff)
 	}
 	if n := testutil.ToFloat64(b.Delivery.metrics.disabled.WithLabelValues(reasonGone)); n != 1 {
 		t.Errorf("%v listeners were counted as disabled", n)
@@ -103,17 +103,17 @@ func TestGoneIsToldOnce(t *testing.T) {
 	disabled := b.stored(t, eventDisabled)
 	if len(disabled) != 1 || disabled[0]["reason"] != "gone" || disabled[0]["listener_id"] != event.ListenerID(1) ||
 		disabled[0]["event"] != "MESSAGE_CREATE" || disabled[0]["failing_since"] != nil {
-		t.Errorf("said: %v", disabled)
+		t.Errorf("stored notices: %v", disabled)
 	}
 	spent := b.stored(t, eventExhausted)
 	if len(spent) != atOnce || spent[0]["attempts"] != 1.0 || spent[0]["status"] != 410.0 || spent[0]["event"] != "MESSAGE_CREATE" || spent[0]["error"] != nil {
-		t.Errorf("said: %v", spent)
+		t.Errorf("stored notices: %v", spent)
 	}
 	b.books(t, 2*atOnce+1, 0, atOnce, 0)
 }
 
-// An exhausted delivery is reported, but not an exhausted delivery of such a report.
-func TestExhaustedIsToldWithoutEnd(t *testing.T) {
+// An exhausted delivery is reported, unless it is a delivery of such a report.
+func TestExhaustedIsNotReportedForever(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusInternalServerError, nil })
 	b := setup(t, Config{}, c.URL, c.URL+"/all")
@@ -123,15 +123,15 @@ func TestExhaustedIsToldWithoutEnd(t *testing.T) {
 	c.await(t, 3*(4+4))
 	b.stop()
 	if n := len(b.stored(t, eventExhausted)); n != 4 {
-		t.Errorf("%d events tell of exhausted deliveries, want 4", n)
+		t.Errorf("%d notices report exhausted deliveries, want 4", n)
 	}
 	if n := b.count(t, `SELECT count(*) FROM retries WHERE state = 'exhausted'`); n != 8 {
 		t.Errorf("%d deliveries are exhausted, want 8", n)
 	}
 }
 
-// The time since which a listener has been failing survives a restart, and ends with a
-// success.
+// The time since which a listener has been failing survives a restart. A success clears
+// it.
 func TestFailuresAreRemembered(t *testing.T) {
 	t.Parallel()
 	c, broken := fallible(t, http.StatusInternalServerError)
@@ -195,16 +195,16 @@ func TestFailingForDaysDisables(t *testing.T) {
 	if diff := cmp.Diff(map[int64]string{1: reasonFailing}, b.registry.disabled); diff != "" {
 		t.Errorf("disabled (-want +got):\n%s", diff)
 	}
-	if said := b.stored(t, eventDisabled); len(said) != 1 || said[0]["reason"] != reasonFailing || said[0]["failing_since"] == nil {
-		t.Errorf("said: %v", said)
+	if notices := b.stored(t, eventDisabled); len(notices) != 1 || notices[0]["reason"] != reasonFailing || notices[0]["failing_since"] == nil {
+		t.Errorf("stored notices: %v", notices)
 	}
 	// The delivery waits for the listener to be enabled again.
 	b.books(t, 4, 3, 0, 0)
 }
 
-// A process that dies after it disabled a listener, and before it recorded the attempt
-// that was the reason, leaves nothing undone: its heir finds the listener disabled,
-// lets the delivery wait, and reports nothing again.
+// If a process dies after it disabled a listener but before it recorded the attempt
+// that was the reason, nothing is left undone. Its heir finds the listener disabled,
+// lets the delivery wait, and does not report it again.
 func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
@@ -225,7 +225,7 @@ func TestCrashBetweenDisablingAndItsRecord(t *testing.T) {
 	}
 	<-b.settled
 	if n := len(b.stored(t, eventDisabled)); n != 1 {
-		t.Errorf("stored %d times", n)
+		t.Errorf("the notice is stored %d times", n)
 	}
 	if len(c.got) != 0 {
 		t.Error("a disabled listener's callback was called")

@@ -37,6 +37,6 @@ func TestInteractionsGoFirst(t *testing.T) {
 		order = append(order, q.pop().stored.Seq)
 	}
 	if want := []int64{1, 3, 0, 2, 4}; !slices.Equal(order, want) {
-		t.Errorf("in the order %v, want %v", order, want)
+		t.Errorf("the order is %v, want %v", order, want)
 	}
 }

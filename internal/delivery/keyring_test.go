@@ -14,8 +14,8 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// TestKeyring: instances that start at once share one key, and follow when one
-// of them rotates it.
+// TestKeyring: instances that start at once share one key, and follow a rotation by one
+// of them.
 func TestKeyring(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -49,7 +49,7 @@ func TestKeyring(t *testing.T) {
 	}
 	again, err := openKeyring(t.Context(), pool, secret.Keys{})
 	if err != nil || len(again.all()) != 2 || again.newest().Public() != rings[0].newest().Public() {
-		t.Errorf("a later start has %v, %v", again.all(), err)
+		t.Errorf("after a later start: %v, %v", again.all(), err)
 	}
 }
 

@@ -39,9 +39,9 @@ func (b *bundle) scrape(t *testing.T) map[string]string {
 	return shown
 }
 
-// of returns the series that hold a text and are not zero, without buckets and
+// nonzero returns the series that contain a text and are not zero, without buckets and
 // sums.
-func of(shown map[string]string, text string) map[string]string {
+func nonzero(shown map[string]string, text string) map[string]string {
 	found := map[string]string{}
 	for series, value := range shown {
 		if strings.Contains(series, text) && value != "0" && !strings.Contains(series, "_bucket") && !strings.Contains(series, "_sum") {
@@ -87,7 +87,7 @@ func TestMetricsByListener(t *testing.T) {
 		`first_attempt_delay_seconds_count{listener="lst_1"}`:  "8",
 		`success_delay_seconds_count{listener="lst_1"}`:        "2",
 	}
-	if diff := cmp.Diff(want, of(shown, `listener="lst_1"`)); diff != "" {
+	if diff := cmp.Diff(want, nonzero(shown, `listener="lst_1"`)); diff != "" {
 		t.Error(diff)
 	}
 	want = map[string]string{
@@ -95,7 +95,7 @@ func TestMetricsByListener(t *testing.T) {
 		`deliveries_total{listener="lst_2",state="exhausted"}`: "8",
 		`first_attempt_delay_seconds_count{listener="lst_2"}`:  "8",
 	}
-	if diff := cmp.Diff(want, of(shown, `listener="lst_2"`)); diff != "" {
+	if diff := cmp.Diff(want, nonzero(shown, `listener="lst_2"`)); diff != "" {
 		t.Error(diff)
 	}
 	want = map[string]string{
@@ -103,13 +103,13 @@ func TestMetricsByListener(t *testing.T) {
 		`deliveries_total{listener="lst_3",state="gone"}`:     "1",
 		`first_attempt_delay_seconds_count{listener="lst_3"}`: "1",
 	}
-	if diff := cmp.Diff(want, of(shown, `listener="lst_3"`)); diff != "" {
+	if diff := cmp.Diff(want, nonzero(shown, `listener="lst_3"`)); diff != "" {
 		t.Error(diff)
 	}
 }
 
-// Some listeners have series of their own; the rest share theirs. The series of a
-// deleted listener are removed and make room for another one's.
+// Some listeners have their own series; the others share one set. The series of a
+// deleted listener are removed, which makes room for another listener's.
 func TestSeriesAreBounded(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, ok)
@@ -140,19 +140,19 @@ func TestSeriesAreBounded(t *testing.T) {
 		t.Fatalf("%d labels, want %d and %q", len(own), maxSeries, otherListeners)
 	}
 	if got := b.scrape(t)[`deliveries_total{listener="other",state="delivered"}`]; got != "2" {
-		t.Errorf("others: %s deliveries, want 2", got)
+		t.Errorf("the other listeners have %s deliveries, want 2", got)
 	}
 	b.registry.remove(1)
 	eventually(t, "the series of the deleted listener are removed", func() bool { return !labels()[event.ListenerID(1)] })
 	b.deliver(t, b.commit(t, 1, 1, late))
 	<-b.settled
 	if now := labels(); len(now) != maxSeries+1 || !now[event.ListenerID(late)] {
-		t.Errorf("%d labels after one listener for another, want %d; the new one's is there: %v", len(now), maxSeries+1, now[event.ListenerID(late)])
+		t.Errorf("%d labels after one listener replaced another, want %d; the new one has its own: %v", len(now), maxSeries+1, now[event.ListenerID(late)])
 	}
 	b.stop()
 }
 
-// The deliveries that wait in memory and in the database are shown.
+// The metrics show the deliveries that wait in memory and in the database.
 func TestBacklogIsShown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
@@ -184,10 +184,10 @@ func TestBacklogIsShown(t *testing.T) {
 		}
 	}
 	if age, err := strconv.ParseFloat(shown[`oldest_seconds{listener="lst_1"}`], 64); err != nil || age <= 0 || age > 600 {
-		t.Errorf("oldest of what is in memory: %v s, %v", age, err)
+		t.Errorf("the oldest event in memory has an age of %v s, %v", age, err)
 	}
 	if age, err := strconv.ParseFloat(shown[`oldest_seconds{listener="lst_2"}`], 64); err != nil || age < 3599 || age > 4200 {
-		t.Errorf("oldest of what is in the database: %v s, %v, want an hour", age, err)
+		t.Errorf("the oldest event in the database has an age of %v s, %v, want an hour", age, err)
 	}
 	release()
 	b.stop()
@@ -203,8 +203,8 @@ func (b *bundle) wait(t *testing.T, listener int64, stored time.Time, n int, due
 	}
 }
 
-// Due deliveries are counted for enabled listeners, and read once in some seconds,
-// however often they are asked for.
+// Due deliveries are counted for enabled listeners only, and read at most once every
+// few seconds, however often there is a scrape.
 func TestBacklogIsSampled(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "https://one.example/", "https://two.example/")
@@ -224,15 +224,15 @@ func TestBacklogIsSampled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again := collector.sample(t.Context()); len(again) != 1 {
-		t.Error("the database was looked at twice")
+		t.Error("the database was read twice")
 	}
 	collector.next = time.Time{}
 	if later := collector.sample(t.Context()); len(later) != 0 {
-		t.Errorf("still shown: %v", later)
+		t.Errorf("a new sample still has %v", later)
 	}
 }
 
-// A sample reads only the ends of indexes, however many rows there are.
+// A sample reads only limited parts of indexes, however many rows there are.
 func TestBacklogReadsIndexesOnly(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{})
@@ -247,7 +247,7 @@ func TestBacklogReadsIndexesOnly(t *testing.T) {
 	}
 	plan, kinds, read := explain(t, b.pool, backlogQuery, maxDue)
 	if most := float64(5*maxDue + 50); read == 0 || read > most || len(kinds) != 1 || kinds["Index Only Scan"] == 0 {
-		t.Errorf("%v rows were read, want at most %v; by %v\n%s", read, most, kinds, plan)
+		t.Errorf("%v rows were read, want at most %v, by %v\n%s", read, most, kinds, plan)
 	}
 }
 
@@ -295,7 +295,7 @@ func walk(v any, f func(map[string]any)) {
 	}
 }
 
-// Counting an attempt costs no allocation and no lookup of labels.
+// Counting an attempt needs no allocation and no lookup of labels.
 func BenchmarkCountAttempt(b *testing.B) {
 	s := newMetrics(prometheus.NewRegistry(), &Delivery{}).open(1)
 	rec := &record{
@@ -308,17 +308,17 @@ func BenchmarkCountAttempt(b *testing.B) {
 	}
 }
 
-// eventually checks a condition again and again until it holds.
-func eventually(t *testing.T, what string, is func() bool) {
+// eventually checks a condition repeatedly until it holds.
+func eventually(t *testing.T, condition string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.After(60 * time.Second)
-	for !is() {
+	for !holds() {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("not so: %s", what)
+			t.Fatalf("never true: %s", condition)
 		}
 	}
 }

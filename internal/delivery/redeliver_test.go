@@ -25,7 +25,7 @@ func TestRefusedWhereverItIsDialed(t *testing.T) {
 	target := srv.Listener.Addr()
 	b := setup(t, Config{})
 	b.stop()
-	b.open(t, Config{}, 2) // which allows nothing
+	b.open(t, Config{}, 2) // allows no private ranges
 	b.journal.add = func() event.Key { return event.Key{Batch: 1 << 40} }
 	l := &event.Listener{
 		ID: 1, Event: "RAW_GUILD_BAN_ADD", URL: "https://" + target.String(), Format: event.FormatDiscord,

@@ -15,9 +15,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// A replay that takes long holds up nobody, and queues no delivery that is under way
-// already, whether in memory or taken up from retries.
-func TestReplayHoldsUpNobody(t *testing.T) {
+// A long replay delays nobody, and queues no delivery that is already under way,
+// whether in memory or taken up from retries.
+func TestReplayDelaysNobody(t *testing.T) {
 	t.Parallel()
 	fail, arrived := make(chan struct{}), make(chan struct{}, 10)
 	var calls atomic.Int32
@@ -47,7 +47,7 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 	b.journal.span = func(take func([]event.Stored) error) error {
 		page := slices.Concat(inMemory.Events, takenUp.Events, missed.Events)
 		for i := range page {
-			page[i].ID = uuid.Must(uuid.NewV7()) // a random one is a sample's
+			page[i].ID = uuid.Must(uuid.NewV7()) // a random id would make it a sample
 		}
 		err := take(page)
 		close(read)
@@ -68,27 +68,27 @@ func TestReplayHoldsUpNobody(t *testing.T) {
 	close(fail)
 	b.deliver(t, other)
 	for _, want := range []int64{inMemory.ID, other.ID} {
-		eventually(t, "settled, with the replay under way", func() bool {
+		eventually(t, "the batch is settled during the replay", func() bool {
 			return b.count(t, `SELECT count(*) FROM batches WHERE id = `+event.Snowflake(want).String()) == 0
 		})
 	}
-	eventually(t, "idle for longer than other transactions may be", func() bool {
+	eventually(t, "the replay's transaction is idle for longer than others may be", func() bool {
 		return b.count(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 			AND state = 'idle in transaction' AND now() - state_change > interval '3500 ms'`) == 1
 	})
 	end()
 	if got := <-replayed; got.err != nil || got.queued != 1 {
-		t.Errorf("%d queued, %v; want the one that was missed", got.queued, got.err)
+		t.Errorf("%d deliveries were queued, %v; want only the missed one", got.queued, got.err)
 	}
-	eventually(t, "delivered, what was missed", func() bool {
+	eventually(t, "the missed event is delivered", func() bool {
 		return b.count(t, `SELECT count(*) FROM attempts WHERE listener_id = 1 AND delivered`) == 1
 	})
 	b.books(t, 4, 2, 0, 0)
 }
 
 // Deliveries that became too old while a callback is down expire, except for those that
-// a replay of that listener has locked: nobody waits for them. Rows that were checked
-// once are not checked again, except for those of the last minute.
+// a replay of that listener has locked, because nobody may wait for the replay. Rows
+// are checked only once, except for those of the last minute.
 func TestExpiringWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{}, "http://127.0.0.1:1")
@@ -106,9 +106,8 @@ func TestExpiringWaitsForNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is lost with it
-	// Otherwise the server would end the transaction, and with it the lock for which
-	// the others wait.
+	defer tx.Rollback(t.Context()) //nolint:errcheck // it changed nothing
+	// Otherwise the server would end the transaction and release its lock.
 	if _, err := tx.Exec(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +126,7 @@ func TestExpiringWaitsForNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("expired are %d, want %d", got, want)
+			t.Errorf("batches %d are expired, want %d", got, want)
 		}
 	}
 	expire(old-600, old-1)

@@ -13,22 +13,22 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// TestSpans: the span of an attempt shows its outcome and is below the receipt of its
-// event; notices have a receipt too.
+// TestSpans: the span of an attempt shows its outcome, and its parent is the receipt of
+// its event. Notices have a receipt, too.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	moved := newReceiver(t, func(call) (int, http.Header) { return http.StatusFound, nil })
 	gone := newReceiver(t, func(call) (int, http.Header) { return http.StatusGone, nil })
-	told := newReceiver(t, ok)
+	operator := newReceiver(t, ok)
 	recorder := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder), sdktrace.WithIDGenerator(SpanIDs{}), sdktrace.WithSampler(sdktrace.AlwaysSample()))
-	b := setup(t, Config{Traces: Traces{Tracer: provider.Tracer("")}}, moved.URL, gone.URL, "http://127.0.0.1:1/port-below-1024", told.URL, told.URL+"/parsed")
+	b := setup(t, Config{Traces: Traces{Tracer: provider.Tracer("")}}, moved.URL, gone.URL, "http://127.0.0.1:1/port-below-1024", operator.URL, operator.URL+"/parsed")
 	b.registry.change(4, func(l *event.Listener) { l.Event = "RAW_GATEHOOK_*" })
 	broken := b.commit(t, 1, 1, 5)
 	broken.Events[0].Data = []byte(`[]`)
 	b.deliver(t, broken)
 	b.deliver(t, b.commit(t, 1, 1, 1, 2, 3))
-	told.await(t, 4)
+	operator.await(t, 4)
 	b.stop()
 
 	receipts := map[trace.SpanID]trace.TraceID{}
@@ -44,7 +44,7 @@ func TestSpans(t *testing.T) {
 			continue
 		}
 		if receipts[s.Parent().SpanID()] != s.SpanContext().TraceID() {
-			t.Errorf("%s is below no receipt", s.Name())
+			t.Errorf("the parent of %s is not a receipt", s.Name())
 		}
 		set := attribute.NewSet(s.Attributes()...)
 		text := func(key attribute.Key) string { v, _ := set.Value(key); return v.AsString() }

@@ -11,14 +11,14 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// dispatched is the event with a sequence number, of one session.
+// dispatched returns the event with a sequence number. All events are of one session.
 func dispatched(seq int64) *event.Event {
 	shard := event.Shard{ID: 2, Count: 5}
 	return &event.Event{ID: event.DispatchID(1, "s", shard, seq), Name: "GUILD_BAN_ADD", Shard: shard, Seq: seq}
 }
 
-// TestTraceparent: all attempts of an event are in one trace, each under a parent of
-// its own, with the sampler's decision.
+// TestTraceparent: all attempts of an event are in one trace, each with its own parent
+// and the sampler's decision.
 func TestTraceparent(t *testing.T) {
 	t.Parallel()
 	form := regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])$`)
@@ -27,7 +27,7 @@ func TestTraceparent(t *testing.T) {
 		recorded, parent := traces.attempt(t.Context(), &record{job: job{stored: &event.Stored{Event: *e}}})
 		parts := form.FindStringSubmatch(parent)
 		if parts == nil || recorded != nil {
-			t.Fatalf("%q, want the form %v; a span %v", parent, form, recorded)
+			t.Fatalf("%q, want the form %v; the span is %v", parent, form, recorded)
 		}
 		return parts[1], parts[2], parts[3]
 	}
@@ -40,13 +40,13 @@ func TestTraceparent(t *testing.T) {
 	var asked trace.TraceID
 	none := Traces{Sampled: func(id trace.TraceID) bool { asked = id; return false }}
 	if id, _, flags := made(none, dispatched(1)); flags != "00" || asked.String() != id {
-		t.Errorf("flags %s of %s, the sampler was asked of %s", flags, id, asked)
+		t.Errorf("flags %s of %s, the sampler was asked about %s", flags, id, asked)
 	}
 }
 
-// TestSamplersSeeRandomIDs: samplers judge a trace by the last seven or eight
-// bytes of its id. Those of one session's events must be spread over all their
-// values, or a share of 1 % would be none or all.
+// TestSamplersSeeRandomIDs: samplers judge a trace by the last seven or eight bytes of
+// its id. For the events of one session, these bytes must be spread over all values.
+// Otherwise a share of 1 % could select none of the events, or all.
 func TestSamplersSeeRandomIDs(t *testing.T) {
 	t.Parallel()
 	const events, parts = 10_000, 20
@@ -66,8 +66,8 @@ func TestSamplersSeeRandomIDs(t *testing.T) {
 	}
 }
 
-// BenchmarkTraceparent is what tracing costs a POST: when nothing is exported,
-// when one event of a hundred is, and when all are (without the export).
+// BenchmarkTraceparent measures what tracing costs per POST: with no events exported,
+// with one in a hundred, and with all (without the export itself).
 func BenchmarkTraceparent(b *testing.B) {
 	recs := make([]record, 1000)
 	for i := range recs {
