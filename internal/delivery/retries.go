@@ -192,9 +192,9 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 
 // expirePaused expires, without an attempt, the deliveries that became too old while
 // their lane pauses. Otherwise the lane would have to go through them first when it
-// continues. Rows that were checked are not checked again, because a million of them
-// may stay if somebody asked for them. Rows of the last minute are checked again,
-// because rows may come late. A row that is missed expires when it is taken up.
+// continues. Rows that were checked are not checked again, except for those of the last
+// minute: rows may come late, and a million old ones may stay because somebody asked
+// for them. A row that is missed expires when it is taken up.
 func (d *Delivery) expirePaused(ctx context.Context, l *event.Listener, now time.Time) error {
 	lane, until := d.lane(l.ID), now.Add(-l.MaxAge)
 	// Locked rows are skipped. A replay of this listener locks its rows until it ends,
