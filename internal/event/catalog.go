@@ -7,40 +7,40 @@ import (
 	"strings"
 )
 
-// Group is who makes an event.
+// Group says who sends an event.
 type Group string
 
 // The groups of events.
 const (
 	GroupDispatch Group = "dispatch" // Discord
-	GroupShard    Group = "shard"    // a connection of ours
+	GroupShard    Group = "shard"    // a shard of ours
 	GroupGatehook Group = "gatehook" // the program itself
 )
 
-// Type is what the catalog knows about an event's name.
+// Type describes the events of one name.
 type Type struct {
 	// Name without RAW_.
 	Name  string
 	Group Group
-	// Intents: the event comes to sessions that have any of these; 0 if it comes
-	// to every session (Discord: Gateway, List of Intents).
+	// Intents are the intents of which a session needs any to receive the event; 0
+	// if every session receives it (Discord: Gateway, List of Intents).
 	Intents Intents
-	// Content: without MESSAGE_CONTENT the event comes with empty content.
+	// Content means that the event has empty content without MESSAGE_CONTENT.
 	Content bool
-	// Model is the schema in api/openapi.yaml of the model that Parse makes from
-	// the payload; "" if there is none.
+	// Model is the name of the schema in api/openapi.yaml for the model that Parse
+	// makes from the payload; "" if there is none.
 	Model string
-	// Own is what the payload's "id" identifies: such a payload need not have the
-	// id of the guild, channel or user under its usual name.
+	// Own says what the payload's "id" identifies. Such a payload may lack the id of
+	// the guild, channel or user under its usual name.
 	Own Own
-	// About says in a sentence when the event comes.
+	// About is a sentence that says when Discord or Gatehook sends the event.
 	About string
 }
 
-// Own is what a payload's own id identifies.
+// Own says what a payload's own id identifies.
 type Own string
 
-// What a payload's own id may identify, as far as filters and ordering need it.
+// The things that a payload's own id may identify and that filters and ordering use.
 const (
 	OwnNone    Own = ""
 	OwnGuild   Own = "guild"
@@ -48,8 +48,8 @@ const (
 	OwnUser    Own = "user"
 )
 
-// Needs returns the intents that make all variants of the event come, with their
-// content.
+// Needs returns the intents with which Discord sends all variants of the event, with
+// their content.
 func (t Type) Needs() Intents {
 	if t.Content {
 		return t.Intents | IntentMessageContent
@@ -57,15 +57,15 @@ func (t Type) Needs() Intents {
 	return t.Intents
 }
 
-// Privileged reports whether the event comes only with an intent that has to be
-// switched on in the developer portal.
+// Privileged reports whether Discord sends the event only with an intent that must be
+// enabled in the developer portal.
 func (t Type) Privileged() bool { return t.Intents != 0 && t.Intents&^IntentsPrivileged == 0 }
 
 // Types returns the catalog, sorted by name: all events that Discord documents for
-// its gateway (Discord: Receive Events), and those that are not Discord's.
+// its gateway (Discord: Receive Events), shard events, and Gatehook's own.
 func Types() []Type { return slices.Clone(catalog) }
 
-// Lookup finds the type of a name (without RAW_).
+// Lookup returns the type with a name (without RAW_).
 func Lookup(name string) (Type, bool) {
 	i, ok := slices.BinarySearchFunc(catalog, name, func(t Type, name string) int { return cmp.Compare(t.Name, name) })
 	if !ok {
@@ -74,8 +74,8 @@ func Lookup(name string) (Type, bool) {
 	return catalog[i], true
 }
 
-// Nearest returns up to n known names that look most like an unknown one, in the
-// same form (raw or not), the best first.
+// Nearest returns up to n known names that are most similar to an unknown one, in
+// the same form (raw or not), the most similar first.
 func Nearest(name string, n int) []string {
 	bare, raw := strings.CutPrefix(name, RawPrefix)
 	type scored struct {
@@ -97,8 +97,8 @@ func Nearest(name string, n int) []string {
 	return out
 }
 
-// distance counts the letters to insert, delete or replace (Levenshtein), with
-// the words in any order: ADD_BAN is near BAN_ADD.
+// distance counts the letters to insert, delete or replace (Levenshtein). The order
+// of the words hardly matters: ADD_BAN is near BAN_ADD.
 func distance(a, b string) int {
 	return min(levenshtein(a, b), 1+levenshtein(sortWords(a), sortWords(b)))
 }

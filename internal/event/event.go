@@ -1,9 +1,8 @@
-// Package event is the vocabulary that the rest of the program shares: what
-// Discord sent (Event), where a session stands (Session), what was stored
-// (Batch), who wants it (Listener), over how many shards it comes (Plan), and
-// the catalog of event names with their intents. It reads ids and models out of
-// payloads (FindIDs, Parse). It imports package secret and nothing else of the
-// program, does no I/O and keeps no state.
+// Package event defines the types that the rest of the program shares (Event,
+// Session, Batch, Listener, Plan and others), and the catalog of event names with
+// their intents. It finds the ids in payloads (FindIDs) and converts payloads to
+// models (Parse). Of the program's packages it imports only secret. It does no I/O
+// and keeps no state.
 package event
 
 import (
@@ -15,10 +14,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// RawPrefix marks the name of an event whose payload is passed on untouched.
+// RawPrefix marks the name of an event whose payload is passed on unchanged.
 const RawPrefix = "RAW_"
 
-// Shard is which part of a bot's guilds a connection carries: Discord's
+// Shard identifies the part of a bot's guilds that a connection carries: Discord's
 // [shard_id, num_shards].
 type Shard struct {
 	ID    int
@@ -28,16 +27,15 @@ type Shard struct {
 // String returns "id/count", as the gatehook-shard header shows it.
 func (s Shard) String() string { return strconv.Itoa(s.ID) + "/" + strconv.Itoa(s.Count) }
 
-// Event is one thing that happened, as received. Discord's dispatches, shard
-// events and Gatehook's own events are all Events. An Event is not changed
-// after it was handed to the journal.
+// Event is a dispatch from Discord, a shard event or one of Gatehook's own events.
+// An Event is not changed after it was handed to the journal.
 type Event struct {
 	// ID is the public id. It is the same for every listener, and stays the
 	// same when Discord replays a dispatch (see DispatchID).
 	ID uuid.UUID
 	// Name is the name without RAW_, as Discord's `t` spells it.
 	Name string
-	// Shard is where it came from.
+	// Shard is the shard that received it.
 	Shard Shard
 	// Seq is the sequence number within the session; 0 for events that Discord
 	// did not number (shard events, Gatehook's own).
@@ -47,13 +45,13 @@ type Event struct {
 	// GuildID, ChannelID and UserID are the ids that filters and ordering use;
 	// 0 where the payload has none. FindIDs sets them.
 	GuildID, ChannelID, UserID Snowflake
-	// Origin is why a guild came or went; OriginNone for every other event.
+	// Origin says why a guild came or went; OriginNone for every other event.
 	Origin Origin
 	// Data is the payload: the bytes of the frame's `d`, exactly as sent.
 	Data []byte
 }
 
-// Origin tells apart events that Discord sends under one name: a GUILD_CREATE at
+// Origin distinguishes events that Discord sends under one name: a GUILD_CREATE at
 // the start of a session is no join, and a GUILD_DELETE in an outage is no removal
 // (Discord: Guild Create, Guild Delete).
 type Origin string
@@ -69,7 +67,7 @@ const (
 	OriginJoin Origin = "join"
 	// OriginOutage: the guild is unavailable.
 	OriginOutage Origin = "outage"
-	// OriginRemoved: the bot is not in the guild any more.
+	// OriginRemoved: the bot is no longer in the guild.
 	OriginRemoved Origin = "removed"
 )
 
@@ -93,33 +91,33 @@ func DispatchID(applicationID Snowflake, sessionID string, shard Shard, seq int6
 	return id
 }
 
-// Session is what a shard needs in order to RESUME. The zero value means that
-// there is nothing to resume.
+// Session holds the values that a shard needs for a RESUME. The zero value means
+// that there is nothing to resume.
 type Session struct {
 	ID        string
 	ResumeURL string
 	// Seq is the sequence number of the last dispatch.
 	Seq int64
-	// Intents are those that the session identified with; a resume keeps them.
+	// Intents are the intents that the session identified with; a resume keeps them.
 	Intents Intents
 }
 
-// Key is where an event is stored: the number of the batch that it was committed
-// with, and its place in the batch. Batch numbers grow with time.
+// Key locates a stored event: the number of its batch and its place in the batch.
+// Batch numbers grow with time.
 type Key struct {
 	Batch   int64
 	Ordinal int32
 }
 
-// Stored is an event in the journal, and the listeners that it is for.
+// Stored is an event in the journal, with the ids of the listeners that it is for.
 type Stored struct {
 	Event
 	Key       Key
 	Listeners []int64
 }
 
-// Batch is the events that one transaction of the journal stored. Those of each
-// shard are in the order in which they were received.
+// Batch holds the events that one transaction of the journal stored. The events of
+// each shard are in the order in which they were received.
 type Batch struct {
 	ID int64
 	// Owner is the number of the instance that dispatches the batch.

@@ -2,22 +2,21 @@ package event
 
 import "time"
 
-// FindIDs sets GuildID, ChannelID and UserID from the payload. It reads no more
-// of the outermost object than it needs and tolerates everything: an id that
-// is missing, null or malformed stays 0, and a payload that is not an object
-// has no ids.
+// FindIDs sets GuildID, ChannelID and UserID from the payload. It decodes only the
+// fields that it needs and accepts any payload: an id that is missing, null or
+// malformed stays 0, and a payload that is not an object has no ids.
 //
-// Where an id is not under its usual name, the catalog says what the object's
-// own id identifies (Discord: Receive Events): the guild in GUILD_CREATE, the
-// channel in CHANNEL_UPDATE.
+// In some events one of these ids is not under its usual name but under "id". The
+// catalog says in which (Discord: Receive Events): in GUILD_CREATE "id" is the
+// guild's, in CHANNEL_UPDATE the channel's.
 func FindIDs(e *Event) {
 	e.GuildID, e.ChannelID, e.UserID = 0, 0, 0
 	s := scanner{b: e.Data}
-	var own, author, user, member Snowflake
+	var object, author, user, member Snowflake
 	s.object(func(key []byte) {
 		switch string(key) {
 		case "id":
-			own = s.snowflake()
+			object = s.snowflake()
 		case "guild_id":
 			e.GuildID = s.snowflake()
 		case "channel_id":
@@ -47,17 +46,17 @@ func FindIDs(e *Event) {
 	}
 	t, _ := Lookup(e.Name)
 	switch {
-	case own == 0:
+	case object == 0:
 	case t.Own == OwnGuild:
-		e.GuildID = own
+		e.GuildID = object
 	case t.Own == OwnUser:
-		e.UserID = own
+		e.UserID = object
 	case t.Own == OwnChannel && e.ChannelID == 0:
-		e.ChannelID = own
+		e.ChannelID = object
 	}
 }
 
-// GuildState reads from a guild's payload whether the guild is unavailable, and
+// GuildState reports whether a guild is unavailable according to its payload, and
 // when the bot joined it; zero if the payload does not say.
 func GuildState(data []byte) (unavailable bool, joinedAt time.Time) {
 	s := scanner{b: data}

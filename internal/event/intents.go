@@ -11,7 +11,8 @@ import (
 type Intents int64
 
 // The intents (Discord: Gateway, List of Intents). The bits in the gaps are not
-// assigned; Discord closes a connection that sends one with 4013.
+// assigned: if a session identifies with one, Discord closes its connection with
+// 4013.
 const (
 	IntentGuilds Intents = 1 << iota
 	IntentGuildMembers
@@ -38,7 +39,7 @@ const (
 )
 
 const (
-	// IntentsPrivileged have to be switched on in the developer portal.
+	// IntentsPrivileged are the intents that must be enabled in the developer portal.
 	IntentsPrivileged = IntentGuildMembers | IntentGuildPresences | IntentMessageContent
 	// IntentsAll are all intents that Discord has assigned.
 	IntentsAll Intents = 53608447

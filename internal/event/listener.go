@@ -19,7 +19,7 @@ const (
 	FormatChatSDK  Format = "chat-sdk"
 )
 
-// Ordering is which deliveries of a listener wait for each other.
+// Ordering says which deliveries of a listener wait for each other.
 type Ordering string
 
 // The orderings of a listener.
@@ -29,10 +29,10 @@ const (
 	OrderingChannel Ordering = "channel"
 )
 
-// OrderKey returns the key that an event is ordered by, for a listener with this
-// ordering: "" where deliveries don't wait for each other. An event without the id
-// is ordered by the next wider thing that it belongs to, so that it still has a
-// place in an order.
+// OrderKey returns the key by which a listener with this ordering orders an event;
+// "" if the listener's deliveries don't wait for each other. An event without the
+// ordering's id is ordered by the first of these that it has: guild, channel, user,
+// shard.
 func OrderKey(o Ordering, e *Event) string {
 	switch {
 	case o != OrderingGuild && o != OrderingChannel:
@@ -50,8 +50,8 @@ func OrderKey(o Ordering, e *Event) string {
 	}
 }
 
-// Filter lets an event pass if, for every list that is not empty, the event's
-// id is in it. The zero value lets everything pass.
+// Filter lets an event pass if each list is empty or contains the event's id. The
+// zero value lets everything pass.
 type Filter struct {
 	GuildIDs, ChannelIDs, UserIDs []Snowflake
 }
@@ -61,7 +61,8 @@ const listenerPrefix = "lst_"
 // ListenerID returns a listener's id as the API shows it.
 func ListenerID(id int64) string { return listenerPrefix + strconv.FormatInt(id, 36) }
 
-// ParseListenerID reads an id that ListenerID wrote, and nothing else.
+// ParseListenerID reads an id that ListenerID wrote. It returns false for any other
+// text.
 func ParseListenerID(s string) (int64, bool) {
 	id, err := strconv.ParseInt(strings.TrimPrefix(s, listenerPrefix), 36, 64)
 	return id, err == nil && ListenerID(id) == s

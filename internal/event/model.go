@@ -5,45 +5,46 @@ import (
 	"slices"
 )
 
-// model is how an object is read that has a schema of api/openapi.yaml, or one of
-// a union of them. The tables in model.gen.go are made from the same source as
-// the schemas.
+// model describes how to read the objects of one schema of api/openapi.yaml, or of
+// one union of schemas. The tables in model.gen.go are generated from the same
+// source as the schemas.
 type model struct {
 	name   string
 	fields []field
-	// index has the numbers of the fields, sorted by the lengths of their names;
-	// names of length n begin at starts[n].
+	// index has the numbers of the fields, sorted by the lengths of their names. The
+	// fields with names of length n begin at starts[n].
 	index, starts string
-	// by is the number of the field that tells which variant an object is; -1
-	// if there is only one.
+	// by is the number of the field that selects an object's variant; -1 if there is
+	// only one variant.
 	by       int
 	variants []variant
 }
 
 type field struct {
 	name string
-	// absent is the text that stands for the field if Discord left it out.
+	// absent is the text to add for the field if Discord left it out.
 	absent string
 	kind   kind
 	// of is the number of the model, for kindModel.
 	of int
-	// list, object: it is an array, or an object, with values of the kind.
+	// list and object mean that the field is an array or an object with values of
+	// the kind.
 	list, object bool
-	// null: it can be null.
+	// null means that the field can be null.
 	null bool
-	// strict: without it the object is useless.
+	// strict means that the object is useless without the field.
 	strict bool
 }
 
-// kind is what a value needs besides being copied.
+// kind says how a value is changed when it is copied.
 type kind uint8
 
 const (
-	kindAny   kind = iota // nothing
+	kindAny   kind = iota // not at all
 	kindID                // a number becomes a string
 	kindBool              // null becomes false
 	kindFlag              // null becomes true (Discord: Role Tags Structure)
-	kindModel             // it is read by a model of its own
+	kindModel             // converted to its own model
 )
 
 // set is a set of a model's fields, by their numbers.
@@ -53,15 +54,15 @@ func (s *set) add(i int)     { s[i>>6] |= 1 << (i & 63) }
 func (s set) less(t set) set { return set{s[0] &^ t[0], s[1] &^ t[1]} }
 func (s set) empty() bool    { return s[0]|s[1] == 0 }
 
-// variant is the fields that an object must have.
+// variant lists the fields that an object must have.
 type variant struct {
-	// values of the field that tells the variant. The last variant has none: it
-	// is for any other value.
+	// values are the values of the selecting field that select this variant. The
+	// last variant has none: every other value selects it.
 	values         []string
 	fields, strict set
 }
 
-// findModel returns the model of a name, or nil.
+// findModel returns the model with a name, or nil.
 func findModel(name string) *model {
 	i, ok := slices.BinarySearchFunc(models, name, func(m model, name string) int { return cmp.Compare(m.name, name) })
 	if !ok {
@@ -70,7 +71,7 @@ func findModel(name string) *model {
 	return &models[i]
 }
 
-// find returns the number of a field, or -1.
+// find returns the number of the field with a name, or -1.
 func (m *model) find(name []byte) int {
 	n := len(name)
 	if n+1 >= len(m.starts) {
@@ -84,8 +85,7 @@ func (m *model) find(name []byte) int {
 	return -1
 }
 
-// variant returns the variant of an object in which the field that tells it has
-// this value.
+// variant returns the variant that a value of the selecting field selects.
 func (m *model) variant(value []byte) *variant {
 	last := len(m.variants) - 1
 	for i := range m.variants[:last] {

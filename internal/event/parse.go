@@ -7,14 +7,15 @@ import (
 	"strings"
 )
 
-// maxDepth bounds how deep a payload may be nested. Discord's reach about 20.
+// maxDepth limits the nesting of a payload. Discord's payloads reach about 20.
 const maxDepth = 100
 
-// ParseError is why a payload can't be converted to the model of its event.
+// ParseError says why a payload can't be converted to the model of its event.
 type ParseError struct {
-	// Path is the place, such as members[3].user.id; "" for the whole payload.
+	// Path is the place of the problem, such as members[3].user.id; "" for the whole
+	// payload.
 	Path string
-	// Problem is what is wrong there.
+	// Problem completes a sentence that begins with the path: "is missing".
 	Problem string
 }
 
@@ -39,16 +40,15 @@ func (e *ParseError) within(name string) *ParseError {
 	return e
 }
 
-// Parse appends the model of a payload, as api/openapi.yaml describes it for
-// the event's name (without RAW_). Fields that Discord left out are there as
-// null, [], {} or false, after those that came, and ids are strings. Everything
-// else stays byte for byte and in its order: unknown fields, new values of known
-// fields, white space. Parsing a model returns the same model. The payload of an
-// event without a model is appended as it is.
+// Parse appends the model of a payload to dst, as api/openapi.yaml describes it for
+// the event's name (without RAW_). It adds the fields that Discord left out as null,
+// [], {} or false, after the others, and turns ids into strings. Everything else
+// keeps its bytes and its order: unknown fields, new values of known fields, white
+// space. Parsing a model returns the same model. The payload of an event without a
+// model is appended unchanged. A payload that is missing or null counts as {}.
 //
-// The error is a *ParseError: an id without which the model is useless is missing
-// or malformed, or the payload is no JSON object. dst is then returned as it was.
-// A payload that is missing or null counts as {}.
+// The error is a *ParseError: a field without which the model is useless is missing
+// or malformed, or the payload is not a JSON object. dst is then returned unchanged.
 func Parse(dst []byte, name string, data []byte) ([]byte, error) {
 	t, _ := Lookup(name)
 	m := findModel(t.Model)
@@ -72,12 +72,12 @@ func Parse(dst []byte, name string, data []byte) ([]byte, error) {
 	return p.dst, nil
 }
 
-// parser copies a payload in long pieces, and inserts between them whatever the
-// model has differently.
+// parser copies a payload in long pieces, and inserts the model's changes between
+// them.
 type parser struct {
 	walker
 	dst []byte
-	// from is where the piece begins that is not copied yet.
+	// from is the start of the piece that is not copied yet.
 	from int
 }
 
@@ -87,7 +87,7 @@ func (p *parser) flush(to int) {
 	p.from = to
 }
 
-// replace puts text in the place of the bytes from start to the cursor.
+// replace writes text in place of the bytes from start to the cursor.
 func (p *parser) replace(start int, text string) {
 	p.flush(start)
 	p.dst = append(p.dst, text...)
@@ -98,7 +98,7 @@ func (p *parser) replace(start int, text string) {
 func (p *parser) model(m *model, depth int) *ParseError {
 	var (
 		seen set
-		by   []byte // the value that tells the variant
+		by   []byte // the value that selects the variant
 	)
 	more, err := p.open('}', depth)
 	empty := !more
@@ -129,18 +129,18 @@ func (p *parser) model(m *model, depth int) *ParseError {
 	return p.complete(m, m.variant(by), seen, empty)
 }
 
-// complete adds the fields that are missing in the object that ends before the
-// cursor. empty: the object has no field at all.
+// complete adds the missing fields to the object that ends at the cursor. empty
+// means that the object has no fields.
 func (p *parser) complete(m *model, v *variant, seen set, empty bool) *ParseError {
-	lacks := v.fields.less(seen)
-	if lacks.empty() {
+	missing := v.fields.less(seen)
+	if missing.empty() {
 		return nil
 	}
 	if useless := v.strict.less(seen); !useless.empty() {
 		return &ParseError{Path: m.fields[useless.first()].name, Problem: "is missing"}
 	}
 	p.flush(p.i - 1)
-	for word, left := range lacks {
+	for word, left := range missing {
 		for ; left != 0; left &= left - 1 {
 			if !empty {
 				p.dst = append(p.dst, ',')
@@ -160,8 +160,8 @@ func (s set) first() int {
 	return 64 + bits.TrailingZeros64(s[1])
 }
 
-// field copies the value at the cursor as the model has the field. A value of the
-// wrong type is copied as it is.
+// field copies the value at the cursor, converted as the field requires. A value of
+// the wrong type is copied unchanged.
 func (p *parser) field(f *field, depth int) *ParseError {
 	switch c := p.peek(); {
 	case c == 'n':
@@ -195,7 +195,7 @@ func (p *parser) field(f *field, depth int) *ParseError {
 	}
 }
 
-// null reads a null, and replaces it where the field can't be null.
+// null reads a null, and replaces it if the field can't be null.
 func (p *parser) null(f *field) *ParseError {
 	start := p.i
 	if err := p.literal("null"); err != nil {
@@ -231,8 +231,8 @@ func (p *parser) value(f *field, depth int, strict bool) *ParseError {
 	}
 }
 
-// id copies a snowflake. Discord sends a number where it was given a malformed
-// id (Discord: ID Serialization), and for its own sounds.
+// id copies a snowflake, and quotes it if it is a number. Discord sends a number if
+// it was given a malformed id (Discord: ID Serialization), and for its own sounds.
 func (p *parser) id(depth int, strict bool) *ParseError {
 	start, quoted := p.i, p.peek() == '"'
 	if err := p.skip(depth); err != nil {

@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// Pattern is which events a listener registered for: those of one name, or those
-// whose names have a prefix; in their model or in their raw form.
+// Pattern says which events a listener registered for: those with one name, or all
+// whose names have a prefix; parsed or raw.
 type Pattern struct {
-	// Raw: the listener wants the payload as Discord sent it.
+	// Raw means that the listener wants the payload as Discord sent it.
 	Raw bool
-	// Prefix: Name is the prefix of the names.
+	// Prefix means that Name is a prefix of the events' names.
 	Prefix bool
 	// Name has neither RAW_ nor the asterisk.
 	Name string
@@ -28,7 +28,7 @@ func ParsePattern(s string) (Pattern, error) {
 	}
 	for _, c := range p.Name {
 		if c != '_' && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
-			return p, fmt.Errorf("%q is no event name: names are of A-Z, 0-9 and _, with one * at the end for a pattern", s)
+			return p, fmt.Errorf("%q is not an event name: names consist of A-Z, 0-9 and _; a pattern ends with one *", s)
 		}
 	}
 	return p, nil
@@ -52,7 +52,7 @@ func (p Pattern) Known() bool {
 	return false
 }
 
-// Needs returns the intents that make all matching events come.
+// Needs returns the intents with which Discord sends all matching events.
 func (p Pattern) Needs() (needs Intents) {
 	for _, t := range catalog {
 		if p.Matches(t.Name) {

@@ -5,8 +5,8 @@ import "time"
 // ShardRange is a range of a set's shards: First to Last, both included, of Count.
 type ShardRange struct{ First, Last, Count int }
 
-// Plan is over how many shards an application's guilds are spread, and how far a
-// change of that number has come. All instances of an application follow one
+// Plan says over how many shards an application's guilds are spread, and how far a
+// change of that number has progressed. All instances of an application follow one
 // plan. A change brings up a new set of shards beside the old one (Discord:
 // Sharding).
 type Plan struct {
@@ -14,9 +14,9 @@ type Plan struct {
 	Version int64
 	// Current is the number of shards in the set that delivers.
 	Current int
-	// Next is the number in the set that is being brought up; 0 for none.
+	// Next is the number of shards in the set that is being brought up; 0 for none.
 	Next int
-	// Previous is the number in the set that delivered before; 0 for none.
+	// Previous is the number of shards in the set that delivered before; 0 for none.
 	Previous int
 	Phase    Phase
 	// Age is how long ago the phase began.
@@ -25,7 +25,7 @@ type Plan struct {
 	OverlapAt time.Time
 }
 
-// Phase is a step on the way from one set of shards to the next.
+// Phase is a step of the change from one set of shards to the next.
 type Phase string
 
 // The phases, in their order. After Switching the plan is Steady again, and the
@@ -36,21 +36,22 @@ const (
 	// Warming: the next set connects. It drops the events that it receives:
 	// the current set delivers them.
 	Warming Phase = "warming"
-	// Holding: the next set begins to keep the events that it receives.
+	// Holding: the shards of the next set begin to keep the events that they receive.
 	Holding Phase = "holding"
-	// Overlapping: all of the next set keeps its events, while the current set
-	// still delivers.
+	// Overlapping: all shards of the next set keep their events, while the current
+	// set still delivers.
 	Overlapping Phase = "overlapping"
 	// Switching: the current set is read to its end and closed.
 	Switching Phase = "switching"
 )
 
-// Stage is how far one shard is on the way from one set to the next.
+// Stage says how far one shard has progressed in the change from one set to the
+// next.
 type Stage string
 
 // The stages.
 const (
-	// StageNone: the shard delivers, or is not ready for anything else yet.
+	// StageNone: the shard delivers, or has not reached any other stage yet.
 	StageNone Stage = ""
 	// StageReady: the shard is in the next set, and in service.
 	StageReady Stage = "ready"
@@ -61,22 +62,23 @@ const (
 	StageEnded Stage = "ended"
 )
 
-// Survey is who owns the shards of a set.
+// Survey says who owns the shards of a set.
 type Survey struct {
-	// Self is the number of the instance that asks.
+	// Self is the number of this instance.
 	Self int64
 	// Peers are the live instances that share the same range of the set, Self
 	// among them, in ascending order.
 	Peers []int64
-	// Owned are the shards of the set that Self owns. Free are those of its
+	// Owned are the shards of the set that Self owns. Free are the shards of the
 	// range that no live instance owns and that have not ended.
 	Owned, Free []int
-	// Shards is how many shards of the set the live instances run; Ready,
-	// Holding and Ended are how many of these have reached a stage.
+	// Shards is how many shards of the set the live instances are willing to run.
+	// Of these, Ready counts those in StageReady or StageHolding, Holding those in
+	// StageHolding, and Ended those in StageEnded.
 	Shards, Ready, Holding, Ended int
 }
 
-// Holder is a live instance that owns a shard, as people see it.
+// Holder describes a live instance that owns a shard, for people.
 type Holder struct {
 	Name string
 	// Stored is the sequence number up to which the shard's events are stored.

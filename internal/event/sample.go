@@ -6,14 +6,14 @@ import (
 	"encoding/json"
 )
 
-// samples has a payload of every dispatch event, formatted for readers.
+// samples holds a payload of every dispatch event, formatted for readers.
 //
 //go:embed samples/*.json
 var samples embed.FS
 
 // Sample returns a payload of an event as Discord sends it (`d` of the frame),
-// composed from the documented fields with invented ids. docs/events.md shows the
-// same one. It returns false for an event that Discord does not dispatch.
+// composed from the documented fields with invented ids. docs/events.md links to
+// it. It returns false for an event that Discord does not dispatch.
 func Sample(name string) ([]byte, bool) {
 	b, err := samples.ReadFile("samples/" + name + ".json")
 	if err != nil {

@@ -1,7 +1,7 @@
 package event
 
-// scanner walks JSON without decoding it. On malformed input it moves to the end:
-// a caller sees missing members, never a panic.
+// scanner walks JSON without decoding it. On malformed input it moves to the end, so
+// that a caller sees missing members and never a panic.
 type scanner struct {
 	b []byte
 	i int
@@ -50,7 +50,7 @@ func (s *scanner) idOf() (id Snowflake) {
 }
 
 // snowflake reads the id at the cursor: a string, or a number, which Discord sends
-// where it was given a malformed id (Discord: ID Serialization).
+// if it was given a malformed id (Discord: ID Serialization).
 func (s *scanner) snowflake() Snowflake {
 	if s.space() == '"' {
 		return snowflakeOf(s.str())
@@ -88,8 +88,8 @@ func (s *scanner) space() byte {
 	return 0
 }
 
-// str returns the inside of the string at the cursor, with its escapes, and moves
-// behind the string.
+// str returns the contents of the string at the cursor, without decoding escapes,
+// and moves past the string.
 func (s *scanner) str() []byte {
 	s.i++
 	start := s.i
@@ -111,7 +111,7 @@ func (s *scanner) str() []byte {
 	return nil
 }
 
-// skip moves behind the value at the cursor.
+// skip moves past the value at the cursor.
 func (s *scanner) skip() {
 	switch s.space() {
 	case '"':

@@ -6,19 +6,19 @@ import (
 	"slices"
 )
 
-// redacted stands where a token was.
+// redacted replaces a token.
 const redacted = "[redacted]"
 
-// minCutToken is how many bytes of a token's beginning count as the token: fewer
-// may be any word, and open nothing.
+// minCutToken is the length in bytes from which the beginning of a token is
+// redacted: a shorter one may be any word, and nobody can use it.
 const minCutToken = 8
 
-// RedactTokens returns a text with [redacted] in place of the payload's own tokens,
-// with which anybody could answer an interaction or join a voice connection
-// (Discord: Interactions, Voice Server Update). The text is a callback's answer to
-// the payload, and people will read it: it may have a token as the payload spells
-// it or decoded, and may end in the middle of one. A token in any other encoding
-// stays. A text without tokens is returned itself.
+// RedactTokens replaces the payload's tokens in text by [redacted]: with them anybody
+// could answer an interaction or join a voice connection (Discord: Interactions,
+// Voice Server Update). text is a callback's response, which people will read. It
+// may contain a token as the payload spells it or decoded, and may end within a
+// token. Tokens in any other encoding are not found. A text without tokens is
+// returned unchanged.
 func RedactTokens(text, data []byte) []byte {
 	if len(text) == 0 {
 		return text

@@ -7,8 +7,8 @@ import (
 	"math/bits"
 )
 
-// walker walks JSON and refuses anything that is not JSON (RFC 8259), as
-// encoding/json does: what it has walked over may be copied into other JSON.
+// walker walks JSON and, like encoding/json, refuses everything that is not JSON
+// (RFC 8259), so that the bytes it has passed may be copied into other JSON.
 type walker struct {
 	in []byte
 	i  int
@@ -39,8 +39,8 @@ func (s *walker) peek() byte {
 }
 
 // open moves into the object or array at the cursor, to its first key or
-// element, and reports whether there is one. If there is none, the cursor is
-// behind the end.
+// element, and reports whether there is one. If there is none, it moves past the
+// end.
 func (s *walker) open(end byte, depth int) (bool, *ParseError) {
 	if depth > maxDepth {
 		return false, &ParseError{Problem: fmt.Sprintf("is nested deeper than %d", maxDepth)}
@@ -54,8 +54,8 @@ func (s *walker) open(end byte, depth int) (bool, *ParseError) {
 	return true, nil
 }
 
-// more moves from behind a value to the next key or element, and reports whether
-// there is one. If there is none, the cursor is behind the end.
+// more moves from the end of a value to the next key or element, and reports whether
+// there is one. If there is none, it moves past the end of the object or array.
 func (s *walker) more(end byte) (bool, *ParseError) {
 	s.space()
 	switch s.peek() {
@@ -98,7 +98,7 @@ func (s *walker) key() ([]byte, *ParseError) {
 	return name, nil
 }
 
-// skip moves behind the value at the cursor.
+// skip moves past the value at the cursor.
 func (s *walker) skip(depth int) *ParseError {
 	switch c := s.peek(); {
 	case c == '"':
@@ -144,7 +144,8 @@ func (s *walker) literal(word string) *ParseError {
 	return nil
 }
 
-// str moves behind the string at the cursor. plain: it has no escapes.
+// str moves past the string at the cursor. plain means that the string has no
+// escapes.
 func (s *walker) str() (plain bool, err *ParseError) {
 	plain = true
 	in, i := s.in, s.i+1
@@ -166,9 +167,9 @@ func (s *walker) str() (plain bool, err *ParseError) {
 	}
 }
 
-// unplain returns where, from i on, the first byte is that can't stand for itself
-// in a string: a quote, a backslash or a control character; len(b) for none. It
-// checks eight bytes at a time, because most of a payload is text.
+// unplain returns the index of the first byte, from i on, that can't stand for itself
+// in a string: a quote, a backslash or a control character; len(b) if there is none.
+// It checks eight bytes at a time, because most of a payload is text.
 func unplain(b []byte, i int) int {
 	const (
 		ones = 0x0101010101010101
@@ -178,7 +179,7 @@ func unplain(b []byte, i int) int {
 		x := binary.LittleEndian.Uint64(b[i:])
 		quote, backslash := x^'"'*ones, x^'\\'*ones
 		// The top bit of each byte that borrowed: bytes that are zero (in x: less
-		// than a space) do, and maybe bytes after them.
+		// than a space) borrow, and bytes after them may, but only the first counts.
 		found := ((x-' '*ones)&^x | (quote-ones)&^quote | (backslash-ones)&^backslash) & tops
 		if found != 0 {
 			return i + bits.TrailingZeros64(found)/8
@@ -192,7 +193,7 @@ func unplain(b []byte, i int) int {
 	return len(b)
 }
 
-// escape returns the length of the escape that b begins with; 0 if it is none.
+// escape returns the length of the escape at the start of b; 0 if it is not valid.
 func escape(b []byte) int {
 	if len(b) < 2 {
 		return 0

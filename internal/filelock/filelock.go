@@ -1,5 +1,5 @@
-// Package filelock makes sure that only one process at a time uses a directory,
-// by a lock on a file in it.
+// Package filelock locks a file, so that only one process at a time uses the
+// file's directory.
 package filelock
 
 import (
@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrInUse is the error of Open while another process has the file locked.
+// ErrInUse means that another process has locked the file.
 var ErrInUse = errors.New("another process uses it")
 
 // File is a locked file. Close unlocks it.
 type File struct{ *os.File }
 
-// Open opens a file, which it makes if it is missing, and locks it. The kernel
-// releases the lock when the process ends, however it does; child processes do not
-// inherit it, because Go opens files close-on-exec.
+// Open opens and locks a file, which it creates if it is missing. The kernel
+// releases the lock when the process ends, for whatever reason. Child processes do
+// not inherit the lock, because Go opens files close-on-exec.
 func Open(path string) (*File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -34,7 +34,7 @@ func Open(path string) (*File, error) {
 }
 
 // Close unlocks the file and closes it. Closing alone would not unlock it at once:
-// a process that is being forked at this moment has the file open too, until it
+// a process that is being forked at this moment also has the file open, until it
 // executes its program.
 func (f *File) Close() error {
 	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.File.Close())

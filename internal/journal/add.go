@@ -11,25 +11,25 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Events without a batch are those that no shard received: the samples that test a
+// No shard received the events without a batch: they are the samples that test a
 // listener, and delivery's notices.
 
 // Key returns a key for an event that is stored without a batch. Its ordinal is
-// above those of all batches, because its number may be that of a batch.
+// higher than any in a batch, because a batch may have the same number.
 func (s *Store) Key() event.Key {
 	return event.Key{Batch: s.At(time.Now()) | s.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
 }
 
-// Put queues the statements that store events under keys of Key, unless they are
-// stored already. Run them in the transaction that also stores their deliveries:
-// no batch row does that.
+// Put queues the statements that store events under keys from Key, and that skip
+// events that are already stored. Run them in the transaction that also stores the
+// events' deliveries: without a batch row, nothing would dispatch them again.
 func (*Store) Put(b *pgx.Batch, events []event.Stored) {
 	for i := range events {
 		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})
 	}
 }
 
-// Add stores an event for listeners without a batch. The caller makes its
+// Add stores an event for these listeners, without a batch. The caller makes its
 // deliveries.
 func (s *Store) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
 	stored := event.Stored{Event: *e, Key: s.Key(), Listeners: listeners}
@@ -44,5 +44,5 @@ func (s *Store) Add(ctx context.Context, e *event.Event, listeners []int64) (eve
 	return stored.Key, nil
 }
 
-// Ensure makes the partition for events of now, if it is missing.
+// Ensure creates the partition for the current time if it is missing.
 func (s *Store) Ensure(ctx context.Context) error { return s.parts.Ensure(ctx, time.Now()) }

@@ -13,7 +13,7 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// ErrLost is what Append returns once another instance owns the shard.
+// ErrLost means that another instance owns the shard of a claim.
 var ErrLost = errors.New("another instance took over this shard")
 
 // Claim is this instance's ownership of one shard, and the shard's cursor.
@@ -26,11 +26,11 @@ type Claim struct {
 	session       event.Session // at the claim
 	stage         event.Stage   // at the claim
 	lost          chan struct{}
-	opened        bool // an event of it was committed; used by the writer only
+	opened        bool // openClaims has prepared for its events; used by the writer only
 
 	mu sync.Mutex // guards the fields below
-	// appended is the ID of the session that was appended to last. stored is the
-	// highest sequence number of that session that is committed.
+	// appended is the ID of the session that was appended to last. stored is that
+	// session's highest committed sequence number.
 	appended string
 	stored   int64
 	// begun is the ID of the session that was committed to last.
@@ -38,9 +38,9 @@ type Claim struct {
 	gone  bool // lost is closed
 }
 
-// Claim claims those of an application's shards that are free and have not
-// ended; it returns no claim for the others. A dead instance's shards are free
-// once an heir has dealt with them (see Recover). The caller releases each claim.
+// Claim claims those of an application's shards that are free and have not ended,
+// and returns no claims for the others. A dead instance's shards become free once
+// its heir has taken over (see Recover). The caller releases each claim.
 func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]*Claim, error) {
 	owner, err := j.beginClaim(ctx)
 	if err != nil {
@@ -81,26 +81,26 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 // claim shards under.
 func (j *Journal) beginClaim(ctx context.Context) (int64, error) {
 	if err := j.Recover(ctx); err != nil {
-		// The shards that it could not free still belong to the dead instances.
+		// Shards that were not freed still belong to dead instances, and can't be
+		// claimed.
 		j.log.LogAttrs(ctx, slog.LevelWarn, "taking over from dead instances failed", slog.Any("error", err))
 	}
 	return j.instance.Hold(ctx)
 }
 
-// Shard returns which shard it is.
+// Shard returns the claimed shard.
 func (c *Claim) Shard() event.Shard { return c.shard }
 
-// Stage is how far the shard was at the claim, on the way from one set of shards
-// to the next.
+// Stage returns the shard's stage at the time of the claim.
 func (c *Claim) Stage() event.Stage { return c.stage }
 
-// Session is where the session stood at the claim. The zero value means that
-// there is nothing to resume.
+// Session returns the shard's session at the time of the claim. The zero value
+// means that there is nothing to resume.
 func (c *Claim) Session() event.Session { return c.session }
 
-// Append hands over an event, and where the session stands with it. Without an
-// event it only moves the cursor; with a zero session it forgets the session. It
-// waits while the queue is full, which means that the database can't keep up.
+// Append hands over an event, and the session with the event's sequence number.
+// Without an event it only moves the cursor; with a zero session it forgets the
+// session. It waits while the queue is full because the database can't keep up.
 func (c *Claim) Append(ctx context.Context, session event.Session, e *event.Event) error {
 	c.mu.Lock()
 	if c.gone {
@@ -114,15 +114,16 @@ func (c *Claim) Append(ctx context.Context, session event.Session, e *event.Even
 	return c.journal.queue.push(ctx, entry{claim: c, session: session, event: e})
 }
 
-// Stored returns the highest committed sequence number of the session that
-// was appended to last; 0 for none.
+// Stored returns the highest committed sequence number of the session that was
+// appended to last; 0 if nothing of it is committed.
 func (c *Claim) Stored() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.stored
 }
 
-// Lost is closed when another instance has taken over the shard.
+// Lost returns a channel that is closed when another instance has taken over the
+// shard.
 func (c *Claim) Lost() <-chan struct{} { return c.lost }
 
 // confirmTimeout is how long Confirm waits for a valid lease: an instance that
@@ -131,8 +132,8 @@ const confirmTimeout = 2 * time.Second
 
 // Confirm returns ErrLost if another instance has the shard. While the lease is
 // valid it returns at once. An instance that was paused learns of its loss from
-// the next renewal, so Confirm waits for that. If none comes, no instance reaches
-// the database, and so nobody has taken the shard.
+// the next renewal of its lease, so Confirm waits for that. If no renewal succeeds
+// in time, no instance reaches the database, so nobody has taken the shard.
 func (c *Claim) Confirm(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, confirmTimeout, errors.New("the lease could not be renewed in time"))
 	defer cancel()
@@ -143,15 +144,15 @@ func (c *Claim) Confirm(ctx context.Context) error {
 	return nil
 }
 
-// Mark stores how far the shard is on the way from one set of shards to the
-// next. The error is ErrLost if another instance has the shard.
+// Mark stores the shard's stage. The error is ErrLost if another instance has the
+// shard.
 func (c *Claim) Mark(ctx context.Context, stage event.Stage) error {
 	return c.update(ctx, "mark", `stage = $5`, string(stage))
 }
 
-// Release frees the shard once everything appended is committed, so that another
-// instance need not wait for the lease to run out. The caller must not append
-// any more.
+// Release waits until everything appended is committed and then frees the shard,
+// so that another instance need not wait for the lease to run out. The caller must
+// not append after calling it.
 func (c *Claim) Release(ctx context.Context) error {
 	if err := c.drain(ctx); err != nil {
 		return fmt.Errorf("release shard %v: %w", c.shard, err)
@@ -159,8 +160,8 @@ func (c *Claim) Release(ctx context.Context) error {
 	return c.update(ctx, "release", `owner = NULL`)
 }
 
-// End is Release for a shard whose set was replaced: its session is forgotten
-// and nobody claims the shard again.
+// End is like Release, for a shard whose set was replaced: it also forgets the
+// session, and the shard is never claimed again.
 func (c *Claim) End(ctx context.Context) error {
 	if err := c.drain(ctx); err != nil {
 		return fmt.Errorf("end shard %v: %w", c.shard, err)
@@ -168,8 +169,8 @@ func (c *Claim) End(ctx context.Context) error {
 	return c.update(ctx, "end", `owner = NULL, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
 }
 
-// drain returns when everything appended is committed, and its ordered
-// deliveries are where the next owner sees them.
+// drain waits until everything appended is committed, and the shard's ordered
+// deliveries are visible to its next owner.
 func (c *Claim) drain(ctx context.Context) error {
 	c.journal.untrack(c)
 	done := make(chan error, 1)
@@ -187,7 +188,8 @@ func (c *Claim) drain(ctx context.Context) error {
 	return c.journal.deliverer.Yield(ctx, c.shard)
 }
 
-// update changes the shard's row, as long as the claim's epoch is current.
+// update changes the shard's row if the claim's epoch is current; otherwise it
+// returns ErrLost.
 func (c *Claim) update(ctx context.Context, verb, set string, args ...any) error {
 	tag, err := c.journal.pool.Exec(ctx, `UPDATE shards SET `+set+`, updated_at = now()
 		WHERE application_id = $1 AND shard_count = $2 AND shard_id = $3 AND epoch = $4`,
@@ -201,7 +203,7 @@ func (c *Claim) update(ctx context.Context, verb, set string, args ...any) error
 	return nil
 }
 
-// committed notes how far a session is committed.
+// committed records that a session is committed up to its sequence number.
 func (c *Claim) committed(session event.Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -211,7 +213,7 @@ func (c *Claim) committed(session event.Session) {
 	}
 }
 
-// hasBegun reports whether the last commit was to this very session.
+// hasBegun reports whether the last commit was for this session.
 func (c *Claim) hasBegun(sessionID string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -248,8 +250,8 @@ func (j *Journal) untrack(c *Claim) {
 }
 
 // loseStale gives up the claims that were made under an earlier number of this
-// instance, which is dead. A claim's next commit would find out too, but a shard
-// on which nothing happens has none.
+// instance, which is dead. The next commit of such a claim would fail too, but an
+// idle shard has no next commit.
 func (j *Journal) loseStale(ctx context.Context) {
 	me := j.instance.ID()
 	j.mu.Lock()

@@ -11,8 +11,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// queueEvents queues the statement that inserts the events of a batch, unless an
-// earlier try, whose answer was lost, already did so.
+// queueEvents queues the statement that inserts the events of a batch. It does
+// nothing if an earlier try, whose answer was lost, has inserted them.
 func queueEvents(b *pgx.Batch, batch *event.Batch) {
 	n := len(batch.Events)
 	var (
@@ -47,9 +47,9 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 		batch.ID, ordinals, ids, names, shardIDs, shardCounts, seqs, received, guilds, channels, users, origins, listeners, data)
 }
 
-// minCopyEvents is how many events make COPY cheaper than an INSERT that is sent
-// with the other statements. COPY takes two more round trips, but per event a
-// third less of PostgreSQL's time and half of ours.
+// minCopyEvents is the number of events from which COPY is cheaper than an INSERT
+// that is sent with the other statements. COPY takes two more round trips, but per
+// event it takes PostgreSQL a third less time, and us half.
 const minCopyEvents = 32
 
 // copyEvents inserts the events of a batch by COPY. The caller makes sure that no
@@ -68,7 +68,8 @@ func copyEvents(ctx context.Context, tx pgx.Tx, batch *event.Batch) error {
 	return err
 }
 
-// arrayLiteral writes a bigint[]: unnest would flatten an array of arrays.
+// arrayLiteral returns a bigint[] as text, because unnest would flatten an array of
+// arrays.
 func arrayLiteral(ids []int64) string {
 	b := make([]byte, 0, 2+8*len(ids))
 	b = append(b, '{')
@@ -81,8 +82,8 @@ func arrayLiteral(ids []int64) string {
 	return string(append(b, '}'))
 }
 
-// text replaces the bytes that PostgreSQL refuses in a string: one of them would
-// stop the journal for good.
+// text removes or replaces the bytes that PostgreSQL refuses in a string: a single
+// one would block the journal forever.
 func text(s string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
 }

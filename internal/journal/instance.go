@@ -14,23 +14,23 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// defaultLease is how long an instance counts as alive without a heartbeat. The
-// events of a dead instance go on well within 15 s, and a pause of some seconds
-// (a full disk, a slow failover of the database) is not taken for a death.
+// defaultLease is how long an instance counts as alive without a heartbeat. With
+// it, another instance continues a dead one's events well within 15 s, but a pause
+// of some seconds (a full disk, a slow failover of the database) is no death.
 const defaultLease = 8 * time.Second
 
-// renewAgain is the wait after a renewal that failed. It is short, so that the
-// instance soon notices a database that is back.
+// renewAgain is the wait after a failed renewal. It is short, so that the instance
+// soon notices when the database is back.
 const renewAgain = 500 * time.Millisecond
 
-// Instance is this process among those that share the database. Its number is
-// the owner in the rows of its shards, batches and retries; its lease shows the
-// others that it lives.
+// Instance is one of the processes that share the database: this one. The rows of
+// its shards, batches and retries name its number as their owner. Its lease shows
+// the other instances that it is alive.
 //
-// A lease that ran out changes nothing by itself: it permits another instance
-// to become the heir (see Recover), by one update of one row. Until then the
-// instance can renew its lease and go on as if nothing had happened. After that
-// its number is dead for good: it goes on under a new number and owns nothing.
+// When the lease runs out, nothing changes by itself: another instance may now
+// become the heir (see Recover), by updating one row. Until one does, this
+// instance can renew its lease and continue as if nothing had happened. Afterwards
+// its number is dead for good: it continues under a new number and owns nothing.
 type Instance struct {
 	register register
 	ttl      time.Duration
@@ -38,7 +38,7 @@ type Instance struct {
 	lease    atomic.Pointer[lease]
 }
 
-// register is the table of instances.
+// register accesses the table of instances.
 type register interface {
 	// join adds an instance with a new lease and returns its number.
 	join(ctx context.Context) (int64, error)
@@ -49,11 +49,11 @@ type register interface {
 	leave(ctx context.Context, id int64) error
 }
 
-// Join registers this process. The name tells a restart from a second instance:
-// the caller guarantees that no other live process has it, so whatever an earlier
-// process of that name owned is free at once, without waiting for a lease to run
-// out. A name made for this process alone (uuid.New) is always right.
-// ttl is how long the lease lasts without a renewal; 0 means 8 s.
+// Join registers this process. The caller guarantees that no other live process
+// has this name. So everything that an earlier process of this name owned is free
+// at once, and nobody waits for that process's lease to run out. A new name
+// (uuid.New) is always safe. ttl is how long the lease lasts without a renewal; 0
+// means 8 s.
 func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	if ttl == 0 {
 		ttl = defaultLease
@@ -76,14 +76,13 @@ func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.
 	return i, nil
 }
 
-// ID is the number that rows name as their owner. It changes, to a higher one,
-// after another instance has become the heir of this one.
+// ID returns the number by which rows name this instance as their owner. The
+// number changes to a higher one after another instance has become the heir.
 func (i *Instance) ID() int64 { return i.lease.Load().id }
 
-// Hold returns the instance's number, at once if the lease is valid; otherwise
-// it waits until it is. Work under the number need not check the lease again: if
-// there is an heir by then, the rows no longer name this number. The error is
-// the context's cause.
+// Hold waits until the lease is valid, and returns the instance's number. Work
+// under this number need not check the lease again: once there is an heir, the
+// rows no longer name the number. The error is the context's cause.
 func (i *Instance) Hold(ctx context.Context) (int64, error) {
 	for {
 		l := i.lease.Load()
@@ -133,7 +132,7 @@ func (i *Instance) beat(ctx context.Context) error {
 		if id, err = i.register.join(ctx); err != nil {
 			return err
 		}
-		i.log.LogAttrs(ctx, slog.LevelWarn, "the lease of this instance ran out and another one took everything over; starting afresh",
+		i.log.LogAttrs(ctx, slog.LevelWarn, "the lease of this instance ran out and another instance took over; continuing under a new number",
 			slog.Int64("was", before.id), slog.Int64("is", id))
 	}
 	i.lease.Store(before.renewed(id, sent, time.Now(), i.ttl))
@@ -144,7 +143,7 @@ func (i *Instance) beat(ctx context.Context) error {
 // Leave ends the lease, so that others need not wait for it to run out.
 func (i *Instance) Leave(ctx context.Context) error { return i.register.leave(ctx, i.ID()) }
 
-// instances is the table, for an instance of one name.
+// instances is the register in the database, for an instance of this name.
 type instances struct {
 	pool     *pgxpool.Pool
 	name     uuid.UUID
@@ -155,7 +154,7 @@ type instances struct {
 func (r *instances) join(ctx context.Context) (id int64, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		// The earlier process of this name is dead. Its row stays until an heir
-		// has dealt with everything that names it.
+		// has dealt with all rows that name it as their owner.
 		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
 			return err
 		}

@@ -17,41 +17,41 @@ import (
 
 // Matcher knows which listeners want an event. It must not block.
 type Matcher interface {
-	// Match returns the listeners that an event is for. missed: a disabled
-	// listener wants it as well, and may ask for it later.
+	// Match returns the ids of the enabled listeners that want an event. missed
+	// means that a disabled listener wants it too, and may ask for it later.
 	Match(e *event.Event) (listeners []int64, missed bool)
 }
 
-// Deliverer delivers what was committed.
+// Deliverer delivers committed events.
 type Deliverer interface {
 	// Deliver takes a batch that was just committed. It may block while the
-	// deliverer can neither hold nor store more. An error means that the
-	// deliverer has stopped; the batch then waits in the database.
+	// deliverer can neither hold nor store more deliveries. An error means that
+	// the deliverer has stopped; the batch then waits in the database.
 	Deliver(ctx context.Context, b *event.Batch) error
 	// Recover takes batches that a dead instance left unsettled; some of their
-	// deliveries may already have been made. When it returns, the ordered
-	// deliveries are where other instances see them.
+	// deliveries may already have been made. When it returns, other instances can
+	// see the ordered deliveries.
 	Recover(ctx context.Context, batches []*event.Batch) error
-	// Free frees the deliveries that a dead instance had in hand.
+	// Free releases the retries that a dead instance had taken up.
 	Free(ctx context.Context, dead int64) error
-	// Yield puts the ordered deliveries of a shard where other instances see
-	// them: the shard is about to have another owner.
+	// Yield makes the ordered deliveries of a shard visible to other instances,
+	// before the shard gets another owner.
 	Yield(ctx context.Context, s event.Shard) error
-	// Prepare reads which ordered deliveries other instances left: they come
-	// before anything newer. It is called before the first event of a claim.
+	// Prepare reads which ordered deliveries other instances left, because newer
+	// ones must wait for them. The journal calls it before a claim's first event.
 	Prepare(ctx context.Context) error
 }
 
 // Config of a Journal. The zero value of a field means its default.
 type Config struct {
-	// QueueEvents and QueueBytes bound what waits for a commit. A shard that
-	// reaches the bound stops reading. Defaults 8192 and 64 MiB.
+	// QueueEvents and QueueBytes limit the events that wait for a commit. While
+	// the queue is full, shards stop reading. Defaults 8192 and 64 MiB.
 	QueueEvents int
 	QueueBytes  int
-	// BatchEvents bounds one transaction. Default 1024.
+	// BatchEvents limits the events of one transaction. Default 1024.
 	BatchEvents int
-	// CursorDelay is how long a cursor may wait for its commit if it moved over
-	// unwanted events only. Default 1 s.
+	// CursorDelay is how long a cursor that moved only past unwanted events may
+	// wait for its commit. Default 1 s.
 	CursorDelay time.Duration
 }
 
@@ -82,13 +82,13 @@ type Journal struct {
 	claims map[*Claim]struct{} // neither released nor lost
 
 	recovering chan struct{} // holds a token while Recover works; guards the fields below
-	// adopting has, for each dead instance, the batches that were taken over from
-	// it under the number adoptedBy and are not dispatched yet.
+	// adopting lists, for each dead instance, the batches that this instance took
+	// over from it, under the number adoptedBy, and has not dispatched yet.
 	adopting  map[int64][]int64
 	adoptedBy int64
 }
 
-// New makes the journal of the store's instance. It starts nothing.
+// New returns the journal of the store's instance. It starts nothing.
 func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg prometheus.Registerer) *Journal {
 	cfg = cfg.withDefaults()
 	j := &Journal{
@@ -100,9 +100,9 @@ func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg pro
 	return j
 }
 
-// Run commits what is appended, and takes over from dead instances, until Stop
-// was called and everything is committed. Canceling ctx ends it at once: Discord
-// replays what was not committed. Call Recover before Run.
+// Run commits the appended events and takes over from dead instances. After Stop
+// it commits the rest and returns. Canceling ctx ends it at once: Discord replays
+// the events that were not committed. Call Recover before Run.
 func (j *Journal) Run(ctx context.Context) error {
 	upkeep, cancel := context.WithCancelCause(ctx)
 	upkept := make(chan struct{})
@@ -127,8 +127,8 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		// Asked before taking: nothing comes in after the close, so what is
-		// taken then is everything.
+		// Checked before taking: a closed queue accepts nothing, so this take is
+		// the last one.
 		last := j.queue.isClosed()
 		for _, e := range j.queue.take() {
 			j.collect(c, e)
@@ -152,14 +152,14 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 }
 
-// Stop closes the queue. Run then commits what is in it and returns.
+// Stop closes the queue. Run then commits the queue's entries and returns.
 func (j *Journal) Stop() { j.queue.close() }
 
 // Err returns why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
 
-// upkeep takes over from instances that die while this one runs, gives up claims
-// that an heir of this one has, and keeps the partitions.
+// upkeep takes over from instances that die while this one runs, gives up the
+// claims that this instance lost to an heir, and maintains the partitions.
 func (j *Journal) upkeep(ctx context.Context) {
 	recovery := time.NewTicker(recoverEvery)
 	defer recovery.Stop()

@@ -2,21 +2,21 @@ package journal
 
 import "time"
 
-// lease is what an instance knows of its own lease. It is immutable: every
-// renewal makes a new one.
+// lease is an instance's view of its own lease. It is immutable: every renewal
+// makes a new one.
 type lease struct {
 	// id is the instance's number.
 	id int64
-	// until is when it runs out, counted from before the renewal was sent, and
-	// so never later than in the database: valid here means valid there.
+	// until is when the lease runs out. It is counted from before the renewal was
+	// sent, so a lease that is valid here is also valid in the database.
 	until time.Time
 	// wall is until on the wall clock: the monotonic clock stops while a machine
 	// is suspended, the database's does not.
 	wall time.Time
-	// regained is when it was last renewed after having run out; zero if it
+	// regained is when the lease was last renewed after it had run out; zero if it
 	// never ran out.
 	regained time.Time
-	// replaced is closed when there is a newer lease.
+	// replaced is closed when a newer lease has replaced this one.
 	replaced chan struct{}
 }
 
@@ -24,7 +24,8 @@ func (l *lease) valid(now time.Time) bool {
 	return now.Before(l.until) && now.Round(0).Before(l.wall)
 }
 
-// renewed is the lease after a renewal that was sent and answered at these times.
+// renewed returns the lease after a renewal that was sent and answered at these
+// times.
 func (l *lease) renewed(id int64, sent, answered time.Time, ttl time.Duration) *lease {
 	next := newLease(id, sent, ttl)
 	if next.regained = l.regained; !l.valid(answered) {

@@ -27,19 +27,19 @@ func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
 		return prometheus.Opts{Namespace: "gatehook", Subsystem: "journal", Name: name, Help: help}
 	}
 	reg.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_events", "Events received that wait for their commit.")),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_events", "Received events that wait for their commit.")),
 			func() float64 { n, _, _ := q.load(); return float64(n) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_bytes", "Memory that these events take.")),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("queue_bytes", "Memory that the events waiting for their commit take, in bytes.")),
 			func() float64 { _, n, _ := q.load(); return float64(n) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts(opts("queue_full_total", "How often a shard waited because the queue was full.")),
 			func() float64 { _, _, n := q.load(); return float64(n) }))
 	seconds := prometheus.ExponentialBuckets(0.0005, 2, 14)
 	return &metrics{
 		stored:      counter("events_stored_total", "Events committed for at least one listener."),
-		unwanted:    counter("events_unwanted_total", "Events received that no listener wants."),
+		unwanted:    counter("events_unwanted_total", "Received events that no listener wants."),
 		retried:     counter("commit_failures_total", "Commits that failed and were tried again."),
 		batchEvents: histogram("batch_events", "Events in one commit.", prometheus.ExponentialBuckets(1, 2, 11)),
-		commitTime:  histogram("commit_seconds", "Time that one commit took.", seconds),
+		commitTime:  histogram("commit_seconds", "Time that a commit took.", seconds),
 		lag:         histogram("lag_seconds", "Time from an event's receipt to its commit.", seconds),
 	}
 }

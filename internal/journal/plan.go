@@ -12,8 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Plan returns the plan of an application. The first call makes it, with this
-// many shards.
+// Plan returns the plan of an application. The first call creates it, with count
+// shards.
 func (j *Journal) Plan(ctx context.Context, applicationID event.Snowflake, count int) (event.Plan, error) {
 	p, err := j.readPlan(ctx, applicationID)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -34,8 +34,8 @@ func (j *Journal) Plan(ctx context.Context, applicationID event.Snowflake, count
 	return p, nil
 }
 
-// KnownApplication returns the application whose shards the database has; 0 if
-// it has none yet.
+// KnownApplication returns the application whose shards are in the database; 0 if
+// there are none yet.
 func KnownApplication(ctx context.Context, pool *pgxpool.Pool) (event.Snowflake, error) {
 	var id int64
 	err := pool.QueryRow(ctx, `SELECT application_id FROM shard_plans ORDER BY since DESC LIMIT 1`).Scan(&id)
@@ -56,8 +56,8 @@ func (j *Journal) readPlan(ctx context.Context, applicationID event.Snowflake) (
 	return p, err
 }
 
-// Replan replaces the plan from by the plan to, and reports whether it did: it
-// does not if another instance was faster.
+// Replan replaces the plan from with the plan to. It returns false if another
+// instance has changed the plan first.
 func (j *Journal) Replan(ctx context.Context, applicationID event.Snowflake, from, to event.Plan) (bool, error) {
 	done := false
 	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
@@ -81,8 +81,8 @@ func (j *Journal) Replan(ctx context.Context, applicationID event.Snowflake, fro
 	return done, nil
 }
 
-// addShards makes the rows of a set of shards. Rows that an earlier plan left keep
-// their epoch, so that an owner from that time stays fenced.
+// addShards creates the rows of a set of shards. Rows from an earlier plan keep
+// their epoch, so that their owner from that time stays fenced.
 func addShards(ctx context.Context, tx pgx.Tx, applicationID event.Snowflake, count int) error {
 	_, err := tx.Exec(ctx, `INSERT INTO shards (application_id, shard_count, shard_id)
 		SELECT $1, $2::int, id FROM generate_series(0, $2::int - 1) AS id
@@ -90,9 +90,9 @@ func addShards(ctx context.Context, tx pgx.Tx, applicationID event.Snowflake, co
 	return err
 }
 
-// Survey returns who owns the shards of a range of a set, and lets the other
-// instances know which shards this one is willing to run: a range of one set and
-// all shards of every other set; the zero value stands for all of every set.
+// Survey returns who owns the shards of r's set. It also tells the other instances
+// which shards this one is willing to run: only those in willing of willing's set,
+// and all shards of every other set. The zero value means all shards of every set.
 func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error) {
 	s := event.Survey{Self: j.instance.ID()}
 	var b pgx.Batch
@@ -127,7 +127,7 @@ func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, 
 	return s, nil
 }
 
-// Withdraw lets the other instances know that this one will not take any shard:
+// Withdraw tells the other instances that this one takes no more shards, so that
 // they need not leave it a share while it drains.
 func (j *Journal) Withdraw(ctx context.Context) error {
 	if _, err := j.pool.Exec(ctx, `UPDATE instances SET sharing = false WHERE id = $1`, j.instance.ID()); err != nil {
@@ -136,7 +136,8 @@ func (j *Journal) Withdraw(ctx context.Context) error {
 	return nil
 }
 
-// Holders names the live instances that own the shards of a set, for people.
+// Holders returns the live instances that own the shards of a set, by shard id,
+// named for people.
 func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error) {
 	rows, err := j.pool.Query(ctx, `SELECT s.shard_id, i.hostname || '#' || i.id, s.seq FROM shards s JOIN instances i ON i.id = s.owner
 		WHERE s.application_id = $1 AND s.shard_count = $2 AND i.lease_until > now()`, int64(applicationID), count)
@@ -160,7 +161,7 @@ func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, co
 // Delivered lists the wanted dispatches that a set of shards received at or after
 // a time.
 func (j *Journal) Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error) {
-	// The batch's number is the time of its commit: a bound for the index.
+	// A batch's number contains the time of its commit: this bound uses the index.
 	rows, err := j.pool.Query(ctx, `SELECT name, decode(md5(data), 'hex') FROM events
 		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
 		j.store.At(since.Add(-time.Minute)), count, since)

@@ -10,9 +10,9 @@ import (
 
 var errQueueClosed = errors.New("the journal has stopped")
 
-// entry is what a shard appended: where its session stands, and the event
-// that moved it there, if one did. An entry with done is a mark instead: done
-// gets an error, or nil, once everything before it is committed and dispatched.
+// entry is one append of a shard: its session, and the event that moved the
+// session's cursor, if any. An entry with done is a mark instead: done gets an
+// error, or nil, once all entries before it are committed and dispatched.
 type entry struct {
 	claim   *Claim
 	session event.Session
@@ -20,12 +20,12 @@ type entry struct {
 	done    chan error // has room for one
 }
 
-// queue holds what waits for the next commit. It is bounded by count and by
-// bytes; one event larger than the bound is let in alone.
+// queue holds the entries that wait for the next commit. Their number and bytes
+// are limited; an event larger than the limit is accepted by an empty queue.
 type queue struct {
 	maxEntries, maxBytes int
 
-	wake chan struct{} // holds one token while there is something to take
+	wake chan struct{} // holds a token while there are entries to take
 
 	mu      sync.Mutex // guards the fields below
 	entries []entry
@@ -73,7 +73,7 @@ func (q *queue) push(ctx context.Context, e entry) error {
 	}
 }
 
-// take returns everything that waits, in order.
+// take empties the queue and returns its entries, in order.
 func (q *queue) take() []entry {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -87,7 +87,7 @@ func (q *queue) take() []entry {
 	return taken
 }
 
-// close lets nothing more in. Entries that are in can still be taken.
+// close makes the queue accept no more entries. Its entries can still be taken.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -105,7 +105,8 @@ func (q *queue) isClosed() bool {
 	return q.closed
 }
 
-// load returns how much waits, and how often a push had to wait for room.
+// load returns the number and bytes of the entries, and how often a push had to
+// wait for room.
 func (q *queue) load() (entries, bytes, waits int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -119,7 +120,7 @@ func (q *queue) signal() {
 	}
 }
 
-// entryOverhead stands for the structs around a payload.
+// entryOverhead is the approximate size of the structs around a payload, in bytes.
 const entryOverhead = 256
 
 func (e *entry) size() int {

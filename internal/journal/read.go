@@ -42,8 +42,8 @@ func scan(row pgx.CollectableRow) (e event.Stored, err error) {
 	return e, err
 }
 
-// Within returns those of some keys whose events were received from one time to
-// before another, and are still stored.
+// Within returns the keys of those events that are still stored, and were received
+// at or after since and before until.
 func (s *Store) Within(ctx context.Context, keys []event.Key, since, until time.Time) ([]event.Key, error) {
 	batches, ordinals := make([]int64, len(keys)), make([]int32, len(keys))
 	for i, k := range keys {
@@ -61,8 +61,8 @@ func (s *Store) Within(ctx context.Context, keys []event.Key, since, until time.
 	return within, nil
 }
 
-// Find returns the event of a public id, as often as it is stored: an event that
-// Discord replays can be stored a second time, for a listener that is new by then.
+// Find returns all stored copies of the event with a public id: an event that
+// Discord replays can be stored again, for a listener that registered meanwhile.
 func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) {
 	stored, err := read(ctx, s.pool, `id = $1`, id)
 	if err != nil {
@@ -74,12 +74,12 @@ func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) 
 // spanPage is how many events Span reads at once.
 const spanPage = 5000
 
-// Span reads the stored events that were received from one time to before
-// another, in order, page by page and without their payloads. It reads only
-// events of the given name, unless that is "". An error of take ends it.
+// Span passes to take the stored events that were received at or after since and
+// before until, in order, page by page and without their payloads. If name is not
+// "", it passes only events of that name. An error of take ends it.
 func (s *Store) Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
-	// A batch's number is the time of its commit, which is later than the
-	// receipt: no event of this span is in an earlier batch.
+	// A batch's number contains the time of its commit, which is later than the
+	// receipt of its events: no event of this span is in an earlier batch.
 	after := event.Key{Batch: s.At(since) - 1, Ordinal: 1<<31 - 1}
 	for {
 		rows, err := s.pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,

@@ -13,26 +13,27 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// One heir settles the estate of a dead instance, and nobody else touches it:
+// A dead instance's estate is its batches, its retries and its shards. Only its
+// heir touches the estate, and settles it in three steps:
 //
 //  1. An instance whose lease has run out gets an heir, by one update of its
-//     row. That is its death: from then on it can't renew its lease. The same
+//     row. With this update it is dead: it can't renew its lease. The same
 //     transaction raises the epochs of its shards, so that its commits fail,
 //     however late it wakes up.
 //  2. The heir takes over the batches, some at a time, and gives them to the
-//     deliverer. When that returns, each delivery is in a lane or in retries.
-//     Then the heir frees the retries that the dead instance had in hand.
-//  3. In the end the shards are free, and the dead instance's row is gone. So an
-//     instance that claims one of these shards finds every older delivery made,
-//     in a row of retries, or without a need for order.
+//     deliverer. When the deliverer returns, each delivery is in a lane or in
+//     retries. Then the heir frees the retries that the dead instance had taken up.
+//  3. The heir frees the shards and deletes the dead instance's row. So for an
+//     instance that claims one of these shards, every older delivery is made, is
+//     in a row of retries, or needs no order.
 //
-// An heir that dies has an heir too, which also gets the estates that it was
-// settling. A row's ownership changes only from a dead instance to its one heir,
-// and every such statement names the owner before: one that began with an older
-// view of the tables finds nothing.
+// If an heir dies, its own heir also gets the estates that it was settling. A
+// row's owner changes only from a dead instance to its one heir, and every such
+// statement names the previous owner: a statement that began with an older view of
+// the tables finds no row.
 
-// recoverBatches is how many batches are taken over in one step. It bounds the
-// memory that a step takes.
+// recoverBatches is how many batches are taken over at a time. It limits the
+// memory that they take.
 const recoverBatches = 32
 
 // recoverEvery is how often to look for dead instances.
@@ -43,7 +44,7 @@ var errDisinherited = errors.New("another instance has become the heir of this o
 
 // Recover settles the estates of dead instances: it takes over their batches,
 // gives them to the deliverer, and frees their shards. Run repeats it, and
-// Claim begins with it, so that older events come before newer ones.
+// Claim begins with it, so that older events are delivered before newer ones.
 func (j *Journal) Recover(ctx context.Context) error {
 	select {
 	case j.recovering <- struct{}{}:
@@ -70,11 +71,11 @@ func (j *Journal) Recover(ctx context.Context) error {
 	return nil
 }
 
-// inherit makes this instance the heir of the dead ones that have none, and
-// returns every instance that it is the heir of.
+// inherit makes this instance the heir of all dead instances that have none, and
+// returns all instances whose heir it is.
 func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err error) {
-	// An instance that was itself cut off judges only those that have left; the
-	// others may just have been cut off with it.
+	// An instance that was itself cut off inherits only from instances that have
+	// left: the others may have been cut off with it.
 	const lapsed = `heir IS NULL AND id <> $1 AND lease_until <= CASE WHEN $2 THEN now() ELSE 'epoch'::timestamptz END`
 	steady := j.instance.lease.Load().steady(time.Now(), j.instance.ttl)
 	found := false
@@ -82,8 +83,8 @@ func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err e
 		return nil, err
 	}
 	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		// The dead inherit nothing. An instance that is about to become the heir
-		// of this one waits for this transaction, and inherits its outcome.
+		// A dead instance inherits nothing. And an instance that is about to become
+		// this one's heir waits for this lock, and then inherits the outcome.
 		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR SHARE`, me); err != nil {
 			return err
 		}
@@ -107,7 +108,7 @@ func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err e
 	return estates, err
 }
 
-// settleEstate deals with everything that a dead instance left.
+// settleEstate runs steps 2 and 3 for a dead instance.
 func (j *Journal) settleEstate(ctx context.Context, me, dead int64) error {
 	total := 0
 	for {
@@ -166,8 +167,8 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, er
 	if err != nil {
 		return nil, err
 	}
-	// A batch whose events are past their retention stays empty: there is
-	// nothing left to deliver.
+	// A batch whose events are past their retention is empty: nothing is left to
+	// deliver.
 	batches := make([]*event.Batch, len(ids))
 	for i, id := range ids {
 		batches[i] = &event.Batch{ID: id, Owner: me}
@@ -179,8 +180,8 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, er
 	return batches, nil
 }
 
-// inheritBatches makes this instance the owner of those batches that the dead one
-// owns, and returns them together with those that it owns already.
+// inheritBatches makes this instance the owner of those of the batches that the
+// dead one owns, and returns them and those that it already owns.
 func (j *Journal) inheritBatches(ctx context.Context, me, dead int64, batches []int64) (ids []int64, err error) {
 	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir = $2 FOR SHARE`, dead, me); err != nil {

@@ -15,16 +15,16 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// Store is the stored events and the batches that are not settled, as delivery
-// uses them. Make it with OpenStore; it is safe for concurrent use.
+// Store gives delivery access to the stored events and the unsettled batches. Make
+// it with OpenStore; it is safe for concurrent use.
 type Store struct {
 	pool     *pgxpool.Pool
 	instance *Instance
 	parts    postgres.Partitions
 }
 
-// OpenStore opens the store of an instance: the partitions that the next commits
-// need exist when it returns. Events are kept for the retention; 0 means 168 h.
+// OpenStore opens the store of an instance, and creates the partitions that the
+// next commits need. Events are kept for the retention; 0 means 168 h.
 func OpenStore(ctx context.Context, pool *pgxpool.Pool, instance *Instance, retention time.Duration, log *slog.Logger) (*Store, error) {
 	s := &Store{pool: pool, instance: instance}
 	s.parts = postgres.Partitions{
@@ -34,31 +34,29 @@ func OpenStore(ctx context.Context, pool *pgxpool.Pool, instance *Instance, rete
 	return s, s.parts.Maintain(ctx, time.Now())
 }
 
-// batchShift is by how many bits a batch's number is shifted for the instance.
-// The number is the commit's clock in microseconds with the instance in its low
-// bits: it grows with time, two instances don't meet, and a range of numbers is a
-// range of time, by which events are partitioned.
+// batchShift is the number of low bits of a batch's number that hold the
+// instance's number. The bits above them hold the time of the commit in
+// microseconds (see the package comment).
 const batchShift = 10
 
-// At is the lowest number of a batch that was committed at a time. What is stored
-// under lower ones was received before.
+// At returns the lowest number of a batch that was committed at a time. Events
+// under lower numbers were received earlier.
 func (*Store) At(t time.Time) int64 {
-	return min(max(0, t.UnixMicro()), math.MaxInt64>>batchShift) << batchShift // people ask for the year 1, and 9999
+	return min(max(0, t.UnixMicro()), math.MaxInt64>>batchShift) << batchShift // callers of the API ask for the years 1 and 9999
 }
 
-// Committed is when a batch was committed, by the clock of the instance that
-// committed it and to the microsecond.
+// Committed returns the time at which a batch was committed, to the microsecond,
+// by the clock of the instance that committed it.
 func (*Store) Committed(batch int64) time.Time { return time.UnixMicro(batch >> batchShift) }
 
-// Settle queues the statement that forgets an owner's batches whose deliveries
-// are all settled. Run it in the transaction that records the last of them.
-// Batches that an heir has are the heir's to settle.
+// Settle queues the statement that deletes an owner's batches whose deliveries are
+// all settled. Run it in the transaction that records the last of these
+// deliveries. It leaves batches that an heir has taken over to the heir.
 func (*Store) Settle(b *pgx.Batch, owner int64, ids []int64) {
 	b.Queue(`DELETE FROM batches WHERE id = ANY($1) AND owner = $2`, ids, owner)
 }
 
-// Unsettled returns those of some batches that have deliveries which are not
-// settled.
+// Unsettled returns those of the batches that still have unsettled deliveries.
 func (s *Store) Unsettled(ctx context.Context, ids []int64) ([]int64, error) {
 	rows, err := s.pool.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1)`, ids)
 	if err != nil {
@@ -71,10 +69,10 @@ func (s *Store) Unsettled(ctx context.Context, ids []int64) ([]int64, error) {
 	return unsettled, nil
 }
 
-// LockOwned returns those of some batches that an owner has, and keeps heirs
-// from taking them until the transaction ends.
+// LockOwned returns those of the batches that belong to an owner, and keeps heirs
+// from taking them over until the transaction ends.
 func (*Store) LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
-	// In one order, or two transactions could wait for each other.
+	// Sorted, so that two transactions can't deadlock.
 	rows, err := tx.Query(ctx, `SELECT id FROM batches WHERE id = ANY($1) AND owner = $2 ORDER BY id FOR SHARE`, ids, owner)
 	if err != nil {
 		return nil, fmt.Errorf("lock batches: %w", err)

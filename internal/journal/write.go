@@ -15,12 +15,12 @@ import (
 	"github.com/gatehook/gatehook/internal/postgres"
 )
 
-// commit is one transaction in the making.
+// commit collects the contents of one transaction.
 type commit struct {
 	batch   event.Batch
 	cursors map[*Claim]event.Session
-	// urgent: it has a wanted event, or the beginning or end of a session. Only
-	// other cursors may wait.
+	// urgent means that the commit must not wait for CursorDelay: it has a wanted
+	// event, a mark, or the beginning or end of a session.
 	urgent bool
 	marks  []chan error
 }
@@ -56,8 +56,8 @@ func (j *Journal) collect(c *commit, e entry) {
 	})
 }
 
-// flush commits and dispatches. It tries until it succeeds or ctx ends; a shard
-// that was lost to another instance leaves the transaction.
+// flush runs a commit and dispatches its batch. It tries until it succeeds or ctx
+// ends, and takes shards that were lost to another instance out of the commit.
 func (j *Journal) flush(ctx context.Context, c *commit) error {
 	if len(c.cursors) > 0 {
 		if err := j.commit(ctx, c); err != nil {
@@ -80,7 +80,7 @@ func (j *Journal) dispatch(ctx context.Context, c *commit) error {
 	j.metrics.batchEvents.Observe(float64(len(c.batch.Events)))
 	err := j.deliverer.Deliver(ctx, &c.batch)
 	if err != nil {
-		// It is stored, and the next start dispatches it.
+		// The batch is stored: the next start dispatches it.
 		j.log.LogAttrs(ctx, slog.LevelInfo, "batch left for the next start", slog.Int64("batch", c.batch.ID), slog.Any("reason", err))
 	}
 	return err
@@ -122,8 +122,8 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	return nil
 }
 
-// tryCommit tries once, when this instance's lease is valid: an instance that was
-// cut off for long may own nothing any more.
+// tryCommit waits until this instance's lease is valid, and then tries once: an
+// instance that was cut off for long may have lost its shards.
 func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	owner, err := j.instance.Hold(ctx)
 	if err != nil {
@@ -143,7 +143,7 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	}
 	c.batch.Owner = owner
 	if c.batch.ID == 0 {
-		// One number for all tries: if a commit that seemed to fail went through,
+		// All tries use one number: if a commit that seemed to fail went through,
 		// the next try finds its batch.
 		c.batch.ID = j.nextBatch(time.Now())
 		for i := range c.batch.Events {
@@ -153,9 +153,10 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	return j.transact(ctx, c)
 }
 
-// openClaims prepares for the first events of claims. The shard's previous owner
-// may have had a clock ahead of this one's, but its events are older all the same:
-// batch numbers go on above them. Its undelivered events come first.
+// openClaims prepares for the first events of new claims. Events of a shard's
+// previous owner are older, even if that owner's clock was ahead of ours. So new
+// batches get higher numbers, and undelivered events of the previous owner are
+// delivered first.
 func (j *Journal) openClaims(ctx context.Context, c *commit) error {
 	unopened := make(map[event.Shard]*Claim)
 	for claim := range c.cursors {
@@ -192,7 +193,7 @@ func (j *Journal) openClaims(ctx context.Context, c *commit) error {
 
 // nextBatch returns the number of the next batch.
 func (j *Journal) nextBatch(now time.Time) int64 {
-	// The clock may have stood still or gone back.
+	// The clock may have stood still or jumped back.
 	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
 	id := micros<<batchShift | j.instance.ID()&(1<<batchShift-1)
 	j.lastBatch = id
@@ -206,8 +207,8 @@ func (e *fencedError) Error() string {
 	return fmt.Sprintf("%d shards were taken over by another instance", len(e.claims))
 }
 
-// drop takes lost shards out of the transaction. Their new owner resumes from
-// the cursor in the database, and receives those events again.
+// drop takes lost shards out of the commit. Their new owner resumes from the
+// cursor in the database, and receives their events again.
 func (j *Journal) drop(ctx context.Context, c *commit, lost []*Claim) {
 	gone := make(map[event.Shard]bool, len(lost))
 	for _, claim := range lost {
@@ -226,10 +227,10 @@ func (j *Journal) drop(ctx context.Context, c *commit, lost []*Claim) {
 	c.batch.Events = kept
 }
 
-// transact is the transaction.
+// transact runs the transaction.
 func (j *Journal) transact(ctx context.Context, c *commit) error {
-	// A connection that died without a word must not hold up the journal for
-	// as long as TCP takes to notice.
+	// A connection that died silently must not hold up the journal until TCP
+	// notices.
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the commit took longer than 30 s"))
 	defer cancel()
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
@@ -266,8 +267,7 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	})
 }
 
-// unmoved returns the error of a transaction in which not every cursor moved, or
-// nil.
+// unmoved returns a *fencedError if not every cursor of a transaction moved.
 func unmoved(order []*Claim, moved map[event.Shard]bool) error {
 	if len(moved) == len(order) {
 		return nil
