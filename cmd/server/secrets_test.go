@@ -112,7 +112,7 @@ func TestDumpHoldsNoSecret(t *testing.T) {
 		cmd.Env = append(append([]string{}, p.env...), "DISCORD_TOKEN="+discord.Token(), "GATEHOOK_ENCRYPTION_KEY="+keys)
 		out, err := cmd.CombinedOutput()
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		if last := lines[len(lines)-1]; err == nil || !strings.Contains(last, "GATEHOOK_ENCRYPTION_KEY does not have") || strings.Contains(last, "{") {
+		if last := lines[len(lines)-1]; err == nil || !strings.Contains(last, "GATEHOOK_ENCRYPTION_KEY does not contain") || strings.Contains(last, "{") {
 			t.Errorf("without the key: %v, %s", err, out)
 		}
 	}

@@ -684,7 +684,7 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 }
 
-func TestAgain(t *testing.T) {
+func TestRetryConflict(t *testing.T) {
 	t.Parallel()
 	deadlock := fmt.Errorf("update a listener: %w", &pgconn.PgError{Code: "40P01"})
 	for _, tt := range []struct {
@@ -702,7 +702,7 @@ func TestAgain(t *testing.T) {
 		{"without end", slices.Repeat([]error{deadlock}, 10), maxTries, deadlock},
 	} {
 		tries := 0
-		_, err := again(func() (*registration, error) {
+		_, err := retryConflict(func() (*registration, error) {
 			tries++
 			if tries > len(tt.errs) {
 				return nil, nil

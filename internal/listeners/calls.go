@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// callTimeout bounds a call's work in the database.
+	// callTimeout limits the time of a call's work in the database.
 	callTimeout  = 10 * time.Second
 	defaultLimit = 50
 )
@@ -32,8 +32,8 @@ type Calls struct {
 	cfg       CallsConfig
 }
 
-// CallsConfig is what Calls asks before it registers a listener. Gateway and
-// Callbacks are required.
+// CallsConfig configures the checks that Calls makes before it registers a
+// listener. Gateway and Callbacks are required.
 type CallsConfig struct {
 	// AllowTargets are the private ranges that callbacks may resolve to; nil for
 	// none.
@@ -44,20 +44,20 @@ type CallsConfig struct {
 
 // Gateway knows which events Discord sends to this bot.
 type Gateway interface {
-	// Advise returns what registering for some events means: in refusal, why they
-	// can never come, or ""; in notes, what will happen. before are the intents
-	// that were needed so far.
+	// Advise returns why a listener can never receive the events of a pattern
+	// (refusal), or "" and notes on the consequences of registering for them. before
+	// are the intents that were needed so far.
 	Advise(ctx context.Context, p event.Pattern, before event.Intents) (refusal string, notes []string)
 }
 
 // Callbacks reaches the callbacks of listeners.
 type Callbacks interface {
-	// Ping returns why a callback in the format discord does not verify
-	// signatures, or nil if it does.
+	// Ping returns an error if a callback in the format discord does not verify
+	// signatures.
 	Ping(context.Context, *event.Listener) error
 }
 
-// NewCalls makes the calls of these listeners.
+// NewCalls returns the calls of these listeners.
 func NewCalls(l *Listeners, cfg CallsConfig) *Calls { return &Calls{listeners: l, cfg: cfg} }
 
 // CreateListener implements POST /listeners.
@@ -126,7 +126,7 @@ func (c *Calls) ListListeners(ctx context.Context, req openapi.ListListenersRequ
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	// One more than asked for shows whether there is another page.
+	// One more than requested, to see whether there is another page.
 	list, err := c.listeners.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
@@ -165,7 +165,7 @@ func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRe
 	if !ok {
 		return nil, noListener(req.Id)
 	}
-	notes, err := c.foresee(ctx, id, req.Body)
+	notes, err := c.checkUpdate(ctx, id, req.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -183,15 +183,15 @@ func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRe
 	return openapi.UpdateListener200JSONResponse(shown), nil
 }
 
-// foresee runs advise, locate and ping for a change. It runs before the transaction,
-// which must wait neither for a callback nor for Discord. If the listener can't be
-// read, the transaction answers.
-func (c *Calls) foresee(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
+// checkUpdate runs advise, locate and ping for a change, and returns the notes. It
+// runs before the transaction, which must wait neither for a callback nor for
+// Discord. An error of the database is left to the transaction.
+func (c *Calls) checkUpdate(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
 	read, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	before, err := c.listeners.find(read, c.listeners.pool, `l.id = $1`, id)
 	if err != nil {
-		return []string{}, nil //nolint:nilerr // the transaction meets it again
+		return []string{}, nil //nolint:nilerr // the transaction reports it
 	}
 	after, err := c.withUpdate(before, in)
 	if err != nil {
@@ -240,7 +240,7 @@ func (c *Calls) ping(ctx context.Context, before, after *registration, verify *b
 	return nil
 }
 
-// advise refuses a listener whose events can never come, and returns notes about
+// advise refuses a listener that can never receive an event, and returns notes about
 // any other. before is the registration before a change, nil for a new one.
 func (c *Calls) advise(ctx context.Context, before, after *registration) (notes []string, err error) {
 	notes = []string{}
@@ -309,8 +309,8 @@ func (c *Calls) ListEventTypes(context.Context, openapi.ListEventTypesRequestObj
 	return openapi.ListEventTypes200JSONResponse(out), nil
 }
 
-// checkPair normalizes the event of a query, and refuses an event or URL that
-// can't be registered. nil means that the query does not have it.
+// checkPair normalizes the event of a query, and refuses an event or URL that can't
+// be registered. Either is nil if the query does not have it.
 func checkPair(name, url *string) error {
 	var p problems
 	if name != nil {
@@ -327,7 +327,7 @@ func noListener(id string) error {
 	return openapi.NotFound(fmt.Sprintf("there is no listener %q: GET /listeners lists them", id))
 }
 
-// answer turns an error of the database into the call's answer.
+// answer turns an error of a change into the call's answer.
 func answer(err error) error {
 	var (
 		taken   *takenError

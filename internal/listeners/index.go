@@ -6,9 +6,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// index finds listeners by what they registered for: the name of one event, or a
-// prefix of names. It has the disabled listeners too: the events that they miss
-// are kept for them, and so have to come.
+// index finds listeners by the name or the prefix of names that they registered for.
+// It includes disabled listeners, because the events that they miss are received and
+// stored for them.
 type index struct {
 	byID     map[int64]*entry
 	exact    map[event.Pattern]*bucket
@@ -47,7 +47,7 @@ func (x *index) remove(id int64) {
 	}
 }
 
-// bucket returns that of a pattern, or nil.
+// bucket returns the bucket of a pattern, or nil.
 func (x *index) bucket(p event.Pattern) *bucket {
 	if i := slices.IndexFunc(x.prefixed, func(b *bucket) bool { return b.pattern == p }); i >= 0 {
 		return x.prefixed[i]
@@ -76,7 +76,7 @@ type entry struct {
 }
 
 func newEntry(l *event.Listener) *entry {
-	// It was checked before it was stored. One that can't be read matches nothing.
+	// The pattern was checked before it was stored. An invalid one matches nothing.
 	pattern, err := event.ParsePattern(l.Event)
 	if err != nil {
 		pattern = event.Pattern{Name: "\x00"}
@@ -100,14 +100,14 @@ func set(ids []event.Snowflake) map[event.Snowflake]bool {
 	return m
 }
 
-// bucket holds the listeners of one pattern. A listener with a list of guilds is
-// under each of them: where every customer of a bot registers for their own guild,
-// an event does not have to go through the listeners of all the others.
+// bucket holds the listeners of one pattern, those with a list of guilds under each
+// of these guilds. So if every customer of a bot registers for their own guild, an
+// event is not compared with the listeners of all other customers.
 type bucket struct {
 	pattern event.Pattern
 	needs   event.Intents
 	byGuild map[event.Snowflake][]*entry
-	rest    []*entry // those without a list of guilds
+	rest    []*entry // listeners without a list of guilds
 }
 
 func newBucket(p event.Pattern) *bucket {
@@ -138,7 +138,7 @@ func (b *bucket) remove(e *entry) {
 }
 
 // match appends the ids of the enabled listeners whose filter lets an event pass,
-// and sets missed if a disabled one's filter does.
+// and sets missed if a disabled listener's filter lets it pass.
 func (b *bucket) match(e *event.Event, ids []int64, missed *bool) []int64 {
 	for _, list := range [...][]*entry{b.byGuild[e.GuildID], b.rest} {
 		for _, x := range list {

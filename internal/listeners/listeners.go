@@ -1,11 +1,11 @@
 // Package listeners keeps the registrations: which events go to which callback,
-// and how. Listeners stores them, and knows from memory who wants an event; Calls
-// checks them and serves their REST calls. The package alone names the tables
+// and how. Listeners stores them and matches events against them in memory; Calls
+// checks them and serves their REST calls. Only this package accesses the tables
 // listeners, listener_secrets and listeners_version.
 //
-// It promises that a change made through this instance holds for the very next
-// event, and one made through another instance within moments. While the database
-// does not answer, it goes on with the registrations that it knows.
+// A change made through this instance applies to the very next event, and a change
+// made through another instance applies within moments. While the database does not
+// answer, the package continues with the registrations that it knows.
 package listeners
 
 import (
@@ -30,8 +30,8 @@ type Config struct {
 	// Forget deletes the deliveries that wait for a listener, in the transaction
 	// that deletes the listener.
 	Forget func(ctx context.Context, tx pgx.Tx, listenerID int64) error
-	// Renew forgets how a listener's callback has done so far, in the
-	// transaction that enables the listener or gives it another URL.
+	// Renew deletes the record of a listener's failures, in the transaction that
+	// enables the listener or gives it another URL.
 	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
 }
 
@@ -42,14 +42,14 @@ type Listeners struct {
 	pool  *pgxpool.Pool
 	log   *slog.Logger
 	table *table
-	look  chan struct{} // holds a token when the database should be read
-	poll  time.Duration // how often it is read anyway
+	stale chan struct{} // holds a token when the table may be out of date
+	poll  time.Duration // how often to check the version without a token
 }
 
 // Open reads the registrations, and seals with the first key every secret that is
 // not sealed with it yet. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
-	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), look: make(chan struct{}, 1), poll: pollEvery}
+	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery}
 	if err := s.sealStored(ctx); err != nil {
 		return nil, err
 	}
@@ -59,27 +59,28 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger)
 	return s, nil
 }
 
-// Match returns the ids of the enabled listeners that want an event, the raw
-// ones first. missed: a disabled listener wants it as well, and may ask for it
-// once it is enabled again.
+// Match returns the ids of the enabled listeners that want an event, the raw ones
+// first. missed means that a disabled listener wants it too, and may ask for it once
+// it is enabled again.
 func (s *Listeners) Match(e *event.Event) (ids []int64, missed bool) { return s.table.match(e) }
 
 // Listener returns a registration as it is now, or nil.
 func (s *Listeners) Listener(id int64) *event.Listener { return s.table.listener(id) }
 
-// Needs returns the intents that make every event come that a listener wants.
-// Disabled listeners count too: they can get later the events that they miss.
+// Needs returns the intents with which Discord sends every event that a listener
+// wants. Disabled listeners count too, because they can get missed events later.
 func (s *Listeners) Needs() event.Intents { return s.table.intents() }
 
-// NeedsChanged has a token whenever Needs has changed. It is for one reader.
+// NeedsChanged returns a channel that holds a token when Needs has changed. It is for
+// one reader.
 func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
 
-// Disable stops deliveries to a listener, and stores the reason. also runs in the
-// same transaction, and its error undoes everything. It does not run if the
-// listener is gone or disabled already: of several calls at once only one disables
-// the listener.
+// Disable disables a listener and stores the reason. also runs in the same
+// transaction; its error undoes everything. If the listener is gone or already
+// disabled, Disable does nothing and does not run also. So of several concurrent
+// calls only one disables the listener.
 func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
-	_, err := again(func() (*registration, error) {
+	_, err := retryConflict(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 			before, err := s.find(ctx, tx, `l.id = $1 AND l.enabled FOR UPDATE OF l`, id)
 			if err != nil {
@@ -103,22 +104,22 @@ func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also f
 }
 
 const (
-	// pollEvery is how often to ask the database without an announcement:
-	// LISTEN does not work through every pooler.
+	// pollEvery is how often to check for changes without a notification: LISTEN
+	// does not work through every pooler.
 	pollEvery = 5 * time.Second
-	// gather is how long to wait for more changes before they are read: a
-	// script that registers hundreds should not cost hundreds of reads.
+	// gather is how long to wait for more changes before they are read, so that a
+	// script that registers hundreds of listeners does not cause hundreds of reads.
 	gather = 100 * time.Millisecond
 )
 
-// Run keeps the table fresh until ctx ends.
+// Run keeps the table up to date until ctx ends.
 func (s *Listeners) Run(ctx context.Context) error {
-	heard := make(chan struct{})
+	stopped := make(chan struct{})
 	go func() {
-		defer close(heard)
-		s.hear(ctx)
+		defer close(stopped)
+		s.listen(ctx)
 	}()
-	defer func() { <-heard }()
+	defer func() { <-stopped }()
 	poll := time.NewTicker(s.poll)
 	defer poll.Stop()
 	for {
@@ -126,23 +127,23 @@ func (s *Listeners) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-poll.C:
-		case <-s.look:
+		case <-s.stale:
 		}
 		if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "reading the listeners failed, going on with those known", slog.Any("error", err))
+			s.log.LogAttrs(ctx, slog.LevelWarn, "reading the listeners failed, continuing with the known ones", slog.Any("error", err))
 		}
 	}
 }
 
-// refresh reads the registrations if they have another version.
+// refresh reads the registrations if their version has changed.
 func (s *Listeners) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the listeners took longer than 30 s"))
 	defer cancel()
 	var version int64
 	if err := s.pool.QueryRow(ctx, `SELECT version FROM listeners_version`).Scan(&version); err != nil {
-		return fmt.Errorf("ask for the listeners' version: %w", err)
+		return fmt.Errorf("read the version of the listeners: %w", err)
 	}
-	if version == s.table.at() {
+	if version == s.table.currentVersion() {
 		return nil
 	}
 	return s.load(ctx)
@@ -150,38 +151,38 @@ func (s *Listeners) refresh(ctx context.Context) error {
 
 func (s *Listeners) wake() {
 	select {
-	case s.look <- struct{}{}:
+	case s.stale <- struct{}{}:
 	default:
 	}
 }
 
-// maxWait bounds the wait between two tries to listen for announcements. It is
-// longer than other waits for the database, because polling stands in meanwhile.
+// maxWait is the longest wait between two tries to listen for notifications. It is
+// longer than other waits for the database, because polling continues meanwhile.
 const maxWait = 10 * time.Second
 
 func newBackoff() retry.Backoff {
 	return retry.WithCappedDuration(maxWait, retry.WithJitterPercent(20, retry.NewExponential(100*time.Millisecond)))
 }
 
-// hear listens for announcements of changes on a connection of its own.
-func (s *Listeners) hear(ctx context.Context) {
+// listen waits for notifications of changes, on its own connection.
+func (s *Listeners) listen(ctx context.Context) {
 	backoff := newBackoff()
 	next := retry.BackoffFunc(func() (time.Duration, bool) { return backoff.Next() })
-	// It ends only with ctx: it tries again after every failure.
+	// Do ends only with ctx: it tries again after every failure.
 	_ = retry.Do(ctx, next, func(ctx context.Context) error {
 		began := time.Now()
-		err := s.hearOn(ctx)
+		err := s.listenOnce(ctx)
 		if time.Since(began) > maxWait { // it worked, so this is a new failure
 			backoff = newBackoff()
 		}
 		if ctx.Err() == nil {
-			s.log.LogAttrs(ctx, slog.LevelDebug, "not hearing of listener changes, polling", slog.Any("error", err))
+			s.log.LogAttrs(ctx, slog.LevelDebug, "can't listen for changes of listeners, polling instead", slog.Any("error", err))
 		}
 		return retry.RetryableError(err)
 	})
 }
 
-func (s *Listeners) hearOn(ctx context.Context) error {
+func (s *Listeners) listenOnce(ctx context.Context) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -190,7 +191,7 @@ func (s *Listeners) hearOn(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, `LISTEN `+channel); err != nil {
 		return err
 	}
-	s.wake() // for changes before LISTEN
+	s.wake() // for changes that were made before LISTEN
 	for {
 		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return err

@@ -27,7 +27,7 @@ type registration struct {
 	newSecret string
 }
 
-// filterJSON is how a filter is stored.
+// filterJSON is the stored form of a filter.
 type filterJSON struct {
 	GuildIDs   []string `json:"guild_ids,omitempty"`
 	ChannelIDs []string `json:"channel_ids,omitempty"`
@@ -63,7 +63,7 @@ func (f filterJSON) decode() (event.Filter, error) {
 	return out, nil
 }
 
-// columns are what scan reads, of a listener l.
+// columns are the columns that scan reads, of the table listeners as l.
 const columns = `l.id, l.event, l.url, l.description, l.enabled, l.format, l.headers, l.filter, l.ordering, l.max_in_flight,
 	l.max_age_ms, l.created_at, l.updated_at, l.disabled_at, l.disabled_reason,
 	ARRAY(SELECT s.id FROM listener_secrets s
@@ -107,9 +107,9 @@ func (s *Listeners) scan(row pgx.CollectableRow) (r registration, err error) {
 }
 
 // insertListener and updateListener store the values of a registration. Of two
-// inserts for one event and URL at once, the second stores nothing. Who disables a
-// listener through the API does so by hand; the reason of an earlier disabling
-// stays.
+// concurrent inserts for one event and URL, the second stores nothing. A listener
+// that is disabled through the API gets the reason "manual", unless it already has a
+// reason.
 const (
 	insertListener = `INSERT INTO listeners
 			(id, event, url, description, enabled, format, headers, filter, ordering, max_in_flight, max_age_ms, disabled_at, disabled_reason)
@@ -123,8 +123,8 @@ const (
 		WHERE id = $1`
 )
 
-// values are the arguments of insertListener and updateListener. headers are the
-// sealed ones.
+// values returns the arguments of insertListener and updateListener. headers are the
+// sealed headers.
 func (r *registration) values(id int64, headers []byte) []any {
 	return []any{
 		id, r.Event, r.URL, r.description, r.Enabled, r.Format, headers, encodeFilter(r.Filter), r.Ordering, r.MaxInFlight, milliseconds(r.MaxAge),
@@ -183,8 +183,8 @@ func shortDuration(d time.Duration) string {
 	return d.String()
 }
 
-// showSecret shows a registration with its secret, which is shown only once: when
-// it is made.
+// showSecret returns a registration with its secret, which the API shows only once:
+// when it is made.
 func showSecret(r *registration, made string, notes []string) openapi.ListenerCreated {
 	l := show(r)
 	out := openapi.ListenerCreated{

@@ -22,7 +22,7 @@ func headersRow(listener int64) string {
 	return "the headers of listener " + event.ListenerID(listener)
 }
 
-// sealHeaders returns headers as they are stored, as JSON.
+// sealHeaders returns the stored form of headers, as JSON.
 func sealHeaders(keys secret.Keys, listener int64, headers map[string]string) ([]byte, error) {
 	plain, err := json.Marshal(headers)
 	if err != nil || keys.Empty() {
@@ -46,11 +46,11 @@ func openHeaders(keys secret.Keys, listener int64, stored []byte) (headers map[s
 	return headers, json.Unmarshal(plain, &headers)
 }
 
-// sealing is how to find and replace one kind of secret.
+// sealing says how to find and replace one kind of secret in the database.
 type sealing struct {
-	// find selects the id, the listener and the stored value of some secrets
-	// that the first key has not sealed. It locks in order, so that instances
-	// that do this at once can't deadlock.
+	// find selects the id, the listener and the stored value of some secrets that
+	// the first key has not sealed. It locks the rows in order, so that instances
+	// that start at once can't deadlock.
 	find, replace string
 	row           func(id, listener int64) string
 }
@@ -70,23 +70,24 @@ func sealings() []sealing {
 }
 
 // sealBatch is how many secrets are sealed in one transaction. After a crash the
-// next start does the rest.
+// next start seals the rest.
 const sealBatch = 500
 
-// sealStored seals with the first key whatever is stored in plain text or under
-// another key. Without a key it does nothing.
+// sealStored seals with the first key all secrets and headers that are stored in
+// plain text or under another key. Without a key it does nothing.
 func (s *Listeners) sealStored(ctx context.Context) error {
 	if s.cfg.Keys.Empty() {
 		return nil
 	}
-	// They no longer sign, and no old key should have to be kept for them.
+	// Expired secrets no longer sign, and nobody should have to keep an old key for
+	// them.
 	if _, err := s.pool.Exec(ctx, `DELETE FROM listener_secrets WHERE expires_at <= now()`); err != nil {
 		return fmt.Errorf("remove secrets that have expired: %w", err)
 	}
 	for _, kind := range sealings() {
 		for n := sealBatch; n == sealBatch; {
 			err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-				n, err = kind.some(ctx, tx, s.cfg.Keys)
+				n, err = kind.sealNext(ctx, tx, s.cfg.Keys)
 				return err
 			})
 			if err != nil {
@@ -97,8 +98,8 @@ func (s *Listeners) sealStored(ctx context.Context) error {
 	return nil
 }
 
-// some seals one batch, and returns its size.
-func (k sealing) some(ctx context.Context, tx pgx.Tx, keys secret.Keys) (int, error) {
+// sealNext seals the next batch, and returns its size.
+func (k sealing) sealNext(ctx context.Context, tx pgx.Tx, keys secret.Keys) (int, error) {
 	rows, err := tx.Query(ctx, k.find, keys.Newest(), sealBatch)
 	if err != nil {
 		return 0, err

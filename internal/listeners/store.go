@@ -12,13 +12,13 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// channel is the channel on which changes are announced.
+// channel is the channel of the notifications of changes.
 const channel = "gatehook_listeners"
 
-// errNone is the error of a look-up that finds nothing.
+// errNone means that no listener was found.
 var errNone = pgx.ErrNoRows
 
-// takenError says that another listener has the same event and URL.
+// takenError means that another listener has the same event and URL.
 type takenError struct{ id int64 }
 
 func (e *takenError) Error() string {
@@ -37,9 +37,9 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// change runs one change of a listener: f makes it and returns the registration
-// afterwards, nil if it is gone. When change returns, the table of this instance
-// has it, and the other instances are notified.
+// change runs one change of a listener: f makes the change and returns the changed
+// registration, nil if it was removed. When change returns, the change is in this
+// instance's table, and the other instances are notified.
 func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after *registration, err error)) (*registration, error) {
 	var (
 		id, version int64
@@ -62,7 +62,7 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 	}
 	if !s.table.apply(version, id, l) {
 		// Another instance made a change meanwhile. Ours is committed: if the
-		// table can't be read now, Run reads it later.
+		// registrations can't be read now, Run reads them later.
 		if err := s.load(ctx); err != nil {
 			s.wake()
 		}
@@ -70,19 +70,19 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 	return after, nil
 }
 
-// errVanished means that the listener in the way was gone when it was read.
-var errVanished = errors.New("the listener in the way is gone")
+// errVanished means that a conflicting listener was removed before we read it.
+var errVanished = errors.New("the conflicting listener was removed")
 
-// again repeats a change that lost against another one and stored nothing: the
-// listener in its way was removed before it was read, or each change waited for
-// the other (PostgreSQL, Error Codes: 40001 and 40P01). It gives up after maxTries,
-// when that can't be chance any more.
-func again(change func() (*registration, error)) (after *registration, err error) {
+// retryConflict repeats a change that conflicted with another one and stored nothing:
+// the conflicting listener was removed before we read it, or each change waited for
+// the other (PostgreSQL, Error Codes: 40001 and 40P01). It gives up after maxTries:
+// that many conflicts can't be chance.
+func retryConflict(change func() (*registration, error)) (after *registration, err error) {
 	for range maxTries {
 		after, err = change()
 		pgErr := (*pgconn.PgError)(nil)
-		lost := errors.Is(err, errVanished) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
-		if !lost {
+		conflict := errors.Is(err, errVanished) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
+		if !conflict {
 			break
 		}
 	}
@@ -93,12 +93,12 @@ const maxTries = 5
 
 // insert stores a new listener, or returns a takenError.
 func (s *Listeners) insert(ctx context.Context, r registration) (*registration, error) {
-	return again(func() (*registration, error) { return s.tryInsert(ctx, r) })
+	return retryConflict(func() (*registration, error) { return s.tryInsert(ctx, r) })
 }
 
 func (s *Listeners) tryInsert(ctx context.Context, r registration) (*registration, error) {
 	return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
-		// Before the rows, because their contents are sealed for these ids.
+		// Numbered first, because the contents of the rows are sealed for the id.
 		var id int64
 		if err := tx.QueryRow(ctx, `SELECT nextval(pg_get_serial_sequence('listeners', 'id'))`).Scan(&id); err != nil {
 			return 0, nil, fmt.Errorf("number a listener: %w", err)
@@ -140,15 +140,15 @@ func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error
 		return errVanished
 	}
 	if err != nil {
-		return fmt.Errorf("find the listener in the way: %w", err)
+		return fmt.Errorf("read the conflicting listener: %w", err)
 	}
 	return &takenError{other.ID}
 }
 
-// update changes a listener by f, with its row locked, so that two updates at
-// once can't undo each other. It may call f several times.
+// update replaces a registration by f's result. It locks the listener's row, so that
+// concurrent updates can't undo each other. It may call f several times.
 func (s *Listeners) update(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
-	return again(func() (*registration, error) { return s.tryUpdate(ctx, id, f) })
+	return retryConflict(func() (*registration, error) { return s.tryUpdate(ctx, id, f) })
 }
 
 func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
@@ -183,13 +183,13 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 	return after, err
 }
 
-// rotationOverlap is how long a replaced secret goes on signing.
+// rotationOverlap is how long a replaced secret continues to sign.
 const rotationOverlap = 24 * time.Hour
 
-// rotate gives a listener a new secret. The secret before it still signs for some
-// time; older ones no longer do.
+// rotate gives a listener a new secret. The previous secret still signs for
+// rotationOverlap; older ones no longer do.
 func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*registration, error) {
-	return again(func() (*registration, error) {
+	return retryConflict(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 			if _, err := s.find(ctx, tx, `l.id = $1 FOR UPDATE OF l`, id); err != nil {
 				return 0, nil, err
@@ -212,7 +212,7 @@ func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*regis
 
 // remove deletes a listener and the deliveries that wait for it.
 func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
-	_, err := again(func() (*registration, error) {
+	_, err := retryConflict(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 			var id int64
 			if err := tx.QueryRow(ctx, `DELETE FROM listeners l WHERE `+where+` RETURNING id`, args...).Scan(&id); err != nil {
@@ -239,7 +239,7 @@ func (s *Listeners) page(ctx context.Context, eventName, url *string, before int
 	return list, nil
 }
 
-// load reads all registrations into the table, as of one moment.
+// load reads all registrations into the table, from one snapshot.
 func (s *Listeners) load(ctx context.Context) error {
 	var (
 		version int64

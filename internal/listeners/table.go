@@ -7,11 +7,11 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// table is the registrations in memory: it is asked who wants an event for every
-// event that Discord sends. It is safe for concurrent use.
+// table holds the registrations in memory, because every event that Discord sends is
+// matched against them. It is safe for concurrent use.
 //
-// It is changed in place: with thousands of listeners a copy for every change
-// would cost more than the lock.
+// It is changed in place: with thousands of listeners a copy for every change would
+// cost more than the lock.
 type table struct {
 	changed chan struct{} // holds a token when needs changed
 
@@ -23,11 +23,11 @@ type table struct {
 
 func newTable() *table { return &table{index: newIndex(), changed: make(chan struct{}, 1)} }
 
-// match returns the ids of the enabled listeners that want an event: the raw
-// ones first, because raw deliveries are dispatched first. The caller owns the
-// slice. missed: a disabled listener wants it as well.
+// match returns the ids of the enabled listeners that want an event: the raw ones
+// first, because raw deliveries are dispatched first. The caller owns the slice.
+// missed means that a disabled listener wants the event too.
 func (t *table) match(e *event.Event) (_ []int64, missed bool) {
-	var few [64]int64 // on the stack: a usual answer is allocated once, an empty one not at all
+	var few [64]int64 // on the stack, so that a typical result is allocated once and an empty one never
 	ids := few[:0]
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -44,7 +44,7 @@ func (t *table) match(e *event.Event) (_ []int64, missed bool) {
 	if len(ids) == 0 {
 		return nil, missed
 	}
-	return slices.Clone(ids), missed // always cloned: a slice that is returned can't be on the stack
+	return slices.Clone(ids), missed // returning ids itself would move few to the heap
 }
 
 func (t *table) listener(id int64) *event.Listener {
@@ -62,16 +62,17 @@ func (t *table) intents() event.Intents {
 	return t.needs
 }
 
-func (t *table) at() int64 {
+func (t *table) currentVersion() int64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.version
 }
 
-// replace takes all registrations as of a version, unless the table has a newer
-// one.
+// replace sets all registrations as of a version, unless the table has a newer
+// version.
 func (t *table) replace(version int64, all []*event.Listener) {
-	// Before the lock: no event waits while thousands of listeners are sorted.
+	// Built without the lock, so that no event waits while thousands of listeners are
+	// indexed.
 	fresh := newIndex()
 	for _, l := range all {
 		fresh.put(l)
@@ -85,8 +86,8 @@ func (t *table) replace(version int64, all []*event.Listener) {
 	t.updateNeedsLocked()
 }
 
-// apply takes one change, if it is the next one: l is nil for a removal. It
-// returns false if the table has missed changes and must be replaced.
+// apply makes the change that led to a version; l is nil for a removal. It returns
+// false if the table has missed an earlier change and must be replaced.
 func (t *table) apply(version, id int64, l *event.Listener) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

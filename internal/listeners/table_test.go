@@ -129,16 +129,16 @@ func TestVersions(t *testing.T) {
 	}
 	tb := newTable()
 	tb.replace(5, []*event.Listener{l(1, "READY")})
-	if !tb.apply(6, 2, l(2, "GUILD_BAN_ADD")) || tb.at() != 6 || tb.listener(2) == nil {
+	if !tb.apply(6, 2, l(2, "GUILD_BAN_ADD")) || tb.currentVersion() != 6 || tb.listener(2) == nil {
 		t.Error("the next change was not taken")
 	}
 	if !tb.apply(6, 3, l(3, "READY")) || tb.listener(3) != nil {
 		t.Error("a change that it already has was taken again, or called missing")
 	}
-	if tb.apply(8, 4, l(4, "READY")) || tb.at() != 6 || tb.listener(4) != nil {
+	if tb.apply(8, 4, l(4, "READY")) || tb.currentVersion() != 6 || tb.listener(4) != nil {
 		t.Error("a change after one that was missed was taken")
 	}
-	if tb.replace(5, nil); tb.at() != 6 || tb.listener(2) == nil {
+	if tb.replace(5, nil); tb.currentVersion() != 6 || tb.listener(2) == nil {
 		t.Error("an older state was taken")
 	}
 	if <-tb.changed; tb.intents() != event.IntentGuildModeration {
@@ -211,7 +211,7 @@ func BenchmarkApply(b *testing.B) {
 			}
 			tb.replace(1, all)
 			for b.Loop() {
-				tb.apply(tb.at()+1, 1, all[0])
+				tb.apply(tb.currentVersion()+1, 1, all[0])
 			}
 		})
 	}

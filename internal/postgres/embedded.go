@@ -30,11 +30,11 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("another server already runs on the data directory %s: stop it, or give this one another GATEHOOK_DATA_DIR", e.Dir)
 }
 
-// Embedded is a PostgreSQL server of our own: a child process that listens on
-// a Unix socket only. Make it with StartEmbedded; Close stops it.
+// Embedded is a PostgreSQL server that runs as our child process and listens only on
+// a Unix socket. Make it with StartEmbedded; Close stops it.
 type Embedded struct {
 	log      *slog.Logger
-	lock     *filelock.File // kept for life: one server per data directory
+	lock     *filelock.File // held until Close: one server per data directory
 	owner    owner
 	bin      binaries
 	cluster  string // PostgreSQL's data directory
@@ -42,21 +42,22 @@ type Embedded struct {
 	settings []string
 
 	stop   context.CancelCauseFunc
-	ended  chan struct{} // closed when the child was reaped for good
+	ended  chan struct{} // closed when the last child has ended, after exited is set
 	exited error
 }
 
-// EmbeddedConfig of an embedded server.
+// EmbeddedConfig configures an embedded server.
 type EmbeddedConfig struct {
-	// DataDir holds the cluster. Where the unprivileged user that runs PostgreSQL
-	// for root can't reach it, it holds a file that says where the cluster is.
+	// DataDir holds the cluster. If we are root, and the unprivileged user that then
+	// runs PostgreSQL can't reach DataDir, it holds a file that says where the
+	// cluster is.
 	DataDir string
 	Logger  *slog.Logger
 	// Settings are additional settings, each name=value, for tests.
 	Settings []string
 }
 
-// settings make a small server that keeps full durability.
+// settings are those of a small server with full durability.
 var settings = []string{
 	"listen_addresses=", // no TCP
 	"port=5432",         // names the socket only
@@ -70,8 +71,8 @@ var settings = []string{
 	"logging_collector=off",
 	"log_destination=stderr",
 	"log_line_prefix=",
-	// The client gets the errors of statements anyway, and their text may hold
-	// parameters.
+	// The client receives the errors of statements anyway, and their text may
+	// contain parameters.
 	"log_min_messages=fatal",
 }
 
@@ -86,9 +87,10 @@ const (
 )
 
 // StartEmbedded starts the server of a data directory and returns when it answers.
-// It makes the cluster if there is none, and takes over from a server that was
-// killed, whose PostgreSQL may still run or have left its pid file. A child that
-// dies is started again. The error is an *InUseError if another server runs.
+// It creates the cluster if there is none. It takes over from a server that was
+// killed, whose PostgreSQL may still run or may have left its pid file. A child that
+// dies is started again. The error is an *InUseError if another server uses the data
+// directory.
 func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
@@ -132,7 +134,7 @@ func (e *Embedded) start(ctx context.Context, dir string, extra []string) (err e
 	}
 	e.settings = append(append([]string{"unix_socket_directories=" + e.sockets}, settings...), extra...)
 
-	// The child outlives ctx: the drain still writes.
+	// The child outlives ctx, because the drain still writes.
 	run, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	e.stop = stop
 	go e.supervise(run)
@@ -142,8 +144,8 @@ func (e *Embedded) start(ctx context.Context, dir string, extra []string) (err e
 	return nil
 }
 
-// URL returns how to connect. It has no password: only the owner of the socket's
-// directory and root can enter that.
+// URL returns the URL to connect to. It has no password, because only root and the
+// owner of the socket's directory can enter that directory.
 func (e *Embedded) URL() secret.Value {
 	q := url.Values{"host": {e.sockets}, "port": {"5432"}, "user": {"gatehook"}, "dbname": {"postgres"}, "sslmode": {"disable"}}
 	return secret.New("postgres:///?" + q.Encode())
@@ -169,7 +171,7 @@ func (e *Embedded) findBinaries(ctx context.Context) error {
 	}
 	found := findBinaries(ctx)
 	if len(found) == 0 || major != 0 && !hasMajor(found, major) {
-		// If it can't be fetched, the error says what to install.
+		// If none can be fetched, the error says what to install.
 		fetched, err := fetchBinaries(ctx, e.owner.cacheDir(), e.log)
 		switch {
 		case err == nil:
@@ -192,8 +194,8 @@ func hasMajor(found []binaries, major int) bool {
 	return false
 }
 
-// init makes the cluster. It makes it beside its place and then moves it there: a
-// cluster that was cut off half-way could never be started.
+// init creates the cluster if there is none. It creates it in another directory and
+// then renames that, because a half-made cluster could never be started.
 func (e *Embedded) init(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(e.cluster, "PG_VERSION")); err == nil {
 		return nil
@@ -257,12 +259,11 @@ func (e *Embedded) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// supervise runs the child until it is told to stop, and starts it again
-// whenever it dies.
+// supervise runs the child until ctx ends, and starts it again whenever it dies.
 func (e *Embedded) supervise(ctx context.Context) {
 	defer close(e.ended)
 	backoff := newRestarts()
-	// It ends only with ctx, so Do returns how the last child ended.
+	// Do ends only when ctx has ended, and so returns the last child's error.
 	e.exited = retry.Do(context.WithoutCancel(ctx), backoff, func(context.Context) error {
 		started := time.Now()
 		err := e.runChild(ctx)
@@ -303,7 +304,7 @@ func (e *Embedded) await(ctx context.Context) error {
 	})
 }
 
-// shortHash names a directory in a few characters.
+// shortHash returns a few characters that identify a directory.
 func shortHash(path string) string {
 	sum := sha256.Sum256([]byte(path))
 	return hex.EncodeToString(sum[:6])

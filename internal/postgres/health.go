@@ -9,7 +9,7 @@ type Health struct {
 	err error
 }
 
-// Set notes the outcome of a transaction: its error, or nil.
+// Set records the outcome of a transaction: its error, or nil.
 func (h *Health) Set(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -5,8 +5,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// RegisterMetrics registers a pool's statistics: if statements wait for a
-// connection the server is slow, and nothing else would show why.
+// RegisterMetrics registers a pool's statistics: if statements wait for a connection,
+// the server is slow, and nothing else would show why.
 func RegisterMetrics(reg prometheus.Registerer, pool *pgxpool.Pool) {
 	opts := func(name, help string) prometheus.Opts {
 		return prometheus.Opts{Namespace: "gatehook", Subsystem: "postgres", Name: name, Help: help}

@@ -37,14 +37,14 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	}
 	ours := provider.ListSources()
 	newest := ours[len(ours)-1].Version
-	// Asked first: most starts have nothing to do and need no lock.
+	// Checked first: most starts have nothing to do and need no lock.
 	switch at, err := schemaVersion(ctx, pool); {
 	case err != nil:
 		return fmt.Errorf("migrate: %w", err)
 	case at == newest:
 		return nil
 	case at > newest:
-		return fmt.Errorf("the database has schema version %d, this build knows %d: run a newer build", at, newest)
+		return fmt.Errorf("the database has schema version %d, but this build knows only %d: run a newer build", at, newest)
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package postgres opens and migrates the database, runs an embedded one where
-// none is configured, and makes and drops the partitions of tables that are
-// partitioned by time. It names no table of the program.
+// Package postgres opens and migrates the database, runs an embedded one if none is
+// configured, and creates and drops the partitions of tables that are partitioned by
+// time. It accesses none of the program's tables by name.
 package postgres
 
 import (
@@ -21,14 +21,14 @@ import (
 // connectTimeout is how long Open waits for a database that is starting up.
 const connectTimeout = 60 * time.Second
 
-// minConns bounds the pool from below: the journal, the recorder and the
-// retry loop each hold a connection while they write, and the API needs some.
+// minConns is the lowest limit of the pool: the journal, the recorder and the retry
+// loop each hold a connection while they write, and the API needs some more.
 const minConns = 10
 
 // idleInTransaction is how long a transaction may wait for its client, in
-// milliseconds. A process that is stopped, or a machine that died without a word,
-// must not hold its locks for longer, because other instances wait for these locks
-// to renew their leases. It is well below the duration of a lease.
+// milliseconds. A process that is stopped, or a machine that died silently, must not
+// hold its locks for longer, because other instances may need these locks in order to
+// renew their leases. It is much shorter than a lease.
 const idleInTransaction = "3000"
 
 // Open connects to the database, waiting up to a minute for one that is
@@ -46,14 +46,14 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
-	// Not a parameter of the connection: poolers refuse parameters that they
-	// don't know.
+	// Set by statements, because poolers refuse connection parameters that they don't
+	// know.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = `+idleInTransaction); err != nil {
 			return err
 		}
-		// PostgreSQL's own compression takes ten times as long for payloads of
-		// many kilobytes. Not every server is built with lz4.
+		// PostgreSQL's default compression takes ten times as long for payloads of
+		// many kilobytes. A server that was built without lz4 keeps that default.
 		_, err := conn.Exec(ctx, `SET default_toast_compression = 'lz4'`)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 			return nil

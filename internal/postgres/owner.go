@@ -14,15 +14,15 @@ import (
 	"syscall"
 )
 
-// owner is the user that PostgreSQL runs as: our own, or, if that is root, as which
-// PostgreSQL refuses to run, an unprivileged one.
+// owner is the user that PostgreSQL runs as: our own user, or an unprivileged one if
+// we are root, because PostgreSQL refuses to run as root.
 type owner struct {
 	uid, gid uint32
 	other    bool // not our own user
 }
 
-// unprivileged are the users as which root may run PostgreSQL. The first one that
-// exists does.
+// unprivileged lists the users that run PostgreSQL if we are root. The first one that
+// exists is used.
 var unprivileged = []string{"postgres", "nobody"}
 
 func findOwner() (owner, error) {
@@ -47,7 +47,7 @@ func findOwner() (owner, error) {
 // command runs a program as the owner.
 func (o owner) command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Dir = "/" // the owner may not be able to enter ours
+	cmd.Dir = "/" // the owner may not be able to enter our directory
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if o.other {
@@ -70,13 +70,12 @@ func (o owner) mkdir(path string) error {
 	return nil
 }
 
-// elsewhere is where root's clusters are if the owner can't reach their data
-// directories.
+// elsewhere holds root's clusters if the owner can't reach their data directories.
 const elsewhere = "/var/lib/gatehook"
 
-// clusterDir returns where the cluster of a data directory is: in it, or, if the
-// owner can't reach that (a checkout in root's home), elsewhere, with a note in the
-// data directory that says where.
+// clusterDir returns the directory of the cluster that belongs to a data directory.
+// It is in the data directory, unless the owner can't reach that (a checkout in root's
+// home). Then it is in elsewhere, and a file in the data directory names it.
 func (o owner) clusterDir(dataDir string) (string, error) {
 	here := filepath.Join(dataDir, "postgres")
 	note := here + ".location"
@@ -89,8 +88,8 @@ func (o owner) clusterDir(dataDir string) (string, error) {
 		return here, nil
 	}
 	if _, err := os.Stat(here); err == nil || o.canReach(filepath.Dir(dataDir)) {
-		// We may change the data directory itself: the owner gets to pass
-		// through it, but not to list it.
+		// The data directory is ours to change: we let the owner pass through it,
+		// but not list it.
 		if err := os.Chmod(dataDir, 0o711); err != nil {
 			return "", fmt.Errorf("open the data directory to the user that runs PostgreSQL: %w", err)
 		}
@@ -101,7 +100,7 @@ func (o owner) clusterDir(dataDir string) (string, error) {
 	}
 	there := filepath.Join(elsewhere, shortHash(dataDir))
 	if err := os.WriteFile(note, []byte(there+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("note where the database is: %w", err)
+		return "", fmt.Errorf("record where the database is: %w", err)
 	}
 	return there, nil
 }
@@ -133,16 +132,16 @@ func (o owner) canReach(dir string) bool {
 // macOS allows for a socket's path; Linux allows 107.
 const maxSocketDir = 84
 
-// socketDir makes the directory for the socket. Its path is short, however deep the
-// data directory is, and nobody else can enter it: that keeps others away from the
-// database.
+// socketDir creates the directory for the socket. Its path is short, however deep the
+// data directory is. Only the owner and root can enter it, which keeps others away
+// from the database.
 func (o owner) socketDir(dataDir string) (string, error) {
 	base := os.TempDir()
 	if len(base) > maxSocketDir-len("/gatehook-0123456789ab") || o.other && !o.canReach(base) {
 		base = "/tmp"
 	}
 	dir := filepath.Join(base, "gatehook-"+shortHash(dataDir))
-	// A directory of that name is an earlier run's, or somebody else's trap.
+	// A directory of that name is from an earlier run, or a trap by somebody else.
 	if info, err := os.Lstat(dir); err == nil {
 		sys, ok := info.Sys().(*syscall.Stat_t)
 		if !info.IsDir() || !ok || sys.Uid != o.uid {
@@ -158,7 +157,7 @@ func (o owner) socketDir(dataDir string) (string, error) {
 	return dir, nil
 }
 
-// cacheDir returns where fetched binaries are kept: where the owner can run them.
+// cacheDir returns a directory for fetched binaries from which the owner can run them.
 func (o owner) cacheDir() string {
 	if dir, err := os.UserCacheDir(); err == nil && !o.other {
 		return dir

@@ -12,29 +12,29 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// partitionWidth is how much time one partition covers, and so the step in which
+// partitionWidth is the time that one partition covers, and thus the step in which
 // retention frees space.
 const partitionWidth = 6 * time.Hour
 
-// partitionsAhead is how far ahead partitions are made: a server that can't reach
+// partitionsAhead is how far ahead partitions are created: a server that can't reach
 // the database for that long could not insert anyway.
 const partitionsAhead = 24 * time.Hour
 
-// Partitions makes the partitions of a table that is partitioned by time, and drops
+// Partitions creates the partitions of a table that is partitioned by time, and drops
 // the old ones. Several instances may do so at once.
 type Partitions struct {
 	Pool   *pgxpool.Pool
 	Logger *slog.Logger
 	// Table is the partitioned table.
 	Table string
-	// Bound returns the literal of the partition key for a time.
+	// Bound returns the SQL literal of the partition key for a time.
 	Bound func(time.Time) string
-	// Retention is how long rows are kept at least. A partition is dropped when
-	// all of it is older.
+	// Retention is the least time for which rows are kept. A partition is dropped
+	// when all of its rows are older.
 	Retention time.Duration
 }
 
-// Maintain makes the partitions around now and drops those whose end is past the
+// Maintain creates the partitions around now, and drops those that are older than the
 // retention.
 func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 	first := now.Add(-partitionWidth).Truncate(partitionWidth)
@@ -51,8 +51,8 @@ func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 
 const partitionStamp = "20060102t15"
 
-// Ensure makes the partition for a time, for a row that found none: the clock may
-// have jumped.
+// Ensure creates the partition for a time. It is for a row that has no partition,
+// because the clock jumped, say.
 func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
 	if err := p.create(ctx, at.Truncate(partitionWidth)); err != nil {
 		return fmt.Errorf("make a partition of %s: %w", p.Table, err)
@@ -60,8 +60,9 @@ func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
 	return nil
 }
 
-// create makes one partition. It attaches a table instead of creating the partition
-// in place, because ATTACH does not block writers of the other partitions.
+// create creates one partition if it is missing. It attaches a table instead of
+// creating the partition in place, because ATTACH does not block writers of the other
+// partitions.
 func (p Partitions) create(ctx context.Context, from time.Time) error {
 	from = from.UTC()
 	name := p.Table + "_" + from.Format(partitionStamp)
@@ -101,8 +102,8 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
 		if err != nil || from.Add(partitionWidth).After(cutoff) {
 			continue
 		}
-		// If the lock is not free within a second, the next time drops it: while
-		// this statement waits, every insert queues behind it.
+		// While this statement waits for its lock, every insert waits behind it. So it
+		// gives up after a second, and the next Maintain tries again.
 		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET lock_timeout = '1s'; DROP TABLE IF EXISTS %s; RESET lock_timeout`,
 			pgx.Identifier{name}.Sanitize()))
 		if err != nil {

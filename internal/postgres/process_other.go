@@ -12,7 +12,7 @@ import (
 func dieWithParent(*exec.Cmd) {}
 
 // runsIn reports whether a process is a PostgreSQL on this cluster. A pid file may
-// name a process that only got the same number.
+// contain a pid that another process has now.
 func runsIn(pid int, dir string) bool {
 	out, err := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	return err == nil && strings.Contains(string(out), dir)

@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// keySize is that of AES-256, in bytes.
+// keySize is the size of an AES-256 key in bytes.
 const keySize = 32
 
 // sealed is the prefix of every sealed value. No value that is stored in plain
@@ -26,7 +26,7 @@ const sealed = "aes256gcm:"
 type Keys struct{ keys []key }
 
 type key struct {
-	id   string // tells keys apart and reveals nothing about them
+	id   string // identifies the key without revealing anything about it
 	aead cipher.AEAD
 }
 
@@ -34,12 +34,12 @@ type key struct {
 type UnknownKeyError struct{ Row, Key string }
 
 func (e *UnknownKeyError) Error() string {
-	return fmt.Sprintf("%s is encrypted under the key %s, which GATEHOOK_ENCRYPTION_KEY does not have: give that key too, behind the first one if it is an old one",
+	return fmt.Sprintf("%s is encrypted under the key %s, which GATEHOOK_ENCRYPTION_KEY does not contain: add that key, after the first one if it is an old key",
 		e.Row, e.Key)
 }
 
-// ParseKeys reads keys joined with commas, each 32 bytes in base64 or hex. The
-// empty string has none. The error reveals nothing about them.
+// ParseKeys reads keys joined with commas, each 32 bytes in base64 or hex. The empty
+// string contains no keys. The error reveals nothing about the keys.
 func ParseKeys(s string) (Keys, error) {
 	var out Keys
 	if strings.TrimSpace(s) == "" {
@@ -48,7 +48,7 @@ func ParseKeys(s string) (Keys, error) {
 	for i, part := range strings.Split(s, ",") {
 		raw, ok := decodeKey(strings.TrimSpace(part))
 		if !ok {
-			return Keys{}, fmt.Errorf("key %d is not that", i+1)
+			return Keys{}, fmt.Errorf("key %d is not valid", i+1)
 		}
 		k, err := newKey(raw)
 		if err != nil {
@@ -102,8 +102,8 @@ func (k Keys) Newest() string {
 	return sealed + k.keys[0].id + ":"
 }
 
-// Seal returns a value as it is to be stored. row names the row that it is stored
-// in: a value copied to another row cannot be decrypted.
+// Seal returns the stored form of a value. row names the row that it is stored in: a
+// value that was copied to another row can't be decrypted.
 func (k Keys) Seal(plain, row string) string {
 	if k.Empty() {
 		return plain
@@ -128,7 +128,7 @@ func (k Keys) Open(stored, row string) (string, error) {
 		b, err = k.keys[i].aead.Open(nil, nil, b, []byte(row))
 	}
 	if err != nil {
-		return "", errors.New(row + " can't be decrypted: it was changed, or is another row's")
+		return "", errors.New(row + " can't be decrypted: it was changed, or belongs to another row")
 	}
 	return string(b), nil
 }

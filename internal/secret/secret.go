@@ -1,14 +1,15 @@
-// Package secret holds values that must never be read by a person: tokens,
-// API keys, signing secrets. A Value prints, logs and marshals as [redacted].
-// Only Reveal returns it, so a search for that word finds every place that uses a
-// secret. Keys encrypts values for storage.
+// Package secret holds values that nobody may read: tokens, API keys, signing
+// secrets. A Value prints, logs and marshals as [redacted]. Only Reveal returns the
+// secret, so a search for that name finds every place that uses one. Keys encrypts
+// values for storage.
 package secret
 
 import "log/slog"
 
 const redacted = "[redacted]"
 
-// Value is a secret. The zero value is the empty secret and prints the same.
+// Value is a secret. The zero value is the empty secret, which also prints as
+// [redacted].
 type Value struct{ s string }
 
 // New wraps s.

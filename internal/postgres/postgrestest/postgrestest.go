@@ -46,7 +46,8 @@ func Main(m *testing.M, cleanups ...func()) {
 	os.Exit(code)
 }
 
-// New returns a migrated database of the test's own, dropped when the test ends.
+// New connects to a migrated database that only this test uses. The database is
+// dropped when the test ends.
 func New(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	pool, err := postgres.Open(t.Context(), secret.New(URL(t)), quiet)
@@ -57,8 +58,8 @@ func New(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// URL returns how to connect to a migrated database of the test's own, dropped
-// when the test ends.
+// URL returns the URL of a migrated database that only this test uses. The database
+// is dropped when the test ends.
 func URL(t testing.TB) string {
 	t.Helper()
 	admin, err := shared.get(t.Context())
@@ -140,11 +141,12 @@ func (c *cluster) close() error {
 	}
 }
 
-// fast gives up durability: no test needs its cluster after a crash of the machine.
+// fast are settings without durability: no test needs its cluster after a crash of the
+// machine.
 var fast = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400", "checkpoint_timeout=1h"}
 
-// dirPattern is for the directories of shared clusters only: sweep removes every
-// one that is not locked, and a cluster from Start is not locked while it is
+// dirPattern names the directories of shared clusters only. sweep removes each such
+// directory that is not locked, and a cluster from Start is not locked while it is
 // stopped.
 const dirPattern = "gatehook-test-cluster-"
 
@@ -169,7 +171,7 @@ func sweep() {
 	}
 }
 
-// Server is a cluster that only one test uses, and may stop and start again.
+// Server is a cluster that only one test uses, and that it may stop and start again.
 type Server struct {
 	t   testing.TB
 	dir string
@@ -194,10 +196,10 @@ func Start(t testing.TB) *Server {
 	return s
 }
 
-// URL returns how to connect. It is the same after a restart.
+// URL returns the URL to connect to. It is the same after a restart.
 func (s *Server) URL() string { return s.pg.URL().Reveal() }
 
-// Pool connects to the cluster, which it migrates. The caller closes it.
+// Pool connects to the cluster and migrates it. The caller closes the pool.
 func (s *Server) Pool() *pgxpool.Pool {
 	s.t.Helper()
 	pool, err := postgres.Open(s.t.Context(), s.pg.URL(), quiet)
@@ -210,7 +212,7 @@ func (s *Server) Pool() *pgxpool.Pool {
 	return pool
 }
 
-// Stop shuts the cluster down. Stopping a stopped one does nothing.
+// Stop shuts the cluster down. It does nothing if the cluster is stopped.
 func (s *Server) Stop() {
 	s.t.Helper()
 	if s.pg == nil {
