@@ -47,7 +47,7 @@ func node(name string) []string { return []string{"node", "internal/run/" + name
 
 func bot(name string) []string { return []string{"node", "internal/run/fetch.mjs", name} }
 
-// deno runs with no permissions but these.
+// deno runs the example with no other permissions than these.
 var deno = []string{
 	"internal/deno", "run", "--unstable-kv", "--allow-net=127.0.0.1,0.0.0.0", "--allow-env", "--allow-read", "--allow-write",
 	"--config", "deno/deno.json", "deno/main.ts",

@@ -31,7 +31,7 @@ import (
 const (
 	apiKey   = "gk_key-of-the-tests"
 	botToken = "token-of-the-examples"
-	timeout  = 45 * time.Second // of every wait
+	timeout  = 45 * time.Second // for every wait
 )
 
 func newSecret() string {

@@ -20,7 +20,7 @@ type field struct {
 	of          string // id, str, …, or the name of a model
 	list        bool   // an array of that type
 	object      bool   // an object with values of that type
-	null        bool   // null is possible
+	null        bool   // the field can be null
 	strict      bool   // the field can't be left out
 }
 

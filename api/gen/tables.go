@@ -62,8 +62,8 @@ func switches(f field) string {
 	return b.String()
 }
 
-// lengths returns the fields' numbers, sorted by the length of their names, and for
-// each length the position of its first number.
+// lengths returns the numbers of the fields, sorted by the lengths of their names, and
+// for each length the position of the first number.
 func lengths(fields []field) (byLength, starts string) {
 	order := make([]byte, len(fields))
 	longest := 0
@@ -88,7 +88,7 @@ func by(m *model) int {
 	return slices.IndexFunc(m.fields, func(f field) bool { return f.name == m.by })
 }
 
-// absent returns the text that replaces a field that Discord left out.
+// absent returns the text to add for a field that Discord left out.
 func absent(f field) string {
 	value := "null"
 	switch {
@@ -112,7 +112,7 @@ func kindOf(of string) string {
 	case "flag":
 		return "kindFlag"
 	default:
-		return "" // copied as it is
+		return "" // copied unchanged
 	}
 }
 

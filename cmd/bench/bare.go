@@ -36,9 +36,8 @@ type posted struct {
 }
 
 // bareLoop reads a post and then durations. For each duration it sends the post
-// for that long and writes how often it did. It is the loop that one would write
-// by hand: net/http's client with enough idle connections. It signs and stores
-// nothing.
+// repeatedly for that long and writes the result. It is the loop that one would write
+// by hand: net/http's client with enough idle connections. It signs and stores nothing.
 func bareLoop(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 	in, out := json.NewDecoder(bufio.NewReader(stdin)), json.NewEncoder(stdout)
 	var p post
@@ -57,11 +56,11 @@ func bareLoop(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("read the duration of a round: %w", err)
 		}
-		did, err := p.repeat(ctx, client, d)
+		result, err := p.repeat(ctx, client, d)
 		if err != nil {
 			return err
 		}
-		if err := out.Encode(did); err != nil {
+		if err := out.Encode(result); err != nil {
 			return fmt.Errorf("write the result of a round: %w", err)
 		}
 	}
@@ -137,14 +136,14 @@ func startBare(ctx context.Context, p post, stderr io.Writer) (*bare, error) {
 func (b *bare) pid() int { return b.cmd.Process.Pid }
 
 // round makes the loop POST for a duration.
-func (b *bare) round(d time.Duration) (did posted, err error) {
+func (b *bare) round(d time.Duration) (result posted, err error) {
 	if err = json.NewEncoder(b.in).Encode(d); err == nil {
-		err = b.out.Decode(&did)
+		err = b.out.Decode(&result)
 	}
 	if err != nil {
-		return did, fmt.Errorf("run the bare loop: %w", err)
+		return result, fmt.Errorf("run the bare loop: %w", err)
 	}
-	return did, nil
+	return result, nil
 }
 
 func (b *bare) close() error {

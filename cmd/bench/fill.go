@@ -28,8 +28,8 @@ const (
 )
 
 // fill stores events as if they had been delivered during the last days, and
-// listeners for guilds without events. The events belong to the first listener
-// that is registered afterwards. It returns the database's size in bytes.
+// listeners for guilds without events. The events belong to the listener that is
+// registered next. fill returns the database's size in bytes.
 func fill(ctx context.Context, db secret.Value, s setup, log *slog.Logger) (size int64, err error) {
 	pool, err := postgres.Open(ctx, db, log)
 	if err != nil {
@@ -49,7 +49,7 @@ func fill(ctx context.Context, db secret.Value, s setup, log *slog.Logger) (size
 			return 0, err
 		}
 	}
-	// Autovacuum would have done this during those days.
+	// Autovacuum would have done this meanwhile.
 	if _, err := pool.Exec(ctx, `VACUUM ANALYZE`); err != nil {
 		return 0, fmt.Errorf("vacuum the database: %w", err)
 	}

@@ -12,9 +12,8 @@ import (
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 )
 
-// eventName is an event with one text of any length, whose model adds no fields
-// to those that Discord sends. So bodies can be as small as 300 bytes, and have
-// the requested size.
+// eventName is an event with one text of any length, whose model adds no fields to
+// those that Discord sends. So bodies have the requested size, from 300 bytes on.
 const eventName = "VOICE_CHANNEL_STATUS_UPDATE"
 
 // envelope is the approximate size of a body without its status.

@@ -1,11 +1,10 @@
-// Command bench measures Gatehook's throughput, latency and cost. It runs the
-// real server binary with PostgreSQL, a simulated Discord and a receiver. In
-// turns with it, it runs the bare limit: a loop that POSTs the same signed body
-// to the same receiver and stores nothing.
+// Command bench measures Gatehook's throughput, latency and cost. It runs the real
+// server binary with PostgreSQL, a simulated Discord and a receiver. It alternates
+// this with the bare limit: a loop that POSTs the same signed body to the same
+// receiver and stores nothing.
 //
-// It counts every delivery and verifies the signatures of a sample; a run fails
-// if a delivery is missing or a signature wrong. docs/benchmark.md explains the
-// figures.
+// It counts every delivery and verifies the signatures of a sample. A run fails if a
+// delivery is missing or a signature is wrong. docs/benchmark.md explains the figures.
 package main
 
 import (

@@ -54,7 +54,7 @@ func open(ctx context.Context, o options, stderr io.Writer) (b *bench, err error
 		}
 	}
 	b.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	// Started the same way as by the server itself.
+	// The server starts its embedded PostgreSQL in the same way.
 	if b.pg, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: b.dir, Logger: b.log}); err != nil {
 		return b, err
 	}
@@ -230,7 +230,7 @@ func (b *bench) round(ctx context.Context, st *stage, limit *bare) (r round, err
 	if err != nil {
 		return r, err
 	}
-	did, err := limit.round(b.options.roundTime)
+	result, err := limit.round(b.options.roundTime)
 	if err != nil {
 		return r, err
 	}
@@ -247,12 +247,12 @@ func (b *bench) round(ctx context.Context, st *stage, limit *bare) (r round, err
 	if err != nil {
 		return r, err
 	}
-	r = round{Deliveries: n, Took: took, PerSecond: per(n, took), BarePerSecond: per(did.Posts, did.Took)}
+	r = round{Deliveries: n, Took: took, PerSecond: per(n, took), BarePerSecond: per(result.Posts, result.Took)}
 	r.Ratio = r.PerSecond / r.BarePerSecond
 	bare, full := u1.minus(u0), u2.minus(u1)
 	each := func(d time.Duration, n int64) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(max(n, 1)) }
 	r.ServerCPU, r.PostgresCPU, r.HarnessCPU = each(full.server, n), each(full.postgres, n), each(full.harness, n)
-	r.BareCPU, r.BareHarnessCPU = each(bare.bare, did.Posts), each(bare.harness, did.Posts)
+	r.BareCPU, r.BareHarnessCPU = each(bare.bare, result.Posts), each(bare.harness, result.Posts)
 	if whole := r.ServerCPU + r.PostgresCPU + r.HarnessCPU; whole > 0 {
 		r.CPURatio = (r.BareCPU + r.BareHarnessCPU) / whole
 	}

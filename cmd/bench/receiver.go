@@ -15,13 +15,13 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// verifyEvery means that one in this many deliveries to a listener has its
-// signature verified. Verifying all would measure the verifier.
+// verifyEvery means that the signature of one in this many deliveries to a listener is
+// verified. Verifying all of them would measure the verifier.
 const verifyEvery = 97
 
-// receiver serves the callbacks of all listeners; the path is the listener's
-// number. It shares the machine with the server that is measured, so it speaks
-// only as much HTTP/1.1 as it needs: net/http's server costs several times more.
+// receiver serves the callbacks of all listeners; the path is the listener's number.
+// It shares the machine with the measured server, so it implements only the part of
+// HTTP/1.1 that it needs: net/http's server costs several times more.
 type receiver struct {
 	listener net.Listener
 	conns    sync.WaitGroup

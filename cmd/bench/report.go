@@ -26,8 +26,8 @@ func newReport() *report {
 // throughput is the result of one setup at full speed.
 type throughput struct {
 	setup
-	// BodySent is the actual size of a body. Workers is how many POSTs the bare
-	// loop had in flight: as many as all listeners together take.
+	// BodySent is the actual size of a body. Workers is how many POSTs the bare loop
+	// had in flight: the maximum of all listeners together.
 	BodySent int     `json:"body_sent_bytes"`
 	Workers  int     `json:"bare_workers"`
 	Rounds   []round `json:"rounds"`

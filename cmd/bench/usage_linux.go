@@ -18,8 +18,8 @@ const tick = 10 * time.Millisecond
 type process struct {
 	parent int
 	name   string
-	// own is its own processor time, reaped that of its ended children.
-	own, reaped time.Duration
+	// self is the process's own processor time, reaped that of its ended children.
+	self, reaped time.Duration
 }
 
 func readProcess(pid int) (p process, err error) {
@@ -44,7 +44,7 @@ func readProcess(pid int) (p process, err error) {
 		}
 	}
 	p.parent = int(numbers[0])
-	p.own = time.Duration(numbers[1]+numbers[2]) * tick
+	p.self = time.Duration(numbers[1]+numbers[2]) * tick
 	p.reaped = time.Duration(numbers[3]+numbers[4]) * tick
 	return p, nil
 }
@@ -66,11 +66,11 @@ func readUsage(server, bare int) (u usage, err error) {
 			all[pid] = p
 		}
 	}
-	self := os.Getpid()
-	u.server, u.bare, u.harness = all[server].own, all[bare].own, all[self].own
+	me := os.Getpid()
+	u.server, u.bare, u.harness = all[server].self, all[bare].self, all[me].self
 	for _, p := range all {
-		if p.name == "postgres" && (p.parent == self || all[p.parent].name == "postgres" && all[p.parent].parent == self) {
-			u.postgres += p.own + p.reaped
+		if p.name == "postgres" && (p.parent == me || all[p.parent].name == "postgres" && all[p.parent].parent == me) {
+			u.postgres += p.self + p.reaped
 		}
 	}
 	return u, nil

@@ -34,8 +34,8 @@ type config struct {
 	shards       gateway.Shards
 	compression  discord.Compression
 	allowTargets []netip.Prefix
-	// proxy returns the proxy through which a URL is requested, or nil; it is
-	// nil itself if no proxy is set.
+	// proxy returns the proxy for requests to a URL, or nil. The function itself is
+	// nil if no proxy is set.
 	proxy           func(*url.URL) (*url.URL, error)
 	schedule        delivery.Schedule
 	attemptTimeout  time.Duration
@@ -46,8 +46,8 @@ type config struct {
 	tracing         tracingConfig
 }
 
-// intents are the intents with which shards identify: fixed ones, or those that
-// the registered listeners need.
+// intents are the intents with which shards identify: fixed ones, or those that the
+// registered listeners need (auto).
 type intents struct {
 	auto  bool
 	fixed event.Intents
@@ -100,7 +100,7 @@ type reader struct {
 	problems []error
 }
 
-// parsed reads a variable with a parser.
+// parsed reads a variable with a function that parses its value.
 func parsed[T any](r *reader, name, byDefault, accepted string, parse func(string) (T, error)) T {
 	s := r.text(name, byDefault)
 	v, err := parse(s)
@@ -125,8 +125,8 @@ func (r *reader) text(name, byDefault string) string {
 	return byDefault
 }
 
-// token reads a bot token. It never shows the value, which may be a real token
-// with a typing error.
+// token reads a bot token. It never shows the value, which may be a real token with a
+// typo.
 func (r *reader) token(name string, need bool) secret.Value {
 	s := strings.TrimSpace(strings.TrimPrefix(r.text(name, "")+" ", "Bot ")) // text has trimmed a lone "Bot " to "Bot"
 	switch {

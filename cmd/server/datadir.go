@@ -21,8 +21,8 @@ const (
 	apiKeyFile   = "api-key"
 )
 
-// dataDir is the data directory. It keeps the generated API key, and the instance's
-// name, by which the other instances recognize a restart.
+// dataDir is the data directory. It keeps the generated API key and the instance's
+// name, by which other instances recognize a restart.
 type dataDir struct {
 	path string
 	// name of this instance; the same after a restart.
@@ -32,8 +32,8 @@ type dataDir struct {
 
 // openDataDir makes the directory and locks it. If another live server has the
 // lock, or the directory can't be written, it returns an error together with a
-// dataDir that has a new name: whatever an earlier server owned is then free only
-// when its lease has run out.
+// dataDir that has a new name. Everything that an earlier server owned then becomes
+// free only when that server's lease has run out.
 func openDataDir(path string) (*dataDir, error) {
 	d := &dataDir{path: path, name: uuid.New()}
 	if err := os.MkdirAll(path, 0o700); err != nil {
@@ -78,8 +78,8 @@ func (d *dataDir) apiKey() (key secret.Value, fresh bool, err error) {
 		return secret.Value{}, false, fmt.Errorf("read the API key: %w (or set GATEHOOK_API_KEY)", err)
 	}
 	s := "gk_" + base64.RawURLEncoding.EncodeToString(random(24))
-	// Written under another name first: a start that is cut off must not leave
-	// half a key.
+	// Written under another name first: a start that is cut off must not leave half a
+	// key.
 	if err := os.WriteFile(path+".new", []byte(s+"\n"), 0o600); err != nil {
 		return secret.Value{}, false, fmt.Errorf("store the API key: %w (or set GATEHOOK_API_KEY)", err)
 	}

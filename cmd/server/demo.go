@@ -161,8 +161,8 @@ func (d *demonstration) run(ctx context.Context, cfg config, stderr io.Writer) e
 	return d.report(receivers)
 }
 
-// receivers verify the deliveries: one those of parsed events, one those of raw
-// events.
+// receivers holds the two receivers: parsed verifies the deliveries of parsed events,
+// raw those of raw events.
 type receivers struct {
 	server      *http.Server
 	url         string

@@ -14,7 +14,7 @@ import (
 // settleTimeout is how long the demo waits for the last deliveries.
 const settleTimeout = 30 * time.Second
 
-// books compare the events sent with the deliveries received.
+// books compares the events sent with the deliveries received.
 type books struct {
 	mu       sync.Mutex // guards the fields below
 	expected map[int64]sentEvent

@@ -27,8 +27,9 @@ func (s *server) GetReadiness(ctx context.Context, _ openapi.GetReadinessRequest
 	return openapi.GetReadiness503ApplicationProblemPlusJSONResponse(e.Problem()), nil
 }
 
-// unready lists why events can't be received and stored. Everybody may ask, so it
-// does not reveal the database's address and user, which its errors name.
+// unready returns the reasons why events can't be received and stored. Anybody may
+// read them, so they don't contain the database's address and user, which its errors
+// name.
 func (s *server) unready(ctx context.Context) (reasons []string) {
 	if s.draining.Load() {
 		reasons = append(reasons, "the server is draining: it was told to stop")
@@ -47,8 +48,8 @@ func (s *server) unready(ctx context.Context) (reasons []string) {
 	return append(reasons, s.gateway.Unready()...)
 }
 
-// cause returns what everybody may know about an error of the database. The log has
-// all of it.
+// cause returns the part of a database error that anybody may read. The log has the
+// whole error.
 func cause(err error) string {
 	refused := (*pgconn.PgError)(nil)
 	switch {

@@ -16,7 +16,7 @@ type lifecycle struct {
 	log   *slog.Logger
 	parts []*part
 	ended chan *part
-	kill  context.CancelCauseFunc // cancels ctx, to end parts that don't stop in time
+	kill  context.CancelCauseFunc // cancels ctx to end parts that don't stop in time
 	ctx   context.Context
 }
 

@@ -25,17 +25,17 @@ func main() {
 	os.Exit(mainCode())
 }
 
-// ballast is the size in bytes of memory that is never touched. It takes up no
-// RAM, but the garbage collector counts it as heap, so that a small heap may grow
-// by this much more before it is collected. Otherwise a server with a small heap
-// would spend a tenth of its time on collections. A higher GOGC would let large
-// heaps grow in proportion as well; a memory limit would not help small ones.
+// ballast is the size in bytes of an allocation that is never touched. It takes no
+// RAM, but the garbage collector counts it as heap, so a small heap may grow by this
+// much more before it is collected. Otherwise a server with a small heap would spend
+// a tenth of its time on collections. A higher GOGC would also let large heaps grow in
+// proportion; a memory limit would not help small ones.
 const ballast = 12 << 20
 
 func mainCode() int {
-	// When a callback sends bytes after its response, net/http quotes them in
-	// the standard log: they may be an echoed payload, with its tokens. Gatehook
-	// logs to a logger of its own, so nothing else is lost here.
+	// When a callback sends bytes after its response, net/http quotes them in the
+	// standard log. They may be an echoed payload with its tokens. Gatehook uses its
+	// own logger, so nothing else is lost here.
 	log.SetOutput(io.Discard)
 	weight := make([]byte, ballast)
 	defer runtime.KeepAlive(&weight)

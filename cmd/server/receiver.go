@@ -22,7 +22,7 @@ type received struct {
 }
 
 // receiver is a user's callback: it verifies every delivery with the library
-// that a user would take, and answers 204, or 401 if it can't verify it.
+// that a user would use, and answers 204, or 401 if it can't verify the delivery.
 type receiver struct {
 	// on is called for every verified delivery, one at a time.
 	on func(received)

@@ -26,9 +26,8 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 }
 
 // serveConfig runs the server with this configuration. ready, if not nil, is called
-// with the API's base URL and key when the API answers. The end of ctx is never a
-// failure: while the server still waits for the database, there is nothing to
-// drain.
+// with the API's base URL and key when the API answers. The end of ctx is never an
+// error: before the server is up, there is nothing to drain.
 func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer, ready func(url string, key secret.Value)) (err error) {
 	up := false
 	defer func() {
@@ -111,7 +110,7 @@ func apiKey(cfg config, dir *dataDir, stdout io.Writer) (secret.Value, error) {
 }
 
 // openDatabase opens the configured database, or the embedded one, and migrates it.
-// The caller calls the function to close it.
+// The caller closes it with the returned function.
 func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, func() error, error) {
 	url, closeServer := cfg.databaseURL, func() error { return nil }
 	if url.Empty() {
@@ -148,7 +147,7 @@ func migrate(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 	return closePool()
 }
 
-// start starts the parts, consumers before producers.
+// start adds the parts to the lifecycle, consumers before producers.
 func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.addCancelled("instance", s.instance.Run)
 	l.addCancelled("listeners", s.listeners.Run)
@@ -159,8 +158,8 @@ func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.addCancelled("gateway", s.gateway.Run)
 }
 
-// runJournal first dispatches the batches that an earlier run has left unsettled,
-// so that older events come before newer ones, and then commits.
+// runJournal first dispatches the batches that an earlier run left unsettled, so that
+// older events are delivered before newer ones. Then it runs the journal.
 func (s *server) runJournal(ctx context.Context) error {
 	if err := s.journal.Recover(ctx); err != nil && !errors.Is(err, delivery.ErrStopped) {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "the batches of an earlier run are taken over later", slog.Any("error", err))

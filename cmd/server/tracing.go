@@ -29,8 +29,8 @@ const (
 	flushTimeout = 3 * time.Second
 	// minLogInterval is the least time between two log lines about exports.
 	minLogInterval = time.Minute
-	// minRedacted is the length in bytes from which the value of a header is
-	// redacted in log lines: a shorter one is no secret, and matches everywhere.
+	// minRedacted is the length in bytes from which the value of a header is redacted
+	// in log lines: a shorter value is no secret, and may match any part of a line.
 	minRedacted = 6
 )
 
@@ -45,7 +45,7 @@ type tracing struct {
 	stopping chan struct{}
 }
 
-// openTracing sets up the export that c asks for, without connecting to the
+// openTracing sets up the export that c configures, without connecting to the
 // collector. The caller runs or closes it.
 func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg prometheus.Registerer) (*tracing, error) {
 	t := &tracing{
@@ -56,7 +56,7 @@ func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 		return t, nil
 	}
 	// The library logs to one global logger, by default to stderr.
-	otel.SetLogger(logr.FromSlogHandler(wordless{log.Handler()}))
+	otel.SetLogger(logr.FromSlogHandler(messageOnly{log.Handler()}))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.exporter.complain(err, 0) }))
 	client, err := otlptracehttp.New(ctx)
 	if err != nil {
@@ -77,7 +77,7 @@ func openTracing(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 	return t, nil
 }
 
-// traces returns what delivery needs to record spans.
+// traces returns the tracer and the sampler for delivery.
 func (t *tracing) traces() delivery.Traces {
 	out := delivery.Traces{Sampled: func(id trace.TraceID) bool {
 		return t.sampler.ShouldSample(sdktrace.SamplingParameters{TraceID: id}).Decision == sdktrace.RecordAndSample
@@ -110,17 +110,17 @@ func (t *tracing) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, flushTimeout, errors.New("the collector is too slow for a server that stops"))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { t.exporter.abort(context.Cause(ctx)) })()
-	// Aborting the exports ends it as well. With a context that ends earlier its
-	// goroutine could outlive the server.
+	// Shutdown ends at the latest when the exports are aborted. With a context that
+	// ends earlier, its goroutine could outlive the server.
 	if err := t.provider.Shutdown(context.WithoutCancel(ctx)); err != nil {
 		t.exporter.complain(err, 0)
 	}
 	t.exporter.end()
 }
 
-// queue limits the spans that wait to be exported, and counts those that it
-// drops. The library's own queue behind it would drop them silently, but never
-// gets that full.
+// queue limits the spans that wait to be exported, and counts those that it drops.
+// The library's own queue behind it would drop spans silently, but never becomes that
+// full.
 type queue struct {
 	sdktrace.SpanProcessor
 	exporter *exporter
@@ -137,8 +137,7 @@ func (q *queue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.SpanProcessor.OnEnd(s)
 }
 
-// exporter counts the results of spans, and logs failed exports, but not every
-// one of them.
+// exporter counts exported and lost spans, and logs failed exports at a limited rate.
 type exporter struct {
 	sdktrace.SpanExporter
 	log     *slog.Logger
@@ -170,8 +169,8 @@ func newExporter(ctx context.Context, c tracingConfig, log *slog.Logger, reg pro
 	return e
 }
 
-// ExportSpans implements sdktrace.SpanExporter. It never returns an error, which
-// the caller would only log again.
+// ExportSpans implements sdktrace.SpanExporter. It never returns an error, because the
+// caller would only log it again.
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -200,8 +199,8 @@ func (e *exporter) complain(err error, lost int) {
 	e.logged, e.lost = time.Now(), 0
 }
 
-// end logs losses that were not logged yet, since nobody reads the metrics any
-// more.
+// end logs losses that were not logged yet, because nobody will read them in the
+// metrics.
 func (e *exporter) end() {
 	left := e.waiting.Swap(0)
 	e.dropped.Add(float64(left))
@@ -226,17 +225,17 @@ func (e *exporter) shown(err error) string {
 	return strings.TrimRight(text[:min(len(text), 300)], " (:")
 }
 
-// wordless is a log handler that drops the attributes of messages: some of those
-// that the library logs are secret.
-type wordless struct{ slog.Handler }
+// messageOnly is a log handler that drops the attributes of messages, because some of
+// those that the library logs are secret.
+type messageOnly struct{ slog.Handler }
 
 // Handle implements slog.Handler.
-func (h wordless) Handle(ctx context.Context, r slog.Record) error {
+func (h messageOnly) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, slog.NewRecord(r.Time, r.Level, "opentelemetry: "+r.Message, r.PC))
 }
 
 // WithAttrs implements slog.Handler.
-func (h wordless) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h messageOnly) WithAttrs([]slog.Attr) slog.Handler { return h }
 
 // WithGroup implements slog.Handler.
-func (h wordless) WithGroup(string) slog.Handler { return h }
+func (h messageOnly) WithGroup(string) slog.Handler { return h }

@@ -18,13 +18,13 @@ import (
 )
 
 // tracingConfig holds the settings from OpenTelemetry's variables (OpenTelemetry:
-// Environment Variable Specification, OTLP Exporter). Its library reads most of
-// them itself, but only logs invalid ones, with their values. So we check them
-// here.
+// Environment Variable Specification, OTLP Exporter). We check these variables here,
+// because OpenTelemetry's library, which reads most of them itself, only logs invalid
+// ones, with their values.
 type tracingConfig struct {
 	// export means that spans are recorded and sent to a collector.
 	export bool
-	// share is the share of events that are traced, from 0 to 1, here and by
+	// share is the share of events that are traced, from 0 to 1, both here and in
 	// receivers whose samplers follow their parent.
 	share float64
 	// queue is how many spans may wait to be exported.
@@ -83,9 +83,9 @@ func (r *reader) sampler() float64 {
 	}
 }
 
-// collector reads a URL and returns its scheme; "" if it is not set. The library
-// ignores the URL's user and query, which may contain a password: such a URL is
-// refused and not shown.
+// collector reads a URL and returns its scheme; "" if it is not set. It refuses a URL
+// with a user or a query, which the library would ignore, and does not show it,
+// because these may contain a password.
 func (r *reader) collector(name string) (scheme string) {
 	s := r.text(name, "")
 	if s == "" {
@@ -100,11 +100,10 @@ func (r *reader) collector(name string) (scheme string) {
 	default:
 		return u.Scheme
 	}
-	return "https" // for an invalid URL, since it allows certificates too
+	return "https" // for an invalid URL, because https also allows certificates
 }
 
-// exactly is oneOf without folding case, for variables whose other readers don't
-// either.
+// exactly is like oneOf but case-sensitive, like the other readers of these variables.
 func (r *reader) exactly(name, byDefault string, values ...string) string {
 	s := r.text(name, byDefault)
 	if !slices.Contains(values, s) {
@@ -151,8 +150,8 @@ func (r *reader) headers(name string) (values []secret.Value) {
 }
 
 // security checks that no variable contradicts the collector's scheme, and that
-// the files for TLS can be read. In the library INSECURE wins over the scheme: it
-// would send keys in plain text to an https:// URL.
+// the files for TLS can be read. In the library INSECURE overrides the scheme, so that
+// keys for an https:// URL would be sent in plain text.
 func (r *reader) security(prefix, scheme string) {
 	plain := strconv.FormatBool(scheme == "http")
 	if s := r.text(prefix+"INSECURE", plain); !strings.EqualFold(s, plain) {

@@ -21,7 +21,7 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// server is all the parts, joined.
+// server holds all parts of the program.
 type server struct {
 	log       *slog.Logger
 	pool      *pgxpool.Pool
@@ -36,13 +36,13 @@ type server struct {
 	http      *http.Server
 	httpDone  chan struct{}
 	draining  atomic.Bool
-	// application is the id of the bot's application: from an earlier run, or 0,
-	// until Discord says which it is.
+	// application is the id of the bot's application. Until Discord reports it, it is
+	// the id from an earlier run, or 0.
 	application atomic.Uint64
 }
 
-// wire makes the parts, each after those that it needs, and joins them. No other
-// place knows them all.
+// wire creates the parts, each after those that it needs, and connects them. No other
+// function knows all parts.
 func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, traces delivery.Traces,
 	log *slog.Logger, registry *prometheus.Registry,
 ) (*server, error) {
@@ -99,8 +99,8 @@ func (s *server) leave(ctx context.Context) error {
 	return s.instance.Leave(ctx)
 }
 
-// gatewayStore is the journal as the gateway uses it. It converts the claims: a
-// slice of the journal's type is not one of the gateway's interface.
+// gatewayStore adapts the journal to the gateway. It converts the claims, because a
+// slice of the journal's type is not a slice of the gateway's interface.
 type gatewayStore struct{ *journal.Journal }
 
 // Claim implements gateway.Store.

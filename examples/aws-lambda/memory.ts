@@ -1,5 +1,5 @@
-// Remembers for a week which deliveries are done: in DynamoDB, for all instances of
-// the function, or, without TABLE, in this instance only.
+// Remembers for a week which deliveries are done. If TABLE is set, it keeps them in
+// DynamoDB, for all instances of the function; otherwise in this instance only.
 import { DynamoDBClient, GetItemCommand, PutItemCommand } from "@aws-sdk/client-dynamodb";
 
 export interface Memory {

@@ -1,5 +1,5 @@
-// A Carbon bot without a gateway connection: Gatehook delivers its events to its
-// /events route. It answers !ping.
+// A Carbon bot without a gateway connection, which answers !ping. Gatehook delivers
+// the events to the bot's /events route.
 import { Client, type ListenerEventData, MessageCreateListener } from "@buape/carbon";
 import { createHandler } from "@buape/carbon/adapters/fetch";
 
@@ -13,7 +13,7 @@ class Ping extends MessageCreateListener {
   }
 }
 
-/** Carbon checks only the signature. This also checks the age, and whether the delivery is done already. */
+/** Carbon checks only the signature. This class also checks the age, and whether the delivery is already done. */
 class Bot extends Client {
   #done = new Set<string>(); // A table in your database outlives a restart.
 

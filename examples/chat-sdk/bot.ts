@@ -1,6 +1,6 @@
-// A Chat SDK bot without a gateway connection: Gatehook delivers the events for
-// which its Discord adapter otherwise needs a cron job and a long-running function.
-// It answers !ping.
+// A Chat SDK bot without a gateway connection, which answers !ping. Gatehook delivers
+// the events for which the SDK's Discord adapter otherwise needs a cron job and a
+// long-running function.
 import { createDiscordAdapter } from "@chat-adapter/discord";
 import { createMemoryState } from "@chat-adapter/state-memory";
 import { Chat } from "chat";

@@ -33,7 +33,7 @@ export default {
   },
 } satisfies ExportedHandler<Env>;
 
-/** There is one of these per webhook-id, in one place of the world. It remembers for a week. */
+/** There is one object per webhook-id, at one place in the world. It remembers the delivery for a week. */
 export class Delivery extends DurableObject<Env> {
   async handleOnce(event: Event): Promise<void> {
     await this.ctx.blockConcurrencyWhile(async () => {

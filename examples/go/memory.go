@@ -12,11 +12,11 @@ type memory interface {
 	Add(ctx context.Context, id string) error
 }
 
-// processMemory remembers the last ids in this process, up to a number.
+// processMemory remembers a limited number of the latest ids, in this process only.
 type processMemory struct {
 	mu   sync.Mutex // guards the fields below
 	done map[string]bool
-	ids  []string // a ring, oldest first from next on
+	ids  []string // a ring; the oldest id is at next
 	next int
 }
 

@@ -1,6 +1,6 @@
 // Remembers which deliveries are done, in this instance of the function only. If you
-// need more than one instance, keep the ids in Firestore instead: get and set a
-// document of that name, in a collection with a time-to-live policy.
+// need more than one instance, use Firestore instead: get and set a document that is
+// named by the id, in a collection with a time-to-live policy.
 export interface Memory {
   has(id: string): Promise<boolean>;
   add(id: string): Promise<void>;

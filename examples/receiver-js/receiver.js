@@ -16,7 +16,7 @@ async function receive(request) {
     if ((size += chunk.length) > 16 << 20) throw new Error("body of more than 16 MiB");
     chunks.push(chunk);
   }
-  let event; // verified over the original bytes: parse nothing before
+  let event; // verified over the original bytes: do not parse them before
   try { event = webhook.verify(Buffer.concat(chunks), request.headers); } catch { return 401; }
   const id = request.headers["webhook-id"]; // the same for every attempt: handle it once
   if (!work.has(id)) work.set(id, handle(event));

@@ -60,8 +60,8 @@ async function deliver({ id, timestamp = now(), text = body, signature = sign(id
   return response.status;
 }
 
-// handled returns the lines printed since its last call. Lines come in order, so all
-// have arrived once the line of one more delivery has.
+// handled returns the lines printed since its last call. Lines arrive in order, so once
+// the line of one more delivery has arrived, all lines before it have too.
 async function handled() {
   const mark = randomUUID();
   await deliver({ id: `dlv_${mark}`, text: JSON.stringify({ type: "MARK", data: { guild_id: mark } }) });
@@ -102,7 +102,7 @@ for (const [what, forge] of Object.entries(forged)) {
     const timestamp = now();
     assert.equal(await deliver({ id, timestamp, ...forge(id, timestamp) }), 401);
     assert.deepEqual(await handled(), []);
-    assert.equal(await deliver({ id }), 204); // nothing else was wrong, and the id is not taken as done
+    assert.equal(await deliver({ id }), 204); // nothing else was wrong, and the id does not count as done
     assert.deepEqual(await handled(), ["GUILD_BAN_ADD 41771983423143937"]);
   });
 }

@@ -1,6 +1,6 @@
 // Invokes the function with lambda-local, with the events that a function URL makes
 // from HTTP requests (payload format 2.0). Every invocation is a cold start, so only
-// the table remembers deliveries. It is Dynalite's, in place of DynamoDB's.
+// the table remembers deliveries. Dynalite takes the place of DynamoDB.
 import { CreateTableCommand, DynamoDBClient } from "@aws-sdk/client-dynamodb";
 import dynalite from "dynalite";
 import lambdaLocal from "lambda-local";

@@ -1,6 +1,6 @@
-// Remembers for a week which deliveries are done: in Redis over HTTP (Upstash, from
-// Vercel's marketplace), for all instances of the function, or, without
-// KV_REST_API_URL, in this instance only.
+// Remembers for a week which deliveries are done. If KV_REST_API_URL is set, it keeps
+// them in Redis over HTTP (Upstash, from Vercel's marketplace), for all instances of
+// the function; otherwise in this instance only.
 export interface Memory {
   has(id: string): Promise<boolean>;
   add(id: string): Promise<void>;
