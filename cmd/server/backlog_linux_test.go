@@ -40,8 +40,8 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 		"GATEHOOK_RETRY_SCHEDULE=5s,5m,30m,2h,5h,10h,14h,20h,24h")
 	p.start()
 	awaitReady(t, discord)
-	var came atomic.Int64
-	good := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { came.Add(1) }))
+	var arrived atomic.Int64
+	good := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived.Add(1) }))
 	defer good.Close()
 	dead := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
 	defer dead.Close()
@@ -61,15 +61,15 @@ func TestDeadCallbackCostsNoMemory(t *testing.T) {
 			})
 		}
 	}
-	drained, began := int64(events)-came.Load(), time.Now()
+	drained, began := int64(events)-arrived.Load(), time.Now()
 	eventually(t, 10*time.Minute, "all delivered to the other callback", func() (bool, string) {
-		n := came.Load()
+		n := arrived.Load()
 		return n >= int64(events), fmt.Sprint(n, " arrived")
 	})
 	took := time.Since(began)
 	eventually(t, time.Minute, "most waiting deliveries in the database, and few in memory", func() (bool, string) {
-		waits, held := p.metric("gatehook_delivery_spilled_total"), p.metric("gatehook_delivery_queued")
-		return waits > float64(events)*0.9 && held <= 100, fmt.Sprint(waits, " wait in the database, ", held, " in memory")
+		waits, inMemory := p.metric("gatehook_delivery_spilled_total"), p.metric("gatehook_delivery_queued")
+		return waits > float64(events)*0.9 && inMemory <= 100, fmt.Sprint(waits, " wait in the database, ", inMemory, " in memory")
 	})
 	used := p.peakMemory()
 	t.Logf("%d events wait; the server used at most %d MiB; the other callback got its last %d in %s, %.0f per second",

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// chaosLength names the variable that says how long the faults go on;
-	// `make chaos` sets it. shortLength is the default.
+	// chaosLength names the variable that says how long the faults last; `make
+	// chaos` sets it. shortLength is the default.
 	chaosLength = "GATEHOOK_CHAOS"
 	shortLength = 18 * time.Second
 	// cycleLength is the length of one cycle of a longer run.
@@ -51,9 +51,9 @@ func chaos(t *testing.T, servers int) {
 	w.finish()
 }
 
-// lengthAndSeed returns how long a random test goes on, from the environment
-// variable name or by default, and its seed, from the variable name_SEED or
-// random. It logs how to repeat the test.
+// lengthAndSeed returns the length of a random test, from the environment variable
+// name or by default, and its seed, from the variable name_SEED or random. It logs
+// how to repeat the test.
 func lengthAndSeed(t *testing.T, name string, byDefault time.Duration) (length time.Duration, seed uint64) {
 	t.Helper()
 	length, seed = byDefault, rand.Uint64()
@@ -109,7 +109,7 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 	w.servers[0].start()
 	w.ledger.callbackBehind(w.servers[0], "MESSAGE_CREATE", w.callbacks.front)
 	w.ledger.callbackBehind(w.servers[0], "RAW_*", w.callbacks.front)
-	w.ledger.hearLosses(w.servers[0], w.callbacks.front)
+	w.ledger.recordLosses(w.servers[0], w.callbacks.front)
 	for _, p := range w.servers[1:] {
 		p.start()
 	}
@@ -121,7 +121,7 @@ func startWorld(t *testing.T, servers int, long bool) *world {
 // everything has recovered.
 func (w *world) cycle(p plan) {
 	w.t.Helper()
-	// Each session needs a stored event: otherwise its loss can't be reported.
+	// Each session needs a stored event, otherwise its loss can't be reported.
 	for id := range manyShards {
 		shard := event.Shard{ID: id, Count: manyShards}
 		s, err := w.discord.Dispatch(id, "MESSAGE_CREATE", message(id))
@@ -359,7 +359,7 @@ func (w *world) finish() {
 		w.discord.Count(discordtest.Resume, discordtest.AnyShard), w.discord.Count(discordtest.Identify, discordtest.AnyShard), w.done)
 }
 
-// callbacks makes the callbacks fail: it stands in front of the receivers.
+// callbacks stands in front of the receivers and makes them fail.
 type callbacks struct {
 	mu    sync.Mutex // guards the fields below
 	kind  kind

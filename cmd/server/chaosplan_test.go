@@ -107,9 +107,9 @@ func (f fault) String() string {
 // after the other.
 type plan struct{ light, heavy []fault }
 
-// planFaults plans a cycle. The plan depends only on the arguments. No kind is
-// repeated before every kind was used, each time in a new order; heavy faults
-// that don't fit into the cycle are left out.
+// planFaults plans a cycle. The plan depends only on the arguments. It uses every
+// kind of fault, in a random order, before it repeats any. Heavy faults that don't
+// fit into the cycle are left out.
 func planFaults(seed, cycle uint64, length time.Duration, servers int) plan {
 	r := rand.New(rand.NewPCG(seed, cycle))
 	var p plan

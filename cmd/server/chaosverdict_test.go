@@ -35,35 +35,35 @@ func judge(l *ledger, sessions []discordtest.Session, died func(client string) b
 	for i, s := range sessions {
 		byID[s.ID] = i
 	}
-	came := sync.OnceValue(func() map[string]bool { // sessions of which any event arrived
-		came := map[string]bool{}
-		for _, arrivals := range l.came {
+	arrived := sync.OnceValue(func() map[string]bool { // sessions of which any event arrived
+		arrived := map[string]bool{}
+		for _, arrivals := range l.arrivals {
 			for id := range arrivals {
-				came[l.expected[id].Session] = true
+				arrived[l.expected[id].Session] = true
 			}
 		}
-		return came
+		return arrived
 	})
-	for _, told := range l.losses {
-		i, ok := byID[told.Session]
-		switch next, known := byID[told.Next]; {
-		case !ok || !known || sessions[i].Shard != told.Shard || sessions[next].Shard != told.Shard || next <= i || told.NextSeq != 1:
-			v.wrong = append(v.wrong, fmt.Sprintf("an impossible loss is reported: %+v", told))
+	for _, reported := range l.losses {
+		i, ok := byID[reported.Session]
+		switch next, known := byID[reported.Next]; {
+		case !ok || !known || sessions[i].Shard != reported.Shard || sessions[next].Shard != reported.Shard || next <= i || reported.NextSeq != 1:
+			v.wrong = append(v.wrong, fmt.Sprintf("an impossible loss is reported: %+v", reported))
 		case sessions[i].Ended == "" || sessions[i].ByClient:
-			v.wrong = append(v.wrong, fmt.Sprintf("shard %d: session %s was given up, ended %q", told.Shard, told.Session, sessions[i].Ended))
+			v.wrong = append(v.wrong, fmt.Sprintf("shard %d: session %s was given up, ended %q", reported.Shard, reported.Session, sessions[i].Ended))
 		}
 	}
 	excused := func(s sent) bool {
 		i := byID[s.Session]
 		session := sessions[i]
-		return slices.ContainsFunc(l.losses, func(told loss) bool {
-			if told.Session == s.Session {
-				return s.Seq > told.After && session.Ended != "" && !session.ByClient
+		return slices.ContainsFunc(l.losses, func(reported loss) bool {
+			if reported.Session == s.Session {
+				return s.Seq > reported.After && session.Ended != "" && !session.ByClient
 			}
-			return told.Shard == s.shard && byID[told.Session] < i && i < byID[told.Next] && died(session.Client) && !came()[session.ID]
+			return reported.Shard == s.shard && byID[reported.Session] < i && i < byID[reported.Next] && died(session.Client) && !arrived()[session.ID]
 		})
 	}
-	for callback, arrivals := range l.came {
+	for callback, arrivals := range l.arrivals {
 		for id, s := range l.expected {
 			switch {
 			case arrivals[id] != nil:
@@ -90,25 +90,25 @@ func TestJudge(t *testing.T) {
 		}
 		return append(list, discordtest.Session{ID: "last", Client: "b"})
 	}
-	told := loss{Session: "first", After: 5, Next: "last", NextSeq: 1}
+	reported := loss{Session: "first", After: 5, Next: "last", NextSeq: 1}
 	tests := []struct {
 		name              string
 		sessions          []discordtest.Session
 		losses            []loss
 		missing           discordtest.Sent
-		came              string // another event of this session arrived
+		arrived           string // another event of this session arrived
 		open, wrong, lost int
 	}{
 		{name: "not reported", sessions: sessions(byDiscord, false), missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1},
-		{name: "reported", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, lost: 1},
-		{name: "before the reported loss", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 5}, open: 1},
-		{name: "after the reported loss", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1},
-		{name: "of another shard", sessions: sessions(byDiscord, false), losses: []loss{told}, missing: discordtest.Sent{Session: "elsewhere", Seq: 6}, open: 1},
-		{name: "given up by the client", sessions: sessions("", false), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
-		{name: "ended by the client", sessions: sessions("the client closed with 1000", true), losses: []loss{told}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
-		{name: "in between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
-		{name: "in between, of a living client", sessions: sessions(byDiscord, false, "a"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
-		{name: "in between, but stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{told}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, came: "orphan of dead", open: 1},
+		{name: "reported", sessions: sessions(byDiscord, false), losses: []loss{reported}, missing: discordtest.Sent{Session: "first", Seq: 6}, lost: 1},
+		{name: "before the reported loss", sessions: sessions(byDiscord, false), losses: []loss{reported}, missing: discordtest.Sent{Session: "first", Seq: 5}, open: 1},
+		{name: "after the reported loss", sessions: sessions(byDiscord, false), losses: []loss{reported}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1},
+		{name: "of another shard", sessions: sessions(byDiscord, false), losses: []loss{reported}, missing: discordtest.Sent{Session: "elsewhere", Seq: 6}, open: 1},
+		{name: "given up by the client", sessions: sessions("", false), losses: []loss{reported}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
+		{name: "ended by the client", sessions: sessions("the client closed with 1000", true), losses: []loss{reported}, missing: discordtest.Sent{Session: "first", Seq: 6}, open: 1, wrong: 1},
+		{name: "in between, of a killed client", sessions: sessions(byDiscord, false, "dead"), losses: []loss{reported}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, lost: 1},
+		{name: "in between, of a living client", sessions: sessions(byDiscord, false, "a"), losses: []loss{reported}, missing: discordtest.Sent{Session: "orphan of a", Seq: 2}, open: 1},
+		{name: "in between, but stored", sessions: sessions(byDiscord, false, "dead"), losses: []loss{reported}, missing: discordtest.Sent{Session: "orphan of dead", Seq: 2}, arrived: "orphan of dead", open: 1},
 		{name: "of an unknown session", sessions: sessions(byDiscord, false), losses: []loss{{Session: "none", Next: "last", NextSeq: 1}}, missing: discordtest.Sent{Session: "last", Seq: 2}, open: 1, wrong: 1},
 	}
 	for _, tt := range tests {
@@ -118,8 +118,8 @@ func TestJudge(t *testing.T) {
 			l.losses = tt.losses
 			shard := slices.IndexFunc(tt.sessions, func(s discordtest.Session) bool { return s.ID == tt.missing.Session })
 			l.expected["missing"] = sent{tt.sessions[shard].Shard, tt.missing}
-			l.expected["came"] = sent{0, discordtest.Sent{Session: tt.came}}
-			l.came["RAW_*"] = map[string]*arrival{"came": {times: 1, ids: 1}}
+			l.expected["arrived"] = sent{0, discordtest.Sent{Session: tt.arrived}}
+			l.arrivals["RAW_*"] = map[string]*arrival{"arrived": {times: 1, ids: 1}}
 			v := judge(l, tt.sessions, func(client string) bool { return client == "dead" })
 			if v.open != tt.open || len(v.wrong) != tt.wrong || v.lost != tt.lost {
 				t.Errorf("%+v", v)

@@ -86,7 +86,7 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		if got := count(tt.state); got != tt.before {
 			t.Fatalf("%s: the state before it is %d, want %d", tt.name, got, tt.before)
 		}
-		came := len(callback.ids())
+		arrived := len(callback.ids())
 		holder, err := pgx.Connect(t.Context(), database)
 		if err != nil {
 			t.Fatal(err)
@@ -124,8 +124,8 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 		if got := count(tt.state); got != tt.before {
 			t.Errorf("%s: the state after a kill in the middle is %d, want %d", tt.name, got, tt.before)
 		}
-		if n := len(callback.ids()); n != came {
-			t.Errorf("%s: %d deliveries of an uncommitted change arrived", tt.name, n-came)
+		if n := len(callback.ids()); n != arrived {
+			t.Errorf("%s: %d deliveries of an uncommitted change arrived", tt.name, n-arrived)
 		}
 
 		// The same call once more; the server is killed once it has answered.
@@ -143,7 +143,7 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 			}
 			eventually(t, time.Minute, "all replayed", func() (bool, string) {
 				again := map[string]bool{}
-				for _, id := range callback.ids()[came:] {
+				for _, id := range callback.ids()[arrived:] {
 					again[id] = true
 				}
 				return len(again) == events && count(retries) == 0, fmt.Sprint(len(again), " arrived")
@@ -158,9 +158,9 @@ func TestKilledInTheMiddleOfAChange(t *testing.T) {
 }
 
 // TestKilledWhileDisabling kills a server while it disables a listener whose
-// callback is gone or has failed for days. Either the listener is disabled and
-// that is reported once, or the server disables it when the same happens again.
-// Nothing is lost.
+// callback is gone or has failed for days. It checks that the listener is either
+// disabled, which is reported once, or disabled when the same happens again, and
+// that nothing is lost.
 func TestKilledWhileDisabling(t *testing.T) {
 	t.Parallel()
 	for reason, status := range map[string]int{"gone": http.StatusGone, "failing": http.StatusInternalServerError} {
@@ -269,16 +269,16 @@ func TestKilledWhileDisabling(t *testing.T) {
 type prompted struct {
 	*httptest.Server
 	t       *testing.T
-	came    chan string // the webhook-ids of the POSTs
+	arrived chan string // the webhook-ids of the POSTs
 	answers chan int
 }
 
 func newPrompted(t *testing.T) *prompted {
 	t.Helper()
-	a := &prompted{t: t, came: make(chan string, 10), answers: make(chan int)}
+	a := &prompted{t: t, arrived: make(chan string, 10), answers: make(chan int)}
 	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		a.came <- r.Header.Get("Webhook-Id")
+		a.arrived <- r.Header.Get("Webhook-Id")
 		select {
 		case status := <-a.answers:
 			w.WriteHeader(status)
@@ -292,7 +292,7 @@ func newPrompted(t *testing.T) *prompted {
 func (a *prompted) await() string {
 	a.t.Helper()
 	select {
-	case id := <-a.came:
+	case id := <-a.arrived:
 		return id
 	case <-time.After(time.Minute):
 		a.t.Fatal("no delivery arrived")

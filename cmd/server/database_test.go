@@ -129,7 +129,7 @@ func (p *proxy) accept() {
 	}
 }
 
-// keep records an open connection; it reports false if none are accepted now.
+// keep records an open connection; it returns false if none are accepted now.
 func (p *proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,7 @@ func (p *proxy) pass(from, to net.Conn) {
 	}
 }
 
-// wait blocks while the proxy delays or stalls; it reports false once it closes.
+// wait blocks while the proxy delays or stalls; it returns false once the proxy is closed.
 func (p *proxy) wait() bool {
 	p.mu.Lock()
 	delay, flow := p.delay, p.flow

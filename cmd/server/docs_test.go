@@ -35,7 +35,7 @@ func TestGuidesNameWhatExists(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A sentence may go on in the next line.
+		// A sentence may continue on the next line.
 		text := strings.Join(strings.Fields(string(b)), " ")
 		for _, m := range guidedPath.FindAllStringSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
@@ -55,7 +55,7 @@ func TestGuidesNameWhatExists(t *testing.T) {
 }
 
 // TestDrawnCallsExist checks that each function in the package comments' trees of calls
-// is in the file that stands beside it.
+// is in the file that is named beside it.
 func TestDrawnCallsExist(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join("..", "..", "internal", "*", "doc.go"))
 	if err != nil {
@@ -130,7 +130,7 @@ func membersOf(e ast.Expr) (names []string) {
 	return names
 }
 
-// receiverOf is "type." for a method, and "" for a function.
+// receiverOf returns "type." for a method, and "" for a function.
 func receiverOf(d *ast.FuncDecl) string {
 	if d.Recv == nil {
 		return ""

@@ -129,22 +129,22 @@ func message(i int) []byte {
 	return fmt.Appendf(nil, `{"id":"%d","channel_id":"2","guild_id":"1","author":{"id":"3"},"content":"%s"}`, i+1, strings.Repeat("x", i%500))
 }
 
-// eventually calls is a few times per second until it reports true, and fails the
-// test if it does not within limit.
-func eventually(t *testing.T, limit time.Duration, what string, is func() (done bool, state string)) {
+// eventually calls check a few times per second until it reports done, and fails the
+// test if that takes longer than limit. what completes "not … within".
+func eventually(t *testing.T, limit time.Duration, what string, check func() (done bool, state string)) {
 	t.Helper()
-	if state, done := within(limit, is); !done {
+	if state, done := within(limit, check); !done {
 		t.Fatalf("not %s within %v: %s", what, limit, state)
 	}
 }
 
-// within is eventually for a test that goes on in either case.
-func within(limit time.Duration, is func() (done bool, state string)) (state string, done bool) {
+// within is like eventually, for a test that continues in either case.
+func within(limit time.Duration, check func() (done bool, state string)) (state string, done bool) {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	for {
 		begin := time.Now()
-		if done, state = is(); done {
+		if done, state = check(); done {
 			return state, true
 		}
 		// A slow check must not run all the time: it may hold a lock that blocks
@@ -159,8 +159,8 @@ func within(limit time.Duration, is func() (done bool, state string)) (state str
 	}
 }
 
-// moments returns five random event numbers below n, in order, away from both
-// ends.
+// moments returns five random event numbers below n, in order, none of them near
+// either end.
 func moments(t *testing.T, n int) []int {
 	t.Helper()
 	seed := rand.Uint64()

@@ -33,19 +33,19 @@ const nodeApp = event.Snowflake(42)
 
 var nodeShard = event.Shard{ID: 0, Count: 1}
 
-// only is a registry with one listener, which wants every event from Discord.
-type only event.Listener
+// singleListener is a registry with one listener, which wants every event from Discord.
+type singleListener event.Listener
 
-func (o *only) Match(e *event.Event) (ids []int64, missed bool) {
+func (o *singleListener) Match(e *event.Event) (ids []int64, missed bool) {
 	if strings.HasPrefix(e.Name, "GATEHOOK_") {
 		return nil, false
 	}
 	return []int64{1}, false
 }
 
-func (o *only) Listener(int64) *event.Listener { return (*event.Listener)(o) }
+func (o *singleListener) Listener(int64) *event.Listener { return (*event.Listener)(o) }
 
-func (o *only) Disable(context.Context, int64, string, func(context.Context, pgx.Tx) error) error {
+func (o *singleListener) Disable(context.Context, int64, string, func(context.Context, pgx.Tx) error) error {
 	return nil
 }
 
@@ -161,7 +161,7 @@ func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration,
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.delivery, err = delivery.Open(ctx, pool, (*only)(l), store, n.instance, delivery.Config{
+	n.delivery, err = delivery.Open(ctx, pool, (*singleListener)(l), store, n.instance, delivery.Config{
 		Schedule:     delivery.Schedule{10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond},
 		AllowTargets: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Version: name, LaneQueue: laneQueue,
 		AttemptTimeout: time.Minute,
@@ -169,7 +169,7 @@ func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration,
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.journal = journal.New(store, (*only)(l), n.delivery, journal.Config{}, log, prometheus.NewRegistry())
+	n.journal = journal.New(store, (*singleListener)(l), n.delivery, journal.Config{}, log, prometheus.NewRegistry())
 	n.run(ctx, t)
 	return n
 }
@@ -209,7 +209,7 @@ func (n *node) run(ctx context.Context, t *testing.T) {
 	t.Cleanup(n.stop)
 }
 
-// lapsed reports whether the instance finds that its lease has run out.
+// lapsed reports whether the instance considers its lease to have run out.
 func (n *node) lapsed(t *testing.T) bool {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -227,7 +227,7 @@ func until(t *testing.T, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("still not true: %s", what)
 		}
 	}
 }
@@ -343,8 +343,8 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 }
 
 // TestOutageLongerThanTheLeaseDeliversNothingTwice checks that an outage of the
-// database alone, although longer than the lease, makes no instance an heir: the
-// deliveries in memory are made, and none twice.
+// database alone, although longer than the lease, makes no instance an heir: each
+// delivery in memory is made exactly once.
 func TestOutageLongerThanTheLeaseDeliversNothingTwice(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)

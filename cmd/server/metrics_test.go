@@ -32,7 +32,7 @@ func documented(t *testing.T) map[string]string {
 	return found
 }
 
-// shown returns the same from the answer of GET /metrics.
+// shown returns the type and labels of every metric in the answer of GET /metrics.
 func shown(text string) map[string]string {
 	found, labels := map[string]string{}, map[string]map[string]bool{}
 	kind := regexp.MustCompile(`(?m)^# TYPE (gatehook_\w+) (\w+)$`)

@@ -63,10 +63,10 @@ type deliveryPage struct {
 // switchable is a callback whose answer can be switched. It records its POSTs.
 type switchable struct {
 	*httptest.Server
-	mu     sync.Mutex // guards the fields below
-	status int
-	came   []http.Header
-	bodies []string
+	mu      sync.Mutex // guards the fields below
+	status  int
+	headers []http.Header
+	bodies  []string
 }
 
 func newSwitchable(t *testing.T) *switchable {
@@ -79,7 +79,7 @@ func newSwitchable(t *testing.T) *switchable {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.came, s.bodies = append(s.came, r.Header.Clone()), append(s.bodies, string(body))
+		s.headers, s.bodies = append(s.headers, r.Header.Clone()), append(s.bodies, string(body))
 		w.WriteHeader(s.status)
 		if s.status >= 400 {
 			_, _ = w.Write([]byte("out of order"))
@@ -99,7 +99,7 @@ func (s *switchable) answer(status int) {
 func (s *switchable) ids() (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, h := range s.came {
+	for _, h := range s.headers {
 		ids = append(ids, h.Get("Webhook-Id"))
 	}
 	return ids
@@ -217,7 +217,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	}
 	decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
 	good.mu.Lock()
-	header, body := good.came[len(good.came)-1], good.bodies[len(good.bodies)-1]
+	header, body := good.headers[len(good.headers)-1], good.bodies[len(good.bodies)-1]
 	good.mu.Unlock()
 	for name, secret := range map[string]string{"old": first.Secret, "new": rotated.Secret} {
 		w, err := standardwebhooks.NewWebhook(secret)

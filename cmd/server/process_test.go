@@ -80,7 +80,7 @@ func newProcess(t *testing.T, discord *discordtest.Server, env ...string) *proce
 	return newNamed(t, discord, "server", env...)
 }
 
-// newNamed is newProcess for one of several servers.
+// newNamed is like newProcess, for one of several servers.
 func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...string) *process {
 	t.Helper()
 	// Not t.TempDir: under root, PostgreSQL runs as a user that can't enter it.
@@ -263,7 +263,7 @@ func (p *process) call(method, path, body string) (status int, answer string) {
 	return status, answer
 }
 
-// ask is get for a server that may be down or paused.
+// ask is like get, for a server that may be down or paused.
 func (p *process) ask(path string) (status int, answer string, err error) {
 	return p.try(http.MethodGet, path, "")
 }
@@ -295,7 +295,7 @@ type ledger struct {
 
 	mu       sync.Mutex                     // guards the fields below
 	expected map[string]sent                // by event id
-	came     map[string]map[string]*arrival // by callback, by event id
+	arrivals map[string]map[string]*arrival // by callback, by event id
 	losses   []loss
 	changed  chan struct{}
 	secrets  []string
@@ -325,7 +325,7 @@ type loss struct {
 
 func newLedger(t *testing.T) *ledger {
 	t.Helper()
-	return &ledger{t: t, expected: map[string]sent{}, came: map[string]map[string]*arrival{}, changed: make(chan struct{}, 1)}
+	return &ledger{t: t, expected: map[string]sent{}, arrivals: map[string]map[string]*arrival{}, changed: make(chan struct{}, 1)}
 }
 
 // callback registers a listener and records its deliveries.
@@ -334,21 +334,21 @@ func (l *ledger) callback(p *process, eventName string) {
 	l.callbackBehind(p, eventName, func(h http.Handler) http.Handler { return h })
 }
 
-// callbackBehind is callback with something in front of the receiver.
+// callbackBehind is like callback, with another handler in front of the receiver.
 func (l *ledger) callbackBehind(p *process, eventName string, front func(http.Handler) http.Handler) {
 	l.t.Helper()
-	came := map[string]*arrival{}
+	arrivals := map[string]*arrival{}
 	l.mu.Lock()
-	l.came[eventName] = came
+	l.arrivals[eventName] = arrivals
 	l.mu.Unlock()
 	l.receive(p, eventName, front, func(r received) {
 		if r.seq == 0 {
 			return
 		}
-		a := came[r.eventID]
+		a := arrivals[r.eventID]
 		if a == nil {
 			a = &arrival{id: r.id, ids: 1}
-			came[r.eventID] = a
+			arrivals[r.eventID] = a
 		}
 		a.times++
 		if a.id != r.id {
@@ -357,8 +357,8 @@ func (l *ledger) callbackBehind(p *process, eventName string, front func(http.Ha
 	})
 }
 
-// hearLosses registers a listener and records the reported losses.
-func (l *ledger) hearLosses(p *process, front func(http.Handler) http.Handler) {
+// recordLosses registers a listener and records the reported losses.
+func (l *ledger) recordLosses(p *process, front func(http.Handler) http.Handler) {
 	l.t.Helper()
 	l.receive(p, "GATEHOOK_SESSION_LOST", front, func(r received) {
 		var reported loss
@@ -438,16 +438,16 @@ func (l *ledger) await(timeout time.Duration) {
 func (l *ledger) missing() (missing int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, came := range l.came {
-		if len(came) >= len(l.expected) {
+	for _, arrivals := range l.arrivals {
+		if len(arrivals) >= len(l.expected) {
 			for id := range l.expected {
-				if came[id] == nil {
+				if arrivals[id] == nil {
 					missing++
 				}
 			}
 			continue
 		}
-		missing += len(l.expected) - len(came)
+		missing += len(l.expected) - len(arrivals)
 	}
 	return missing
 }
@@ -456,8 +456,8 @@ func (l *ledger) missing() (missing int) {
 func (l *ledger) twice() (twice int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, came := range l.came {
-		for _, a := range came {
+	for _, arrivals := range l.arrivals {
+		for _, a := range arrivals {
 			if a.times > 1 {
 				twice++
 			}
@@ -466,17 +466,17 @@ func (l *ledger) twice() (twice int) {
 	return twice
 }
 
-// oneID fails the test if an event arrived at a callback with two webhook-ids:
-// then it was stored twice, and no receiver could recognize the repetition.
+// oneID fails the test if an event arrived at a callback with two webhook-ids: such
+// an event was stored twice, and no receiver could recognize the repetition.
 func (l *ledger) oneID() {
 	l.t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for name, came := range l.came {
-		for id, a := range came {
+	for name, arrivals := range l.arrivals {
+		for id, a := range arrivals {
 			if a.ids > 1 {
 				s := l.expected[id]
-				l.t.Errorf("%s: event %s (shard %d, session %s, seq %d) came with %d webhook-ids", name, id, s.shard, s.Session, s.Seq, a.ids)
+				l.t.Errorf("%s: event %s (shard %d, session %s, seq %d) arrived with %d webhook-ids", name, id, s.shard, s.Session, s.Seq, a.ids)
 			}
 		}
 	}

@@ -36,15 +36,15 @@ type echo struct {
 	format string
 	fails  bool
 
-	mu   sync.Mutex          // guards came
-	came map[string][]string // the bodies, by gatehook-event
+	mu       sync.Mutex          // guards received
+	received map[string][]string // the bodies, by gatehook-event
 }
 
 // newEcho starts a callback that passes each body to answer, writes the result to
 // the connection, whether or not it is HTTP, and closes the connection.
 func newEcho(t *testing.T, format string, fails bool, answer func(body string) string) *echo {
 	t.Helper()
-	e := &echo{format: format, fails: fails, came: map[string][]string{}}
+	e := &echo{format: format, fails: fails, received: map[string][]string{}}
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -52,7 +52,7 @@ func newEcho(t *testing.T, format string, fails bool, answer func(body string) s
 		}
 		e.mu.Lock()
 		name := r.Header.Get("Gatehook-Event")
-		e.came[name] = append(e.came[name], string(body))
+		e.received[name] = append(e.received[name], string(body))
 		e.mu.Unlock()
 		var conn net.Conn
 		if conn, _, err = http.NewResponseController(w).Hijack(); err != nil {
@@ -71,7 +71,7 @@ func newEcho(t *testing.T, format string, fails bool, answer func(body string) s
 func (e *echo) bodies(name string) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.Clone(e.came[name])
+	return slices.Clone(e.received[name])
 }
 
 func respond(status int, body string) string {
@@ -112,8 +112,8 @@ func echoes(t *testing.T) map[string]*echo {
 }
 
 // TestTokensAreNotShown checks that every callback, in any format, receives the
-// tokens of interactions and voice servers byte for byte. Besides, only the stored
-// event itself shows them: not the log, the metrics or the API's deliveries,
+// tokens of interactions and voice servers byte for byte. Apart from these POSTs, only
+// the stored event may show them: not the log, the metrics or the API's deliveries,
 // however a callback echoes them.
 func TestTokensAreNotShown(t *testing.T) {
 	t.Parallel()

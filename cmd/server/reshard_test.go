@@ -14,8 +14,8 @@ import (
 )
 
 // TestReshardedUnderLoad starts the server again with another number of shards, so
-// that it brings up the new set beside the old one. It checks that events that
-// flow to both sets are delivered once, and none is missing.
+// that it brings up the new set beside the old one. It checks that events that both
+// sets receive are delivered once, and that none is missing.
 func TestReshardedUnderLoad(t *testing.T) {
 	t.Parallel()
 	discord := startDiscord(t)
@@ -95,15 +95,15 @@ func (p *process) shardCounts(roles map[string]bool) map[int]int {
 // messages counts the messages that one callback received, by the messages' own
 // ids: the two sets of shards give an event different ids.
 type messages struct {
-	mu      sync.Mutex // guards came
-	came    map[string]int
+	mu      sync.Mutex // guards arrived
+	arrived map[string]int
 	changed chan struct{}
 }
 
 // messages registers a callback that counts messages.
 func (l *ledger) messages(p *process, eventName string) *messages {
 	l.t.Helper()
-	m := &messages{came: map[string]int{}, changed: make(chan struct{}, 1)}
+	m := &messages{arrived: map[string]int{}, changed: make(chan struct{}, 1)}
 	r := &receiver{on: func(r received) {
 		var message struct{ ID string }
 		if err := json.Unmarshal(r.data, &message); err != nil {
@@ -111,7 +111,7 @@ func (l *ledger) messages(p *process, eventName string) *messages {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.came[message.ID]++
+		m.arrived[message.ID]++
 		select {
 		case m.changed <- struct{}{}:
 		default:
@@ -129,7 +129,7 @@ func (m *messages) await(t *testing.T, n int) {
 	deadline := time.After(time.Minute)
 	for {
 		m.mu.Lock()
-		have := len(m.came)
+		have := len(m.arrived)
 		m.mu.Unlock()
 		if have >= n {
 			break
@@ -142,7 +142,7 @@ func (m *messages) await(t *testing.T, n int) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id, times := range m.came {
+	for id, times := range m.arrived {
 		if times != 1 {
 			t.Errorf("message %s arrived %d times", id, times)
 		}

@@ -46,7 +46,7 @@ func dump(t *testing.T, url string) string {
 }
 
 // TestDumpHoldsNoSecret gives a server without a key a first key, and then another
-// one. It checks that callbacks notice nothing, and that a dump of the database
+// one. It checks that callbacks notice no difference, and that a dump of the database
 // contains no secret.
 func TestDumpHoldsNoSecret(t *testing.T) {
 	t.Parallel()
@@ -77,7 +77,7 @@ func TestDumpHoldsNoSecret(t *testing.T) {
 		decode[struct{}](t, p, "POST", "/signing-keys/rotate", "", http.StatusOK)
 		decode[attemptShown](t, p, "POST", "/listeners/"+created.ID+"/test", "", http.StatusOK)
 		callback.mu.Lock()
-		header, body := callback.came[len(callback.came)-1], callback.bodies[len(callback.bodies)-1]
+		header, body := callback.headers[len(callback.headers)-1], callback.bodies[len(callback.bodies)-1]
 		callback.mu.Unlock()
 		newest := secrets[len(secrets)-1]
 		w, err := standardwebhooks.NewWebhook(newest)

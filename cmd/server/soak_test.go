@@ -106,7 +106,7 @@ func (s *soak) round(seed, number uint64, length time.Duration) {
 	s.t.Helper()
 	r := &soakRound{soak: s, seed: seed + number<<32, kills: kills(number, len(s.servers)), began: time.Now(), first: s.next, done: map[kind]int{}}
 	clear(s.numbers)
-	r.awaitStored() // each session needs a stored event: otherwise its loss can't be reported
+	r.awaitStored() // each session needs a stored event, otherwise its loss can't be reported
 	for _, reg := range registrations {
 		r.register(reg.habit, reg.event, reg.more)
 	}
@@ -224,11 +224,11 @@ func (r *soakRound) awaitSettled() {
 		batches := r.count(`SELECT count(*) FROM batches`)
 		waiting := r.count(`SELECT count(*) FROM retries WHERE state = 'pending' AND listener_id = ANY($1) AND NOT listener_id = ANY($2)`,
 			r.listeners(), r.listeners(goneSoon, deleted))
-		held := 0.0
+		inMemory := 0.0
 		for _, p := range r.servers {
-			held += p.metric("gatehook_delivery_queued") + p.metric("gatehook_delivery_records_queued") + p.metric("gatehook_journal_queue_events")
+			inMemory += p.metric("gatehook_delivery_queued") + p.metric("gatehook_delivery_records_queued") + p.metric("gatehook_journal_queue_events")
 		}
-		return batches+waiting == 0 && held == 0, fmt.Sprintf("%d batches, %d rows of retries, %v in memory", batches, waiting, held)
+		return batches+waiting == 0 && inMemory == 0, fmt.Sprintf("%d batches, %d rows of retries, %v in memory", batches, waiting, inMemory)
 	})
 	if !done {
 		r.t.Errorf("deliveries are still under way: %s", state)

@@ -35,7 +35,7 @@ type keptRows struct {
 }
 
 // readBooks adds the recorded deliveries and attempts to the accounts of the
-// callbacks, and blames deliveries that belong to no account.
+// callbacks, and reports deliveries that belong to no account.
 func (r *soakRound) readBooks(v *soakVerdict) *soakBooks {
 	r.t.Helper()
 	b := &soakBooks{committed: map[soakEvent]time.Time{}, exhausted: map[string]bool{}, kept: map[keptRows]int{}}

@@ -42,7 +42,7 @@ type customer struct {
 type callbackState struct {
 	inFlight int
 	out      bool // it is out of order
-	gone     bool // it wants nothing more
+	gone     bool // it answers 410
 	flapped  bool // it may fail; begin decides whether it does at the moment
 }
 
@@ -82,8 +82,8 @@ func (c *customer) set(change func(*callbackState)) {
 type reply struct {
 	status int // 0 cuts the connection
 	after  time.Duration
-	// hangs means that the callback never answers; it accepts the event all the
-	// same if status is 2xx.
+	// hangs means that the callback never answers; it still accepts the event if
+	// status is 2xx.
 	hangs bool
 }
 
@@ -234,7 +234,7 @@ func (c *customer) blame(wrong string) {
 	c.wrong = append(c.wrong, wrong)
 }
 
-// acceptedAfter returns the shards that had an event after e accepted.
+// acceptedAfter returns the shards of which the callback accepted an event after e.
 func (c *customer) acceptedAfter(e soakEvent) map[int]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -247,7 +247,7 @@ func (c *customer) acceptedAfter(e soakEvent) map[int]bool {
 	return of
 }
 
-// reportedLocked returns the ids in Gatehook's own events of a name, one per
+// reportedLocked returns the field id of Gatehook's own events with a name, once per
 // event, however often the event arrived.
 func (c *customer) reportedLocked(name, id string) (ids []string) {
 	seen := map[string]bool{}

@@ -109,7 +109,7 @@ func judgeState(state string, a *account, t terms) string {
 		return fmt.Sprintf("after %d attempts of %d", a.recorded, t.attempts)
 	case state == stateExpired && t.habit != impatient, state == statePending && t.habit != goneSoon,
 		state == stateMissed && t.habit != goneSoon:
-		return "no delivery of this listener can end so"
+		return "no delivery of this listener can end in this state"
 	}
 	return ""
 }
@@ -195,7 +195,7 @@ func TestSoakVerdict(t *testing.T) {
 		{name: "listed twice", account: account{ids: []string{"d", "e"}, states: []string{stateDelivered, stateDelivered}}, terms: usual, wrong: "listed 2 times"},
 		{name: "another id", account: account{id: "e", posts: 1, accepted: 1, recorded: 1, delivered: 1, ids: []string{"d"}, states: []string{stateDelivered}}, terms: usual, wrong: "arrived as e"},
 		{name: "two ids", account: one(stateDelivered, account{posts: 2, otherIDs: 1, accepted: 1, recorded: 2, delivered: 1}), terms: usual, wrong: "1 others"},
-		{name: "pending", account: one(statePending, account{}), terms: usual, wrong: "can end so"},
+		{name: "pending", account: one(statePending, account{}), terms: usual, wrong: "can end in this state"},
 		{name: "pending for a disabled listener", account: one(statePending, account{}), terms: of(goneSoon)},
 		{name: "delivered, never accepted", account: one(stateDelivered, account{posts: 1, recorded: 1, delivered: 1}), terms: usual, wrong: "accepted 0 times"},
 		{name: "delivered, but no attempt records this", account: one(stateDelivered, account{posts: 1, accepted: 1, recorded: 1}), terms: killed, wrong: "0 attempts", unrecorded: true},
@@ -204,7 +204,7 @@ func TestSoakVerdict(t *testing.T) {
 		{name: "exhausted too early", account: one(stateExhausted, account{posts: 2, recorded: 2}), terms: usual, wrong: "after 2 attempts of 3"},
 		{name: "gone", account: one(stateExhausted, account{posts: 1, recorded: 1}), terms: of(goneSoon)},
 		{name: "expired", account: one(stateExpired, account{posts: 1, recorded: 1}), terms: of(impatient)},
-		{name: "expired without a max_age", account: one(stateExpired, account{posts: 1, recorded: 1}), terms: usual, wrong: "can end so"},
+		{name: "expired without a max_age", account: one(stateExpired, account{posts: 1, recorded: 1}), terms: usual, wrong: "can end in this state"},
 		{name: "unparsable", account: one(stateUnparsable, account{recorded: 1, unanswered: 1}), terms: with(func(t *terms) { t.habit, t.parsable = modeled, false })},
 		{name: "unparsable, although it can be parsed", account: one(stateUnparsable, account{recorded: 1, unanswered: 1}), terms: of(modeled), wrong: "unparsable must be"},
 		{name: "delivered, although unparsable", account: delivered, terms: with(func(t *terms) { t.habit, t.parsable = modeled, false }), wrong: "unparsable must be"},

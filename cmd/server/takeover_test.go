@@ -60,17 +60,17 @@ func (p *process) shards() (map[int]string, error) {
 
 // owned returns how many shards a server owns, and how many of them are connected.
 // The server shows the shards that it does not own as "standby".
-func (p *process) owned() (own, connected int, err error) {
+func (p *process) owned() (total, connected int, err error) {
 	states, err := p.shards()
 	for _, state := range states {
 		if state != "standby" {
-			own++
+			total++
 		}
 		if state == "connected" {
 			connected++
 		}
 	}
-	return own, connected, err
+	return total, connected, err
 }
 
 // awaitFair waits until each server owns half of the shards, and both the servers

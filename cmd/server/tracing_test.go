@@ -201,7 +201,7 @@ func TestTracesAreExported(t *testing.T) {
 	if code := p.stop(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
-	eventID := good.came[0].Get("Gatehook-Event-Id")
+	eventID := good.headers[0].Get("Gatehook-Event-Id")
 	receipts, _ := c.of(eventID)
 	if len(receipts) != 1 {
 		t.Fatalf("%d spans of the receipt after the stop, want 1", len(receipts))
@@ -235,7 +235,7 @@ func TestTracesAreExported(t *testing.T) {
 	}
 	checked := 0
 	for callback, id := range ids {
-		for _, h := range callback.came {
+		for _, h := range callback.headers {
 			if h.Get("Gatehook-Event-Id") != eventID {
 				continue
 			}
@@ -250,7 +250,7 @@ func TestTracesAreExported(t *testing.T) {
 				t.Errorf("attempt %s for %s: %+v after %+v", number, id, s, receipt)
 			}
 			outcome, status, problem := "delivered", "204", ""
-			if callback != good && number == "1" || callback == down && number != strconv.Itoa(len(down.came)) {
+			if callback != good && number == "1" || callback == down && number != strconv.Itoa(len(down.headers)) {
 				outcome, status, problem = "retry", "500", "500"
 			}
 			if s.attributes["gatehook.outcome"] != outcome || s.attributes["http.response.status_code"] != status ||
@@ -291,13 +291,13 @@ func TestUnsampled(t *testing.T) {
 			if code := p.stop(syscall.SIGTERM); code != 0 {
 				t.Errorf("exit status %d", code)
 			}
-			for _, h := range callback.came {
+			for _, h := range callback.headers {
 				if !strings.HasSuffix(h.Get("Traceparent"), tt.flags) {
 					t.Errorf("traceparent %q, want flags %s", h.Get("Traceparent"), tt.flags)
 				}
 			}
-			if len(callback.came) == 0 || c.requests > 0 {
-				t.Errorf("%d POSTs, and %d requests to the collector", len(callback.came), c.requests)
+			if len(callback.headers) == 0 || c.requests > 0 {
+				t.Errorf("%d POSTs, and %d requests to the collector", len(callback.headers), c.requests)
 			}
 		})
 	}
@@ -493,9 +493,9 @@ func TestTracingConfig(t *testing.T) {
 	}
 }
 
-// TestTracingProblems checks that values which the library would only log stop
-// the start, with one line that names the variable and the expected form, and
-// shows no key.
+// TestTracingProblems checks that values which the library would only log prevent the
+// start, with one line that names the variable and the expected form and shows no
+// key.
 func TestTracingProblems(t *testing.T) {
 	t.Parallel()
 	const prefix = "OTEL_EXPORTER_OTLP_"

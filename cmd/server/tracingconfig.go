@@ -40,8 +40,8 @@ func (r *reader) tracing() tracingConfig {
 		return c
 	}
 	scheme := r.collector("OTEL_EXPORTER_OTLP_ENDPOINT")
-	if own := r.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"); own != "" {
-		scheme = own
+	if traces := r.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"); traces != "" {
+		scheme = traces
 	}
 	if c.export = scheme != ""; !c.export {
 		return c

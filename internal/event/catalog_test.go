@@ -33,7 +33,7 @@ func TestCatalog(t *testing.T) {
 		t.Error("NOPE is known")
 	}
 	if IntentsPrivileged != 33026 || IntentsAll&^IntentsPrivileged != 53575421 {
-		t.Error("the masks are not Discord's")
+		t.Error("the masks differ from Discord's")
 	}
 }
 
@@ -144,7 +144,7 @@ func TestPattern(t *testing.T) {
 	}
 	for _, bad := range []string{"", "RAW_", "guild_ban_add", "GUILD *", "A*B", "**", "GUILD-BAN", "É"} {
 		if p, err := ParsePattern(bad); err == nil {
-			t.Errorf("%q was taken for %+v", bad, p)
+			t.Errorf("%q was read as %+v", bad, p)
 		}
 	}
 }

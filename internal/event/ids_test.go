@@ -51,10 +51,10 @@ func TestDispatchID(t *testing.T) {
 	t.Parallel()
 	base := DispatchID(1, "s", Shard{0, 1}, 7)
 	if base != DispatchID(1, "s", Shard{0, 1}, 7) {
-		t.Error("a replay made another id")
+		t.Error("a replay has another id")
 	}
 	if base.Version() != 8 || base.Variant() != uuid.RFC4122 {
-		t.Errorf("%v is no version 8 UUID", base)
+		t.Errorf("%v is not a UUID of version 8", base)
 	}
 	for _, other := range []uuid.UUID{
 		DispatchID(2, "s", Shard{0, 1}, 7), DispatchID(1, "t", Shard{0, 1}, 7),
@@ -73,7 +73,7 @@ func TestDispatchID(t *testing.T) {
 	}
 }
 
-// FuzzFindIDs compares with a real decoder on all input that the decoder accepts.
+// FuzzFindIDs compares FindIDs with encoding/json on all input that the latter accepts.
 func FuzzFindIDs(f *testing.F) {
 	f.Add([]byte(`{"guild_id":"1","user":{"id":"3"},"x":[1,{"y":"\\\""}]}`))
 	f.Add([]byte(`{"member":{"user":{"id":"1"}},"channel_id":2}`))
@@ -96,7 +96,7 @@ func FuzzFindIDs(f *testing.F) {
 	})
 }
 
-// countKeys counts how often the text of a key occurs: a decoder keeps the last
+// countKeys counts how often the text of a key occurs: encoding/json keeps the last
 // duplicate and folds case and escapes; the scanner does not.
 func countKeys(data []byte, key string) (n int) {
 	for i := 0; i+len(key) <= len(data); i++ {

@@ -19,7 +19,7 @@ func TestParse(t *testing.T) {
 		{"MESSAGE_DELETE", `{"new":{"id":1},"id":"1","channel_id":"2","guild_id":"3"}`, `{"new":{"id":1},"id":"1","channel_id":"2","guild_id":"3"}`},
 		// The name of a field may be escaped.
 		{"MESSAGE_DELETE", `{"\u0069d":1,"channel_id":"2","guild_id":null}`, `{"\u0069d":"1","channel_id":"2","guild_id":null}`},
-		// A field that can't be null isn't; a value of another type stays.
+		// A null is replaced if the field can't be null; a value of another type stays.
 		{"MESSAGE_DELETE_BULK", `{"ids":null,"channel_id":"2","guild_id":"x"}`, `{"ids":[],"channel_id":"2","guild_id":"x"}`},
 		{"MESSAGE_DELETE_BULK", `{"ids":[1,"2",null,-3],"channel_id":"2","guild_id":[]}`, `{"ids":["1","2",null,-3],"channel_id":"2","guild_id":[]}`},
 		{"GUILD_DELETE", `{"id":"1"}`, `{"id":"1","unavailable":false}`},
@@ -48,17 +48,17 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// A role's tags are true if they are there (Discord: Role Tags Structure).
+// A tag of a role is true if it is present and null (Discord: Role Tags Structure).
 func TestParseFlags(t *testing.T) {
 	t.Parallel()
 	got, err := Parse(nil, "GUILD_ROLE_UPDATE", []byte(`{"guild_id":"1","role":{"id":"2","tags":{"premium_subscriber":null,"bot_id":3}}}`))
 	want := `"tags":{"premium_subscriber":true,"bot_id":"3","integration_id":null,"subscription_listing_id":null,"available_for_purchase":false,"guild_connections":false}`
 	if err != nil || !strings.Contains(string(got), want) {
-		t.Errorf("got %s, %v\nwant in it %s", got, err, want)
+		t.Errorf("got %s, %v\nwant it to contain %s", got, err, want)
 	}
 }
 
-// The type decides which fields a channel has, wherever in the object it is.
+// A channel's type decides which fields it has, wherever in the object the type is.
 func TestParseChannels(t *testing.T) {
 	t.Parallel()
 	for data, want := range map[string]struct{ has, hasNot string }{
@@ -93,7 +93,7 @@ func TestParseChannels(t *testing.T) {
 			_, has := channel[want.has]
 			_, hasNot := channel[want.hasNot]
 			if err != nil || !has || hasNot {
-				t.Errorf("%v: %s is there: %v, %s is there: %v; %v", event, want.has, has, want.hasNot, hasNot, err)
+				t.Errorf("%v: %s is present: %v, %s is present: %v; %v", event, want.has, has, want.hasNot, hasNot, err)
 			}
 		}
 	}
@@ -136,7 +136,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// The samples are JSON, and everything in a sample is in its model.
+// All samples are JSON, and a sample's model keeps all of its values.
 func TestSamples(t *testing.T) {
 	t.Parallel()
 	for _, e := range Types() {
@@ -150,7 +150,7 @@ func TestSamples(t *testing.T) {
 		}
 		before, after := unmarshal(t, sample), unmarshal(t, parsed)
 		if !keeps(before, after) {
-			t.Errorf("%s: something of the sample is gone\n%s\n%s", e.Name, sample, parsed)
+			t.Errorf("%s: the model lacks values of the sample\n%s\n%s", e.Name, sample, parsed)
 		}
 	}
 }
@@ -165,7 +165,8 @@ func unmarshal(t *testing.T, b []byte) (v any) {
 	return v
 }
 
-// keeps reports whether all of before is in after: the same, or made explicit.
+// keeps reports whether after has all values of before, unchanged or as a model spells
+// them.
 func keeps(before, after any) bool {
 	switch b := before.(type) {
 	case map[string]any:
@@ -201,7 +202,7 @@ func keeps(before, after any) bool {
 	}
 }
 
-// The model of any payload is JSON, keeps everything in it, and is its own model.
+// The model of any payload is JSON, keeps all of its values, and is its own model.
 func FuzzParse(f *testing.F) {
 	names := make([]string, 0, len(catalog))
 	for i, e := range catalog {
@@ -221,7 +222,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if !json.Valid(once) {
-			t.Fatalf("%s: %q became %q, which is no JSON", name, data, once)
+			t.Fatalf("%s: %q became %q, which is not JSON", name, data, once)
 		}
 		twice, err := Parse(nil, name, once)
 		if err != nil || !bytes.Equal(once, twice) {
@@ -233,7 +234,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestUnplain compares with the definition, for every byte in every place.
+// TestUnplain compares unplain with its definition, for every byte in every place.
 func TestUnplain(t *testing.T) {
 	t.Parallel()
 	for length := range 20 {

@@ -8,7 +8,7 @@ func TestRedactTokens(t *testing.T) {
 	tests := []struct{ text, data, want string }{
 		{data, data, `{"id":"5","data":{"token":"a custom id"}, "token" : "[redacted]"}`},
 		{`aW50ZXJh/Y3Rpb24, and aW50ZXJh/Y3Rpb24 again`, data, `[redacted], and [redacted] again`},
-		// A token that is cut off, but not a word that begins like one.
+		// A token that is cut off is redacted, but not a word that begins like one.
 		{`token=aW50ZXJh`, data, `token=[redacted]`},
 		{`token=aW50ZXJh\`, data, `token=[redacted]`},
 		{`token=aW50ZXJh/Y3`, data, `token=[redacted]`},
@@ -16,7 +16,7 @@ func TestRedactTokens(t *testing.T) {
 		{`aW50ZXJh is no token`, data, `aW50ZXJh is no token`},
 		{`out of order`, data, `out of order`},
 		{``, data, ``},
-		// A payload that is not as documented, or has no token.
+		// Payloads that are not as documented, or have no token.
 		{`one two`, `{"token":"one","token":"two"}`, `[redacted] [redacted]`},
 		{`null`, `{"token":null}`, `null`},
 		{`7`, `{"token":7}`, `7`},

@@ -12,8 +12,8 @@ import (
 
 const testTTL = 8 * time.Second
 
-// ledger stands for the table of instances. bury does what Recover does: it gives
-// an heir to every instance whose lease has run out.
+// ledger takes the place of the table of instances. Like Recover, bury gives an heir
+// to every instance whose lease has run out.
 type ledger struct {
 	mu    sync.Mutex
 	last  int64
@@ -143,13 +143,14 @@ func TestLeaseEndsHereBeforeInTheDatabase(t *testing.T) {
 			}
 		}
 		if lapsed == 0 {
-			t.Error("the lease did not run out before it did in the database")
+			t.Error("the lease did not run out here before it ran out in the database")
 		}
 	})
 }
 
-// After an outage in which nobody became the heir, an instance keeps what it has.
-func TestInstanceWithoutHeirGoesOn(t *testing.T) {
+// After an outage in which no other instance became its heir, an instance keeps its
+// number.
+func TestInstanceWithoutHeirKeepsItsNumber(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
 		t.Helper()
@@ -170,22 +171,22 @@ func TestInstanceWithoutHeirGoesOn(t *testing.T) {
 		back := time.Now()
 		l.set(nil, 0)
 		if id := <-waited; id != 1 {
-			t.Errorf("it goes on as %d, want 1", id)
+			t.Errorf("the number is %d after the outage, want 1", id)
 		}
 		if d := time.Since(back); d > time.Second {
 			t.Errorf("the database was back for %v before it was noticed", d)
 		}
 		if i.lease.Load().steady(time.Now(), testTTL) {
-			t.Error("it judges others just after it was cut off")
+			t.Error("the lease is steady just after the outage")
 		}
 		time.Sleep(testTTL)
 		if !i.lease.Load().steady(time.Now(), testTTL) {
-			t.Error("it never judges others again")
+			t.Error("the lease never becomes steady again")
 		}
 	})
 }
 
-func TestInstanceWithAnHeirStartsAfresh(t *testing.T) {
+func TestInstanceWithAnHeirGetsANewNumber(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, i *Instance, l *ledger) {
 		t.Helper()
@@ -197,7 +198,7 @@ func TestInstanceWithAnHeirStartsAfresh(t *testing.T) {
 		l.set(nil, 0)
 		id, err := i.Hold(t.Context())
 		if err != nil || id != 2 || i.ID() != 2 {
-			t.Errorf("it goes on as %d (%v), want 2", id, err)
+			t.Errorf("the number is %d (%v) after an heir took over, want 2", id, err)
 		}
 	})
 }
@@ -211,7 +212,7 @@ func TestRenewalsThatHangAreCutOff(t *testing.T) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.tries < 3 {
-			t.Errorf("%d tries in the time of a lease", l.tries)
+			t.Errorf("%d renewals were tried within the time of a lease, want at least 3", l.tries)
 		}
 	})
 }
@@ -232,7 +233,7 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 }
 
 // A suspended machine stops the monotonic clock, but not the wall clock.
-func TestLeaseHeedsBothClocks(t *testing.T) {
+func TestLeaseUsesBothClocks(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	l := newLease(1, now, testTTL)
@@ -242,7 +243,7 @@ func TestLeaseHeedsBothClocks(t *testing.T) {
 	}{
 		"just before":                       {now.Add(testTTL - 1), true},
 		"at the end":                        {now.Add(testTTL), false},
-		"the wall clock went on alone":      {now.Round(0).Add(testTTL), false},
+		"only the wall clock advanced":      {now.Round(0).Add(testTTL), false},
 		"the wall clock just before":        {now.Round(0).Add(testTTL - 1), true},
 		"long after":                        {now.Add(time.Hour), false},
 		"before it was sent, by both":       {now.Add(-time.Hour), true},
@@ -256,13 +257,13 @@ func TestLeaseHeedsBothClocks(t *testing.T) {
 	set := *l
 	set.wall = l.wall.Add(time.Hour)
 	if set.valid(now.Add(testTTL)) {
-		t.Error("valid, since the wall clock was set back")
+		t.Error("the lease is still valid after the wall clock was set back")
 	}
 	// The machine was suspended: the monotonic clock stood still.
 	slept := *l
 	slept.wall = now.Round(0).Add(-time.Hour)
 	if slept.valid(now.Add(time.Second)) {
-		t.Error("valid, since the machine was suspended")
+		t.Error("the lease is still valid after the machine was suspended")
 	}
 }
 

@@ -35,7 +35,7 @@ func (w wantsOnly) Match(e *event.Event) (ids []int64, missed bool) {
 	return nil, e.Name == "MISSED"
 }
 
-// sink is a deliverer that keeps everything it is given.
+// sink is a deliverer that records all events and batches.
 type sink struct {
 	mu        sync.Mutex
 	delivered []event.Stored
@@ -266,7 +266,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	select {
 	case <-s.Lost():
 	case <-time.After(30 * time.Second):
-		t.Fatal("the stale owner does not know that it lost the shard")
+		t.Fatal("the stale owner did not notice that it lost the shard")
 	}
 	if err := s.Append(t.Context(), session(5), wanted(shard0, 5)); !errors.Is(err, ErrLost) {
 		t.Errorf("Append of a stale owner: %v, want ErrLost", err)
@@ -280,7 +280,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	}
 }
 
-// A shard that was taken over must not take the others of its commit with it.
+// A shard that was taken over must not make the other shards of its commit lose theirs.
 func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -303,7 +303,7 @@ func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	select {
 	case <-s0.Lost():
 	default:
-		t.Error("shard 0 does not know that it is lost")
+		t.Error("shard 0 did not notice that it was lost")
 	}
 	select {
 	case <-s1.Lost():
@@ -320,7 +320,7 @@ func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
 	unwanted := wanted(shard0, 9)
 	unwanted.Name = "UNWANTED"
 	s.appendAll(t, unwanted)
-	// The mark comes after it in the queue.
+	// The mark of Release comes after the event in the queue.
 	if err := s.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 		c.batch.ID = b.nextBatch(time.Now())
 		for seq := range n {
 			e := wanted(shard0, seq+1)
-			// Both ways of storing them read back the same.
+			// Whether by INSERT or COPY, they read back the same.
 			e.Name, e.Data, e.GuildID = "WANTED", []byte("{\"a\":\"\xff\x00\"}"), 1<<63-1
 			b.collect(c, entry{claim: s, session: session(seq + 1), event: e})
 			c.batch.Events[seq].Key.Batch = c.batch.ID
@@ -365,7 +365,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 		}
 		for i := range c.batch.Events {
 			want := &c.batch.Events[i]
-			want.Name, want.Data = "ODD\uFFFD", []byte{} // Span leaves payloads out
+			want.Name, want.Data = "ODD\uFFFD", []byte{} // Span omits payloads
 			want.ReceivedAt = want.ReceivedAt.Truncate(time.Microsecond)
 		}
 		if diff := cmp.Diff(c.batch.Events, read); diff != "" {
@@ -378,7 +378,7 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 }
 
 // A clock that jumped past the partitions must not stop the journal.
-func TestMissingPartitionIsMade(t *testing.T) {
+func TestMissingPartitionIsCreated(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
 	b := open(t, pool, join(t, pool, uuid.New()), Config{})
@@ -494,7 +494,7 @@ func TestNextBatchGrows(t *testing.T) {
 	}
 }
 
-// discard is a deliverer that forgets.
+// discard is a deliverer that does nothing.
 type discard struct{}
 
 func (discard) Deliver(context.Context, *event.Batch) error   { return nil }

@@ -27,9 +27,9 @@ func TestPlan(t *testing.T) {
 		t.Fatal(diff, err)
 	}
 	if again, err := b.Plan(t.Context(), app, 16); err != nil || again.Current != 4 || again.Version != steady.Version {
-		t.Errorf("a later call makes it %+v, %v", again, err)
+		t.Errorf("a later call returns %+v, %v", again, err)
 	}
-	// Of several changes of a plan at once only one succeeds.
+	// Of several concurrent changes of a plan only one succeeds.
 	warming := event.Plan{Current: 4, Next: 2, Phase: event.Warming}
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -66,7 +66,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// survey surveys a whole set.
+// survey calls Survey, which must succeed.
 func (b *bundle) survey(t *testing.T, r, willing event.ShardRange) event.Survey {
 	t.Helper()
 	s, err := b.Survey(t.Context(), app, r, willing)
@@ -129,12 +129,12 @@ func TestSurvey(t *testing.T) {
 	if slices.Contains(got.Free, ended) || !slices.Contains(got.Free, freed) || slices.Contains(got.Owned, freed) || got.Ended != 1 {
 		t.Errorf("after shard %d ended and %d was released: %+v", ended, freed, got)
 	}
-	// A released shard is no longer this claim's once another instance has it.
+	// A claim that was released is lost once another instance has claimed the shard.
 	if _, err := b.Claim(t.Context(), app, []event.Shard{{ID: freed, Count: 4}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := claimed[1].Mark(t.Context(), event.StageNone); !errors.Is(err, ErrLost) {
-		t.Errorf("marking another's shard: %v", err)
+		t.Errorf("Mark after another instance claimed the shard: %v", err)
 	}
 	// An instance that drains leaves its share to the others.
 	if err := b.Withdraw(t.Context()); err != nil {
@@ -145,8 +145,8 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
-// Instances share with those of the same range, and the set is the union of all
-// ranges.
+// Instances share the shards of a range with the other instances of that range, and the
+// counts are for the union of all ranges.
 func TestSurveyOfRanges(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -160,14 +160,14 @@ func TestSurveyOfRanges(t *testing.T) {
 		t.Errorf("a range of 4: %+v", got)
 	}
 	if got := b.survey(t, high, high); got.Shards != 6 || !slices.Equal(got.Free, []int{8, 9}) || len(got.Peers) != 1 {
-		t.Errorf("beside a range of 4, one of 2: %+v", got)
+		t.Errorf("a range of 2 beside a range of 4: %+v", got)
 	}
 	// Both are willing to run all shards of another set.
 	if _, err := a.Replan(t.Context(), app, event.Plan{Version: 1}, event.Plan{Current: 16, Next: 2, Phase: event.Warming}); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.survey(t, event.ShardRange{First: 0, Last: 1, Count: 2}, low); len(got.Peers) != 2 || got.Shards != 2 {
-		t.Errorf("of another set: %+v", got)
+		t.Errorf("another set: %+v", got)
 	}
 }
 
@@ -189,6 +189,6 @@ func TestDelivered(t *testing.T) {
 		t.Fatalf("%+v, %v", delivered, err)
 	}
 	if none, err := b.Delivered(t.Context(), shard0.Count+1, since); err != nil || len(none) != 0 {
-		t.Errorf("of another set: %+v, %v", none, err)
+		t.Errorf("another set: %+v, %v", none, err)
 	}
 }

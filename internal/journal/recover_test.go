@@ -53,7 +53,7 @@ func openHeir(t *testing.T, pool *pgxpool.Pool) (*bundle, *heir) {
 	return b, h
 }
 
-// inherited returns the ids of the batches that the deliverer got.
+// inherited returns the ids of the batches that Recover gave to the deliverer.
 func (s *sink) inherited() (ids []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,7 +63,8 @@ func (s *sink) inherited() (ids []int64) {
 	return ids
 }
 
-// unsettled stores batches of one event each, as a live instance.
+// unsettled stores n batches of one event each as a live instance, and returns their
+// ids.
 func unsettled(t *testing.T, b *bundle, s *Claim, n int) (ids []int64) {
 	t.Helper()
 	for seq := range int64(n) {
@@ -116,14 +117,14 @@ func TestHeirTakesEverythingOver(t *testing.T) {
 		t.Errorf("%d rows name the dead instance", n)
 	}
 
-	// It wakes up between checking the lease and committing. Nobody has claimed
-	// its shard yet.
+	// The dead instance wakes up between checking its lease and committing. Nobody
+	// has claimed its shard yet.
 	a.start(t)
 	s.appendAll(t, wanted(shard0, 1000))
 	select {
 	case <-s.Lost():
 	case <-time.After(30 * time.Second):
-		t.Fatal("the dead instance does not know that it lost the shard")
+		t.Fatal("the dead instance did not notice that it lost the shard")
 	}
 	a.stop()
 	if n := count(t, pool, `SELECT count(*) FROM events WHERE seq = 1000`) + len(a.sink.seqs()); n != 0 {
@@ -131,14 +132,15 @@ func TestHeirTakesEverythingOver(t *testing.T) {
 	}
 	was := a.instance.ID()
 	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() <= was {
-		t.Errorf("it goes on as %d after %d (%v)", a.instance.ID(), was, err)
+		t.Errorf("the dead instance has the number %d after %d (%v)", a.instance.ID(), was, err)
 	}
 	if c := b.claim(t, shard0).Session(); c != session(int64(len(ids))) {
-		t.Errorf("the session stands at %+v", c)
+		t.Errorf("the session after the takeover: %+v", c)
 	}
 }
 
-// An instance whose lease ran out goes on if it renews it before it has an heir.
+// An instance whose lease ran out keeps its number if it renews the lease before it has
+// an heir.
 func TestRenewedLeaseIsNotInherited(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -149,7 +151,7 @@ func TestRenewedLeaseIsNotInherited(t *testing.T) {
 	lapse(t, pool, a.instance)
 	was := a.instance.ID()
 	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() != was {
-		t.Fatalf("it goes on as %d after %d (%v)", a.instance.ID(), was, err)
+		t.Fatalf("the instance has the number %d after %d (%v)", a.instance.ID(), was, err)
 	}
 	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
 		t.Errorf("inherited %v (%v)", h.inherited(), err)
@@ -159,9 +161,9 @@ func TestRenewedLeaseIsNotInherited(t *testing.T) {
 	a.sink.await(t, 1)
 }
 
-// Nobody gets a dead instance's shards until all of its batches are dispatched, and
-// an heir that failed to dispatch some tries them again.
-func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
+// Nobody can claim a dead instance's shards until all of its batches are dispatched. An
+// heir that failed to dispatch some of them tries again.
+func TestShardsAreFreeOnlyAfterAllBatchesAreDispatched(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
 	a := open(t, pool, join(t, pool, uuid.New()), Config{})
@@ -180,10 +182,10 @@ func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
 			}
 		}
 	}
-	// It has an heir, even though that is not done yet.
+	// The dead instance has an heir, although the heir is not done yet.
 	was := a.instance.ID()
 	if err := a.instance.beat(t.Context()); err != nil || a.instance.ID() == was {
-		t.Errorf("the dead instance goes on as %d (%v)", a.instance.ID(), err)
+		t.Errorf("the dead instance has the number %d (%v), want a new one", a.instance.ID(), err)
 	}
 	h.fail = nil
 	b.claim(t, shard0)
@@ -191,7 +193,7 @@ func TestShardsAreFreeOnlyWhenAllIsDispatched(t *testing.T) {
 		t.Errorf("inherited %v, want %v", got, ids)
 	}
 	if got := idle.inherited(); len(got) > 0 {
-		t.Errorf("another one inherited %v", got)
+		t.Errorf("a third instance inherited %v", got)
 	}
 }
 
@@ -210,12 +212,11 @@ func TestHeirOfAnHeir(t *testing.T) {
 		}
 		lapse(t, pool, b.instance)
 	}
-	// The first heir wakes up in the middle of its work, and then the second in
-	// the middle of its own.
+	// The first heir wakes up in the middle of its work, and then so does the second.
 	h.fail = nil
 	delete(b.adopting, a.instance.ID())
 	if err := b.settleEstate(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
-		t.Errorf("the first heir went on: %v, %v", h.inherited(), err)
+		t.Errorf("the first heir continued: %v, %v", h.inherited(), err)
 	}
 	last.fail = nil
 	if err := c.Recover(t.Context()); err != nil {
@@ -253,18 +254,18 @@ func TestFirstBackDoesNotInherit(t *testing.T) {
 		t.Errorf("inherited %v (%v)", h.inherited(), err)
 	}
 	if !slices.Equal(h.freed, []int64{left.ID()}) {
-		t.Errorf("freed %v, want that of the one who left", h.freed)
+		t.Errorf("freed the retries of %v, want those of the instance that left", h.freed)
 	}
 	long := *i.lease.Load()
 	long.regained = time.Now().Add(-i.ttl)
 	i.lease.Store(&long)
 	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) != 1 {
-		t.Errorf("inherited %v (%v) after a whole lease", h.inherited(), err)
+		t.Errorf("inherited %v (%v) after a whole lease, want one batch", h.inherited(), err)
 	}
 }
 
-// The clock of the earlier owner was ahead: later batches have higher numbers all
-// the same, and are stored only after the earlier deliveries are known.
+// Even if the clock of the earlier owner was ahead, later batches have higher numbers,
+// and they are stored only after the earlier owner's deliveries are known.
 func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -280,7 +281,7 @@ func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 	prepared := 0
 	h.prepared = func() {
 		if prepared++; len(h.seqs()) > 0 {
-			t.Error("an event was delivered before that")
+			t.Error("an event was delivered before Prepare")
 		}
 	}
 	b.start(t)
@@ -291,7 +292,7 @@ func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 		t.Error("newer batches have lower numbers")
 	}
 	if prepared != 1 {
-		t.Errorf("prepared %d times, want once for a claim", prepared)
+		t.Errorf("prepared %d times for a claim, want once", prepared)
 	}
 	for _, e := range b.sink.delivered {
 		if e.Key.Batch&(1<<batchShift-1) != b.instance.ID() {
@@ -336,7 +337,7 @@ func (y *yielder) Yield(context.Context, event.Shard) error {
 	return y.err
 }
 
-// A shard on which nothing happens is given up as well.
+// An idle shard is given up too.
 func TestShardsOfADeadNumberAreLost(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -344,7 +345,7 @@ func TestShardsOfADeadNumberAreLost(t *testing.T) {
 	s := a.claim(t, shard0)
 	a.loseStale(t.Context())
 	if s.isLost() {
-		t.Fatal("lost while its number lives")
+		t.Fatal("the shard is lost although its owner's number is alive")
 	}
 	lapse(t, pool, a.instance)
 	b, _ := openHeir(t, pool)
@@ -356,7 +357,7 @@ func TestShardsOfADeadNumberAreLost(t *testing.T) {
 	}
 	a.loseStale(t.Context())
 	if !s.isLost() {
-		t.Error("kept under a dead number")
+		t.Error("the shard is not lost although its owner's number is dead")
 	}
 }
 
@@ -373,7 +374,7 @@ func TestOnlyTheOwnerSettles(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := count(t, pool, `SELECT count(*) FROM batches`); int64(n) != c.left {
-			t.Errorf("%d batches are left after %d settled the one of instance 1", n, c.owner)
+			t.Errorf("%d batches are left after instance %d settled that of instance 1", n, c.owner)
 		}
 	}
 }

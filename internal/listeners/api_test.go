@@ -34,14 +34,14 @@ import (
 
 const apiKey = "gk_test"
 
-// calls is the contract with the listeners' calls; the tests make no others.
+// calls implements only the listeners' calls of the contract; the tests make no others.
 type calls struct {
 	*Calls
 	rest
 }
 
-// nowhere is a plain http:// callback that does not resolve. A label of more than 63
-// bytes is no name, so that no resolver is asked (RFC 1035, section 2.3.4).
+// nowhere is a plain http:// callback that does not resolve. No resolver is asked,
+// because a label longer than 63 bytes is not valid (RFC 1035, section 2.3.4).
 var nowhere = "http://" + strings.Repeat("n", 64) + ".example/"
 
 type rest struct{ openapi.StrictServerInterface }
@@ -52,13 +52,13 @@ type api struct {
 	handler http.Handler
 }
 
-// others stands for the gateway and the delivery package.
+// others takes the place of the gateway and the delivery package.
 type others struct{}
 
 // Advise refuses presences, and has a note for events that need more intents.
 func (others) Advise(_ context.Context, p event.Pattern, before event.Intents) (string, []string) {
 	if p.Name == "PRESENCE_UPDATE" {
-		return "PRESENCE_UPDATE can't come: switch it on", nil
+		return "PRESENCE_UPDATE is never sent: switch it on", nil
 	}
 	if more := p.Needs() &^ before; more != 0 {
 		return "", []string{"identify with " + more.String()}
@@ -69,7 +69,7 @@ func (others) Advise(_ context.Context, p event.Pattern, before event.Intents) (
 func (others) Ping(_ context.Context, l *event.Listener) error {
 	u, err := url.Parse(l.URL)
 	if err != nil || len(l.Secrets) == 0 || l.Format != event.FormatDiscord {
-		return errors.New("it can't be asked")
+		return errors.New("it can't be pinged")
 	}
 	if strings.HasPrefix(u.Hostname(), "refuses") {
 		return errors.New("it answered 401 instead of 204 to a signed PING")
@@ -103,8 +103,9 @@ func setup(t testing.TB) *api {
 	return a
 }
 
-// TestAdvice: an event that can't come is refused when a listener is created,
-// changed or enabled, and only the answers to these calls have notes.
+// TestAdvice checks that a listener that can never receive its event is refused when
+// it is created, changed or enabled, and that only the answers to these calls have
+// notes.
 func TestAdvice(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -132,14 +133,14 @@ func TestAdvice(t *testing.T) {
 	notes(a.call(t, "PATCH", path, `{"event":"TYPING_START"}`), http.StatusOK, "identify with GUILD_MESSAGE_TYPING,DIRECT_MESSAGE_TYPING")
 	notes(a.call(t, "PATCH", path, `{"description":"x"}`), http.StatusOK)
 	if got := a.call(t, "GET", path, ""); got.body["notes"] != nil {
-		t.Errorf("notes although nothing changes: %v", got.body)
+		t.Errorf("GET has notes: %v", got.body)
 	}
 	disabled := notes(create("PRESENCE_UPDATE", `,"enabled":false`), http.StatusCreated)
 	refused(a.call(t, "PATCH", disabled, `{"enabled":true}`))
 }
 
-// TestPingOfDiscordListeners: a callback in the format discord is registered
-// only if it verifies signatures, unless the caller says that it need not.
+// TestPingOfDiscordListeners checks that a callback in the format discord is registered
+// only if it verifies signatures, unless the request has "verify": false.
 func TestPingOfDiscordListeners(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -156,20 +157,20 @@ func TestPingOfDiscordListeners(t *testing.T) {
 	refused(create("refuses.example", ""))
 	refused(create("refuses.example", `,"verify":true`))
 	if got := a.call(t, "GET", "/listeners", ""); len(got.body["data"].([]any)) != 0 {
-		t.Errorf("a listener that was refused is there: %v", got.body)
+		t.Errorf("a refused listener was registered: %v", got.body)
 	}
 	if got := create("refuses-later.example", `,"verify":false`); got.status != http.StatusCreated {
 		t.Errorf("without a PING: %d %v", got.status, got.body)
 	}
-	taken := create("takes.example", "")
-	if taken.status != http.StatusCreated || taken.body["format"] != "discord" {
-		t.Fatalf("%d %v", taken.status, taken.body)
+	accepted := create("accepts.example", "")
+	if accepted.status != http.StatusCreated || accepted.body["format"] != "discord" {
+		t.Fatalf("%d %v", accepted.status, accepted.body)
 	}
-	path := "/listeners/" + taken.body["id"].(string)
+	path := "/listeners/" + accepted.body["id"].(string)
 	refused(a.call(t, "PATCH", path, `{"url":"https://refuses.example/"}`))
 	for _, body := range []string{
-		`{"url":"https://refuses.example/","verify":false}`,         // not asked
-		`{"description":"x"}`, `{"url":"https://refuses.example/"}`, // nothing new to ask
+		`{"url":"https://refuses.example/","verify":false}`,         // not pinged
+		`{"description":"x"}`, `{"url":"https://refuses.example/"}`, // the URL is already registered
 		`{"format":"standard"}`,
 	} {
 		if got := a.call(t, "PATCH", path, body); got.status != http.StatusOK {
@@ -267,7 +268,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 	if _, shown := got.body["secret"]; shown {
 		t.Error("GET shows the secret")
 	}
-	// The very next event.
+	// It matches the very next event.
 	ev := &event.Event{Name: "GUILD_BAN_ADD", GuildID: 5}
 	if ids, _ := a.Match(ev); len(ids) != 1 {
 		t.Errorf("Match = %v after the 201", ids)
@@ -328,7 +329,7 @@ func TestListenerThroughItsLife(t *testing.T) {
 func TestEveryFieldIsChecked(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
-	var large string // together, though none is too long
+	var large string // too large together, although no header is too long
 	for i := range 5 {
 		large += fmt.Sprintf(`,"x-%d":"%s"`, i, strings.Repeat("v", 4000))
 	}
@@ -429,7 +430,7 @@ func TestWhatIsAccepted(t *testing.T) {
 			t.Errorf("the given secret became %v", got.body["secret"])
 		}
 	}
-	// The pair is as long as allowed, and an index can't compress it.
+	// A pair of the maximum length, which an index can't compress.
 	random := make([]byte, 2048)
 	for i := range random {
 		random[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"[rand.IntN(27)]
@@ -557,7 +558,7 @@ func run(t *testing.T, s *Listeners) {
 	})
 }
 
-// awaitNeeds waits until an instance knows about a change.
+// awaitNeeds waits until an instance knows about a change of its needs.
 func awaitNeeds(t *testing.T, s *Listeners, want event.Intents) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -565,12 +566,12 @@ func awaitNeeds(t *testing.T, s *Listeners, want event.Intents) {
 		select {
 		case <-s.NeedsChanged():
 		case <-deadline:
-			t.Fatalf("it needs %v, want %v: it does not know about the change", s.Needs(), want)
+			t.Fatalf("the instance needs %v, want %v: it does not know about the change", s.Needs(), want)
 		}
 	}
 }
 
-// Another instance is notified of a change, also after its connection broke.
+// Other instances are notified of a change, even after their connections broke.
 func TestChangeIsAnnounced(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -580,7 +581,7 @@ func TestChangeIsAnnounced(t *testing.T) {
 	a.create(t, `{"event":"GUILD_BAN_ADD","url":"https://example.com/a"}`)
 	awaitNeeds(t, other, event.IntentGuildModeration)
 	if ids, _ := other.Match(&event.Event{Name: "GUILD_BAN_ADD"}); len(ids) != 1 {
-		t.Error("the other instance does not match it")
+		t.Error("the other instance does not match the event")
 	}
 	var broken int
 	if err := a.pool.QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -595,13 +596,13 @@ func TestChangeIsAnnounced(t *testing.T) {
 	awaitNeeds(t, other, event.IntentGuildInvites)
 }
 
-// Without announcements, as through some poolers, it polls.
+// Without notifications, as through some poolers, an instance polls for changes.
 func TestChangeIsPolled(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
 	a.poll = 10 * time.Millisecond
 	run(t, a.Listeners)
-	// Twice, because it also reads once when it begins to listen.
+	// Two changes, because the instance also reads once when it begins to listen.
 	needs := event.Intents(0)
 	for name, intent := range map[string]event.Intents{"GUILD_BAN_ADD": event.IntentGuildModeration, "INVITE_CREATE": event.IntentGuildInvites} {
 		if _, err := a.pool.Exec(t.Context(), `WITH v AS (UPDATE listeners_version SET version = version + 1)
@@ -613,9 +614,9 @@ func TestChangeIsPolled(t *testing.T) {
 	}
 }
 
-// An instance that makes a change after one that it did not know about knows both
-// when it answers.
-func TestChangeAfterAnUnheardOne(t *testing.T) {
+// An instance that makes a change without knowing of an earlier one knows both when it
+// answers.
+func TestChangeAfterAnUnknownOne(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
 	b := *a
@@ -630,8 +631,8 @@ func TestChangeAfterAnUnheardOne(t *testing.T) {
 	}
 }
 
-// Whatever many callers do at once, in the end the table is like the database, and
-// no pair is there twice.
+// After many concurrent changes the tables agree with the database, and no pair is
+// registered twice.
 func TestChangesAtOnce(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -689,12 +690,12 @@ func TestRetryConflict(t *testing.T) {
 	deadlock := fmt.Errorf("update a listener: %w", &pgconn.PgError{Code: "40P01"})
 	for _, tt := range []struct {
 		name  string
-		errs  []error // of one try after the other; then none
+		errs  []error // of the tries in turn; later tries succeed
 		tries int
 		want  error
 	}{
 		{"at once", nil, 1, nil},
-		{"it vanished", []error{errVanished, errVanished}, 3, nil},
+		{"the other listener is gone", []error{errVanished, errVanished}, 3, nil},
 		{"a deadlock", []error{deadlock}, 2, nil},
 		{"refused", []error{&takenError{id: 1}}, 1, &takenError{id: 1}},
 		{"perhaps stored", []error{&pgconn.PgError{Code: "40003"}}, 1, &pgconn.PgError{Code: "40003"}},
@@ -715,7 +716,7 @@ func TestRetryConflict(t *testing.T) {
 	}
 }
 
-func TestDatabaseAwayIsSaid(t *testing.T) {
+func TestDatabaseAwayIsReported(t *testing.T) {
 	t.Parallel()
 	pg := postgrestest.Start(t)
 	pool := pg.Pool()
@@ -736,14 +737,14 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 		}
 	}
 	if ids, _ := a.Match(&event.Event{Name: "READY"}); len(ids) != 1 {
-		t.Error("the table forgot its listeners")
+		t.Error("the table has lost its listeners")
 	}
 	pg.Restart()
 	a.create(t, `{"event":"RESUMED","url":"https://example.com/a"}`)
 	pool.Close()
 }
 
-func TestWhatIsUnavailable(t *testing.T) {
+func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	pg := func(code string) error { return fmt.Errorf("store: %w", &pgconn.PgError{Code: code}) }
 	tests := []struct {
@@ -756,12 +757,12 @@ func TestWhatIsUnavailable(t *testing.T) {
 		{"a standby", pg("25006"), true},
 		{"a deadlock", pg("40P01"), true},
 		{"a refused login", fmt.Errorf("connect: %w", &pgconn.ConnectError{}), true},
-		{"killed in an answer", fmt.Errorf("read: %w", io.ErrUnexpectedEOF), true},
+		{"killed during an answer", fmt.Errorf("read: %w", io.ErrUnexpectedEOF), true},
 		{"a broken connection", &net.OpError{Op: "read", Err: errors.New("broken pipe")}, true},
 		{"too slow", fmt.Errorf("query: %w", context.DeadlineExceeded), true},
 		{"a value that can't be stored", pg("22021"), false},
 		{"a missing table", pg("42P01"), false},
-		{"ours", errors.New("scan"), false},
+		{"an error of ours", errors.New("scan"), false},
 	}
 	for _, tt := range tests {
 		var e *openapi.Error
@@ -798,8 +799,8 @@ func FuzzBodies(f *testing.F) {
 	})
 }
 
-// Of several calls that disable a listener at once only one does, with its own
-// statements in the same transaction. If those fail, nothing is changed.
+// Of several concurrent calls of Disable only one disables the listener and runs its
+// own statements. If these fail, nothing is changed.
 func TestDisabledOnce(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
@@ -808,20 +809,20 @@ func TestDisabledOnce(t *testing.T) {
 	if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { return broken }); !errors.Is(err, broken) || !a.Listener(id).Enabled {
 		t.Errorf("%v, enabled %v", err, a.Listener(id).Enabled)
 	}
-	var did atomic.Int32
+	var disabled atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { did.Add(1); return nil }); err != nil {
+			if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { disabled.Add(1); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	all.Wait()
-	if did.Load() != 1 || a.Listener(id).Enabled {
-		t.Errorf("disabled %d times, enabled %v", did.Load(), a.Listener(id).Enabled)
+	if disabled.Load() != 1 || a.Listener(id).Enabled {
+		t.Errorf("disabled %d times, enabled %v", disabled.Load(), a.Listener(id).Enabled)
 	}
 	if err := a.Disable(t.Context(), id+1, "gone", nil); err != nil {
-		t.Errorf("one that is gone: %v", err)
+		t.Errorf("a listener that does not exist: %v", err)
 	}
 }

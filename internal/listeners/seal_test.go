@@ -42,14 +42,14 @@ func (a *api) dump(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-// TestSecretsAreSealed: secrets in plain text are sealed at the first start with a
-// key, and sealed again at the first start with another key, by several instances
-// at once. They always read as before.
+// TestSecretsAreSealed checks that several instances at once seal secrets in plain text
+// at the first start with a key, and seal them again at the first start with another
+// key, without changing their values.
 func TestSecretsAreSealed(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
 	const header = "tokentokentoken"
-	plain := map[int64]string{} // by listener, its secrets
+	plain := map[int64]string{} // the secrets by listener
 	create := func(n int) {
 		t.Helper()
 		got := a.call(t, "POST", "/listeners", fmt.Sprintf(`{"event":"GUILD_BAN_ADD","url":"https://x.example/%d","headers":{"x-token":%q}}`, n, header))
@@ -80,9 +80,9 @@ func TestSecretsAreSealed(t *testing.T) {
 	}
 	check(a.Listeners)
 	if !strings.Contains(a.dump(t), header) {
-		t.Error("the test would not see plain text")
+		t.Error("the dump does not show headers in plain text, so this test can't find them")
 	}
-	// Enough for several batches, with expired ones among them.
+	// Enough secrets for several batches; some have expired.
 	if _, err := a.pool.Exec(t.Context(), `
 		INSERT INTO listeners (event, url, headers) SELECT 'TYPING_START', 'https://y.example/' || n, '{"x-token":"`+header+`"}' FROM generate_series(1, 1200) n;
 		INSERT INTO listener_secrets (listener_id, secret) SELECT id, 'whsec_'||id FROM listeners WHERE event = 'TYPING_START';
@@ -104,26 +104,27 @@ func TestSecretsAreSealed(t *testing.T) {
 		all.Wait()
 		dump := a.dump(t)
 		if strings.Contains(dump, header) || strings.Contains(dump, "whsec_") || strings.Count(dump, keys.Newest()) != strings.Count(dump, "aes256gcm:") {
-			t.Errorf("start %d leaves something in plain text or under another key", i)
+			t.Errorf("start %d leaves a value in plain text or under another key", i)
 		}
 		var err error
 		if a.Listeners, err = openWith(t, a.pool, keys); err != nil {
 			t.Fatal(err)
 		}
 		a.handler = handlerOf(t, a.Listeners)
-		create(10 + i) // what comes new is sealed, too
+		create(10 + i) // new secrets are sealed too
 		check(a.Listeners)
 		if got := a.call(t, "PATCH", "/listeners/lst_1", `{"headers":{"x-token":"`+header+`"}}`); got.status != http.StatusOK {
 			t.Errorf("%d %v", got.status, got.body)
 		}
 		if dump := a.dump(t); strings.Contains(dump, header) || strings.Contains(dump, "whsec_") {
-			t.Errorf("after start %d something is stored in plain text", i)
+			t.Errorf("after start %d a value is stored in plain text", i)
 		}
 	}
 }
 
-// TestWithoutTheKey: a server without the key does not start, changes nothing, and
-// says which key is missing. A value copied to another row can't be decrypted.
+// TestWithoutTheKey checks that a server without the key does not start, changes
+// nothing, and says which key is missing. A value that was copied to another row can't
+// be decrypted.
 func TestWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	a := &api{pool: postgrestest.New(t)}
@@ -145,7 +146,7 @@ func TestWithoutTheKey(t *testing.T) {
 		}
 	}
 	if a.dump(t) != before {
-		t.Error("a server without the key changed something")
+		t.Error("a server without the key changed the tables")
 	}
 	for _, move := range []string{
 		`UPDATE listeners SET headers = (SELECT headers FROM listeners WHERE id = 1) WHERE id = 2`,

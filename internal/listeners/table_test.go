@@ -52,12 +52,12 @@ func TestMatch(t *testing.T) {
 		}
 	}
 	if tb.needs != event.IntentsAll {
-		t.Errorf("it needs %v", tb.needs)
+		t.Errorf("the table needs %v", tb.needs)
 	}
 }
 
-// A table that got its listeners by changes answers like one that was loaded with
-// them, and like each listener's own Wants.
+// A table that was built by changes matches like a table that was loaded, and like a
+// naive search.
 func TestChangesEqualLoading(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -84,7 +84,7 @@ func TestChangesEqualLoading(t *testing.T) {
 			now[id] = l
 		}
 		if !grown.apply(version, id, l) {
-			t.Fatalf("version %d was not the next", version)
+			t.Fatalf("version %d was not accepted as the next one", version)
 		}
 		var all []*event.Listener
 		for _, l := range now {
@@ -130,30 +130,30 @@ func TestVersions(t *testing.T) {
 	tb := newTable()
 	tb.replace(5, []*event.Listener{l(1, "READY")})
 	if !tb.apply(6, 2, l(2, "GUILD_BAN_ADD")) || tb.currentVersion() != 6 || tb.listener(2) == nil {
-		t.Error("the next change was not taken")
+		t.Error("the next change was not applied")
 	}
 	if !tb.apply(6, 3, l(3, "READY")) || tb.listener(3) != nil {
-		t.Error("a change that it already has was taken again, or called missing")
+		t.Error("a change that the table has was applied again, or reported as missed")
 	}
 	if tb.apply(8, 4, l(4, "READY")) || tb.currentVersion() != 6 || tb.listener(4) != nil {
-		t.Error("a change after one that was missed was taken")
+		t.Error("a change after a missed one was applied")
 	}
 	if tb.replace(5, nil); tb.currentVersion() != 6 || tb.listener(2) == nil {
-		t.Error("an older state was taken")
+		t.Error("an older state replaced a newer one")
 	}
 	if <-tb.changed; tb.intents() != event.IntentGuildModeration {
-		t.Errorf("it needs %v", tb.intents())
+		t.Errorf("the table needs %v", tb.intents())
 	}
 	if tb.replace(9, []*event.Listener{l(2, "GUILD_BAN_ADD")}); len(tb.changed) != 0 {
-		t.Error("the needs count as changed and are the same")
+		t.Error("the same needs count as changed")
 	}
 	if tb.apply(10, 2, nil); len(tb.changed) != 1 || tb.intents() != 0 {
-		t.Errorf("with no listener it needs %v", tb.intents())
+		t.Errorf("without listeners the table needs %v", tb.intents())
 	}
 }
 
 // Batches keep the slices that match returns: the next match must not change them.
-func TestMatchedIsTheCallers(t *testing.T) {
+func TestCallerOwnsTheMatches(t *testing.T) {
 	t.Parallel()
 	tb := newTable()
 	var all []*event.Listener
@@ -169,16 +169,17 @@ func TestMatchedIsTheCallers(t *testing.T) {
 	}
 }
 
-// Ten thousand listeners, in the ways in which different bots have them.
+// BenchmarkMatch matches an event against ten thousand listeners, registered in the ways
+// in which bots register them.
 func BenchmarkMatch(b *testing.B) {
 	own := func(i int) event.Filter { return event.Filter{GuildIDs: []event.Snowflake{event.Snowflake(i + 1)}} }
 	for _, bb := range []struct {
 		name string
 		of   func(i int) event.Listener
 	}{
-		{"each event some", func(i int) event.Listener { return event.Listener{Event: event.Types()[i%79].Name} }},
-		{"each its guild", func(i int) event.Listener { return event.Listener{Event: "MESSAGE_CREATE", Filter: own(i)} }},
-		{"each its guild, all events", func(i int) event.Listener { return event.Listener{Event: "*", Filter: own(i)} }},
+		{"some for each event", func(i int) event.Listener { return event.Listener{Event: event.Types()[i%79].Name} }},
+		{"one per guild", func(i int) event.Listener { return event.Listener{Event: "MESSAGE_CREATE", Filter: own(i)} }},
+		{"one per guild, all events", func(i int) event.Listener { return event.Listener{Event: "*", Filter: own(i)} }},
 		{"all the same", func(int) event.Listener { return event.Listener{Event: "MESSAGE_CREATE"} }},
 		{"none", func(int) event.Listener { return event.Listener{Event: "TYPING_START"} }},
 	} {
@@ -200,7 +201,7 @@ func BenchmarkMatch(b *testing.B) {
 	}
 }
 
-// Registering one more listener beside ten thousand.
+// BenchmarkApply changes one of ten thousand listeners.
 func BenchmarkApply(b *testing.B) {
 	for _, name := range []string{"MESSAGE_CREATE", "*"} {
 		b.Run(name, func(b *testing.B) {

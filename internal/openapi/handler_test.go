@@ -217,8 +217,8 @@ func TestContentTypes(t *testing.T) {
 	}
 }
 
-// TestManyMistakes checks that the answer to a body full of mistakes is short. Once
-// a megabyte of them took 9 s and was answered with 2 MB.
+// TestManyMistakes checks that the answer to a body full of mistakes is short: a
+// megabyte of mistakes once took 9 s and was answered with 2 MB.
 func TestManyMistakes(t *testing.T) {
 	t.Parallel()
 	var unknown, headers strings.Builder
@@ -296,7 +296,7 @@ func TestHead(t *testing.T) {
 func TestKey(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		path, given, own string
+		path, given, key string
 		status           int
 	}{
 		{"/listeners/lst_1", "", key, 401},
@@ -314,7 +314,7 @@ func TestKey(t *testing.T) {
 		{"/healthz", "Bearer wrong", key, 200},
 	}
 	for _, tt := range tests {
-		h, err := openapi.NewHandler(&stub{}, openapi.Options{APIKey: secret.New(tt.own), Logger: slog.New(slog.DiscardHandler)})
+		h, err := openapi.NewHandler(&stub{}, openapi.Options{APIKey: secret.New(tt.key), Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -330,8 +330,8 @@ func TestKey(t *testing.T) {
 	}
 }
 
-// TestErrorsOfHandlers checks that the text of a handler's error goes to the log
-// only, unless it is an Error.
+// TestErrorsOfHandlers checks that the text of a handler's error appears only in the
+// log, unless the error is an Error.
 func TestErrorsOfHandlers(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -395,8 +395,8 @@ func TestContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The served contract must be the one that requests are checked against: both
-	// are generated, and one may have been forgotten.
+	// Requests must be checked against the served contract: both documents are
+	// generated, and one of them may be out of date.
 	calls, err := openapi3.NewLoader().LoadFromData(api.Calls())
 	if err != nil {
 		t.Fatal(err)
@@ -408,14 +408,14 @@ func TestContract(t *testing.T) {
 		}
 	}
 	if want, got := marshal(t, calls), marshal(t, doc); want != got {
-		t.Errorf("served is %s, openapi.yaml says %s: run make generate", got, want)
+		t.Errorf("the served contract is %s, openapi.yaml is %s: run make generate", got, want)
 	}
 	doc, err = openapi3.NewLoader().LoadFromData(served)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Another test checks the examples: this validator wrongly takes a schema
-	// without a type to forbid null.
+	// TestDocumentsAgree checks the examples, because this validator wrongly assumes
+	// that a schema without a type forbids null.
 	if err := doc.Validate(t.Context(), openapi3.DisableExamplesValidation()); err != nil {
 		t.Error(err)
 	}

@@ -155,9 +155,8 @@ func encode(t *testing.T, v any) []byte {
 	return b
 }
 
-// TestModels parses a complete, a minimal and an unforeseen payload of every event,
-// and checks the results against the served document with a validator of JSON
-// Schema.
+// TestModels parses a complete, a minimal and an odd payload of every event, and checks
+// the results against the served document with a validator of JSON Schema.
 func TestModels(t *testing.T) {
 	t.Parallel()
 	c := newContract(t)

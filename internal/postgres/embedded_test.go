@@ -30,7 +30,7 @@ var quiet = slog.New(slog.DiscardHandler)
 // unlike t.TempDir.
 func dataDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gatehook-test-") //nolint:usetesting // as said
+	dir, err := os.MkdirTemp("", "gatehook-test-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,13 +84,13 @@ func TestEmbeddedKeepsItsDataInADeepDirectory(t *testing.T) {
 	}
 	var tcp string
 	if err := pool.QueryRow(t.Context(), `SHOW listen_addresses`).Scan(&tcp); err != nil || tcp != "" {
-		t.Errorf("it listens on %q, %v", tcp, err)
+		t.Errorf("the server listens on %q, %v", tcp, err)
 	}
 	pool.Close()
 	sockets := e.sockets
 	closeOnce(t, e)
 	if _, err := os.Stat(sockets); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket's directory is left: %v", err)
+		t.Errorf("the socket's directory still exists: %v", err)
 	}
 	var n int
 	if err := open(t, start(t, dir)).QueryRow(t.Context(), `SELECT n FROM kept`).Scan(&n); err != nil || n != 42 {
@@ -105,7 +105,7 @@ func TestSecondServerOnOneDirectoryIsRefused(t *testing.T) {
 	_, err := StartEmbedded(t.Context(), EmbeddedConfig{DataDir: dir, Logger: quiet})
 	var inUse *InUseError
 	if !errors.As(err, &inUse) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), dir) {
-		t.Errorf("the second one: %v", err)
+		t.Errorf("the second server: %v", err)
 	}
 	closeOnce(t, e)
 	start(t, dir)
@@ -138,7 +138,7 @@ func TestChildThatDiesIsStartedAgain(t *testing.T) {
 		var pid int
 		err := pool.QueryRow(ctx, `SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)::int`).Scan(&pid)
 		if err == nil && pid == before {
-			err = errors.New("the old one still answers")
+			err = errors.New("the old server still answers")
 		}
 		return retry.RetryableError(err)
 	})
@@ -147,8 +147,8 @@ func TestChildThatDiesIsStartedAgain(t *testing.T) {
 	}
 }
 
-// A server that was killed leaves a pid file, which may name any process by now,
-// and, where the kernel does not end it with us, a PostgreSQL that still runs.
+// A killed server leaves a pid file, whose pid any process may have by now. Where the
+// kernel does not end PostgreSQL with us, it also leaves a running PostgreSQL.
 func TestTakesOverFromAKilledServer(t *testing.T) {
 	t.Parallel()
 	dir := dataDir(t)
@@ -200,9 +200,9 @@ func TestInitThatWasCutOffIsDoneAgain(t *testing.T) {
 	open(t, start(t, dir))
 }
 
-// Root's PostgreSQL runs as a user who can't enter a private home directory: then
-// the cluster is elsewhere, and found again. An ordinary user's cluster is in the
-// data directory.
+// Root's PostgreSQL runs as a user who can't enter a private home directory. Then the
+// cluster is elsewhere, and is found again. An ordinary user's cluster is in the data
+// directory.
 func TestDirectoryThatTheOwnerCannotReach(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
@@ -302,13 +302,13 @@ func TestMigrateAtOnceAndAgain(t *testing.T) {
 		t.Errorf("%d migrations of %d versions were applied, %v", applied, versions, err)
 	}
 	if err := Migrate(t.Context(), pools[0], quiet); err != nil {
-		t.Errorf("again: %v", err)
+		t.Errorf("Migrate again: %v", err)
 	}
 	if _, err := pools[0].Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)`); err != nil {
 		t.Fatal(err)
 	}
 	if err := Migrate(t.Context(), pools[0], quiet); err == nil || !strings.Contains(err.Error(), "newer") {
-		t.Errorf("a database of the future: %v", err)
+		t.Errorf("a database with a newer schema: %v", err)
 	}
 	if _, err := pgx.ParseConfig(e.URL().Reveal()); err != nil {
 		t.Error(err)

@@ -11,9 +11,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A process that stops in the middle of a transaction, with its connection open,
-// does not hold its locks forever: others go on.
-func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
+// A process that is stopped in the middle of a transaction, with its connection open,
+// does not hold its locks forever: other processes can continue.
+func TestStoppedTransactionLetsOthersContinue(t *testing.T) {
 	t.Parallel()
 	e := start(t, dataDir(t))
 	open := func() *pgxpool.Pool {
@@ -34,11 +34,11 @@ func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // it has ended, if all is well
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // it has ended if the test passes
 	if _, err := tx.Exec(ctx, `UPDATE leases SET n = 1`); err != nil {
 		t.Fatal(err)
 	}
-	// It sends nothing more.
+	// The transaction sends nothing more.
 	if _, err := other.Exec(ctx, `UPDATE leases SET n = n + 2`); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestStoppedTransactionLetsOthersGoOn(t *testing.T) {
 	}
 }
 
-// TestPoolMetrics: the metrics show that statements wait for connections.
+// TestPoolMetrics checks that the metrics show waits for connections.
 func TestPoolMetrics(t *testing.T) {
 	t.Parallel()
 	pool, err := Open(t.Context(), start(t, dataDir(t)).URL(), quiet)
@@ -73,8 +73,8 @@ func TestPoolMetrics(t *testing.T) {
 		}
 		return values
 	}
-	most := int(pool.Config().MaxConns)
-	for range most {
+	limit := int(pool.Config().MaxConns)
+	for range limit {
 		c, err := pool.Acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -84,7 +84,7 @@ func TestPoolMetrics(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := pool.Exec(ctx, `SELECT 1`); err == nil {
-		t.Fatal("there was one more connection")
+		t.Fatal("the pool has more connections than its limit")
 	}
 	got := shown()
 	if got["gatehook_postgres_waits_total"] == 0 || got["gatehook_postgres_wait_seconds_total"] == 0 {
@@ -94,7 +94,7 @@ func TestPoolMetrics(t *testing.T) {
 		return name == "gatehook_postgres_waits_total" || name == "gatehook_postgres_wait_seconds_total"
 	})
 	want := map[string]float64{
-		"gatehook_postgres_connections_in_use": float64(most), "gatehook_postgres_connections_idle": 0, "gatehook_postgres_connections_max": float64(most),
+		"gatehook_postgres_connections_in_use": float64(limit), "gatehook_postgres_connections_idle": 0, "gatehook_postgres_connections_max": float64(limit),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

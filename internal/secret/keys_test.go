@@ -38,17 +38,17 @@ func TestSealAndOpen(t *testing.T) {
 			t.Errorf("plain text: %q, %v", got, err)
 		}
 		if got, err := k.Open(stored, "row 2"); err == nil {
-			t.Errorf("in another row it is %q", got)
+			t.Errorf("in another row the value opens as %q", got)
 		}
 		if got, err := k.Open(stored[:len(stored)-2]+"AA", "row 1"); err == nil && stored[len(stored)-2:] != "AA" {
-			t.Errorf("changed it is %q", got)
+			t.Errorf("a changed value opens as %q", got)
 		}
 		if _, err := k.Open(k.Newest()+"A", "row 1"); err == nil {
-			t.Error("a value that is not base64 is opened")
+			t.Error("a value that is not base64 was opened")
 		}
 	}
 	if after.Newest() == before.Newest() || !strings.HasPrefix(after.Seal("x", ""), after.Newest()) {
-		t.Error("the first key does not seal")
+		t.Error("a value was not sealed with the first key")
 	}
 	for _, k := range []Keys{{}, parse(t, newest)} {
 		_, err := k.Open(stored, "row 1")
@@ -57,7 +57,7 @@ func TestSealAndOpen(t *testing.T) {
 		}
 	}
 	if none := (Keys{}); !none.Empty() || none.Seal("x", "") != "x" || none.Newest() != "" {
-		t.Error("without a key a value is sealed")
+		t.Error("a value was sealed without a key")
 	}
 }
 
@@ -70,7 +70,7 @@ func TestParseKeys(t *testing.T) {
 		}
 	}
 	if parse(t, newest).Newest() != parse(t, url).Newest() {
-		t.Error("one key in two spellings is two keys")
+		t.Error("one key in two spellings counts as two keys")
 	}
 	for _, s := range []string{"hunter2", ",", oldKey + ",", oldKey + "," + oldKey, oldKey[2:], oldKey + "00", newest + "AAAA", newest[1:]} {
 		if _, err := ParseKeys(s); err == nil || strings.Contains(err.Error(), "hunter2") {
@@ -79,6 +79,6 @@ func TestParseKeys(t *testing.T) {
 	}
 	k := parse(t, oldKey)
 	if out := fmt.Sprintf("%v %+v %#v %s", k, k, k, struct{ K Keys }{k}); strings.Count(out, redacted) != 4 {
-		t.Errorf("it prints as %s", out)
+		t.Errorf("keys print as %s", out)
 	}
 }
