@@ -195,8 +195,8 @@ func answers(t *testing.T, s *server, tap *tap, channel string) {
 	}
 }
 
-// answersSoon is answers for a framework that accepts a delivery before it handles
-// it, and so gets no second attempt when that fails.
+// answersSoon is like answers, for a framework that accepts a delivery before it handles
+// it, and so gets no second attempt if handling fails.
 func answersSoon(t *testing.T, s *server, tap *tap, channel string) (last string) {
 	t.Helper()
 	for n, content := range []string{"hello", "!ping", "!ping"} {

@@ -16,9 +16,8 @@ import (
 	"time"
 )
 
-// bareCommand is the argument that makes this program the bare loop. It runs in
-// a process of its own, so that its processor time is not mixed with the
-// receiver's.
+// bareCommand is the argument that makes this program the bare loop. The loop has its
+// own process, so that its processor time is not mixed with the receiver's.
 const bareCommand = "bare"
 
 // post is a copy of a delivery, for the bare loop to send.

@@ -51,9 +51,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestMissingIsFound checks that a run notices a lost delivery, a repeated one
-// and a wrong signature.
-func TestMissingIsFound(t *testing.T) {
+// TestProblemsAreNoticed checks that a run notices a lost delivery, a repeated one and a
+// wrong signature.
+func TestProblemsAreNoticed(t *testing.T) {
 	in, err := newInbox("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
 	if err != nil {
 		t.Fatal(err)

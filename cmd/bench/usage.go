@@ -9,7 +9,7 @@ import (
 // processes. The report then leaves those figures out.
 var errNoUsage = errors.New("the usage of processes is read from /proc, which only Linux has")
 
-// usage is the processor time of each party. PostgreSQL's includes its ended
+// usage is the processor time of each party. The time of PostgreSQL includes its ended
 // child processes.
 type usage struct{ server, postgres, harness, bare time.Duration }
 

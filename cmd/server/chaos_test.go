@@ -33,7 +33,7 @@ func TestChaosOneServer(t *testing.T) {
 	chaos(t, 1)
 }
 
-// TestChaosTwoServers is TestChaosOneServer with two servers that share the
+// TestChaosTwoServers is like TestChaosOneServer, with two servers that share the
 // shards.
 func TestChaosTwoServers(t *testing.T) {
 	t.Parallel()

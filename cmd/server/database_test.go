@@ -75,7 +75,7 @@ func (p *proxy) close() {
 	p.wg.Wait()
 }
 
-// slow delays everything that passes by d; 0 ends this.
+// slow delays all bytes by d; 0 ends this.
 func (p *proxy) slow(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -78,7 +78,7 @@ func respond(status int, body string) string {
 	return fmt.Sprintf("HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, http.StatusText(status), len(body), body)
 }
 
-// echoes returns callbacks that could make the server show a token, in every way.
+// echoes returns callbacks that try in every way to make the server show a token.
 func echoes(t *testing.T) map[string]*echo {
 	t.Helper()
 	atToken := func(body string) int {

@@ -35,7 +35,7 @@ func TestSoakOneServer(t *testing.T) {
 	runSoak(t, 1)
 }
 
-// TestSoakTwoServers is TestSoakOneServer with two servers that share the shards.
+// TestSoakTwoServers is like TestSoakOneServer, with two servers that share the shards.
 func TestSoakTwoServers(t *testing.T) {
 	t.Parallel()
 	runSoak(t, 2)

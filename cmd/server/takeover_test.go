@@ -97,8 +97,8 @@ func (w *pair) awaitAll(p *process) {
 	})
 }
 
-// connected returns for how many shards the simulated Discord has a connection
-// from each server.
+// connected returns how many shards each server has connected to the simulated
+// Discord.
 func (w *pair) connected(servers ...*process) map[*process]int {
 	connected := map[*process]int{}
 	for shard := range manyShards {

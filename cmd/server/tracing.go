@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// flushTimeout bounds the last export, after everything else has stopped: a
+	// flushTimeout limits the last export, after everything else has stopped: a
 	// collector that hangs must not hold up a drain.
 	flushTimeout = 3 * time.Second
 	// minLogInterval is the least time between two log lines about exports.

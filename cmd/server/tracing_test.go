@@ -38,7 +38,7 @@ type collector struct {
 	t *testing.T
 
 	mu       sync.Mutex // guards the fields below
-	mode     string     // "takes", "refuses" (and quotes the request), or "hangs"
+	mode     string     // "accepts", "refuses" (and quotes the request), or "hangs"
 	requests int
 	keys     []string
 	spans    []span
@@ -55,7 +55,7 @@ type span struct {
 
 func newCollector(t *testing.T) *collector {
 	t.Helper()
-	c := &collector{t: t, mode: "takes"}
+	c := &collector{t: t, mode: "accepts"}
 	c.Server = httptest.NewServer(c)
 	t.Cleanup(c.Close)
 	return c

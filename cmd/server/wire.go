@@ -42,7 +42,7 @@ type server struct {
 }
 
 // wire creates the parts, each after those that it needs, and connects them. No other
-// function knows all parts.
+// function knows them all.
 func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, traces delivery.Traces,
 	log *slog.Logger, registry *prometheus.Registry,
 ) (*server, error) {

@@ -28,7 +28,7 @@ type Shard struct {
 func (s Shard) String() string { return strconv.Itoa(s.ID) + "/" + strconv.Itoa(s.Count) }
 
 // Event is a dispatch from Discord, a shard event or one of Gatehook's own events.
-// An Event is not changed after it was handed to the journal.
+// Nobody changes an Event after it was handed to the journal.
 type Event struct {
 	// ID is the public id. It is the same for every listener, and stays the
 	// same when Discord replays a dispatch (see DispatchID).

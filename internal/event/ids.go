@@ -6,9 +6,9 @@ import "time"
 // fields that it needs and accepts any payload: an id that is missing, null or
 // malformed stays 0, and a payload that is not an object has no ids.
 //
-// In some events one of these ids is not under its usual name but under "id". The
-// catalog says in which (Discord: Receive Events): in GUILD_CREATE "id" is the
-// guild's, in CHANNEL_UPDATE the channel's.
+// In some events one of these ids is not under its usual name but under "id". In
+// GUILD_CREATE, for example, "id" is the guild's, and in CHANNEL_UPDATE the channel's.
+// The catalog lists these events (Discord: Receive Events).
 func FindIDs(e *Event) {
 	e.GuildID, e.ChannelID, e.UserID = 0, 0, 0
 	s := scanner{b: e.Data}

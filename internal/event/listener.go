@@ -50,8 +50,8 @@ func OrderKey(o Ordering, e *Event) string {
 	}
 }
 
-// Filter lets an event pass if each list is empty or contains the event's id. The
-// zero value lets everything pass.
+// Filter lets an event pass if each list is empty or contains the event's id. The zero
+// value lets every event pass.
 type Filter struct {
 	GuildIDs, ChannelIDs, UserIDs []Snowflake
 }

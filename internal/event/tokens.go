@@ -13,7 +13,7 @@ const redacted = "[redacted]"
 // redacted: a shorter one may be any word, and nobody can use it.
 const minCutToken = 8
 
-// RedactTokens replaces the payload's tokens in text by [redacted]: with them anybody
+// RedactTokens replaces the payload's tokens in text with [redacted]: with a token anybody
 // could answer an interaction or join a voice connection (Discord: Interactions,
 // Voice Server Update). text is a callback's response, which people will read. It
 // may contain a token as the payload spells it or decoded, and may end within a

@@ -20,9 +20,9 @@ func (s *Store) Key() event.Key {
 	return event.Key{Batch: s.At(time.Now()) | s.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
 }
 
-// Put queues the statements that store events under keys from Key, and that skip
-// events that are already stored. Run them in the transaction that also stores the
-// events' deliveries: without a batch row, nothing would dispatch them again.
+// Put queues the statements that store events under keys from Key; they skip events
+// that are already stored. Run them in the transaction that also stores the events'
+// deliveries: without a batch row, nothing would dispatch the events again.
 func (*Store) Put(b *pgx.Batch, events []event.Stored) {
 	for i := range events {
 		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})

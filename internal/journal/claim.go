@@ -100,7 +100,7 @@ func (c *Claim) Session() event.Session { return c.session }
 
 // Append hands over an event, and the session with the event's sequence number.
 // Without an event it only moves the cursor; with a zero session it forgets the
-// session. It waits while the queue is full because the database can't keep up.
+// session. It waits while the queue is full, that is, if the database can't keep up.
 func (c *Claim) Append(ctx context.Context, session event.Session, e *event.Event) error {
 	c.mu.Lock()
 	if c.gone {
@@ -250,8 +250,8 @@ func (j *Journal) untrack(c *Claim) {
 }
 
 // loseStale gives up the claims that were made under an earlier number of this
-// instance, which is dead. The next commit of such a claim would fail too, but an
-// idle shard has no next commit.
+// instance, which is dead. The next commit of such a claim would also notice that,
+// but an idle shard has no next commit.
 func (j *Journal) loseStale(ctx context.Context) {
 	me := j.instance.ID()
 	j.mu.Lock()

@@ -48,8 +48,8 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 }
 
 // minCopyEvents is the number of events from which COPY is cheaper than an INSERT
-// that is sent with the other statements. COPY takes two more round trips, but per
-// event it takes PostgreSQL a third less time, and us half.
+// that is sent with the other statements. COPY takes two more round trips, but for
+// each event PostgreSQL needs a third less time, and we need half.
 const minCopyEvents = 32
 
 // copyEvents inserts the events of a batch by COPY. The caller makes sure that no

@@ -14,18 +14,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// defaultLease is how long an instance counts as alive without a heartbeat. With
-// it, another instance continues a dead one's events well within 15 s, but a pause
-// of some seconds (a full disk, a slow failover of the database) is no death.
+// defaultLease is how long an instance counts as alive without a heartbeat. It lets
+// another instance continue a dead one's events well within 15 s, and tolerates a
+// pause of some seconds (a full disk, a slow failover of the database).
 const defaultLease = 8 * time.Second
 
 // renewAgain is the wait after a failed renewal. It is short, so that the instance
 // soon notices when the database is back.
 const renewAgain = 500 * time.Millisecond
 
-// Instance is one of the processes that share the database: this one. The rows of
-// its shards, batches and retries name its number as their owner. Its lease shows
-// the other instances that it is alive.
+// Instance is this process, as one of those that share the database. The rows of its
+// shards, batches and retries name its number as their owner. Its lease shows the
+// other instances that it is alive.
 //
 // When the lease runs out, nothing changes by itself: another instance may now
 // become the heir (see Recover), by updating one row. Until one does, this

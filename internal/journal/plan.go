@@ -91,8 +91,8 @@ func addShards(ctx context.Context, tx pgx.Tx, applicationID event.Snowflake, co
 }
 
 // Survey returns who owns the shards of r's set. It also tells the other instances
-// which shards this one is willing to run: only those in willing of willing's set,
-// and all shards of every other set. The zero value means all shards of every set.
+// which shards this one is willing to run: of willing's set the shards in willing, and
+// of every other set all shards. The zero value means all shards of every set.
 func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, willing event.ShardRange) (event.Survey, error) {
 	s := event.Survey{Self: j.instance.ID()}
 	var b pgx.Batch

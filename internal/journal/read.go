@@ -74,9 +74,9 @@ func (s *Store) Find(ctx context.Context, id uuid.UUID) ([]event.Stored, error) 
 // spanPage is how many events Span reads at once.
 const spanPage = 5000
 
-// Span passes to take the stored events that were received at or after since and
+// Span calls take with the stored events that were received at or after since and
 // before until, in order, page by page and without their payloads. If name is not
-// "", it passes only events of that name. An error of take ends it.
+// "", it reads only events of that name. An error of take ends it.
 func (s *Store) Span(ctx context.Context, since, until time.Time, name string, take func([]event.Stored) error) error {
 	// A batch's number contains the time of its commit, which is later than the
 	// receipt of its events: no event of this span is in an earlier batch.

@@ -83,8 +83,8 @@ func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err e
 		return nil, err
 	}
 	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		// A dead instance inherits nothing. And an instance that is about to become
-		// this one's heir waits for this lock, and then inherits the outcome.
+		// A dead instance inherits nothing. An instance that is about to become this
+		// one's heir waits for this lock, and then inherits the outcome.
 		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR SHARE`, me); err != nil {
 			return err
 		}

@@ -39,8 +39,8 @@ func OpenStore(ctx context.Context, pool *pgxpool.Pool, instance *Instance, rete
 // microseconds (see the package comment).
 const batchShift = 10
 
-// At returns the lowest number of a batch that was committed at a time. Events
-// under lower numbers were received earlier.
+// At returns the lowest number that a batch committed at t can have. Events under
+// lower numbers were received before t.
 func (*Store) At(t time.Time) int64 {
 	return min(max(0, t.UnixMicro()), math.MaxInt64>>batchShift) << batchShift // callers of the API ask for the years 1 and 9999
 }

@@ -267,7 +267,7 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	})
 }
 
-// unmoved returns a *fencedError if not every cursor of a transaction moved.
+// unmoved returns a *fencedError if not every cursor of a transaction moved, or nil.
 func unmoved(order []*Claim, moved map[event.Shard]bool) error {
 	if len(moved) == len(order) {
 		return nil

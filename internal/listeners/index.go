@@ -100,8 +100,8 @@ func set(ids []event.Snowflake) map[event.Snowflake]bool {
 	return m
 }
 
-// bucket holds the listeners of one pattern, those with a list of guilds under each
-// of these guilds. So if every customer of a bot registers for their own guild, an
+// bucket holds the listeners of one pattern. A listener with a list of guilds is stored
+// under each of them. So if every customer of a bot registers for their own guild, an
 // event is not compared with the listeners of all other customers.
 type bucket struct {
 	pattern event.Pattern

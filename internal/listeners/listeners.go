@@ -35,8 +35,8 @@ type Config struct {
 	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
 }
 
-// Listeners is the registrations as one instance sees them. Make it with Open,
-// then Run it; it is safe for concurrent use.
+// Listeners holds the registrations as one instance sees them. Make it with Open, then
+// Run it; it is safe for concurrent use.
 type Listeners struct {
 	cfg   Config
 	pool  *pgxpool.Pool

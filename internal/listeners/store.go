@@ -145,7 +145,7 @@ func (s *Listeners) taken(ctx context.Context, tx querier, r registration) error
 	return &takenError{other.ID}
 }
 
-// update replaces a registration by f's result. It locks the listener's row, so that
+// update replaces a registration with f's result. It locks the listener's row, so that
 // concurrent updates can't undo each other. It may call f several times.
 func (s *Listeners) update(ctx context.Context, id int64, f func(registration) (registration, error)) (*registration, error) {
 	return retryConflict(func() (*registration, error) { return s.tryUpdate(ctx, id, f) })

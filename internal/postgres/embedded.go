@@ -224,9 +224,9 @@ func lastLine(out []byte) string {
 	return strings.TrimSpace(lines[len(lines)-1])
 }
 
-// takeOver cleans up after a killed server: it shuts down a PostgreSQL that still
-// runs, and removes a pid file that names another process, which the new server
-// would take for a running PostgreSQL.
+// takeOver cleans up after a killed server. It shuts down a PostgreSQL that still runs.
+// It removes a pid file whose pid belongs to another process by now, because the new
+// server would mistake that process for a running PostgreSQL.
 func (e *Embedded) takeOver(ctx context.Context) error {
 	pidFile := filepath.Join(e.cluster, "postmaster.pid")
 	b, err := os.ReadFile(pidFile)

@@ -46,8 +46,7 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
-	// Set by statements, because poolers refuse connection parameters that they don't
-	// know.
+	// Set by statements, because poolers refuse unknown connection parameters.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = `+idleInTransaction); err != nil {
 			return err

@@ -30,7 +30,7 @@ type Partitions struct {
 	// Bound returns the SQL literal of the partition key for a time.
 	Bound func(time.Time) string
 	// Retention is the least time for which rows are kept. A partition is dropped
-	// when all of its rows are older.
+	// when its whole range is older.
 	Retention time.Duration
 }
 
