@@ -5,7 +5,7 @@
 TOOL := go tool -modfile=internal/tools/go.mod
 LINT := $(TOOL) golangci-lint
 CONF := --config internal/tools/golangci.yml
-# One fuzz target or benchmark: make fuzz PKG=./internal/event FUZZ=FuzzIDs
+# One fuzz target or benchmark: make fuzz PKG=./internal/event FUZZ=FuzzFindIDs
 PKG  ?= ./...
 FUZZ ?= Fuzz
 BENCH ?= .

@@ -258,7 +258,7 @@ func TestKilledWhileDisabling(t *testing.T) {
 			expect("enabled again", 0, 1)
 			for _, reported := range operator.ids() {
 				if reported != operator.ids()[0] {
-					t.Error("it was reported by two events")
+					t.Error("two events report that the listener was disabled")
 				}
 			}
 		})

@@ -22,8 +22,8 @@ type Type struct {
 	// Name without RAW_.
 	Name  string
 	Group Group
-	// Intents are the intents each of which lets a session receive the event; 0 if
-	// every session receives it (Discord: Gateway, List of Intents).
+	// Intents are alternatives: a session with any of them receives the event. 0 means
+	// that every session does (Discord: Gateway, List of Intents).
 	Intents Intents
 	// Content means that the event has empty content without MESSAGE_CONTENT.
 	Content bool

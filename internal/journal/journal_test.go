@@ -280,7 +280,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	}
 }
 
-// A shard that was taken over must not make the other shards of its commit lose theirs.
+// If one shard of a commit was taken over, the other shards stay in the commit.
 func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
