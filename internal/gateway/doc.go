@@ -3,7 +3,7 @@
 //
 // It promises:
 //
-//   - The d of a payload is neither decoded nor changed on the way.
+//   - The d of a dispatch is passed on byte for byte.
 //   - A session that can be resumed is resumed: after a broken connection, after
 //     a restart, and when another instance takes over.
 //   - For a session that could not be resumed, a GATEHOOK_SESSION_LOST says which
