@@ -227,7 +227,7 @@ func sampleFor(l *event.Listener, now time.Time) (*event.Event, error) {
 	}
 	data, ok := event.Sample(name)
 	if !ok {
-		data = []byte(`{"shard_id":0}`) // the field that all of Gatehook's own events have
+		data = []byte(`{"shard_id":0}`) // a stand-in for an event without a sample
 	}
 	e := &event.Event{ID: id, Name: name, Shard: event.Shard{ID: 0, Count: 1}, ReceivedAt: now, Data: data}
 	event.FindIDs(e)
