@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -24,17 +25,24 @@ type database struct {
 func startDatabase(t *testing.T) *database {
 	t.Helper()
 	d := &database{Server: postgrestest.Start(t)}
-	cfg, err := pgconn.ParseConfig(d.URL())
+	d.proxy, d.url = behindProxy(t, d.URL())
+	return d
+}
+
+// behindProxy puts a proxy before a database, and returns how to connect through it.
+func behindProxy(t *testing.T, url string) (*proxy, string) {
+	t.Helper()
+	cfg, err := pgconn.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
-	if d.proxy, err = startProxy(t.Context(), network, address); err != nil {
+	p, err := startProxy(t.Context(), network, address)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.proxy.close)
-	d.url = fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", cfg.User, d.proxy.listener.Addr(), cfg.Database)
-	return d
+	t.Cleanup(p.close)
+	return p, fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", cfg.User, p.listener.Addr(), cfg.Database)
 }
 
 // proxy forwards TCP connections from the loopback to a server, and breaks them
@@ -51,6 +59,10 @@ type proxy struct {
 	delay  time.Duration
 	flow   chan struct{} // closed while bytes pass
 	refuse bool
+	// With trap set, the next bytes with it are the last that pass; trapped is closed
+	// then.
+	trap    []byte
+	trapped chan struct{}
 }
 
 func startProxy(ctx context.Context, network, address string) (*proxy, error) {
@@ -90,6 +102,25 @@ func (p *proxy) stall(on bool) {
 		p.flow = make(chan struct{})
 	} else {
 		close(p.flow)
+	}
+}
+
+// stallAfter lets everything pass up to the next bytes that have a text in them, and
+// then stalls. The channel is closed when it does.
+func (p *proxy) stallAfter(text string) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trap, p.trapped = []byte(text), make(chan struct{})
+	return p.trapped
+}
+
+// spring stalls if bytes that have just passed have the text of stallAfter in them.
+func (p *proxy) spring(passed []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.trap != nil && bytes.Contains(passed, p.trap) {
+		p.trap, p.flow = nil, make(chan struct{})
+		close(p.trapped)
 	}
 }
 
@@ -166,6 +197,7 @@ func (p *proxy) pass(from, to net.Conn) {
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
+		p.spring(buf[:n])
 	}
 }
 

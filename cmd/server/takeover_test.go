@@ -3,11 +3,13 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
+	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -193,6 +195,65 @@ func TestPausedServerIsTakenOver(t *testing.T) {
 	w.discord.Continue(big.client())
 	big.signal(syscall.SIGCONT)
 	w.awaitFair()
+	w.settle()
+}
+
+// TestServerFrozenInACommit stops a server in the middle of a commit: PostgreSQL waits
+// for the rest of its events. The two others must keep their leases and take over.
+func TestServerFrozenInACommit(t *testing.T) {
+	t.Parallel()
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
+	url := postgrestest.URL(t)
+	proxy, slow := behindProxy(t, url)
+	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", "DATABASE_URL="+slow), b: newNamed(t, discord, "b", "DATABASE_URL="+url), ledger: newLedger(t)}
+	c := newNamed(t, discord, "c", "DATABASE_URL="+url)
+	w.a.start()
+	awaitShards(t, discord, manyShards)
+	w.ledger.callback(w.a, "MESSAGE_CREATE")
+	w.stop = load(t, discord, w.ledger, 5*time.Millisecond)
+	w.b.start()
+	c.start()
+	eventually(t, 2*time.Minute, "shared by three", func() (bool, string) {
+		seen := w.connected(w.a, w.b, c)
+		return seen[w.a] > 1 && seen[w.b] > 1 && seen[c] > 1 && seen[w.a]+seen[w.b]+seen[c] == manyShards, fmt.Sprint(seen)
+	})
+	// Many events at once go by COPY.
+	frozen := proxy.stallAfter(`copy "events"`)
+	eventually(t, time.Minute, "frozen in a commit", func() (bool, string) {
+		for i := range 100 * manyShards {
+			shard := event.Shard{ID: i % manyShards, Count: manyShards}
+			if s, err := discord.Dispatch(shard.ID, "MESSAGE_CREATE", message(i)); err == nil {
+				w.ledger.sent(shard, s)
+			}
+		}
+		select {
+		case <-frozen:
+			return true, ""
+		default:
+			return false, "no COPY"
+		}
+	})
+	w.a.signal(syscall.SIGSTOP)
+	w.discord.Suspend(w.a.client())
+	before := time.Now()
+	eventually(t, time.Minute, "taken over", func() (bool, string) {
+		seen := w.connected(w.b, c)
+		return seen[w.b]+seen[c] == manyShards, fmt.Sprint(seen)
+	})
+	t.Logf("all shards resumed by the other servers %v after the freeze", time.Since(before).Round(time.Millisecond))
+	w.flow(int(30 * time.Second / (5 * time.Millisecond)))
+	for _, p := range []*process{w.b, c} {
+		if out := p.output(); strings.Contains(out, "heartbeat failed") || strings.Contains(out, "starting afresh") {
+			t.Errorf("%s was harmed", p.name)
+		}
+	}
+	proxy.stall(false)
+	w.discord.Continue(w.a.client())
+	w.a.signal(syscall.SIGCONT)
+	eventually(t, time.Minute, "three again", func() (bool, string) {
+		seen := w.connected(w.a, w.b, c)
+		return seen[w.a] > 1 && seen[w.b] > 1 && seen[c] > 1, fmt.Sprint(seen)
+	})
 	w.settle()
 }
 

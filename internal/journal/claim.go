@@ -50,23 +50,27 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 	for i, s := range shards {
 		ids[i], counts[i] = int32(s.ID), int32(s.Count)
 	}
-	// Sorted, so that two instances that claim the same shards can't deadlock.
-	rows, err := j.pool.Query(ctx, `INSERT INTO shards AS s (application_id, shard_count, shard_id, owner, epoch)
-		SELECT $1, u.count, u.id, $4, 1 FROM unnest($2::int[], $3::int[]) AS u (count, id) ORDER BY u.count, u.id
-		ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
-		SET owner = $4, epoch = s.epoch + 1, updated_at = now()
-		WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
-		RETURNING shard_id, shard_count, epoch, stage, session_id, resume_url, seq, intents`,
-		int64(applicationID), counts, ids, owner)
-	if err != nil {
-		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
-	}
-	claims, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Claim, error) {
-		c := &Claim{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
-		err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage,
-			&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents)
-		c.appended, c.begun, c.stored = c.session.ID, c.session.ID, c.session.Seq
-		return c, err
+	var claims []*Claim
+	err = j.whileAlive(ctx, owner, func(tx pgx.Tx) error {
+		// Sorted, so that two instances that claim the same shards can't deadlock.
+		rows, err := tx.Query(ctx, `INSERT INTO shards AS s (application_id, shard_count, shard_id, owner, epoch)
+			SELECT $1, u.count, u.id, $4, 1 FROM unnest($2::int[], $3::int[]) AS u (count, id) ORDER BY u.count, u.id
+			ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
+			SET owner = $4, epoch = s.epoch + 1, updated_at = now()
+			WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
+			RETURNING shard_id, shard_count, epoch, stage, session_id, resume_url, seq, intents`,
+			int64(applicationID), counts, ids, owner)
+		if err != nil {
+			return err
+		}
+		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Claim, error) {
+			c := &Claim{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
+			err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage,
+				&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents)
+			c.appended, c.begun, c.stored = c.session.ID, c.session.ID, c.session.Seq
+			return c, err
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)

@@ -19,7 +19,7 @@
 //	    Journal.commit         write.go    repeats tryCommit until it succeeds
 //	      Journal.tryCommit    write.go    waits for a valid lease and numbers the batch
 //	        Journal.openClaims write.go    before a claim's first event: Deliverer.Prepare
-//	        Journal.transact   write.go    cursors, the batch row and the events, in one transaction
+//	        Journal.transact   write.go    the batch row, the events and last the cursors, in one transaction
 //	    Journal.dispatch       write.go    Deliverer.Deliver
 //
 // Besides the writer, Run starts upkeep, which takes over from dead instances
@@ -43,8 +43,8 @@
 // epoch. A commit moves a shard's cursor only if the shard's row has the claim's
 // epoch, so an instance that was paused can't store anything for a shard that
 // another instance has claimed meanwhile. An instance whose lease ran out gets at
-// most one heir. The heir raises the epochs of the dead instance's shards, takes
-// over its batches and then frees the shards (see Recover).
+// most one heir. The heir ends the dead instance's connections, raises the epochs of
+// its shards, takes over its batches and then frees the shards (see Recover).
 //
 // # Tables
 //

@@ -158,7 +158,8 @@ func (r *instances) join(ctx context.Context) (id int64, err error) {
 		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until) VALUES ($1, $2, now() + $3) RETURNING id`,
+		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until, application_name)
+			VALUES ($1, $2, now() + $3, current_setting('application_name')) RETURNING id`,
 			r.name, r.hostname, r.ttl).Scan(&id)
 	})
 	if err != nil {

@@ -82,10 +82,11 @@ type Journal struct {
 	claims map[*Claim]struct{} // neither released nor lost
 
 	recovering chan struct{} // holds a token while Recover works; guards the fields below
-	// adopting lists, for each dead instance, the batches that this instance took
-	// over from it, under the number adoptedBy, and has not dispatched yet.
-	adopting  map[int64][]int64
+	// estates are those of dead instances that this one inherited under the number
+	// adoptedBy.
+	estates   map[int64]*estate
 	adoptedBy int64
+	cannotEnd bool // that connections can't be ended was logged
 }
 
 // New returns the journal of the store's instance. It starts nothing.

@@ -14,23 +14,27 @@ import (
 )
 
 // A dead instance's estate is its batches, its retries and its shards. Only its
-// heir touches the estate, and settles it in three steps:
+// heir touches the estate, and settles it in four steps:
 //
 //  1. An instance whose lease has run out gets an heir, by one update of its
-//     row. With this update it is dead: it can't renew its lease. The same
-//     transaction raises the epochs of its shards, so that its commits fail,
-//     however late it wakes up.
-//  2. The heir takes over the batches, some at a time, and gives them to the
+//     row. With this update it is dead: it can't renew its lease. If its heir is
+//     dead or gone too, another instance becomes the heir.
+//  2. The heir ends the dead instance's connections, which may hold locks, and
+//     raises the epochs of its shards, so that its commits fail, however late it
+//     wakes up.
+//  3. The heir takes over the batches, some at a time, and gives them to the
 //     deliverer. When the deliverer returns, each delivery is in a lane or in
 //     retries. Then the heir frees the retries that the dead instance had taken up.
-//  3. The heir frees the shards and deletes the dead instance's row. So for an
+//  4. The heir frees the shards and deletes the dead instance's row. So for an
 //     instance that claims one of these shards, every older delivery is made, is
 //     in a row of retries, or needs no order.
 //
-// If an heir dies, its own heir also gets the estates that it was settling. A
-// row's owner changes only from a dead instance to its one heir, and every such
-// statement names the previous owner: a statement that began with an older view of
-// the tables finds no row.
+// A row gets this instance as its owner only in a transaction that ends with the
+// proof that this instance is not dead (whileAlive). So whoever inherits from it has
+// seen every such row.
+//
+// No step waits for a lock without a limit, and none holds a lock that a living
+// instance needs to renew its lease. Recover repeats what it could not do.
 
 // recoverBatches is how many batches are taken over at a time. It limits the
 // memory that they take.
@@ -57,62 +61,73 @@ func (j *Journal) Recover(ctx context.Context) error {
 		return err
 	}
 	if j.adoptedBy != me {
-		j.adoptedBy, j.adopting = me, make(map[int64][]int64)
+		j.adoptedBy, j.estates = me, make(map[int64]*estate)
 	}
-	estates, err := j.inherit(ctx, me)
+	dead, err := j.inherit(ctx, me)
 	if err != nil {
 		return fmt.Errorf("look for dead instances: %w", err)
 	}
-	for _, dead := range estates {
-		if err := j.settleEstate(ctx, me, dead); err != nil {
-			return fmt.Errorf("take over from instance %d: %w", dead, err)
+	var problems []error
+	for _, id := range dead {
+		if j.estates[id] == nil {
+			j.estates[id] = new(estate)
 		}
+		if err := j.settleEstate(ctx, me, id, j.estates[id]); err != nil {
+			problems = append(problems, fmt.Errorf("take over from instance %d: %w", id, err))
+			continue
+		}
+		delete(j.estates, id)
 	}
-	return nil
+	return errors.Join(problems...)
+}
+
+// estate is how far this instance has come with what a dead one left.
+type estate struct {
+	// fenced: the dead instance can't commit any more.
+	fenced bool
+	// adopted are batches that were taken over and are not dispatched yet.
+	adopted []int64
+	// batches is how many were dispatched.
+	batches int
 }
 
 // inherit makes this instance the heir of all dead instances that have none, and
 // returns all instances whose heir it is.
-func (j *Journal) inherit(ctx context.Context, me int64) (estates []int64, err error) {
+func (j *Journal) inherit(ctx context.Context, me int64) ([]int64, error) {
 	// An instance that was itself cut off inherits only from instances that have
 	// left: the others may have been cut off with it.
-	const lapsed = `heir IS NULL AND id <> $1 AND lease_until <= CASE WHEN $2 THEN now() ELSE 'epoch'::timestamptz END`
 	steady := j.instance.lease.Load().steady(time.Now(), j.instance.ttl)
-	found := false
-	if err := j.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM instances WHERE heir = $1 OR `+lapsed+`)`, me, steady).Scan(&found); err != nil || !found {
-		return nil, err
+	for {
+		// A locked row is being renewed or inherited: the next round sees the
+		// outcome. FOR UPDATE, because it excludes whileAlive and an ordinary
+		// UPDATE would not.
+		tag, err := j.pool.Exec(ctx, `WITH dead AS (
+				SELECT id FROM instances i
+				WHERE id <> $1 AND EXISTS (SELECT FROM instances WHERE id = $1 AND heir IS NULL)
+					AND CASE WHEN heir IS NULL THEN lease_until <= CASE WHEN $2 THEN now() ELSE 'epoch'::timestamptz END
+						ELSE heir <> $1 AND NOT EXISTS (SELECT FROM instances h WHERE h.id = i.heir AND h.heir IS NULL) END
+				FOR UPDATE SKIP LOCKED
+			) UPDATE instances i SET heir = $1 FROM dead WHERE i.id = dead.id`, me, steady)
+		if err != nil {
+			return nil, err
+		}
+		if tag.RowsAffected() == 0 {
+			break
+		} // otherwise those that these were heirs of are next
 	}
-	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		// A dead instance inherits nothing. An instance that is about to become this
-		// one's heir waits for this lock, and then inherits the outcome.
-		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR SHARE`, me); err != nil {
-			return err
-		}
-		rows, err := tx.Query(ctx, `UPDATE instances SET heir = $1 WHERE `+lapsed+` RETURNING id`, me, steady)
-		if err != nil {
-			return err
-		}
-		dead, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-		if err != nil {
-			return err
-		}
-		var b pgx.Batch
-		b.Queue(`UPDATE instances SET heir = $1 WHERE heir = ANY($2)`, me, dead)
-		b.Queue(`UPDATE shards SET epoch = epoch + 1, updated_at = now() WHERE owner = ANY($1)`, dead)
-		b.Queue(`SELECT id FROM instances WHERE heir = $1 ORDER BY id`, me).Query(func(rows pgx.Rows) error {
-			estates, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-			return err
-		})
-		return tx.SendBatch(ctx, &b).Close()
-	})
-	return estates, err
+	return j.ids(ctx, `SELECT id FROM instances WHERE heir = $1 ORDER BY id`, me)
 }
 
-// settleEstate runs steps 2 and 3 for a dead instance.
-func (j *Journal) settleEstate(ctx context.Context, me, dead int64) error {
-	total := 0
+// settleEstate runs steps 2 to 4 for a dead instance.
+func (j *Journal) settleEstate(ctx context.Context, me, dead int64, e *estate) error {
+	if !e.fenced {
+		if err := j.fence(ctx, dead); err != nil {
+			return err
+		}
+		e.fenced = true
+	}
 	for {
-		batches, err := j.adopt(ctx, me, dead)
+		batches, err := j.adopt(ctx, me, dead, e)
 		if err != nil {
 			return err
 		}
@@ -122,45 +137,66 @@ func (j *Journal) settleEstate(ctx context.Context, me, dead int64) error {
 		if err := j.deliverer.Recover(ctx, batches); err != nil {
 			return fmt.Errorf("dispatch unsettled batches: %w", err)
 		}
-		delete(j.adopting, dead)
-		total += len(batches)
+		e.adopted = nil
+		e.batches += len(batches)
 	}
 	if err := j.deliverer.Free(ctx, dead); err != nil {
 		return err
 	}
-	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		if err := lock(ctx, tx, `DELETE FROM instances WHERE id = $1 AND heir = $2`, dead, me); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, `UPDATE shards SET owner = NULL, updated_at = now() WHERE owner = $1`, dead)
-		return err
+	err := j.whileAlive(ctx, me, func(tx pgx.Tx) error {
+		var b pgx.Batch
+		b.Queue(`UPDATE shards SET owner = NULL, updated_at = now() WHERE owner = $1`, dead)
+		b.Queue(`DELETE FROM instances WHERE id = $1`, dead)
+		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
 		return fmt.Errorf("free its shards: %w", err)
 	}
-	j.log.LogAttrs(ctx, slog.LevelInfo, "took over from a dead instance", slog.Int64("dead", dead), slog.Int("batches", total))
+	j.log.LogAttrs(ctx, slog.LevelInfo, "took over from a dead instance", slog.Int64("dead", dead), slog.Int("batches", e.batches))
+	return nil
+}
+
+// fence makes the commits of a dead instance fail. Those under way hold the rows of
+// their shards, for as long as its connections last.
+func (j *Journal) fence(ctx context.Context, dead int64) error {
+	ended := 0
+	err := j.pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid))
+		FROM instances d JOIN pg_stat_activity a ON a.application_name = d.application_name AND a.datname = current_database()
+		WHERE d.id = $1 AND d.application_name <> ''
+			AND NOT EXISTS (SELECT FROM instances l WHERE l.application_name = d.application_name AND l.heir IS NULL)`, dead).Scan(&ended)
+	switch {
+	case ended > 0:
+		j.log.LogAttrs(ctx, slog.LevelWarn, "ended the connections of a dead instance", slog.Int64("dead", dead), slog.Int("connections", ended))
+	case err != nil && !j.cannotEnd && ctx.Err() == nil:
+		j.cannotEnd = true
+		j.log.LogAttrs(ctx, slog.LevelWarn, "could not end the connections of a dead instance: what they have locked stays locked until they end",
+			slog.Int64("dead", dead), slog.Any("error", err))
+	}
+	if _, err := j.pool.Exec(ctx, `UPDATE shards SET epoch = epoch + 1, updated_at = now() WHERE owner = $1`, dead); err != nil {
+		return fmt.Errorf("raise the epochs of its shards: %w", err)
+	}
 	return nil
 }
 
 // adopt takes over some batches of a dead instance, oldest first. It returns the
 // same batches again until the caller has dispatched them: neither a lost answer
 // nor a failed read may leave a batch that nobody dispatches.
-func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, error) {
+func (j *Journal) adopt(ctx context.Context, me, dead int64, e *estate) ([]*event.Batch, error) {
 	var ids []int64
 	for len(ids) == 0 {
-		if j.adopting[dead] == nil {
+		if len(e.adopted) == 0 {
 			next, err := j.ids(ctx, `SELECT id FROM batches WHERE owner = $1 ORDER BY id LIMIT $2`, dead, recoverBatches)
 			if err != nil || len(next) == 0 {
 				return nil, err
 			}
-			j.adopting[dead] = next
+			e.adopted = next
 		}
 		var err error
-		if ids, err = j.inheritBatches(ctx, me, dead, j.adopting[dead]); err != nil {
+		if ids, err = j.inheritBatches(ctx, me, dead, e.adopted); err != nil {
 			return nil, err
 		}
 		if len(ids) == 0 {
-			delete(j.adopting, dead) // all of them are settled
+			e.adopted = nil // all of them are settled
 		}
 	}
 	stored, err := read(ctx, j.pool, `batch_id = ANY($1)`, ids)
@@ -183,10 +219,7 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64) ([]*event.Batch, er
 // inheritBatches makes this instance the owner of those of the batches that the
 // dead one owns, and returns them and those that it already owns.
 func (j *Journal) inheritBatches(ctx context.Context, me, dead int64, batches []int64) (ids []int64, err error) {
-	err = pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
-		if err := lock(ctx, tx, `SELECT FROM instances WHERE id = $1 AND heir = $2 FOR SHARE`, dead, me); err != nil {
-			return err
-		}
+	err = j.whileAlive(ctx, me, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `UPDATE batches SET owner = $1 WHERE id = ANY($2) AND owner IN ($1, $3) RETURNING id`, me, batches, dead)
 		if err != nil {
 			return err
@@ -206,12 +239,18 @@ func (j *Journal) ids(ctx context.Context, query string, args ...any) ([]int64, 
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-// lock runs a statement that must find a row: if it finds none, another instance
-// has become the heir.
-func lock(ctx context.Context, tx pgx.Tx, query string, args ...any) error {
-	tag, err := tx.Exec(ctx, query, args...)
-	if err == nil && tag.RowsAffected() == 0 {
-		err = errDisinherited
-	}
-	return err
+// whileAlive runs a transaction that succeeds only if this instance has no heir. The
+// proof comes last: what it locks is this instance's own row, on which nothing waits
+// but an heir.
+func (j *Journal) whileAlive(ctx context.Context, me int64, f func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR KEY SHARE`, me)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = errDisinherited
+		}
+		return err
+	})
 }

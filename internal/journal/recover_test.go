@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,9 +215,8 @@ func TestHeirOfAnHeir(t *testing.T) {
 	}
 	// The first heir wakes up in the middle of its work, and then so does the second.
 	h.fail = nil
-	delete(b.adopting, a.instance.ID())
-	if err := b.settleEstate(t.Context(), b.instance.ID(), a.instance.ID()); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
-		t.Errorf("the first heir continued: %v, %v", h.inherited(), err)
+	if err := b.settleEstate(t.Context(), b.instance.ID(), a.instance.ID(), new(estate)); !errors.Is(err, errDisinherited) || len(h.inherited()) > 0 {
+		t.Errorf("the first heir went on: %v, %v", h.inherited(), err)
 	}
 	last.fail = nil
 	if err := c.Recover(t.Context()); err != nil {
@@ -377,4 +377,143 @@ func TestOnlyTheOwnerSettles(t *testing.T) {
 			t.Errorf("%d batches are left after instance %d settled that of instance 1", n, c.owner)
 		}
 	}
+}
+
+// Two instances that judge each other at the same moment are both dead. Whoever looks
+// next inherits from both, be it one of them under its new number.
+func TestHeirsOfEachOther(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a, ofA := openHeir(t, pool)
+	b, ofB := openHeir(t, pool)
+	ids := unsettled(t, a, a.claim(t, shard0), 1)
+	ids = append(ids, unsettled(t, b, b.claim(t, event.Shard{ID: 1, Count: 2}), 1)...)
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET heir = $1::bigint + $2::bigint - id`, a.instance.ID(), b.instance.ID()); err != nil {
+		t.Fatal(err)
+	}
+	for _, j := range []*bundle{a, b} {
+		if err := j.Recover(t.Context()); !errors.Is(err, errDisinherited) {
+			t.Errorf("Recover of a dead instance: %v", err)
+		}
+	}
+	if n := len(ofA.inherited()) + len(ofB.inherited()); n != 0 {
+		t.Errorf("the dead inherited %d batches", n)
+	}
+	if err := a.instance.beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := ofA.inherited()
+	slices.Sort(got)
+	if !slices.Equal(got, ids) {
+		t.Errorf("inherited %v, want %v", got, ids)
+	}
+	noOrphans(t, pool)
+}
+
+// noOrphans checks that every owner is in the table of instances: what a dead instance
+// without a row owned would be nobody's for ever.
+func noOrphans(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	if n := count(t, pool, `SELECT count(*) FROM (SELECT owner FROM batches UNION ALL SELECT owner FROM shards) AS o
+		WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM instances)`); n != 0 {
+		t.Errorf("%d rows name an owner that is gone", n)
+	}
+}
+
+// However the heirs, the renewals and the claims of many instances interleave, somebody
+// dispatches every batch, and no row is left with an owner that is gone.
+func TestNothingIsOrphaned(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	const n = 5
+	var all []*bundle
+	var heirs []*heir
+	for range n {
+		j, h := openHeir(t, pool)
+		all, heirs = append(all, j), append(heirs, h)
+	}
+	stored := make(map[int64]bool)
+	for range 10 {
+		for k, j := range all {
+			shard := event.Shard{ID: k, Count: n}
+			claimed, err := j.Claim(t.Context(), app, []event.Shard{shard})
+			if err != nil && !errors.Is(err, errDisinherited) {
+				t.Fatal(err)
+			}
+			for _, s := range claimed {
+				c := newCommit()
+				j.collect(c, entry{claim: s, session: session(s.Session().Seq + 1), event: wanted(shard, s.Session().Seq+1)})
+				if err := j.commit(t.Context(), c); err != nil {
+					t.Fatal(err)
+				}
+				if len(c.batch.Events) > 0 { // otherwise it was taken over meanwhile
+					stored[c.batch.ID] = true
+				}
+			}
+		}
+		if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 ms'`); err != nil {
+			t.Fatal(err)
+		}
+		var work sync.WaitGroup
+		for _, j := range all {
+			work.Go(func() {
+				// Disinherited, perhaps, or waiting for one who is.
+				_ = j.Recover(t.Context())
+				_ = j.instance.beat(t.Context())
+			})
+		}
+		work.Wait()
+	}
+	for _, j := range all {
+		if err := j.instance.beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, j := range all { // the first one may find that another is at it
+		if err := j.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dispatched := make(map[int64]bool)
+	for _, h := range heirs {
+		for _, id := range h.inherited() {
+			dispatched[id] = true
+		}
+	}
+	noOrphans(t, pool)
+	waiting := count(t, pool, `SELECT count(*) FROM batches b JOIN instances i ON i.id = b.owner WHERE i.heir IS NOT NULL`)
+	if waiting != 0 {
+		t.Errorf("%d batches wait for an heir", waiting)
+	}
+	own := 0
+	for id := range stored {
+		if !dispatched[id] {
+			own++ // its committer lives, and has it in memory
+			if count(t, pool, `SELECT count(*) FROM batches WHERE id = $1`, id) == 0 {
+				t.Errorf("batch %d was dispatched by nobody", id)
+			}
+		}
+	}
+	t.Logf("%d batches, %d of them still with their committers", len(stored), own)
+}
+
+// An instance that does not know yet that it is dead claims nothing: the shard would be
+// nobody's for ever.
+func TestDeadNumberClaimsNothing(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	lapse(t, pool, a.instance)
+	b, _ := openHeir(t, pool)
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if claims, err := a.Claim(t.Context(), app, []event.Shard{shard0}); !errors.Is(err, errDisinherited) {
+		t.Errorf("claimed %d shards under a dead number (%v)", len(claims), err)
+	}
+	noOrphans(t, pool)
+	b.claim(t, shard0)
 }

@@ -235,35 +235,28 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	defer cancel()
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		var b pgx.Batch
-		order := queueCursors(&b, c.cursors)
-		n := len(c.batch.Events)
-		if n > 0 {
-			b.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, c.batch.ID, c.batch.Owner)
-		}
-		if n > 0 && n < minCopyEvents {
+		const addBatch = `INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`
+		switch n := len(c.batch.Events); {
+		case n >= minCopyEvents:
+			tag, err := tx.Exec(ctx, addBatch, c.batch.ID, c.batch.Owner)
+			if err == nil && tag.RowsAffected() > 0 { // otherwise an earlier try has stored them
+				err = copyEvents(ctx, tx, &c.batch)
+			}
+			if err != nil {
+				return err
+			}
+		case n > 0:
+			b.Queue(addBatch, c.batch.ID, c.batch.Owner)
 			queueEvents(&b, &c.batch)
 		}
-		results := tx.SendBatch(ctx, &b)
-		moved, err := readCursors(results)
-		fresh := false
-		if err == nil && n > 0 {
-			var tag pgconn.CommandTag
-			tag, err = results.Exec()
-			fresh = tag.RowsAffected() > 0
-		}
-		if closeErr := results.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
+		// The cursors come last. Only their rows are ones that others wait for, and a
+		// process can be stopped anywhere: in the middle of a COPY, PostgreSQL would
+		// wait for it without a limit.
+		order, moved := queueCursors(&b, c.cursors)
+		if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 			return err
 		}
-		if fenced := unmoved(order, moved); fenced != nil {
-			return fenced
-		}
-		if n >= minCopyEvents && fresh { // otherwise an earlier try has stored them
-			return copyEvents(ctx, tx, &c.batch)
-		}
-		return nil
+		return unmoved(order, moved)
 	})
 }
 
@@ -282,9 +275,10 @@ func unmoved(order []*Claim, moved map[event.Shard]bool) error {
 }
 
 // queueCursors queues the statement that moves cursors, each only if its claim's
-// epoch is current, and returns the claims.
-func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) []*Claim {
-	order := make([]*Claim, 0, len(cursors))
+// epoch is current. It returns the claims; moved has the shards whose cursors moved
+// once the statement is done.
+func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (order []*Claim, moved map[event.Shard]bool) {
+	order, moved = make([]*Claim, 0, len(cursors)), make(map[event.Shard]bool, len(cursors))
 	var apps, epochs, seqs, intents []int64
 	var ids, counts []int32
 	var sessions, urls []string
@@ -306,23 +300,16 @@ func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) []*Claim {
 		WHERE s.application_id = u.application_id AND s.shard_count = u.shard_count AND s.shard_id = u.shard_id
 			AND s.epoch = u.epoch
 		RETURNING s.shard_id, s.shard_count`,
-		apps, counts, ids, epochs, sessions, urls, seqs, intents)
-	return order
-}
-
-// readCursors returns the shards whose cursors moved.
-func readCursors(results pgx.BatchResults) (map[event.Shard]bool, error) {
-	rows, err := results.Query()
-	if err != nil {
-		return nil, err
-	}
-	moved := make(map[event.Shard]bool)
-	var s event.Shard
-	_, err = pgx.ForEachRow(rows, []any{&s.ID, &s.Count}, func() error {
-		moved[s] = true
-		return nil
-	})
-	return moved, err
+		apps, counts, ids, epochs, sessions, urls, seqs, intents).
+		Query(func(rows pgx.Rows) error {
+			var s event.Shard
+			_, err := pgx.ForEachRow(rows, []any{&s.ID, &s.Count}, func() error {
+				moved[s] = true
+				return nil
+			})
+			return err
+		})
+	return order, moved
 }
 
 func isNoPartition(err error) bool {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/migrations"
 )
@@ -46,7 +47,17 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	case at > newest:
 		return fmt.Errorf("the database has schema version %d, but this build knows only %d: run a newer build", at, newest)
 	}
-	results, err := provider.Up(ctx)
+	// A migration that waits for a table holds up everybody who uses it. So each try
+	// waits no longer than any statement does.
+	var results []*goose.MigrationResult
+	err = retry.Do(ctx, retry.WithMaxDuration(time.Minute, Backoff()), func(ctx context.Context) error {
+		applied, err := provider.Up(ctx)
+		results = append(results, applied...)
+		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == lockNotAvailable {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}

@@ -4,12 +4,14 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -25,14 +27,29 @@ const connectTimeout = 60 * time.Second
 // loop each hold a connection while they write, and the API needs some more.
 const minConns = 10
 
-// idleInTransaction is how long a transaction may wait for its client, in
-// milliseconds. A process that is stopped, or a machine that died silently, must not
-// hold its locks for longer, because other instances may need these locks in order to
-// renew their leases. It is much shorter than a lease.
-const idleInTransaction = "3000"
+// session is what every connection sets.
+//
+// A transaction waits at most 3 s for its client: a process that is stopped must not
+// hold its locks for longer. This bound does not apply in the middle of a COPY or of
+// statements that were sent together.
+//
+// A statement waits at most 4 s for a lock: nothing that another process does, or
+// fails to do, may stop this one. That is longer than the 3 s, so that a statement
+// outwaits a transaction whose client is stopped.
+//
+// PostgreSQL notices within some 15 s that a machine died without a word.
+const session = `SET idle_in_transaction_session_timeout = 3000; SET lock_timeout = 4000;
+	SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3`
+
+// process tells the connections of this process from those of every other one.
+var process = uuid.NewString()
+
+// maxApplicationName is how long PostgreSQL lets an application name be.
+const maxApplicationName = 63
 
 // Open connects to the database, waiting up to a minute for one that is
-// starting up. The caller closes the pool.
+// starting up. The application name of its connections is the URL's, or
+// "gatehook", and an ID of this process. The caller closes the pool.
 func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
@@ -40,15 +57,15 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 		return nil, errors.New("the database URL can't be parsed: it should look like postgres://user:password@host:5432/database")
 	}
 	cfg.MaxConns = max(cfg.MaxConns, minConns)
-	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
-		cfg.ConnConfig.RuntimeParams["application_name"] = "gatehook"
-	}
+	name := cmp.Or(cfg.ConnConfig.RuntimeParams["application_name"], "gatehook")
+	cfg.ConnConfig.RuntimeParams["application_name"] = name[:min(len(name), maxApplicationName-1-len(process))] + " " + process
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
-	// Set by statements, because poolers refuse unknown connection parameters.
+	// Not parameters of the connection: poolers refuse parameters that they
+	// don't know.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, `SET idle_in_transaction_session_timeout = `+idleInTransaction); err != nil {
+		if _, err := conn.Exec(ctx, session); err != nil {
 			return err
 		}
 		// PostgreSQL's default compression takes ten times as long for payloads of

@@ -102,9 +102,9 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
 		if err != nil || from.Add(partitionWidth).After(cutoff) {
 			continue
 		}
-		// While this statement waits for its lock, every insert waits behind it. So it
-		// gives up after a second, and the next Maintain tries again.
-		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET lock_timeout = '1s'; DROP TABLE IF EXISTS %s; RESET lock_timeout`,
+		// If the lock is not free within a second, the next time drops it: while
+		// this statement waits, every insert queues behind it.
+		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '1s'; DROP TABLE IF EXISTS %s`,
 			pgx.Identifier{name}.Sanitize()))
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
