@@ -62,7 +62,8 @@ const (
 	StageEnded Stage = "ended"
 )
 
-// Survey says who owns the shards of a set.
+// Survey says who owns the shards of a set. An instance is live until it has an heir or
+// leaves: a lease that ran out takes nothing from anybody by itself.
 type Survey struct {
 	// Self is the number of this instance.
 	Self int64

@@ -50,13 +50,13 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 			p.Next, p.Phase = 0, event.Steady
 		case wish != 0 && wish != p.Next:
 			p.Next = wish
-		case next.Shards == 0 || next.Ready < next.Shards:
+		case !all(next.Ready, next):
 			return p, false
 		default:
 			p.Phase = event.Holding
 		}
 	case event.Holding:
-		if next.Shards == 0 || next.Holding < next.Shards {
+		if !all(next.Holding, next) {
 			return p, false
 		}
 		p.Phase = event.Overlapping
@@ -68,13 +68,17 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 		}
 		p.Phase = event.Switching
 	case event.Switching:
-		if current.Ended < current.Shards {
+		if !all(current.Ended, current) {
 			return p, false
 		}
 		p.Previous, p.Current, p.Next, p.Phase = p.Current, p.Next, 0, event.Steady
 	}
 	return p, true
 }
+
+// all reports whether a number of shards are all shards of a survey. A survey without
+// shards says nothing about them.
+func all(n int, s event.Survey) bool { return s.Shards > 0 && n >= s.Shards }
 
 // wished decides the number of shards that an instance wishes for: the
 // configured one, or the one that Discord recommends. It ignores a

@@ -39,6 +39,8 @@ func TestAdvance(t *testing.T) {
 		{name: "too late to change", plan: plan(4, 8, 0, event.Overlapping, long-1), next: set(8, 8, 8, 0), wish: 4},
 		{name: "overlapped", plan: plan(4, 8, 0, event.Overlapping, long), next: set(8, 8, 8, 0), want: plan(4, 8, 0, event.Switching, long)},
 		{name: "not all have ended", plan: plan(4, 8, 2, event.Switching, 0), current: set(4, 0, 0, 3), next: set(8, 8, 8, 0)},
+		{name: "nobody runs the next set any more", plan: plan(4, 8, 0, event.Holding, long)},
+		{name: "nobody runs the current set any more", plan: plan(4, 8, 2, event.Switching, 0), next: set(8, 8, 8, 0)},
 		{name: "all have ended", plan: plan(4, 8, 2, event.Switching, 0), current: set(4, 0, 0, 4), want: plan(8, 0, 4, event.Steady, 0)},
 	}
 	for _, tt := range tests {

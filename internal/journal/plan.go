@@ -100,7 +100,8 @@ func (j *Journal) Survey(ctx context.Context, applicationID event.Snowflake, r, 
 		WHERE id = $1 AND (application_id, shard_first, shard_last, shard_count, sharing) IS DISTINCT FROM ($2, $3, $4, $5, true)`,
 		s.Self, int64(applicationID), willing.First, willing.Last, willing.Count)
 	b.Queue(`WITH live AS (
-			SELECT * FROM instances WHERE lease_until > now()
+			-- A lease that has lapsed takes nothing from anybody: only an heir does.
+			SELECT * FROM instances WHERE heir IS NULL AND lease_until > 'epoch'
 		), peer AS (
 			SELECT id, CASE WHEN shard_count = $2 THEN shard_first ELSE 0 END AS first,
 				CASE WHEN shard_count = $2 THEN shard_last ELSE $2 - 1 END AS last

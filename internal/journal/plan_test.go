@@ -91,7 +91,7 @@ func TestSurvey(t *testing.T) {
 	if _, err := d.Claim(t.Context(), app, []event.Shard{{ID: 3, Count: 4}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 s' WHERE id = $1`, dead.ID()); err != nil {
+	if err := dead.Leave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	got := a.survey(t, whole, event.ShardRange{})
@@ -147,6 +147,44 @@ func TestSurvey(t *testing.T) {
 
 // Instances share the shards of a range with the other instances of that range, and the
 // counts are for the union of all ranges.
+// What nobody has inherited is still its owner's, whatever the owner's lease says: after an
+// outage, each instance finds its shards where it left them.
+func TestSurveyKeepsWhatNobodyInherited(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	if _, err := a.Plan(t.Context(), app, 4); err != nil {
+		t.Fatal(err)
+	}
+	// Their ranges differ, and each asks for what is its own.
+	low, high := event.ShardRange{First: 0, Last: 1, Count: 4}, event.ShardRange{First: 2, Last: 3, Count: 4}
+	a.survey(t, low, low)
+	b.survey(t, high, high)
+	if claimed, err := a.Claim(t.Context(), app, []event.Shard{{ID: 0, Count: 4}, {ID: 1, Count: 4}}); err != nil || len(claimed) != 2 {
+		t.Fatal(claimed, err)
+	}
+	lapse(t, pool, a.instance)
+	lapse(t, pool, b.instance)
+	want := event.Survey{Self: a.instance.ID(), Peers: []int64{a.instance.ID()}, Owned: []int{0, 1}, Free: []int{}, Shards: 4}
+	if diff := cmp.Diff(want, a.survey(t, low, low)); diff != "" {
+		t.Errorf("of one whose lease lapsed (-want +got):\n%s", diff)
+	}
+	want = event.Survey{Self: b.instance.ID(), Peers: []int64{b.instance.ID()}, Owned: []int{}, Free: []int{2, 3}, Shards: 4}
+	if diff := cmp.Diff(want, b.survey(t, high, high)); diff != "" {
+		t.Errorf("beside one whose lease lapsed (-want +got):\n%s", diff)
+	}
+	if err := b.instance.beat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.survey(t, low, low); len(got.Owned) != 0 || len(got.Peers) != 0 {
+		t.Errorf("of one that has an heir: %+v", got)
+	}
+}
+
 func TestSurveyOfRanges(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
