@@ -42,9 +42,9 @@ type Instance struct {
 type register interface {
 	// join adds an instance with a new lease and returns its number.
 	join(ctx context.Context) (int64, error)
-	// renew renews an instance's lease. It returns false if the instance has
-	// an heir.
-	renew(ctx context.Context, id int64) (bool, error)
+	// renew renews an instance's lease. The instance is not alive if it has an heir;
+	// otherwise now is the time by the database's clock.
+	renew(ctx context.Context, id int64) (alive bool, now time.Time, err error)
 	// leave ends an instance's lease.
 	leave(ctx context.Context, id int64) error
 }
@@ -121,21 +121,26 @@ func (i *Instance) Run(ctx context.Context) error {
 func (i *Instance) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl/4, errors.New("the heartbeat took too long"))
 	defer cancel()
-	before := i.lease.Load()
-	id, sent := before.id, time.Now()
-	alive, err := i.register.renew(ctx, id)
-	if err != nil {
+	before, sent := i.lease.Load(), time.Now()
+	alive, now, err := i.register.renew(ctx, before.id)
+	var after *lease
+	switch {
+	case err != nil:
+		i.lease.Store(before.failed())
 		return err
-	}
-	if !alive {
+	case alive:
+		after = before.renewed(sent, time.Now(), now, i.ttl)
+	default:
 		sent = time.Now()
-		if id, err = i.register.join(ctx); err != nil {
+		id, err := i.register.join(ctx)
+		if err != nil {
 			return err
 		}
 		i.log.LogAttrs(ctx, slog.LevelWarn, "the lease of this instance ran out and another instance took over; continuing under a new number",
 			slog.Int64("was", before.id), slog.Int64("is", id))
+		after = newLease(id, sent, i.ttl)
 	}
-	i.lease.Store(before.renewed(id, sent, time.Now(), i.ttl))
+	i.lease.Store(after)
 	close(before.replaced)
 	return nil
 }
@@ -168,12 +173,16 @@ func (r *instances) join(ctx context.Context) (id int64, err error) {
 	return id, nil
 }
 
-func (r *instances) renew(ctx context.Context, id int64) (bool, error) {
-	tag, err := r.pool.Exec(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND heir IS NULL`, id, r.ttl)
-	if err != nil {
-		return false, fmt.Errorf("renew the lease of this instance: %w", err)
+func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
+	err = r.pool.QueryRow(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND heir IS NULL
+		RETURNING clock_timestamp()`, id, r.ttl).Scan(&now)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, now, nil
+	case err != nil:
+		return false, now, fmt.Errorf("renew the lease of this instance: %w", err)
 	}
-	return tag.RowsAffected() == 1, nil
+	return true, now, nil
 }
 
 func (r *instances) leave(ctx context.Context, id int64) error {

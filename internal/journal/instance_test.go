@@ -32,11 +32,11 @@ func (l *ledger) join(context.Context) (int64, error) {
 	return l.last, nil
 }
 
-func (l *ledger) renew(ctx context.Context, id int64) (bool, error) {
+func (l *ledger) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
 	l.mu.Lock()
 	l.tries++
 	down, delay := l.down, l.delay
-	_, alive := l.until[id]
+	_, alive = l.until[id]
 	if down == nil && alive {
 		l.until[id] = time.Now().Add(testTTL)
 	}
@@ -45,10 +45,10 @@ func (l *ledger) renew(ctx context.Context, id int64) (bool, error) {
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return false, context.Cause(ctx)
+			return false, time.Time{}, context.Cause(ctx)
 		}
 	}
-	return alive, down
+	return alive, time.Now(), down
 }
 
 func (l *ledger) leave(context.Context, int64) error { return nil }
@@ -176,12 +176,12 @@ func TestInstanceWithoutHeirKeepsItsNumber(t *testing.T) {
 		if d := time.Since(back); d > time.Second {
 			t.Errorf("the database was back for %v before it was noticed", d)
 		}
-		if i.lease.Load().steady(time.Now(), testTTL) {
-			t.Error("the lease is steady just after the outage")
+		if !i.lease.Load().judgesUntil(testTTL).IsZero() {
+			t.Error("it judges others just after the outage")
 		}
 		time.Sleep(testTTL)
-		if !i.lease.Load().steady(time.Now(), testTTL) {
-			t.Error("the lease never becomes steady again")
+		if !time.Now().Before(i.lease.Load().judgesUntil(testTTL)) {
+			t.Error("it never judges others again")
 		}
 	})
 }
@@ -230,6 +230,59 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 			t.Errorf("%v, want %v", err, why)
 		}
 	})
+}
+
+// An instance judges others after two renewals in a row without trouble, and no later than
+// half a lease after the last one.
+func TestWhoJudges(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	database := start.Add(time.Hour) // its clock is another one
+	for name, c := range map[string]struct {
+		// steps are renewals, 2 s apart: r in time, f failed, l after the lease ran out,
+		// s sent in time, with an answer that came late.
+		steps  string
+		judges bool
+	}{
+		"it has just joined":                 {"", false},
+		"one renewal":                        {"r", false},
+		"two renewals":                       {"rr", true},
+		"many renewals":                      {"rrrrrrr", true},
+		"the last one failed":                {"rrrf", false},
+		"one since it failed":                {"rrrfr", false},
+		"two since it failed, one regains":   {"rrrfrr", false},
+		"two after the one that regained it": {"rrrfrrr", true},
+		"many failed":                        {"rrffff", false},
+		"it ran out":                         {"rrrl", false},
+		"one since it ran out":               {"rrrlr", false},
+		"two since it ran out":               {"rrrlrr", true},
+		"the answer was late":                {"rrrs", false},
+		"failed, then ran out":               {"rrfflr", false},
+		"on and off":                         {"rfrfrrfrr", false},
+	} {
+		l, at := newLease(1, start, testTTL), time.Duration(0)
+		for _, step := range c.steps {
+			at += 2 * time.Second
+			sent := start.Add(at)
+			switch step {
+			case 'f':
+				l = l.failed()
+				continue
+			case 'l':
+				at += testTTL
+				sent = start.Add(at)
+			}
+			answered := sent.Add(time.Millisecond)
+			if step == 's' {
+				answered = sent.Add(testTTL)
+			}
+			l = l.renewed(sent, answered, database.Add(at), testTTL)
+		}
+		until := l.judgesUntil(testTTL)
+		if want := database.Add(at + testTTL/2); c.judges && !until.Equal(want) || !c.judges && !until.IsZero() {
+			t.Errorf("%s: judges until %v", name, until)
+		}
+	}
 }
 
 // A suspended machine stops the monotonic clock, but not the wall clock.

@@ -102,6 +102,14 @@ func join(t *testing.T, pool *pgxpool.Pool, name uuid.UUID) *Instance {
 	return i
 }
 
+// judging lets an instance judge others, as after two renewals, for the time of a test.
+func judging(i *Instance) *Instance {
+	l := *i.lease.Load()
+	l.inTime, l.renewedAt = 2, time.Now().Add(time.Hour)
+	i.lease.Store(&l)
+	return i
+}
+
 func open(t *testing.T, pool *pgxpool.Pool, i *Instance, cfg Config) *bundle {
 	t.Helper()
 	b := &bundle{sink: newSink()}

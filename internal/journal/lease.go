@@ -13,9 +13,11 @@ type lease struct {
 	// wall is until on the wall clock: the monotonic clock stops while a machine
 	// is suspended, the database's does not.
 	wall time.Time
-	// regained is when the lease was last renewed after it had run out; zero if it
-	// never ran out.
-	regained time.Time
+	// inTime is how many renewals in a row have succeeded before the lease ran out,
+	// since it was obtained, or regained after a renewal that failed or was late.
+	inTime int
+	// renewedAt is when it was last renewed, by the database's clock.
+	renewedAt time.Time
 	// replaced is closed when a newer lease has replaced this one.
 	replaced chan struct{}
 }
@@ -25,20 +27,33 @@ func (l *lease) valid(now time.Time) bool {
 }
 
 // renewed returns the lease after a renewal that was sent and answered at these
-// times.
-func (l *lease) renewed(id int64, sent, answered time.Time, ttl time.Duration) *lease {
-	next := newLease(id, sent, ttl)
-	if next.regained = l.regained; !l.valid(answered) {
-		next.regained = answered
+// times, and made at another by the database's clock.
+func (l *lease) renewed(sent, answered, at time.Time, ttl time.Duration) *lease {
+	next := newLease(l.id, sent, ttl)
+	if next.renewedAt = at; l.valid(answered) {
+		next.inTime = l.inTime + 1
 	}
 	return next
 }
 
-// steady reports whether the lease has been valid for long enough to judge
-// others: when the database comes back after an outage, every lease has run
-// out, and the first instance to recover must not declare the others dead.
-func (l *lease) steady(now time.Time, ttl time.Duration) bool {
-	return l.valid(now) && (l.regained.IsZero() || now.Sub(l.regained) >= ttl)
+// failed returns the lease after a renewal that failed.
+func (l *lease) failed() *lease {
+	next := *l
+	next.inTime = -1 // the next renewal regains it
+	return &next
+}
+
+// judgesUntil returns until when, by the database's clock, this instance may declare
+// others dead because their leases ran out; the zero time is never. An outage of the
+// database makes the leases of all run out, or most of them, and the first to be back
+// must not judge those that are about to be back. So an instance judges after two
+// renewals in a row without any trouble. A judgment that was on its way
+// for longer than half a lease comes too late: there may have been an outage meanwhile.
+func (l *lease) judgesUntil(ttl time.Duration) time.Time {
+	if l.inTime < 2 {
+		return time.Time{}
+	}
+	return l.renewedAt.Add(ttl / 2)
 }
 
 func newLease(id int64, sent time.Time, ttl time.Duration) *lease {

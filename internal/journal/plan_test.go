@@ -153,7 +153,7 @@ func TestSurveyKeepsWhatNobodyInherited(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
 	a := open(t, pool, join(t, pool, uuid.New()), Config{})
-	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b := open(t, pool, judging(join(t, pool, uuid.New())), Config{})
 	if _, err := a.Plan(t.Context(), app, 4); err != nil {
 		t.Fatal(err)
 	}

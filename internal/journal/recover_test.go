@@ -48,7 +48,7 @@ func (h *heir) Prepare(context.Context) error {
 
 func openHeir(t *testing.T, pool *pgxpool.Pool) (*bundle, *heir) {
 	t.Helper()
-	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b := open(t, pool, judging(join(t, pool, uuid.New())), Config{})
 	h := &heir{sink: b.sink}
 	b.deliverer = h
 	return b, h
@@ -242,25 +242,49 @@ func TestFirstBackDoesNotInherit(t *testing.T) {
 	unsettled(t, a, a.claim(t, shard0), 1)
 	b, h := openHeir(t, pool)
 	i := b.instance
-	i.lease.Store(newLease(i.ID(), time.Now().Add(-time.Hour), i.ttl))
 	lapse(t, pool, a.instance)
 	if err := left.Leave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := i.beat(t.Context()); err != nil {
-		t.Fatal(err)
+	// Its own lease has not run out: it was renewed just before the outage, and the
+	// other's a second earlier.
+	failing, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := i.beat(failing); err == nil {
+		t.Fatal("renewed in an outage")
 	}
-	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
-		t.Errorf("inherited %v (%v)", h.inherited(), err)
+	for n := range 3 {
+		if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
+			t.Errorf("inherited %v (%v) after %d renewals", h.inherited(), err, n)
+		}
+		if err := i.beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if !slices.Equal(h.freed, []int64{left.ID()}) {
 		t.Errorf("freed the retries of %v, want those of the instance that left", h.freed)
 	}
-	long := *i.lease.Load()
-	long.regained = time.Now().Add(-i.ttl)
-	i.lease.Store(&long)
 	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) != 1 {
-		t.Errorf("inherited %v (%v) after a whole lease, want one batch", h.inherited(), err)
+		t.Errorf("inherited %v (%v), want one batch", h.inherited(), err)
+	}
+}
+
+// A judgment is only as good as the renewal that it follows. One that an outage held up on
+// its way to the database finds the others' leases run out as well.
+func TestLateJudgmentIsVoid(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	unsettled(t, a, a.claim(t, shard0), 1)
+	b, h := openHeir(t, pool)
+	l := *b.instance.lease.Load()
+	if err := pool.QueryRow(t.Context(), `SELECT now() - interval '1 ms' - $1::interval`, b.instance.ttl/2).Scan(&l.renewedAt); err != nil {
+		t.Fatal(err)
+	}
+	b.instance.lease.Store(&l)
+	lapse(t, pool, a.instance)
+	if err := b.Recover(t.Context()); err != nil || len(h.inherited()) > 0 {
+		t.Errorf("inherited %v (%v)", h.inherited(), err)
 	}
 }
 
@@ -402,6 +426,7 @@ func TestHeirsOfEachOther(t *testing.T) {
 	if err := a.instance.beat(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// It need not judge anybody for that.
 	if err := a.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -463,6 +488,7 @@ func TestNothingIsOrphaned(t *testing.T) {
 				// Disinherited, perhaps, or waiting for one who is.
 				_ = j.Recover(t.Context())
 				_ = j.instance.beat(t.Context())
+				judging(j.instance)
 			})
 		}
 		work.Wait()
