@@ -11,9 +11,9 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// queueEvents queues the statement that inserts the events of a batch. It does
-// nothing if an earlier try, whose answer was lost, has inserted them.
-func queueEvents(b *pgx.Batch, batch *event.Batch) {
+// queueEvents queues the statement that inserts those events of a batch whose keys are
+// free.
+func queueEvents(b *pgx.Batch, batch *event.Batch) *pgx.QueuedQuery {
 	n := len(batch.Events)
 	var (
 		ordinals, shardIDs, shardCounts = make([]int32, n), make([]int32, n), make([]int32, n)
@@ -36,7 +36,7 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 		listeners[i] = arrayLiteral(e.Listeners)
 		data[i] = e.Data
 	}
-	b.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
+	return b.Queue(`INSERT INTO events (batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 			guild_id, channel_id, user_id, origin, listeners, data)
 		SELECT $1, ordinal, id, name, shard_id, shard_count, seq, received_at, guild_id, channel_id, user_id,
 			origin, listeners::bigint[], data
@@ -52,8 +52,7 @@ func queueEvents(b *pgx.Batch, batch *event.Batch) {
 // each event PostgreSQL needs a third less time, and we need half.
 const minCopyEvents = 32
 
-// copyEvents inserts the events of a batch by COPY. The caller makes sure that no
-// earlier try has stored them: COPY has no ON CONFLICT.
+// copyEvents inserts the events of a batch by COPY. It fails if a key is not free.
 func copyEvents(ctx context.Context, tx pgx.Tx, batch *event.Batch) error {
 	columns := []string{
 		"batch_id", "ordinal", "id", "name", "shard_id", "shard_count", "seq", "received_at",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -304,7 +305,8 @@ func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	b.sink.await(t, 2)
 	b.stop()
 	for i, e := range b.sink.delivered {
-		if e.Shard != shard1 || e.Key.Ordinal != int32(i) {
+		// The lost event leaves a gap: the others keep their keys.
+		if e.Shard != shard1 || e.Key.Ordinal != int32(i+1) {
 			t.Errorf("delivered %v of shard %v as number %d", e.Key, e.Shard, i)
 		}
 	}
@@ -317,6 +319,109 @@ func TestOnlyTheLostShardLeavesTheCommit(t *testing.T) {
 	case <-s1.Lost():
 		t.Error("shard 1 is lost too")
 	default:
+	}
+}
+
+// The answer to a commit was lost, and one of its shards was claimed again since. What
+// is stored is delivered, under the keys by which it is stored.
+func TestStoredCommitIsDeliveredWhateverBecameOfItsShards(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int64{1, minCopyEvents} {
+		pool := postgrestest.New(t)
+		b := open(t, pool, join(t, pool, uuid.New()), Config{})
+		shard1 := event.Shard{ID: 1, Count: 2}
+		s0, s1 := b.claim(t, shard0), b.claim(t, shard1)
+		c := newCommit()
+		for seq := range n {
+			b.collect(c, entry{claim: s0, session: session(seq + 1), event: wanted(shard0, seq+1)})
+			b.collect(c, entry{claim: s1, session: session(seq + 1), event: wanted(shard1, seq+1)})
+		}
+		if err := b.tryCommit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if again := b.claim(t, shard0).Session(); again != session(n) {
+			t.Errorf("the session stands at %+v", again)
+		}
+		if err := b.flush(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		var keys []event.Key
+		for _, e := range b.sink.delivered {
+			keys = append(keys, e.Key)
+		}
+		read, err := b.store.Events(t.Context(), keys)
+		if err != nil || len(read) != 2*int(n) {
+			t.Fatalf("%d of the %d delivered events are stored under their keys (%v)", len(read), len(keys), err)
+		}
+		for i := range read {
+			if read[i].ID != b.sink.delivered[i].ID {
+				t.Errorf("%v is stored as %v of shard %v", read[i].Key, read[i].Seq, read[i].Shard)
+			}
+		}
+	}
+}
+
+// The answer is still on its way: the next try waits for the outcome before it judges
+// anything by the cursors.
+func TestNextTryWaitsForTheOneUnderWay(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := b.claim(t, shard0)
+	c := newCommit()
+	b.collect(c, entry{claim: s, session: session(1), event: wanted(shard0, 1)})
+	underWay, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.batch.ID, c.batch.Owner = b.nextBatch(time.Now()), b.instance.ID()
+	c.batch.Events[0].Key.Batch = c.batch.ID
+	var earlier pgx.Batch
+	earlier.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2)`, c.batch.ID, c.batch.Owner)
+	queueEvents(&earlier, &c.batch)
+	queueCursors(&earlier, c.cursors)
+	// The shard is claimed again before the next try looks at the cursors, and after
+	// this one did.
+	earlier.Queue(`UPDATE shards SET epoch = epoch + 1`)
+	if err := underWay.SendBatch(t.Context(), &earlier).Close(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- b.flush(t.Context(), c) }()
+	for waiting := 0; waiting == 0; {
+		waiting = count(t, pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+	}
+	if err := underWay.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := b.sink.seqs(); !slices.Equal(got, []int64{1}) {
+		t.Errorf("delivered %v, want what is stored", got)
+	}
+}
+
+// A shard was claimed again while events of its earlier claim waited for a commit: they
+// come again from Discord, those of the new claim are stored.
+func TestTwoClaimsOfOneShardInOneCommit(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	before, after := b.claim(t, shard0), b.claim(t, shard0)
+	c := newCommit()
+	b.collect(c, entry{claim: before, session: session(2), event: wanted(shard0, 2)})
+	b.collect(c, entry{claim: after, session: session(1), event: wanted(shard0, 1)})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := b.flush(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.sink.seqs(); !slices.Equal(got, []int64{1}) {
+		t.Errorf("delivered %v", got)
+	}
+	if before.isLost() == after.isLost() {
+		t.Error("lost the wrong claim")
 	}
 }
 
@@ -347,19 +452,21 @@ func TestCommitThatSeemedToFailIsNotStoredTwice(t *testing.T) {
 		b := open(t, pool, join(t, pool, uuid.New()), Config{})
 		s := b.claim(t, shard0)
 		c := newCommit()
-		c.batch.ID = b.nextBatch(time.Now())
 		for seq := range n {
 			e := wanted(shard0, seq+1)
 			// Whether by INSERT or COPY, they read back the same.
 			e.Name, e.Data, e.GuildID = "WANTED", []byte("{\"a\":\"\xff\x00\"}"), 1<<63-1
 			b.collect(c, entry{claim: s, session: session(seq + 1), event: e})
-			c.batch.Events[seq].Key.Batch = c.batch.ID
 			c.batch.Events[seq].Name = "ODD\xff"
 		}
 		for range 2 {
-			if err := b.transact(t.Context(), c); err != nil {
+			if err := b.tryCommit(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
+		}
+		// The earlier try succeeds just before this one.
+		if err := b.transact(t.Context(), c); !errors.Is(err, errTaken) {
+			t.Errorf("%d events stored twice (%v)", n, err)
 		}
 		if got := count(t, pool, `SELECT count(*) FROM batches`); got != 1 {
 			t.Errorf("%d events: %d batches", n, got)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +18,9 @@ import (
 
 // commit collects the contents of one transaction.
 type commit struct {
-	batch   event.Batch
+	batch event.Batch
+	// from has, for each event of the batch, the claim that it was appended to.
+	from    []*Claim
 	cursors map[*Claim]event.Session
 	// urgent means that the commit must not wait for CursorDelay: it has a wanted
 	// event, a mark, or the beginning or end of a session.
@@ -54,6 +57,7 @@ func (j *Journal) collect(c *commit, e entry) {
 		Event: *e.event, Listeners: listeners,
 		Key: event.Key{Ordinal: int32(len(c.batch.Events))},
 	})
+	c.from = append(c.from, e.claim)
 }
 
 // flush runs a commit and dispatches its batch. It tries until it succeeds or ctx
@@ -138,13 +142,19 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	if len(stale.claims) > 0 {
 		return stale
 	}
+	if c.batch.ID != 0 {
+		// An earlier try may have succeeded, and only its answer was lost. Then all of
+		// it is stored, whatever has become of its shards since.
+		stored, err := j.owns(ctx, owner, c.batch.ID)
+		if err != nil || stored {
+			return err
+		}
+	}
 	if err := j.openClaims(ctx, c); err != nil {
 		return err
 	}
 	c.batch.Owner = owner
 	if c.batch.ID == 0 {
-		// All tries use one number: if a commit that seemed to fail went through,
-		// the next try finds its batch.
 		c.batch.ID = j.nextBatch(time.Now())
 		for i := range c.batch.Events {
 			c.batch.Events[i].Key.Batch = c.batch.ID
@@ -153,25 +163,24 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	return j.transact(ctx, c)
 }
 
+// owns reports whether a batch is stored as this instance's.
+func (j *Journal) owns(ctx context.Context, me, batch int64) (stored bool, err error) {
+	err = j.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM batches WHERE id = $1 AND owner = $2)`, batch, me).Scan(&stored)
+	if err != nil {
+		return false, fmt.Errorf("look for the batch of an earlier try: %w", err)
+	}
+	return stored, nil
+}
+
 // openClaims prepares for the first events of new claims. Events of a shard's
 // previous owner are older, even if that owner's clock was ahead of ours. So new
 // batches get higher numbers, and undelivered events of the previous owner are
 // delivered first.
 func (j *Journal) openClaims(ctx context.Context, c *commit) error {
-	unopened := make(map[event.Shard]*Claim)
-	for claim := range c.cursors {
+	opening := make(map[*Claim]bool)
+	for _, claim := range c.from {
 		if !claim.opened {
-			unopened[claim.shard] = claim
-		}
-	}
-	var opening []*Claim
-	for i := range c.batch.Events {
-		if len(unopened) == 0 {
-			break
-		}
-		if claim := unopened[c.batch.Events[i].Shard]; claim != nil {
-			opening = append(opening, claim)
-			delete(unopened, claim.shard)
+			opening[claim] = true
 		}
 	}
 	if len(opening) == 0 {
@@ -185,7 +194,7 @@ func (j *Journal) openClaims(ctx context.Context, c *commit) error {
 	if err := j.deliverer.Prepare(ctx); err != nil {
 		return err
 	}
-	for _, claim := range opening {
+	for claim := range opening {
 		claim.opened = true
 	}
 	return nil
@@ -208,23 +217,21 @@ func (e *fencedError) Error() string {
 }
 
 // drop takes lost shards out of the commit. Their new owner resumes from the
-// cursor in the database, and receives their events again.
+// cursor in the database, and receives their events again. The other events keep
+// their keys, under which an earlier try may have stored them.
 func (j *Journal) drop(ctx context.Context, c *commit, lost []*Claim) {
-	gone := make(map[event.Shard]bool, len(lost))
 	for _, claim := range lost {
 		claim.lose()
 		delete(c.cursors, claim)
-		gone[claim.shard] = true
 		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", claim.shard.String()))
 	}
-	kept := c.batch.Events[:0]
-	for i := range c.batch.Events {
-		if e := &c.batch.Events[i]; !gone[e.Shard] {
-			e.Key.Ordinal = int32(len(kept))
-			kept = append(kept, *e)
+	events, from := c.batch.Events[:0], c.from[:0]
+	for i, claim := range c.from {
+		if !slices.Contains(lost, claim) {
+			events, from = append(events, c.batch.Events[i]), append(from, claim)
 		}
 	}
-	c.batch.Events = kept
+	c.batch.Events, c.from = events, from
 }
 
 // transact runs the transaction.
@@ -235,55 +242,75 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	defer cancel()
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		var b pgx.Batch
+		// The batch first: if an earlier try is still under way, this waits for its
+		// outcome before it does anything else.
 		const addBatch = `INSERT INTO batches (id, owner) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`
 		switch n := len(c.batch.Events); {
 		case n >= minCopyEvents:
 			tag, err := tx.Exec(ctx, addBatch, c.batch.ID, c.batch.Owner)
-			if err == nil && tag.RowsAffected() > 0 { // otherwise an earlier try has stored them
+			if err == nil {
+				err = inserted(1)(tag)
+			}
+			if err == nil {
 				err = copyEvents(ctx, tx, &c.batch)
 			}
 			if err != nil {
 				return err
 			}
 		case n > 0:
-			b.Queue(addBatch, c.batch.ID, c.batch.Owner)
-			queueEvents(&b, &c.batch)
+			b.Queue(addBatch, c.batch.ID, c.batch.Owner).Exec(inserted(1))
+			queueEvents(&b, &c.batch).Exec(inserted(n))
 		}
 		// The cursors come last. Only their rows are ones that others wait for, and a
 		// process can be stopped anywhere: in the middle of a COPY, PostgreSQL would
 		// wait for it without a limit.
-		order, moved := queueCursors(&b, c.cursors)
+		claims, moved := queueCursors(&b, c.cursors)
 		if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 			return err
 		}
-		return unmoved(order, moved)
+		return unmoved(claims, moved)
 	})
 }
 
-// unmoved returns a *fencedError if not every cursor of a transaction moved, or nil.
-func unmoved(order []*Claim, moved map[event.Shard]bool) error {
-	if len(moved) == len(order) {
+// errTaken means that something is stored under a batch's number: by an earlier try
+// of the same commit that has just succeeded.
+var errTaken = errors.New("the number of the batch is taken")
+
+// inserted returns a check that a statement inserted n rows.
+func inserted(n int) func(pgconn.CommandTag) error {
+	return func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() != int64(n) {
+			return errTaken
+		}
 		return nil
 	}
+}
+
+// unmoved returns the error of a transaction in which not every cursor moved, or
+// nil.
+func unmoved(claims []*Claim, moved map[int]bool) error {
 	fenced := &fencedError{}
-	for _, claim := range order {
-		if !moved[claim.shard] {
+	for i, claim := range claims {
+		if !moved[i] {
 			fenced.claims = append(fenced.claims, claim)
 		}
+	}
+	if len(fenced.claims) == 0 {
+		return nil
 	}
 	return fenced
 }
 
 // queueCursors queues the statement that moves cursors, each only if its claim's
-// epoch is current. It returns the claims; moved has the shards whose cursors moved
-// once the statement is done.
-func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (order []*Claim, moved map[event.Shard]bool) {
-	order, moved = make([]*Claim, 0, len(cursors)), make(map[event.Shard]bool, len(cursors))
+// epoch is current. It returns the claims; once the statement is done, moved has the
+// indexes of those whose cursors moved.
+func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (claims []*Claim, moved map[int]bool) {
+	claims, moved = make([]*Claim, 0, len(cursors)), make(map[int]bool, len(cursors))
 	var apps, epochs, seqs, intents []int64
 	var ids, counts []int32
 	var sessions, urls []string
 	for claim, session := range cursors {
-		order = append(order, claim)
+		claims = append(claims, claim)
 		apps = append(apps, int64(claim.applicationID))
 		counts = append(counts, int32(claim.shard.Count))
 		ids = append(ids, int32(claim.shard.ID))
@@ -296,20 +323,20 @@ func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (order []*Clai
 	b.Queue(`UPDATE shards s
 		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents, updated_at = now()
 		FROM unnest($1::bigint[], $2::int[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[])
-			AS u (application_id, shard_count, shard_id, epoch, session_id, resume_url, seq, intents)
+			WITH ORDINALITY AS u (application_id, shard_count, shard_id, epoch, session_id, resume_url, seq, intents, n)
 		WHERE s.application_id = u.application_id AND s.shard_count = u.shard_count AND s.shard_id = u.shard_id
 			AND s.epoch = u.epoch
-		RETURNING s.shard_id, s.shard_count`,
+		RETURNING u.n`,
 		apps, counts, ids, epochs, sessions, urls, seqs, intents).
 		Query(func(rows pgx.Rows) error {
-			var s event.Shard
-			_, err := pgx.ForEachRow(rows, []any{&s.ID, &s.Count}, func() error {
-				moved[s] = true
+			var n int
+			_, err := pgx.ForEachRow(rows, []any{&n}, func() error {
+				moved[n-1] = true
 				return nil
 			})
 			return err
 		})
-	return order, moved
+	return claims, moved
 }
 
 func isNoPartition(err error) bool {
