@@ -17,7 +17,7 @@ import (
 // Key returns a key for an event that is stored without a batch. Its ordinal is
 // higher than any in a batch, because a batch may have the same number.
 func (s *Store) Key() event.Key {
-	return event.Key{Batch: s.At(time.Now()) | s.instance.ID()&(1<<batchShift-1), Ordinal: 1<<30 + rand.Int32N(1<<30)}
+	return event.Key{Batch: s.At(time.Now()) | s.instance.slot(), Ordinal: 1<<30 + rand.Int32N(1<<30)}
 }
 
 // Put queues the statements that store events under keys from Key; they skip events

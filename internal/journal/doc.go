@@ -29,12 +29,12 @@
 // # Batch numbers
 //
 // A batch's number is the time of its commit in microseconds, shifted left by 10
-// bits, plus the low 10 bits of the instance's number. So batch numbers grow with
-// time, and a partition of events, which holds a range of numbers, covers a range
-// of time. Two instances could use the same number only if their own numbers
-// differ by a multiple of 1024 and they commit in the same microsecond. An event's
-// key is its batch's number and its place in the batch. Events without a batch
-// (Store.Add) have places of 1<<30 and above.
+// bits, plus the instance's slot. So batch numbers grow with time, and a partition of
+// events, which holds a range of numbers, covers a range of time. No two rows of
+// instances have the same slot: an instance takes the smallest free one when it joins,
+// and it is free again when its estate is settled. An event's key is its batch's number
+// and its place in the batch. Events without a batch (Store.Add) have places of 1<<30
+// and above.
 //
 // # Leases, claims and epochs
 //

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -38,10 +39,19 @@ type Instance struct {
 	lease    atomic.Pointer[lease]
 }
 
+// member is an instance's row in the register.
+type member struct {
+	// id is the instance's number.
+	id int64
+	// slot tells the numbers of its batches from those of other instances: no other
+	// row has it.
+	slot int64
+}
+
 // register accesses the table of instances.
 type register interface {
-	// join adds an instance with a new lease and returns its number.
-	join(ctx context.Context) (int64, error)
+	// join adds an instance with a new lease.
+	join(ctx context.Context) (member, error)
 	// renew renews an instance's lease. The instance is not alive if it has an heir;
 	// otherwise now is the time by the database's clock.
 	renew(ctx context.Context, id int64) (alive bool, now time.Time, err error)
@@ -68,17 +78,20 @@ func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Dura
 func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	i := &Instance{register: r, ttl: ttl, log: log}
 	sent := time.Now()
-	id, err := r.join(ctx)
+	m, err := r.join(ctx)
 	if err != nil {
 		return nil, err
 	}
-	i.lease.Store(newLease(id, sent, ttl))
+	i.lease.Store(newLease(m, sent, ttl))
 	return i, nil
 }
 
 // ID returns the number by which rows name this instance as their owner. The
 // number changes to a higher one after another instance has become the heir.
 func (i *Instance) ID() int64 { return i.lease.Load().id }
+
+// slot returns the instance's slot, which is the low bits of the numbers of its batches.
+func (i *Instance) slot() int64 { return i.lease.Load().slot }
 
 // Hold waits until the lease is valid, and returns the instance's number. Work
 // under this number need not check the lease again: once there is an heir, the
@@ -132,13 +145,13 @@ func (i *Instance) beat(ctx context.Context) error {
 		after = before.renewed(sent, time.Now(), now, i.ttl)
 	default:
 		sent = time.Now()
-		id, err := i.register.join(ctx)
+		m, err := i.register.join(ctx)
 		if err != nil {
 			return err
 		}
 		i.log.LogAttrs(ctx, slog.LevelWarn, "the lease of this instance ran out and another instance took over; continuing under a new number",
-			slog.Int64("was", before.id), slog.Int64("is", id))
-		after = newLease(id, sent, i.ttl)
+			slog.Int64("was", before.id), slog.Int64("is", m.id))
+		after = newLease(m, sent, i.ttl)
 	}
 	i.lease.Store(after)
 	close(before.replaced)
@@ -156,21 +169,40 @@ type instances struct {
 	ttl      time.Duration
 }
 
-func (r *instances) join(ctx context.Context) (id int64, err error) {
+// slots is how many rows the table can have.
+const slots = 1 << batchShift
+
+func (r *instances) join(ctx context.Context) (member, error) {
+	for {
+		m, err := r.tryJoin(ctx)
+		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.ConstraintName == "instances_slot_key" {
+			continue // another instance was faster; now the slot is seen to be taken
+		}
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = fmt.Errorf("%d instances are registered, and there can't be more: stop some, or wait until those that died are taken over", slots)
+		}
+		if err != nil {
+			return member{}, fmt.Errorf("register this instance: %w", err)
+		}
+		return m, nil
+	}
+}
+
+func (r *instances) tryJoin(ctx context.Context) (m member, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		// The earlier process of this name is dead. Its row stays until an heir
-		// has dealt with all rows that name it as their owner.
+		// has dealt with everything that names it.
 		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until, application_name)
-			VALUES ($1, $2, now() + $3, current_setting('application_name')) RETURNING id`,
-			r.name, r.hostname, r.ttl).Scan(&id)
+		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until, application_name, slot)
+			SELECT $1, $2, now() + $3, current_setting('application_name'), min(slot)
+			FROM generate_series(0, $4::int - 1) AS slot WHERE NOT EXISTS (SELECT FROM instances i WHERE i.slot = slot.slot)
+			HAVING min(slot) IS NOT NULL
+			RETURNING id, slot`,
+			r.name, r.hostname, r.ttl, slots).Scan(&m.id, &m.slot)
 	})
-	if err != nil {
-		return 0, fmt.Errorf("register this instance: %w", err)
-	}
-	return id, nil
+	return m, err
 }
 
 func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {

@@ -24,12 +24,12 @@ type ledger struct {
 	tries int
 }
 
-func (l *ledger) join(context.Context) (int64, error) {
+func (l *ledger) join(context.Context) (member, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.last++
 	l.until[l.last] = time.Now().Add(testTTL)
-	return l.last, nil
+	return member{id: l.last}, nil
 }
 
 func (l *ledger) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
@@ -260,7 +260,7 @@ func TestWhoJudges(t *testing.T) {
 		"failed, then ran out":               {"rrfflr", false},
 		"on and off":                         {"rfrfrrfrr", false},
 	} {
-		l, at := newLease(1, start, testTTL), time.Duration(0)
+		l, at := newLease(member{id: 1}, start, testTTL), time.Duration(0)
 		for _, step := range c.steps {
 			at += 2 * time.Second
 			sent := start.Add(at)
@@ -289,7 +289,7 @@ func TestWhoJudges(t *testing.T) {
 func TestLeaseUsesBothClocks(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	l := newLease(1, now, testTTL)
+	l := newLease(member{id: 1}, now, testTTL)
 	for name, c := range map[string]struct {
 		at    time.Time
 		valid bool

@@ -425,6 +425,54 @@ func TestTwoClaimsOfOneShardInOneCommit(t *testing.T) {
 	}
 }
 
+// Something is stored under a batch's number, and it is not of this commit: the batch
+// gets another number, and what is there stays as it is.
+func TestBatchWhoseNumberIsTakenGetsAnother(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int64{1, minCopyEvents} {
+		for _, settled := range []bool{false, true} {
+			pool := postgrestest.New(t)
+			b := open(t, pool, join(t, pool, uuid.New()), Config{})
+			s := b.claim(t, shard0)
+			first := newCommit()
+			b.collect(first, entry{claim: s, session: session(1), event: wanted(shard0, 1)})
+			if err := b.commit(t.Context(), first); err != nil {
+				t.Fatal(err)
+			}
+			id := first.batch.ID
+			query := `UPDATE batches SET owner = -1`
+			if settled {
+				query = `DELETE FROM batches`
+			}
+			if _, err := pool.Exec(t.Context(), query); err != nil {
+				t.Fatal(err)
+			}
+			c := newCommit()
+			for seq := range n {
+				b.collect(c, entry{claim: s, session: session(seq + 2), event: wanted(shard0, seq+2)})
+			}
+			c.batch.ID = id
+			for i := range c.batch.Events {
+				c.batch.Events[i].Key.Batch = id
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := b.flush(ctx, c); err != nil {
+				t.Fatalf("%d events, settled %v: %v", n, settled, err)
+			}
+			if c.batch.ID == id || count(t, pool, `SELECT count(*) FROM events WHERE batch_id = $1`, c.batch.ID) != int(n) ||
+				count(t, pool, `SELECT count(*) FROM events WHERE batch_id = $1`, id) != 1 {
+				t.Errorf("%d events, settled %v: stored as %d, after %d", n, settled, c.batch.ID, id)
+			}
+			for _, e := range b.sink.delivered {
+				if e.Key.Batch != c.batch.ID {
+					t.Errorf("delivered as %v", e.Key)
+				}
+			}
+		}
+	}
+}
+
 func TestCursorOfUnwantedEventsIsStoredAfterADelay(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -594,7 +642,7 @@ func TestQueueIsBounded(t *testing.T) {
 func TestNextBatchGrows(t *testing.T) {
 	t.Parallel()
 	j := &Journal{instance: &Instance{}}
-	j.instance.lease.Store(newLease(3, time.Now(), time.Hour))
+	j.instance.lease.Store(newLease(member{id: 1027, slot: 3}, time.Now(), time.Hour))
 	now := time.Now()
 	last := int64(0)
 	for i, at := range []time.Time{now, now, now.Add(-time.Hour), now.Add(time.Second)} {

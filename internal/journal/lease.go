@@ -5,8 +5,7 @@ import "time"
 // lease is an instance's view of its own lease. It is immutable: every renewal
 // makes a new one.
 type lease struct {
-	// id is the instance's number.
-	id int64
+	member
 	// until is when the lease runs out. It is counted from before the renewal was
 	// sent, so a lease that is valid here is also valid in the database.
 	until time.Time
@@ -29,7 +28,7 @@ func (l *lease) valid(now time.Time) bool {
 // renewed returns the lease after a renewal that was sent and answered at these
 // times, and made at another by the database's clock.
 func (l *lease) renewed(sent, answered, at time.Time, ttl time.Duration) *lease {
-	next := newLease(l.id, sent, ttl)
+	next := newLease(l.member, sent, ttl)
 	if next.renewedAt = at; l.valid(answered) {
 		next.inTime = l.inTime + 1
 	}
@@ -56,7 +55,7 @@ func (l *lease) judgesUntil(ttl time.Duration) time.Time {
 	return l.renewedAt.Add(ttl / 2)
 }
 
-func newLease(id int64, sent time.Time, ttl time.Duration) *lease {
+func newLease(m member, sent time.Time, ttl time.Duration) *lease {
 	until := sent.Add(ttl)
-	return &lease{id: id, until: until, wall: until.Round(0), replaced: make(chan struct{})}
+	return &lease{member: m, until: until, wall: until.Round(0), replaced: make(chan struct{})}
 }

@@ -3,7 +3,9 @@ package journal
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -319,7 +321,7 @@ func TestBatchesFollowThoseOfTheEarlierOwner(t *testing.T) {
 		t.Errorf("prepared %d times for a claim, want once", prepared)
 	}
 	for _, e := range b.sink.delivered {
-		if e.Key.Batch&(1<<batchShift-1) != b.instance.ID() {
+		if e.Key.Batch&(slots-1) != b.instance.slot() {
 			t.Errorf("batch %d has the low bits of another instance", e.Key.Batch)
 		}
 	}
@@ -542,4 +544,63 @@ func TestDeadNumberClaimsNothing(t *testing.T) {
 	}
 	noOrphans(t, pool)
 	b.claim(t, shard0)
+}
+
+// No two instances have the same slot, however far apart their numbers are, and so their
+// batches never have the same number. The slot of an instance is free once its estate is
+// settled.
+func TestSlots(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	const n = 20
+	instances := make([]*Instance, n)
+	var all sync.WaitGroup
+	for k := range instances {
+		all.Go(func() {
+			if _, err := pool.Exec(t.Context(), `SELECT setval(pg_get_serial_sequence('instances', 'id'), nextval(pg_get_serial_sequence('instances', 'id')) + 1023)`); err != nil {
+				t.Error(err)
+			}
+			i, err := Join(t.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Error(err)
+			}
+			instances[k] = i
+		})
+	}
+	all.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	numbers, keys := make(map[int64]bool), make(map[int64]bool)
+	now := time.Now()
+	for _, i := range instances {
+		numbers[(&Journal{instance: i}).nextBatch(now)] = true
+		keys[(&Store{instance: i}).Key().Batch&(slots-1)] = true
+		if i.slot() >= n {
+			t.Errorf("slot %d, though smaller ones are free", i.slot())
+		}
+	}
+	if len(numbers) != n || len(keys) != n {
+		t.Errorf("%d instances have %d numbers for a batch, and %d for a key", n, len(numbers), len(keys))
+	}
+	if err := instances[7].Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := openHeir(t, pool)
+	if b.instance.slot() != n {
+		t.Errorf("slot %d while the one that left has a row", b.instance.slot())
+	}
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if i := join(t, pool, uuid.New()); i.slot() != instances[7].slot() {
+		t.Errorf("slot %d, want %d, which is free", i.slot(), instances[7].slot())
+	}
+	if _, err := pool.Exec(t.Context(), `INSERT INTO instances (name, hostname, lease_until, slot)
+		SELECT gen_random_uuid(), '', now(), s FROM generate_series(0, 1023) AS s ON CONFLICT (slot) DO NOTHING`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "1024 instances are registered") {
+		t.Errorf("joined a full table: %v", err)
+	}
 }

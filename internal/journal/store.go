@@ -35,7 +35,7 @@ func OpenStore(ctx context.Context, pool *pgxpool.Pool, instance *Instance, rete
 }
 
 // batchShift is the number of low bits of a batch's number that hold the
-// instance's number. The bits above them hold the time of the commit in
+// instance's slot. The bits above them hold the time of the commit in
 // microseconds (see the package comment).
 const batchShift = 10
 

@@ -26,6 +26,8 @@ type commit struct {
 	// event, a mark, or the beginning or end of a session.
 	urgent bool
 	marks  []chan error
+	// taken means that the batch's number was found to be taken.
+	taken bool
 }
 
 func newCommit() *commit { return &commit{cursors: make(map[*Claim]event.Session)} }
@@ -103,6 +105,8 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 			return nil
 		case errors.As(err, &fenced):
 			j.drop(ctx, c, fenced.claims)
+		case errors.Is(err, errTaken):
+			c.taken = true
 		case isNoPartition(err):
 			err = errors.Join(err, j.store.parts.Ensure(ctx, j.store.Committed(c.batch.ID)))
 		}
@@ -148,6 +152,9 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 		stored, err := j.owns(ctx, owner, c.batch.ID)
 		if err != nil || stored {
 			return err
+		}
+		if c.taken {
+			c.batch.ID, c.taken = 0, false // by another instance
 		}
 	}
 	if err := j.openClaims(ctx, c); err != nil {
@@ -204,7 +211,7 @@ func (j *Journal) openClaims(ctx context.Context, c *commit) error {
 func (j *Journal) nextBatch(now time.Time) int64 {
 	// The clock may have stood still or jumped back.
 	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
-	id := micros<<batchShift | j.instance.ID()&(1<<batchShift-1)
+	id := micros<<batchShift | j.instance.slot()
 	j.lastBatch = id
 	return id
 }
@@ -254,6 +261,9 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 			if err == nil {
 				err = copyEvents(ctx, tx, &c.batch)
 			}
+			if isCode(err, "23505") { // unique_violation
+				err = errors.Join(errTaken, err)
+			}
 			if err != nil {
 				return err
 			}
@@ -273,7 +283,7 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 }
 
 // errTaken means that something is stored under a batch's number: by an earlier try
-// of the same commit that has just succeeded.
+// of the same commit that has just succeeded, or by another instance.
 var errTaken = errors.New("the number of the batch is taken")
 
 // inserted returns a check that a statement inserted n rows.
@@ -339,7 +349,10 @@ func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (claims []*Cla
 	return claims, moved
 }
 
-func isNoPartition(err error) bool {
+// isNoPartition reports whether there is no partition for a row (check_violation).
+func isNoPartition(err error) bool { return isCode(err, "23514") }
+
+func isCode(err error, code string) bool {
 	pgErr := (*pgconn.PgError)(nil)
-	return errors.As(err, &pgErr) && pgErr.Code == "23514"
+	return errors.As(err, &pgErr) && pgErr.Code == code
 }
