@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/gatehook/gatehook/internal/filelock"
+	"github.com/gatehook/gatehook/internal/journal"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -58,6 +59,28 @@ func openDataDir(path string) (*dataDir, error) {
 		return d, fmt.Errorf("write %s: %w", f.Name(), err)
 	}
 	return d, nil
+}
+
+// home is what the other instances know of the directory.
+func (d *dataDir) home() journal.Home {
+	h := journal.Home{Name: d.name}
+	if d.lock != nil {
+		h.Directory = d.path
+		if abs, err := filepath.Abs(d.path); err == nil {
+			h.Directory = abs
+		}
+	}
+	return h
+}
+
+// refused says what to do about a directory whose copy another live server uses.
+func (d *dataDir) refused(err error) error {
+	var other *journal.NamesakeError
+	if !errors.As(err, &other) {
+		return err
+	}
+	return fmt.Errorf("the data directory %s has the identity of a live server on the host %s, whose data directory is %s: "+
+		"one of them is a copy; delete the file %q in the copy, and start its server again", d.home().Directory, other.Host, other.Directory, instanceFile)
 }
 
 func (d *dataDir) close() error {

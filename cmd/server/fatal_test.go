@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -62,6 +64,32 @@ func TestAddressInUseIsReported(t *testing.T) {
 		"GATEHOOK_ADDR", discord.GatewayURL()[len("ws://"):], "GATEHOOK_DATA_DIR", t.TempDir()), &stdout, &stderr)
 	if err == nil || !strings.Contains(err.Error(), "GATEHOOK_ADDR") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestCopiedDataDirectoryIsRefused checks that a server whose data directory is a copy of
+// a live server's does not start, and that one line says what to do.
+func TestCopiedDataDirectoryIsRefused(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	url, original, clone := postgrestest.URL(t), t.TempDir(), t.TempDir()
+	p := newProcess(t, discord, "DATABASE_URL="+url, "GATEHOOK_DATA_DIR="+original)
+	p.start()
+	id, err := os.ReadFile(filepath.Join(original, instanceFile))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(clone, instanceFile), id, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr output
+	err = run(t.Context(), nil, env("DISCORD_TOKEN", discord.Token(), "DISCORD_API_URL", discord.APIURL(), "DATABASE_URL", url,
+		"GATEHOOK_ADDR", "127.0.0.1:0", "GATEHOOK_API_KEY", testKey, "GATEHOOK_DATA_DIR", clone), &stdout, &stderr)
+	if err == nil || !strings.Contains(err.Error(), original) || !strings.Contains(err.Error(), clone) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v; log: %s", err, &stderr)
+	}
+	if out := p.output(); strings.Contains(out, "heartbeat failed") || strings.Contains(out, "under a new number") {
+		t.Errorf("the live server was harmed:\n%s", p.lastLines(20))
 	}
 }
 

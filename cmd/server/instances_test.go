@@ -154,7 +154,7 @@ func startNode(t *testing.T, pool *pgxpool.Pool, name string, ttl time.Duration,
 	n := &node{name: name, pool: pool}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	if n.instance, err = journal.Join(ctx, pool, uuid.New(), ttl, log); err != nil {
+	if n.instance, err = journal.Join(ctx, pool, journal.Home{Name: uuid.New()}, ttl, log); err != nil {
 		t.Fatal(err)
 	}
 	store, err := journal.OpenStore(ctx, pool, n.instance, 0, log)

@@ -243,7 +243,7 @@ func TestServerFrozenInACommit(t *testing.T) {
 	t.Logf("all shards resumed by the other servers %v after the freeze", time.Since(before).Round(time.Millisecond))
 	w.flow(int(30 * time.Second / (5 * time.Millisecond)))
 	for _, p := range []*process{w.b, c} {
-		if out := p.output(); strings.Contains(out, "heartbeat failed") || strings.Contains(out, "starting afresh") {
+		if out := p.output(); strings.Contains(out, "heartbeat failed") || strings.Contains(out, "under a new number") {
 			t.Errorf("%s was harmed", p.name)
 		}
 	}

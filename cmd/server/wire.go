@@ -51,8 +51,8 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool 
 	postgres.RegisterMetrics(s.registry, pool)
 	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
 	var err error
-	if s.instance, err = journal.Join(ctx, pool, dir.name, 0, part("instance")); err != nil {
-		return nil, err
+	if s.instance, err = journal.Join(ctx, pool, dir.home(), 0, part("instance")); err != nil {
+		return nil, dir.refused(err)
 	}
 	known, err := journal.KnownApplication(ctx, pool)
 	if err != nil {

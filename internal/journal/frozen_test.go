@@ -78,7 +78,7 @@ func freeze(t *testing.T, pool *pgxpool.Pool, s event.Shard) (thaw func()) {
 // live joins an instance that sends heartbeats until the test ends.
 func live(t *testing.T, pool *pgxpool.Pool, ttl time.Duration) *bundle {
 	t.Helper()
-	i, err := Join(t.Context(), pool, uuid.New(), ttl, slog.New(slog.DiscardHandler))
+	i, err := Join(t.Context(), pool, Home{Name: uuid.New()}, ttl, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

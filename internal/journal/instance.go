@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -50,8 +51,10 @@ type member struct {
 
 // register accesses the table of instances.
 type register interface {
-	// join adds an instance with a new lease.
-	join(ctx context.Context) (member, error)
+	// join adds an instance with a new lease. The error is a NamesakeError if another
+	// process has the name and a lease. starting means that this process had no number
+	// before, so an earlier process of the same directory is dead.
+	join(ctx context.Context, starting bool) (member, error)
 	// renew renews an instance's lease. The instance is not alive if it has an heir;
 	// otherwise now is the time by the database's clock.
 	renew(ctx context.Context, id int64) (alive bool, now time.Time, err error)
@@ -59,31 +62,76 @@ type register interface {
 	leave(ctx context.Context, id int64) error
 }
 
-// Join registers this process. The caller guarantees that no other live process
-// has this name. So everything that an earlier process of this name owned is free
-// at once, and nobody waits for that process's lease to run out. A new name
-// (uuid.New) is always safe. ttl is how long the lease lasts without a renewal; 0
-// means 8 s.
-func Join(ctx context.Context, pool *pgxpool.Pool, name uuid.UUID, ttl time.Duration, log *slog.Logger) (*Instance, error) {
+// Home is where an instance keeps its name.
+type Home struct {
+	// Name tells a restart from a second instance: whatever an earlier process of that
+	// name owned is free at once. A name made for this process alone (uuid.New) is
+	// always right.
+	Name uuid.UUID
+	// Directory has the name, under a lock that one process of a machine at a time can
+	// have. Empty if the name was made for this process alone.
+	Directory string
+}
+
+// NamesakeError means that another live server has the same name: one of the two
+// directories is a copy of the other.
+type NamesakeError struct {
+	// Host and Directory are where the other server runs, and has its name.
+	Host, Directory string
+
+	id    int64
+	until time.Time // its lease
+}
+
+func (e *NamesakeError) Error() string {
+	return fmt.Sprintf("a live server on the host %s, with the data directory %s, has the name of this one", e.Host, e.Directory)
+}
+
+// Join registers this process. An earlier process of the same machine and directory is
+// dead: this one has its lock. If another one with this name has a lease, Join waits until
+// the lease runs out, or returns a NamesakeError when it is renewed.
+// ttl is how long the lease lasts without a renewal; 0 means 8 s.
+func Join(ctx context.Context, pool *pgxpool.Pool, home Home, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	if ttl == 0 {
 		ttl = defaultLease
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
+	r := &instances{pool: pool, home: home, ttl: ttl, hostname: "unknown"}
+	if host, err := os.Hostname(); err == nil {
+		r.hostname = host
 	}
-	return joinRegister(ctx, &instances{pool: pool, name: name, hostname: host, ttl: ttl}, ttl, log)
+	// Linux has a new one after each boot, so it tells machines apart, and their copies.
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		r.bootID = strings.TrimSpace(string(id))
+	}
+	return joinRegister(ctx, r, ttl, log)
 }
 
 func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.Logger) (*Instance, error) {
 	i := &Instance{register: r, ttl: ttl, log: log}
-	sent := time.Now()
-	m, err := r.join(ctx)
-	if err != nil {
-		return nil, err
+	var namesake *NamesakeError
+	for {
+		sent, before := time.Now(), namesake
+		m, err := r.join(ctx, true)
+		switch {
+		case err == nil:
+			i.lease.Store(newLease(m, sent, ttl))
+			return i, nil
+		case !errors.As(err, &namesake):
+			return nil, err
+		case before == nil:
+			log.LogAttrs(ctx, slog.LevelInfo, "waiting for the lease of an earlier process to run out",
+				slog.String("host", namesake.Host), slog.Time("until", namesake.until))
+		case namesake.id != before.id || namesake.until.After(before.until):
+			return nil, err
+		}
+		again := time.NewTimer(ttl / 8)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return nil, context.Cause(ctx)
+		}
 	}
-	i.lease.Store(newLease(m, sent, ttl))
-	return i, nil
 }
 
 // ID returns the number by which rows name this instance as their owner. The
@@ -145,7 +193,7 @@ func (i *Instance) beat(ctx context.Context) error {
 		after = before.renewed(sent, time.Now(), now, i.ttl)
 	default:
 		sent = time.Now()
-		m, err := i.register.join(ctx)
+		m, err := i.register.join(ctx, false)
 		if err != nil {
 			return err
 		}
@@ -164,17 +212,18 @@ func (i *Instance) Leave(ctx context.Context) error { return i.register.leave(ct
 // instances is the register in the database, for an instance of this name.
 type instances struct {
 	pool     *pgxpool.Pool
-	name     uuid.UUID
+	home     Home
 	hostname string
+	bootID   string
 	ttl      time.Duration
 }
 
 // slots is how many rows the table can have.
 const slots = 1 << batchShift
 
-func (r *instances) join(ctx context.Context) (member, error) {
+func (r *instances) join(ctx context.Context, starting bool) (member, error) {
 	for {
-		m, err := r.tryJoin(ctx)
+		m, err := r.tryJoin(ctx, starting)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.ConstraintName == "instances_slot_key" {
 			continue // another instance was faster; now the slot is seen to be taken
 		}
@@ -188,26 +237,37 @@ func (r *instances) join(ctx context.Context) (member, error) {
 	}
 }
 
-func (r *instances) tryJoin(ctx context.Context) (m member, err error) {
+func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		// The earlier process of this name is dead. Its row stays until an heir
-		// has dealt with everything that names it.
-		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.name); err != nil {
+		var e NamesakeError
+		err := tx.QueryRow(ctx, `SELECT id, hostname, directory, lease_until FROM instances
+			WHERE name = $1 AND heir IS NULL AND lease_until > now()
+				AND NOT ($2 AND (hostname, boot_id, directory) = ($3, $4, $5))`,
+			r.home.Name, starting, r.hostname, r.bootID, r.home.Directory).Scan(&e.id, &e.Host, &e.Directory, &e.until)
+		if err == nil {
+			return &e
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, lease_until, application_name, slot)
-			SELECT $1, $2, now() + $3, current_setting('application_name'), min(slot)
-			FROM generate_series(0, $4::int - 1) AS slot WHERE NOT EXISTS (SELECT FROM instances i WHERE i.slot = slot.slot)
+		// The earlier process of this name is dead. Its row stays until an heir
+		// has dealt with everything that names it.
+		if _, err := tx.Exec(ctx, `UPDATE instances SET name = gen_random_uuid(), lease_until = 'epoch' WHERE name = $1`, r.home.Name); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `INSERT INTO instances (name, hostname, boot_id, directory, lease_until, application_name, slot)
+			SELECT $1, $2, $3, $4, now() + $5, current_setting('application_name'), min(slot)
+			FROM generate_series(0, $6::int - 1) AS slot WHERE NOT EXISTS (SELECT FROM instances i WHERE i.slot = slot.slot)
 			HAVING min(slot) IS NOT NULL
 			RETURNING id, slot`,
-			r.name, r.hostname, r.ttl, slots).Scan(&m.id, &m.slot)
+			r.home.Name, r.hostname, r.bootID, r.home.Directory, r.ttl, slots).Scan(&m.id, &m.slot)
 	})
 	return m, err
 }
 
 func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
-	err = r.pool.QueryRow(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND heir IS NULL
-		RETURNING clock_timestamp()`, id, r.ttl).Scan(&now)
+	err = r.pool.QueryRow(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND name = $3 AND heir IS NULL
+		RETURNING clock_timestamp()`, id, r.ttl, r.home.Name).Scan(&now)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, now, nil

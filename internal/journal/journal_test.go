@@ -96,7 +96,7 @@ type bundle struct {
 
 func join(t *testing.T, pool *pgxpool.Pool, name uuid.UUID) *Instance {
 	t.Helper()
-	i, err := Join(t.Context(), pool, name, 0, slog.New(slog.DiscardHandler))
+	i, err := Join(t.Context(), pool, Home{Name: name}, 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -671,7 +671,7 @@ func BenchmarkJournal(b *testing.B) {
 	for _, size := range []int{300, 1000, 16000} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
 			pool := postgrestest.New(b)
-			i, err := Join(b.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler))
+			i, err := Join(b.Context(), pool, Home{Name: uuid.New()}, 0, slog.New(slog.DiscardHandler))
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -560,7 +560,7 @@ func TestSlots(t *testing.T) {
 			if _, err := pool.Exec(t.Context(), `SELECT setval(pg_get_serial_sequence('instances', 'id'), nextval(pg_get_serial_sequence('instances', 'id')) + 1023)`); err != nil {
 				t.Error(err)
 			}
-			i, err := Join(t.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler))
+			i, err := Join(t.Context(), pool, Home{Name: uuid.New()}, 0, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Error(err)
 			}
@@ -600,7 +600,77 @@ func TestSlots(t *testing.T) {
 		SELECT gen_random_uuid(), '', now(), s FROM generate_series(0, 1023) AS s ON CONFLICT (slot) DO NOTHING`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Join(t.Context(), pool, uuid.New(), 0, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "1024 instances are registered") {
+	if _, err := Join(t.Context(), pool, Home{Name: uuid.New()}, 0, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "1024 instances are registered") {
 		t.Errorf("joined a full table: %v", err)
+	}
+}
+
+// homed joins an instance whose name is in a directory.
+func homed(t *testing.T, pool *pgxpool.Pool, name uuid.UUID, directory string, ttl time.Duration) (*Instance, error) {
+	t.Helper()
+	return Join(t.Context(), pool, Home{Name: name, Directory: directory}, ttl, slog.New(slog.DiscardHandler))
+}
+
+// A data directory was copied while its server runs: the copy is refused, and the server
+// is not harmed.
+func TestLiveNamesakeIsRefused(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	name := uuid.New()
+	a, err := homed(t, pool, name, "/original", 4*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := a.ID()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	_, err = homed(t, pool, name, "/copy", 10*time.Second)
+	var other *NamesakeError
+	if !errors.As(err, &other) || other.Directory != "/original" || other.Host == "" || strings.Contains(err.Error(), "\n") {
+		t.Errorf("joined beside it: %v", err)
+	}
+	if a.ID() != was || !isValid(t.Context(), a) {
+		t.Errorf("the live one goes on as %d after %d", a.ID(), was)
+	}
+}
+
+// A container that crashed is made again, on another host: it waits for the lease of the
+// earlier one. On the same machine, the directory's lock says at once that that is dead.
+func TestDeadNamesakeIsWaitedOut(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	name := uuid.New()
+	was, err := homed(t, pool, name, "/data", 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET hostname = 'earlier'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := homed(t, pool, name, "/data", 2*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM instances WHERE id = $1 AND lease_until = 'epoch'`, was.ID()); n != 1 {
+		t.Error("the earlier one is not free")
+	}
+	lease, err := homed(t, pool, name, "/data", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := homed(t, pool, name, "/data", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	// The earlier one of that directory was not dead after all. It must not bury its
+	// successor in turn.
+	var other *NamesakeError
+	if err := lease.beat(t.Context()); !errors.As(err, &other) {
+		t.Errorf("it renews its lease: %v", err)
 	}
 }
