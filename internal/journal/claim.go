@@ -26,16 +26,17 @@ type Claim struct {
 	session       event.Session // at the claim
 	stage         event.Stage   // at the claim
 	lost          chan struct{}
-	opened        bool // openClaims has prepared for its events; used by the writer only
+
+	// These are used by the writer only.
+	opened bool          // openClaims has prepared for its events
+	last   event.Session // what the last commit stored, or what the claim found
 
 	mu sync.Mutex // guards the fields below
 	// appended is the ID of the session that was appended to last. stored is that
 	// session's highest committed sequence number.
 	appended string
 	stored   int64
-	// begun is the ID of the session that was committed to last.
-	begun string
-	gone  bool // lost is closed
+	gone     bool // lost is closed
 }
 
 // Claim claims those of an application's shards that are free and have not ended,
@@ -67,7 +68,7 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 			c := &Claim{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
 			err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage,
 				&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents)
-			c.appended, c.begun, c.stored = c.session.ID, c.session.ID, c.session.Seq
+			c.appended, c.stored, c.last = c.session.ID, c.session.Seq, c.session
 			return c, err
 		})
 		return err
@@ -209,19 +210,12 @@ func (c *Claim) update(ctx context.Context, verb, set string, args ...any) error
 
 // committed records that a session is committed up to its sequence number.
 func (c *Claim) committed(session event.Session) {
+	c.last = session
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.begun = session.ID
 	if c.appended == session.ID {
 		c.stored = session.Seq
 	}
-}
-
-// hasBegun reports whether the last commit was for this session.
-func (c *Claim) hasBegun(sessionID string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.begun == sessionID
 }
 
 func (c *Claim) lose() {

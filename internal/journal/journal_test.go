@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
@@ -379,7 +380,7 @@ func TestNextTryWaitsForTheOneUnderWay(t *testing.T) {
 	var earlier pgx.Batch
 	earlier.Queue(`INSERT INTO batches (id, owner) VALUES ($1, $2)`, c.batch.ID, c.batch.Owner)
 	queueEvents(&earlier, &c.batch)
-	queueCursors(&earlier, c.cursors)
+	earlier.Queue(moveCursors, cursorArgs(c, []*Claim{s})...)
 	// The shard is claimed again before the next try looks at the cursors, and after
 	// this one did.
 	earlier.Queue(`UPDATE shards SET epoch = epoch + 1`)
@@ -469,6 +470,85 @@ func TestBatchWhoseNumberIsTakenGetsAnother(t *testing.T) {
 					t.Errorf("delivered as %v", e.Key)
 				}
 			}
+		}
+	}
+}
+
+// A standby that lacks the last commits has become the primary: the shard goes on from
+// what it has, and not past what was lost.
+func TestDatabaseThatWentBackIsNoticed(t *testing.T) {
+	t.Parallel()
+	shard1 := event.Shard{ID: 1, Count: 2}
+	for name, lose := range map[string]string{
+		"commits of the session":     `UPDATE shards SET seq = 1 WHERE shard_id = 0`,
+		"the beginning of a session": `UPDATE shards SET session_id = 'earlier', seq = 2 WHERE shard_id = 0`,
+		"the first commit":           `UPDATE shards SET session_id = '', seq = 0 WHERE shard_id = 0`,
+	} {
+		pool := postgrestest.New(t)
+		b := open(t, pool, join(t, pool, uuid.New()), Config{})
+		s0, s1 := b.claim(t, shard0), b.claim(t, shard1)
+		unsettled(t, b, s0, 2)
+		unsettled(t, b, s1, 2)
+		if _, err := pool.Exec(t.Context(), lose); err != nil {
+			t.Fatal(err)
+		}
+		c := newCommit()
+		b.collect(c, entry{claim: s0, session: session(3), event: wanted(shard0, 3)})
+		b.collect(c, entry{claim: s1, session: session(3), event: wanted(shard1, 3)})
+		if err := b.flush(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.sink.delivered) != 1 || b.sink.delivered[0].Shard != shard1 || !s0.isLost() || s1.isLost() {
+			t.Errorf("%s: delivered %+v", name, b.sink.delivered)
+		}
+		if n := testutil.ToFloat64(b.metrics.reverted); n != 1 {
+			t.Errorf("%s: %v reverted cursors, want 1", name, n)
+		}
+		found := event.Session{}
+		if err := pool.QueryRow(t.Context(), `SELECT session_id, seq FROM shards WHERE shard_id = 0`).Scan(&found.ID, &found.Seq); err != nil {
+			t.Fatal(err)
+		}
+		again := b.claim(t, shard0).Session()
+		if again.ID != found.ID || again.Seq != found.Seq || again.Seq == 3 {
+			t.Errorf("%s: goes on at %+v, the database has %+v", name, again, found)
+		}
+	}
+}
+
+// With the database, the epochs go back too: another instance has claimed the shard under
+// the same epoch.
+func TestEpochOfAnotherOwnerMovesNoCursor(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := b.claim(t, shard0)
+	if _, err := pool.Exec(t.Context(), `UPDATE shards SET owner = owner + 1`); err != nil {
+		t.Fatal(err)
+	}
+	c := newCommit()
+	b.collect(c, entry{claim: s, session: session(1), event: wanted(shard0, 1)})
+	if err := b.flush(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT count(*) FROM events`) + len(b.sink.delivered); n != 0 || !s.isLost() {
+		t.Errorf("stored %d events of another's shard", n)
+	}
+	if n := testutil.ToFloat64(b.metrics.reverted); n != 0 {
+		t.Errorf("%v reverted cursors", n)
+	}
+}
+
+// A commit of cursors alone may be tried again after its answer was lost.
+func TestCursorThatIsThereAlreadyIsMoved(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := b.claim(t, shard0)
+	c := newCommit()
+	b.collect(c, entry{claim: s, session: session(4)})
+	for range 2 {
+		if err := b.tryCommit(t.Context(), c); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

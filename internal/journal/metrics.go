@@ -5,9 +5,9 @@ import (
 )
 
 type metrics struct {
-	stored, unwanted, retried prometheus.Counter
-	batchEvents, commitTime   prometheus.Histogram
-	lag                       prometheus.Histogram
+	stored, unwanted, retried, reverted prometheus.Counter
+	batchEvents, commitTime             prometheus.Histogram
+	lag                                 prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
@@ -38,6 +38,7 @@ func newMetrics(reg prometheus.Registerer, q *queue) *metrics {
 		stored:      counter("events_stored_total", "Events committed for at least one listener."),
 		unwanted:    counter("events_unwanted_total", "Received events that no listener wants."),
 		retried:     counter("commit_failures_total", "Commits that failed and were tried again."),
+		reverted:    counter("cursors_reverted_total", "Shards that were resumed again because the database had lost commits."),
 		batchEvents: histogram("batch_events", "Events in one commit.", prometheus.ExponentialBuckets(1, 2, 11)),
 		commitTime:  histogram("commit_seconds", "Time that a commit took.", seconds),
 		lag:         histogram("lag_seconds", "Time from an event's receipt to its commit.", seconds),

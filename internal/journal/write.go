@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -42,7 +43,7 @@ func (j *Journal) collect(c *commit, e entry) {
 	if e.claim.isLost() {
 		return
 	}
-	if before, ok := c.cursors[e.claim]; (ok && before.ID != e.session.ID) || !e.claim.hasBegun(e.session.ID) {
+	if before, ok := c.cursors[e.claim]; (ok && before.ID != e.session.ID) || e.claim.last.ID != e.session.ID {
 		c.urgent = true
 	}
 	c.cursors[e.claim] = e.session
@@ -104,7 +105,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 			j.health.Set(nil)
 			return nil
 		case errors.As(err, &fenced):
-			j.drop(ctx, c, fenced.claims)
+			j.drop(ctx, c, fenced)
 		case errors.Is(err, errTaken):
 			c.taken = true
 		case isNoPartition(err):
@@ -216,25 +217,37 @@ func (j *Journal) nextBatch(now time.Time) int64 {
 	return id
 }
 
-// fencedError names the claims whose epoch another instance has raised.
-type fencedError struct{ claims []*Claim }
-
-func (e *fencedError) Error() string {
-	return fmt.Sprintf("%d shards were taken over by another instance", len(e.claims))
+// fencedError names the claims whose cursors may not move.
+type fencedError struct {
+	claims []*Claim
+	// reverted are those of them that this instance still has: the database went back
+	// to an earlier state.
+	reverted []*Claim
 }
 
-// drop takes lost shards out of the commit. Their new owner resumes from the
-// cursor in the database, and receives their events again. The other events keep
-// their keys, under which an earlier try may have stored them.
-func (j *Journal) drop(ctx context.Context, c *commit, lost []*Claim) {
-	for _, claim := range lost {
+func (e *fencedError) Error() string {
+	return fmt.Sprintf("%d shards were lost: %d to other instances, %d because the database went back",
+		len(e.claims), len(e.claims)-len(e.reverted), len(e.reverted))
+}
+
+// drop takes lost shards out of the commit. Their next owner, which may be this instance,
+// resumes from the cursor in the database, and receives their events again. The other
+// events keep their keys, under which an earlier try may have stored them.
+func (j *Journal) drop(ctx context.Context, c *commit, lost *fencedError) {
+	for _, claim := range lost.claims {
+		reason := "another instance has the shard"
+		if slices.Contains(lost.reverted, claim) {
+			j.metrics.reverted.Inc()
+			reason = "the database went back to an earlier state: the shard resumes from there"
+		}
 		claim.lose()
 		delete(c.cursors, claim)
-		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", claim.shard.String()))
+		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost", slog.String("shard", claim.shard.String()),
+			slog.String("reason", reason), slog.Int64("stored_seq", claim.last.Seq))
 	}
 	events, from := c.batch.Events[:0], c.from[:0]
 	for i, claim := range c.from {
-		if !slices.Contains(lost, claim) {
+		if !slices.Contains(lost.claims, claim) {
 			events, from = append(events, c.batch.Events[i]), append(from, claim)
 		}
 	}
@@ -274,11 +287,39 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 		// The cursors come last. Only their rows are ones that others wait for, and a
 		// process can be stopped anywhere: in the middle of a COPY, PostgreSQL would
 		// wait for it without a limit.
-		claims, moved := queueCursors(&b, c.cursors)
+		claims := slices.Collect(maps.Keys(c.cursors))
+		args := cursorArgs(c, claims)
+		var moved []int
+		b.Queue(moveCursors, args...).Query(func(rows pgx.Rows) (err error) {
+			moved, err = pgx.CollectRows(rows, pgx.RowTo[int])
+			return err
+		})
 		if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 			return err
 		}
-		return unmoved(claims, moved)
+		if len(moved) == len(claims) {
+			return nil
+		}
+		fenced := &fencedError{}
+		for n, claim := range claims {
+			if !slices.Contains(moved, n+1) {
+				fenced.claims = append(fenced.claims, claim)
+			}
+		}
+		rows, err := tx.Query(ctx, ownCursors, args...)
+		if err != nil {
+			return err
+		}
+		own, err := pgx.CollectRows(rows, pgx.RowTo[int])
+		if err != nil {
+			return err
+		}
+		for _, n := range own {
+			if !slices.Contains(moved, n) {
+				fenced.reverted = append(fenced.reverted, claims[n-1])
+			}
+		}
+		return fenced
 	})
 }
 
@@ -296,31 +337,32 @@ func inserted(n int) func(pgconn.CommandTag) error {
 	}
 }
 
-// unmoved returns the error of a transaction in which not every cursor moved, or
-// nil.
-func unmoved(claims []*Claim, moved map[int]bool) error {
-	fenced := &fencedError{}
-	for i, claim := range claims {
-		if !moved[i] {
-			fenced.claims = append(fenced.claims, claim)
-		}
-	}
-	if len(fenced.claims) == 0 {
-		return nil
-	}
-	return fenced
-}
+// cursorsOf joins the rows of shards, as s, with the cursors of a commit, as u, that this
+// instance may move: nobody has claimed the shard since.
+const cursorsOf = `unnest($2::bigint[], $3::int[], $4::int[], $5::bigint[], $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
+		WITH ORDINALITY AS u (application_id, shard_count, shard_id, epoch, session_id, resume_url, seq, intents, last_id, last_seq, n)
+	WHERE s.application_id = u.application_id AND s.shard_count = u.shard_count AND s.shard_id = u.shard_id
+		AND s.owner = $1 AND s.epoch = u.epoch`
 
-// queueCursors queues the statement that moves cursors, each only if its claim's
-// epoch is current. It returns the claims; once the statement is done, moved has the
-// indexes of those whose cursors moved.
-func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (claims []*Claim, moved map[int]bool) {
-	claims, moved = make([]*Claim, 0, len(cursors)), make(map[int]bool, len(cursors))
-	var apps, epochs, seqs, intents []int64
+const (
+	// moveCursors moves cursors from where the claim's last commit left them. One that
+	// an earlier try has moved may be there already. One that is elsewhere was lost with
+	// other commits: a standby without them has become the primary.
+	moveCursors = `UPDATE shards s
+		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents, updated_at = now()
+		FROM ` + cursorsOf + `
+			AND ((s.session_id, s.seq) = (u.last_id, u.last_seq) OR (s.session_id, s.seq) = (u.session_id, u.seq))
+		RETURNING u.n`
+	ownCursors = `SELECT u.n FROM shards s, ` + cursorsOf
+)
+
+// cursorArgs returns the arguments of moveCursors and of ownCursors.
+func cursorArgs(c *commit, claims []*Claim) []any {
+	var apps, epochs, seqs, intents, lastSeqs []int64
 	var ids, counts []int32
-	var sessions, urls []string
-	for claim, session := range cursors {
-		claims = append(claims, claim)
+	var sessions, urls, lastIDs []string
+	for _, claim := range claims {
+		session := c.cursors[claim]
 		apps = append(apps, int64(claim.applicationID))
 		counts = append(counts, int32(claim.shard.Count))
 		ids = append(ids, int32(claim.shard.ID))
@@ -329,24 +371,10 @@ func queueCursors(b *pgx.Batch, cursors map[*Claim]event.Session) (claims []*Cla
 		urls = append(urls, text(session.ResumeURL))
 		seqs = append(seqs, session.Seq)
 		intents = append(intents, int64(session.Intents))
+		lastIDs = append(lastIDs, text(claim.last.ID))
+		lastSeqs = append(lastSeqs, claim.last.Seq)
 	}
-	b.Queue(`UPDATE shards s
-		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents, updated_at = now()
-		FROM unnest($1::bigint[], $2::int[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[])
-			WITH ORDINALITY AS u (application_id, shard_count, shard_id, epoch, session_id, resume_url, seq, intents, n)
-		WHERE s.application_id = u.application_id AND s.shard_count = u.shard_count AND s.shard_id = u.shard_id
-			AND s.epoch = u.epoch
-		RETURNING u.n`,
-		apps, counts, ids, epochs, sessions, urls, seqs, intents).
-		Query(func(rows pgx.Rows) error {
-			var n int
-			_, err := pgx.ForEachRow(rows, []any{&n}, func() error {
-				moved[n-1] = true
-				return nil
-			})
-			return err
-		})
-	return claims, moved
+	return []any{c.batch.Owner, apps, counts, ids, epochs, sessions, urls, seqs, intents, lastIDs, lastSeqs}
 }
 
 // isNoPartition reports whether there is no partition for a row (check_violation).
