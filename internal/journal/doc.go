@@ -42,11 +42,11 @@
 // lease it stores nothing. It claims shards, and each claim raises the shard's
 // epoch. A commit moves a shard's cursor only if the shard's row has the claim's
 // epoch, so an instance that was paused can't store anything for a shard that
-// another instance has claimed meanwhile. The row must also show what the claim's last
-// commit stored: otherwise the database has lost commits, and the shard is claimed
-// again. An instance whose lease ran out gets at
-// most one heir. The heir ends the dead instance's connections, raises the epochs of
-// its shards, takes over its batches and then frees the shards (see Recover).
+// another instance has claimed meanwhile. The row must also show what the claim's
+// last commit stored: otherwise the database has lost commits, and the shard is
+// claimed again. An instance whose lease ran out gets at most one heir. The heir
+// ends the dead instance's connections, raises the epochs of its shards, takes over
+// its batches and then frees the shards (see Recover).
 //
 // # Tables
 //
