@@ -172,11 +172,19 @@ func (j *Journal) fence(ctx context.Context, dead int64) error {
 		j.log.LogAttrs(ctx, slog.LevelWarn, "could not end the connections of a dead instance: what they have locked stays locked until they end",
 			slog.Int64("dead", dead), slog.Any("error", err))
 	}
-	if _, err := j.pool.Exec(ctx, `UPDATE shards SET epoch = epoch + 1, updated_at = now() WHERE owner = $1`, dead); err != nil {
+	var b pgx.Batch
+	b.Queue(waitBriefly)
+	b.Queue(`UPDATE shards SET epoch = epoch + 1, updated_at = now() WHERE owner = $1`, dead)
+	if err := j.pool.SendBatch(ctx, &b).Close(); err != nil {
 		return fmt.Errorf("raise the epochs of its shards: %w", err)
 	}
 	return nil
 }
+
+// waitBriefly bounds the waits for locks in a transaction of Recover. What a dead
+// instance has locked is tried again a second later, and meanwhile the other estates and
+// the claims go on.
+const waitBriefly = `SELECT set_config('lock_timeout', '1s', true)`
 
 // adopt takes over some batches of a dead instance, oldest first. It returns the
 // same batches again until the caller has dispatched them: neither a lost answer
@@ -244,6 +252,9 @@ func (j *Journal) ids(ctx context.Context, query string, args ...any) ([]int64, 
 // but an heir.
 func (j *Journal) whileAlive(ctx context.Context, me int64, f func(tx pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, waitBriefly); err != nil {
+			return err
+		}
 		if err := f(tx); err != nil {
 			return err
 		}
