@@ -8,14 +8,19 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/gateway"
 	"github.com/gatehook/gatehook/internal/listeners"
 	"github.com/gatehook/gatehook/internal/openapi"
+	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -38,9 +43,9 @@ func (s *server) makeHTTP(key secret.Value) error {
 		return fmt.Errorf("make the API: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", h)
+	mux.Handle("/", onPool(h, s.pools.API))
 	// Prometheus' own handler negotiates the format and compresses.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(&snapshot{of: s.registry}, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	s.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -51,6 +56,42 @@ func (s *server) makeHTTP(key secret.Value) error {
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	return nil
+}
+
+// onPool lets the calls of a handler use the connections of this pool.
+func onPool(h http.Handler, pool *pgxpool.Pool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(postgres.WithPool(r.Context(), pool)))
+	})
+}
+
+const (
+	// maxScrapes bounds the scrapes at once. More are answered with 503.
+	maxScrapes = 8
+	// snapshotAge is how old the metrics may be that a scrape is answered with.
+	snapshotAge = time.Second
+)
+
+// snapshot gathers at most once in snapshotAge, and shares what it got: everybody may ask
+// for the metrics, and as often as they like.
+type snapshot struct {
+	of prometheus.Gatherer
+
+	mu       sync.Mutex // guards the fields below
+	at       time.Time
+	families []*dto.MetricFamily
+	err      error
+}
+
+// Gather implements prometheus.Gatherer.
+func (s *snapshot) Gather() ([]*dto.MetricFamily, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at.IsZero() || time.Since(s.at) >= snapshotAge {
+		s.families, s.err = s.of.Gather()
+		s.at = time.Now()
+	}
+	return s.families, s.err
 }
 
 // serveHTTP serves until stopHTTP was called and the requests are done.

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gatehook/gatehook/internal/delivery"
@@ -57,11 +56,16 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	}
 	defer profiler.stop()
 
-	pool, closePool, err := openDatabase(ctx, cfg, log)
+	url, closeServer, err := openDatabase(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closePool()) }()
+	defer func() { err = errors.Join(err, closeServer()) }()
+	pools, err := postgres.OpenPools(ctx, url, log)
+	if err != nil {
+		return err
+	}
+	defer pools.Close()
 
 	if cfg.encryption.Empty() {
 		log.LogAttrs(ctx, slog.LevelWarn, "secrets are stored in plain text: set GATEHOOK_ENCRYPTION_KEY to encrypt them (openssl rand -base64 32)")
@@ -72,7 +76,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 		return err
 	}
 	defer traces.close(ctx)
-	s, err := wire(ctx, cfg, key, dir, pool, traces.traces(), log, registry)
+	s, err := wire(ctx, cfg, key, dir, pools, traces.traces(), log, registry)
 	if err != nil {
 		return err
 	}
@@ -109,29 +113,28 @@ func apiKey(cfg config, dir *dataDir, stdout io.Writer) (secret.Value, error) {
 	return key, err
 }
 
-// openDatabase opens the configured database, or the embedded one, and migrates it.
-// The caller closes it with the returned function.
-func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, func() error, error) {
-	url, closeServer := cfg.databaseURL, func() error { return nil }
+// openDatabase waits for the configured database, or starts the embedded one, migrates
+// it, and returns how to connect. The caller calls the function to stop it, after it has
+// closed its connections.
+func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (url secret.Value, closeServer func() error, err error) {
+	url, closeServer = cfg.databaseURL, func() error { return nil }
 	if url.Empty() {
 		pg, err := postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: cfg.dataDir, Logger: log})
 		if err != nil {
-			return nil, nil, err
+			return url, nil, err
 		}
 		url, closeServer = pg.URL(), pg.Close
 	}
 	pool, err := postgres.Open(ctx, url, log)
 	if err != nil {
-		return nil, nil, errors.Join(err, closeServer())
+		return url, nil, errors.Join(err, closeServer())
 	}
-	closeAll := func() error {
-		pool.Close()
-		return closeServer()
+	err = postgres.Migrate(ctx, pool, log)
+	pool.Close()
+	if err != nil {
+		return url, nil, errors.Join(err, closeServer())
 	}
-	if err := postgres.Migrate(ctx, pool, log); err != nil {
-		return nil, nil, errors.Join(err, closeAll())
-	}
-	return pool, closeAll, nil
+	return url, closeServer, nil
 }
 
 // migrate applies the migrations.
@@ -140,11 +143,11 @@ func migrate(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	_, closePool, err := openDatabase(ctx, cfg, newLogger(cfg, stderr))
+	_, closeServer, err := openDatabase(ctx, cfg, newLogger(cfg, stderr))
 	if err != nil {
 		return err
 	}
-	return closePool()
+	return closeServer()
 }
 
 // start adds the parts to the lifecycle, consumers before producers.
@@ -154,7 +157,7 @@ func (s *server) start(l *lifecycle, listener net.Listener) {
 	l.add("delivery", s.delivery.Run, s.delivery.Stop)
 	l.add("http", func(context.Context) error { return s.serveHTTP(listener) }, func() { s.stopHTTP(l.ctx) })
 	l.add("journal", s.runJournal, s.journal.Stop)
-	l.addCancelled("commands", s.commands.Run)
+	l.addCancelled("commands", func(ctx context.Context) error { return s.commands.Run(postgres.WithPool(ctx, s.pools.API)) })
 	l.addCancelled("gateway", s.gateway.Run)
 }
 

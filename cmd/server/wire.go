@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -24,7 +23,7 @@ import (
 // server holds all parts of the program.
 type server struct {
 	log       *slog.Logger
-	pool      *pgxpool.Pool
+	pools     *postgres.Pools
 	instance  *journal.Instance
 	listeners *listeners.Listeners
 	calls     *listeners.Calls
@@ -42,49 +41,52 @@ type server struct {
 }
 
 // wire creates the parts, each after those that it needs, and connects them. No other
-// function knows them all.
-func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pool *pgxpool.Pool, traces delivery.Traces,
+// function knows them all, or hands out connections. The parts use the engine's
+// connections, except in the calls of the API (onPool), in the commands (start), and where
+// another pool is named here.
+func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools *postgres.Pools, traces delivery.Traces,
 	log *slog.Logger, registry *prometheus.Registry,
 ) (*server, error) {
-	s := &server{log: log, pool: pool, registry: registry, httpDone: make(chan struct{})}
+	s := &server{log: log, pools: pools, registry: registry, httpDone: make(chan struct{})}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	postgres.RegisterMetrics(s.registry, pool)
+	postgres.RegisterMetrics(s.registry, pools)
 	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
 	var err error
-	if s.instance, err = journal.Join(ctx, pool, dir.home(), 0, part("instance")); err != nil {
+	if s.instance, err = journal.Join(ctx, pools.Heartbeat, dir.home(), 0, part("instance")); err != nil {
 		return nil, dir.refused(err)
 	}
-	known, err := journal.KnownApplication(ctx, pool)
+	known, err := journal.KnownApplication(ctx, pools.Engine)
 	if err != nil {
 		return nil, err
 	}
 	s.application.Store(uint64(known))
-	if s.listeners, err = listeners.Open(ctx, pool, listeners.Config{
+	if s.listeners, err = listeners.Open(ctx, pools.Engine, listeners.Config{
 		Keys: cfg.encryption, Forget: delivery.Forget, Renew: delivery.Renew,
 	}, part("listeners")); err != nil {
 		return nil, err
 	}
-	store, err := journal.OpenStore(ctx, pool, s.instance, cfg.retention, part("journal"))
+	store, err := journal.OpenStore(ctx, pools.Engine, s.instance, cfg.retention, part("journal"))
 	if err != nil {
 		return nil, err
 	}
-	if s.delivery, err = delivery.Open(ctx, pool, s.listeners, store, s.instance, delivery.Config{
+	if s.delivery, err = delivery.Open(ctx, pools.Engine, s.listeners, store, s.instance, delivery.Config{
 		Schedule: cfg.schedule, AttemptTimeout: cfg.attemptTimeout, AllowTargets: cfg.allowTargets, Proxy: cfg.proxy, Keys: cfg.encryption,
 		Version: version(), Retention: cfg.retention, Traces: traces,
+		Bulk:        max(1, min(2, int(pools.API.Config().MaxConns)-1)),
 		Application: func() event.Snowflake { return event.Snowflake(s.application.Load()) },
 	}, part("delivery"), s.registry); err != nil {
 		return nil, err
 	}
-	s.journal = journal.New(store, s.listeners, s.delivery, journal.Config{}, part("journal"), s.registry)
+	s.journal = journal.New(store, s.listeners, s.delivery, journal.Config{Writer: pools.Journal}, part("journal"), s.registry)
 	gw := gateway.Config{
 		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
-		Relay: gateway.NewRelay(pool), Discovered: func(id event.Snowflake) { s.application.Store(uint64(id)) },
+		Relay: gateway.NewRelay(pools.Engine), Now: s.instance.Now, Discovered: func(id event.Snowflake) { s.application.Store(uint64(id)) },
 	}
 	if !cfg.intents.auto {
 		gw.Intents, gw.IntentsChanged = func() event.Intents { return cfg.intents.fixed }, nil
 	}
-	s.gateway = gateway.New(gw, gatewayStore{s.journal}, identify.NewBuckets(pool, part("gateway")), part("gateway"), s.registry)
+	s.gateway = gateway.New(gw, gatewayStore{s.journal}, identify.NewBuckets(pools.Engine, part("gateway")), part("gateway"), s.registry)
 	s.commands = gateway.NewCommands(s.gateway, part("commands"))
 	s.calls = listeners.NewCalls(s.listeners, listeners.CallsConfig{
 		AllowTargets: cfg.allowTargets, Gateway: s.gateway, Callbacks: s.delivery,

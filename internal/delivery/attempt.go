@@ -14,7 +14,7 @@ import (
 // attempt makes one POST and returns its record. decide.go has both decisions: whether
 // there is a POST at all, and what its result means.
 func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad error) record {
-	now := time.Now()
+	now := l.d.now()
 	rec := record{job: j}
 	if o, ok := unattempted(&j, listener, now); ok {
 		rec.outcome = o
@@ -34,7 +34,7 @@ func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad 
 		rec.result = l.d.send(l.d.attempts, t, listener, &rec, body, parent)
 	}
 	rec.outcome = decide(rec.result, decision{
-		attempt: j.attempt + 1, now: time.Now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
+		attempt: j.attempt + 1, now: l.d.now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
 		receivedAt: j.stored.ReceivedAt, maxAge: listener.MaxAge,
 	})
 	l.observe(rec, listener)

@@ -94,7 +94,7 @@ func (c *lanesCollector) Collect(to chan<- prometheus.Metric) {
 		queued, inFlight, oldest := l.load()
 		g.add(queued, inFlight, oldest, waiting[l.id])
 	}
-	now := time.Now()
+	now := c.d.now()
 	for label, g := range all {
 		age := 0.0
 		if !g.oldest.IsZero() {

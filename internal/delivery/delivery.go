@@ -88,6 +88,9 @@ type Instance interface {
 	// Hold waits until the instance has its lease, and returns the number. It is called
 	// before every POST, so it must be cheap.
 	Hold(ctx context.Context) (int64, error)
+	// Now returns the time of the database, by which every server goes that
+	// compares a time with a stored one. It is cheap, and never steps back.
+	Now() time.Time
 }
 
 // Config configures a Delivery. A zero field means its default, if it has one.
@@ -117,6 +120,9 @@ type Config struct {
 	LaneBytes int
 	// Retention is how long attempts are kept. Default: 168 h.
 	Retention time.Duration
+	// Bulk is how many replays and bulk retries may run at once. Each of them occupies
+	// a connection for long, and the other calls need some. Default: 2.
+	Bulk int
 	// Traces configures the tracing of deliveries.
 	Traces Traces
 }
@@ -125,6 +131,7 @@ func (c Config) withDefaults() Config {
 	c.AttemptTimeout = cmp.Or(c.AttemptTimeout, 15*time.Second)
 	c.LaneQueue = cmp.Or(c.LaneQueue, 1024)
 	c.LaneBytes = cmp.Or(c.LaneBytes, 4<<20)
+	c.Bulk = cmp.Or(c.Bulk, 2)
 	c.Retention = cmp.Or(c.Retention, 168*time.Hour)
 	if c.Application == nil {
 		c.Application = func() event.Snowflake { return 0 }
@@ -136,7 +143,7 @@ func (c Config) withDefaults() Config {
 // is safe for concurrent use.
 type Delivery struct {
 	cfg       Config
-	pool      *pgxpool.Pool
+	pool      postgres.DB
 	listeners Listeners
 	store     Store
 	instance  Instance
@@ -147,6 +154,7 @@ type Delivery struct {
 	keyring   *keyring
 	health    health
 	parts     postgres.Partitions
+	bulk      chan struct{} // has a token of each replay and bulk retry
 
 	mu    sync.RWMutex    // guards the fields below, up to the blank line
 	lanes map[int64]*lane // by listener
@@ -180,7 +188,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 		return nil, err
 	}
 	d := &Delivery{
-		cfg: cfg, pool: pool, listeners: l, store: store, instance: instance, log: log, keyring: keys,
+		cfg: cfg, pool: postgres.On(pool), listeners: l, store: store, instance: instance, log: log, keyring: keys,
 		client: callback.New(callback.Config{
 			Allow: cfg.AllowTargets, Proxy: cfg.Proxy, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
 			Key: func() callback.Key { return keys.newest().Key },
@@ -189,14 +197,14 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
 			Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" },
 		},
-		lanes: make(map[int64]*lane),
-		kick:  make(chan struct{}, 1), replan: make(chan struct{}, 1),
+		lanes: make(map[int64]*lane), bulk: make(chan struct{}, cfg.Bulk),
+		kick: make(chan struct{}, 1), replan: make(chan struct{}, 1),
 	}
 	d.attempts, d.abort = context.WithCancelCause(context.WithoutCancel(ctx))
 	d.working, d.halt = context.WithCancelCause(d.attempts)
 	d.metrics = newMetrics(reg, d)
 	d.recorder = newRecorder(d)
-	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+	if err := d.parts.Maintain(ctx, d.now()); err != nil {
 		return nil, err
 	}
 	if err := d.readHealth(ctx); err != nil {
@@ -277,6 +285,10 @@ func (d *Delivery) all() []*lane {
 	defer d.mu.RUnlock()
 	return slices.Collect(maps.Values(d.lanes))
 }
+
+// now returns the time by the database's clock. All times in this package are by it,
+// except for those that only bound a wait.
+func (d *Delivery) now() time.Time { return d.instance.Now() }
 
 // wake makes the retry loop take up retries now.
 func (d *Delivery) wake() { poke(d.kick) }

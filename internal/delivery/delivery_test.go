@@ -105,6 +105,7 @@ type self int64
 
 func (s self) ID() int64                           { return int64(s) }
 func (s self) Hold(context.Context) (int64, error) { return int64(s), nil }
+func (s self) Now() time.Time                      { return time.Now() }
 
 // call is one POST that a callback received.
 type call struct {

@@ -46,7 +46,7 @@ func (d *Delivery) condemn(rec *record, l *event.Listener) {
 	default:
 		return
 	}
-	e, err := listenerDisabled(rec, l, reason, since)
+	e, err := listenerDisabled(rec, l, reason, since, d.now())
 	if err == nil {
 		err = d.disable(rec, l, reason, e)
 	}

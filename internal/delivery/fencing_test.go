@@ -45,6 +45,8 @@ func (l *lessee) Hold(ctx context.Context) (int64, error) {
 	}
 }
 
+func (*lessee) Now() time.Time { return time.Now() }
+
 func (l *lessee) lapse() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -169,10 +169,27 @@ func (d *Delivery) RetryDelivery(ctx context.Context, req openapi.RetryDeliveryR
 	return openapi.RetryDelivery202JSONResponse(show(&e, l)), nil
 }
 
+// bulkAgain is when a replay or a bulk retry that found no room should come back.
+const bulkAgain = 10 * time.Second
+
+// beginBulk makes room for a replay or a bulk retry, which calls the function when it
+// has ended, or refuses it.
+func (d *Delivery) beginBulk() (end func(), err error) {
+	select {
+	case d.bulk <- struct{}{}:
+		return func() { <-d.bulk }, nil
+	default:
+		return nil, &openapi.Error{
+			Status: http.StatusServiceUnavailable, RetryAfter: bulkAgain,
+			Detail: fmt.Sprintf("%d replays or retries of listeners are under way here, which is as many as may be: try again later", cap(d.bulk)),
+		}
+	}
+}
+
 // span returns the span of time that a call names. Without since it starts with the
 // oldest event, and without until it ends now.
-func span(since, until *time.Time) (from, to time.Time, err error) {
-	to = time.Now()
+func span(since, until *time.Time, now time.Time) (from, to time.Time, err error) {
+	to = now
 	if since != nil {
 		from = *since
 	}
@@ -191,10 +208,15 @@ func (d *Delivery) ReplayListener(ctx context.Context, req openapi.ReplayListene
 	if err != nil {
 		return nil, err
 	}
-	since, until, err := span(&req.Body.Since, req.Body.Until)
+	since, until, err := span(&req.Body.Since, req.Body.Until, d.now())
 	if err != nil {
 		return nil, err
 	}
+	end, err := d.beginBulk()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("the replay took too long: replay a shorter span of time"))
 	defer cancel()
 	queued, err := d.replay(ctx, l, since, until)
@@ -210,7 +232,7 @@ func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerR
 	if err != nil {
 		return nil, err
 	}
-	since, until, err := span(req.Body.Since, req.Body.Until)
+	since, until, err := span(req.Body.Since, req.Body.Until, d.now())
 	if err != nil {
 		return nil, err
 	}
@@ -218,6 +240,11 @@ func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerR
 	for i, s := range req.Body.Status {
 		states[i] = string(s)
 	}
+	end, err := d.beginBulk()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, errors.New("the retry took too long: retry a shorter span of time"))
 	defer cancel()
 	queued, err := d.retryAll(ctx, l.ID, states, since, until)
@@ -233,7 +260,7 @@ func (d *Delivery) TestListener(ctx context.Context, req openapi.TestListenerReq
 	if err != nil {
 		return nil, err
 	}
-	e, err := sampleFor(l, time.Now())
+	e, err := sampleFor(l, d.now())
 	if err != nil {
 		return nil, err
 	}

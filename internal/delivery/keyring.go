@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/callback"
+	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -31,7 +32,7 @@ type signingKey struct {
 
 // keyring holds the signing keys, newest first. The newest one signs.
 type keyring struct {
-	pool *pgxpool.Pool
+	pool postgres.DB
 	seal secret.Keys
 	keys atomic.Pointer[[]signingKey]
 }
@@ -39,7 +40,7 @@ type keyring struct {
 // openKeyring reads the keys, and creates the first one if there is none. It also
 // seals, with the first sealing key, all keys that are not sealed with it.
 func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*keyring, error) {
-	r := &keyring{pool: pool, seal: seal}
+	r := &keyring{pool: postgres.On(pool), seal: seal}
 	if err := r.add(ctx, true); err != nil {
 		return nil, fmt.Errorf("make the first signing key: %w", err)
 	}

@@ -92,7 +92,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		l.spilled = true
 		l.mu.Unlock()
 		l.series.Load().spilled.Inc()
-		return l.d.recorder.put(ctx, spill(j))
+		return l.d.recorder.put(ctx, l.d.spill(j))
 	}
 	defer l.mu.Unlock()
 	if k != nil && (full || inherited || k.parked != event.Key{} || len(k.waiting) >= max(1, l.d.cfg.LaneQueue/orderKeyShare)) {
@@ -102,7 +102,7 @@ func (l *lane) push(ctx context.Context, j job, inherited bool) error {
 		l.surrenderLocked(k)
 		k.park(j.stored.Key)
 		l.series.Load().spilled.Inc()
-		return l.d.recorder.put(ctx, spill(j))
+		return l.d.recorder.put(ctx, l.d.spill(j))
 	}
 	l.keepLocked(&j)
 	if k != nil && k.active {
@@ -236,7 +236,7 @@ func (l *lane) refreshLocked() {
 
 // startLocked starts a worker if a job is ready and the pace allows one more in flight.
 func (l *lane) startLocked() {
-	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
+	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || l.d.now().Before(l.pace.until) {
 		return
 	}
 	l.inFlight++
@@ -293,7 +293,7 @@ func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refreshLocked()
-	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
+	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || l.d.now().Before(l.pace.until) {
 		l.inFlight--
 		return job{}, nil, nil, nil, false
 	}
@@ -337,7 +337,7 @@ func (l *lane) adaptLocked(rec record) (drained []record) {
 	}
 	before := l.pace
 	l.pace = before.after(observation{
-		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.startedAt, at: time.Now(),
+		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.startedAt, at: l.d.now(),
 		notBefore: rec.outcome.notBefore, inFlight: l.inFlight,
 	})
 	switch {
@@ -355,7 +355,7 @@ func (l *lane) adaptLocked(rec record) (drained []record) {
 		if l.timer != nil {
 			l.timer.Stop()
 		}
-		l.timer = time.AfterFunc(time.Until(l.pace.until), func() {
+		l.timer = time.AfterFunc(l.pace.until.Sub(l.d.now()), func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.startLocked()
@@ -372,7 +372,7 @@ func (l *lane) adaptLocked(rec record) (drained []record) {
 func (l *lane) drainLocked() (drained []record) {
 	for l.ready.len() > 0 {
 		j := l.ready.pop()
-		rec := spill(j)
+		rec := l.d.spill(j)
 		l.series.Load().spilled.Inc()
 		if j.orderKey != "" {
 			l.finishOrderedLocked(j, rec)

@@ -109,7 +109,7 @@ type disabledData struct {
 }
 
 // listenerDisabled makes the event that reports a disabled listener.
-func listenerDisabled(rec *record, l *event.Listener, reason string, since time.Time) (*event.Event, error) {
+func listenerDisabled(rec *record, l *event.Listener, reason string, since, now time.Time) (*event.Event, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("make an id: %w", err)
@@ -119,7 +119,7 @@ func listenerDisabled(rec *record, l *event.Listener, reason string, since time.
 		since = since.UTC()
 		data.FailingSince = &since
 	}
-	return noticeEvent(id, eventDisabled, rec, time.Now(), data)
+	return noticeEvent(id, eventDisabled, rec, now, data)
 }
 
 // noticeEvent makes an event without a sequence number, on the shard of the delivery

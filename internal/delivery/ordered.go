@@ -77,13 +77,13 @@ func (l *lane) orderKeyLocked(name string) *orderKey {
 // behind it when it is their turn.
 func (l *lane) surrenderLocked(k *orderKey) {
 	if k.active && k.current.batch != nil && !l.hasRow[k.current.stored.Key] {
-		inHand := spill(k.current)
+		inHand := l.d.spill(k.current)
 		inHand.inHand = true
 		l.record(inHand)
 		l.hasRow[k.current.stored.Key] = true
 		k.park(k.current.stored.Key)
 	}
-	l.spillLocked(k, time.Now())
+	l.spillLocked(k, l.d.now())
 }
 
 // spillLocked moves the waiting deliveries of a key to retries, due at a time.

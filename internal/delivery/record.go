@@ -84,4 +84,6 @@ func hostOf(l *event.Listener) string {
 }
 
 // spill returns the record that moves a delivery to retries, due now.
-func spill(j job) record { return record{job: j, outcome: outcome{kind: retryAt, at: time.Now()}} }
+func (d *Delivery) spill(j job) record {
+	return record{job: j, outcome: outcome{kind: retryAt, at: d.now()}}
+}

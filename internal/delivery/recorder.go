@@ -152,13 +152,13 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	if len(recs) == 0 {
 		return nil
 	}
-	s := newStatements(recs, r.d.instance.ID())
+	s := newStatements(recs, r.d.instance.ID(), r.d.now())
 	s.health = r.d.health.changes(streaks(recs))
 	s.notices = r.notices(ctx, recs, s.owner)
 	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		err := r.try(ctx, s)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
-			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, time.Now()))
+			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, r.d.now()))
 			if len(s.notices) > 0 {
 				err = errors.Join(err, r.d.store.Ensure(ctx))
 			}
@@ -203,7 +203,7 @@ func (r *recorder) notices(ctx context.Context, recs []record, owner int64) (all
 		if l == nil {
 			continue
 		}
-		e, err := deliveryExhausted(rec, l, time.Now())
+		e, err := deliveryExhausted(rec, l, r.d.now())
 		if err != nil {
 			r.d.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", eventExhausted), slog.Any("error", err))
 			continue

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // again queues a delivery once more, due now, unless an instance has it in hand.
@@ -44,11 +44,7 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 		name = ""
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		// The transaction is idle while a page is read. That may take long if only a
-		// few of many events have the name.
-		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = `+strconv.FormatInt(replayTimeout.Milliseconds(), 10)); err != nil {
-			return err
-		}
+		ctx := postgres.WithTx(ctx, tx)
 		return d.store.Span(ctx, since, until, name, func(page []event.Stored) error {
 			underWay, err := d.underWay(ctx, l.ID, page)
 			if err != nil {
@@ -127,6 +123,7 @@ const bulkPage = 5000
 func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string, since, until time.Time) (queued int64, err error) {
 	after := event.Key{Batch: d.store.At(since) - 1, Ordinal: math.MaxInt32} // no event is stored before it is received
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		ctx := postgres.WithTx(ctx, tx)
 		for {
 			rows, _ := tx.Query(ctx, `SELECT batch_id, ordinal FROM retries
 				WHERE listener_id = $1 AND (batch_id, ordinal) > ($2, $3) AND state = ANY($4) AND owner IS NULL
@@ -170,7 +167,7 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	}
 	d.cfg.Traces.received(ctx, e)
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
-	rec := record{job: job{stored: stored, listener: l.ID, bodies: new(bodies)}, attempted: true, startedAt: time.Now()}
+	rec := record{job: job{stored: stored, listener: l.ID, bodies: new(bodies)}, attempted: true, startedAt: d.now()}
 	span, parent := d.cfg.Traces.attempt(ctx, &rec)
 	t, err := callback.NewTarget(l)
 	var body []byte
@@ -182,7 +179,7 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	} else {
 		rec.result = d.send(ctx, t, l, &rec, body, parent)
 	}
-	if rec.outcome = decide(rec.result, decision{attempt: 1, now: time.Now()}); rec.outcome.kind != delivered {
+	if rec.outcome = decide(rec.result, decision{attempt: 1, now: d.now()}); rec.outcome.kind != delivered {
 		rec.outcome = outcome{kind: exhausted}
 	}
 	endSpan(span, &rec, t)

@@ -83,7 +83,7 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 			d.log.LogAttrs(ctx, slog.LevelWarn, "a step of the retry loop failed", slog.Any("error", err))
 		}
 		if resetTimer {
-			timer.Reset(d.untilDue(time.Now()))
+			timer.Reset(d.untilDue(d.now()))
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (d *Delivery) takeRetries(ctx context.Context) {
 // one listener never block those of another.
 func (d *Delivery) takeDue(ctx context.Context) error {
 	d.mu.Lock()
-	if !d.nextDue.After(time.Now()) { // otherwise due would ignore all later times
+	if !d.nextDue.After(d.now()) { // otherwise due would ignore all later times
 		d.nextDue = time.Time{}
 	}
 	d.mu.Unlock()
@@ -125,7 +125,7 @@ func (d *Delivery) takeDue(ctx context.Context) error {
 			at := slices.IndexFunc(rooms, func(r room) bool { return r.listener == j.listener })
 			rooms[at].take(j.background)
 		default:
-			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: retryAt, at: time.Now().Add(putBack)}})
+			err = d.recorder.put(ctx, record{job: j, outcome: outcome{kind: retryAt, at: d.now().Add(putBack)}})
 		}
 		if err != nil {
 			return err
@@ -172,7 +172,7 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list listeners with retries: %w", err)
 	}
-	now := time.Now()
+	now := d.now()
 	for _, id := range pending {
 		l := d.listeners.Listener(id)
 		if l == nil {

@@ -94,13 +94,13 @@ type retryRows struct {
 	owners    []*int64 // nil for a row that any instance may take up
 }
 
-func (r *retryRows) add(rec *record, state string, owner *int64) {
+func (r *retryRows) add(rec *record, state string, owner *int64, now time.Time) {
 	r.keyRows.add(rec.job.id())
 	r.states = append(r.states, state)
 	r.attempts = append(r.attempts, int32(rec.attempt()))
 	due := rec.outcome.at
 	if due.IsZero() {
-		due = time.Now()
+		due = now
 	}
 	r.due = append(r.due, due)
 	r.orderKeys = append(r.orderKeys, rec.job.orderKey)
@@ -128,7 +128,7 @@ func (r *retryRows) ofBatches(batches []int64) retryRows {
 	return out
 }
 
-func newStatements(recs []record, owner int64) *statements {
+func newStatements(recs []record, owner int64, now time.Time) *statements {
 	s := &statements{owner: owner}
 	for i := range recs {
 		rec := &recs[i]
@@ -151,11 +151,11 @@ func newStatements(recs []record, owner int64) *statements {
 			s.remove.add(rec.job.id())
 		case state == "":
 		case rec.job.batch == nil:
-			s.update.add(rec, state, nil)
+			s.update.add(rec, state, nil, now)
 		case rec.inHand:
-			s.insert.add(rec, state, &s.owner)
+			s.insert.add(rec, state, &s.owner, now)
 		default:
-			s.insert.add(rec, state, nil)
+			s.insert.add(rec, state, nil, now)
 		}
 		if rec.job.orderKey != "" && rec.job.batch == nil && rec.outcome.kind != retryAt {
 			s.freed = true

@@ -3,7 +3,6 @@ package delivery
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -11,7 +10,7 @@ import (
 // upkeep creates and drops partitions, and removes useless rows: those past their
 // retention, and those that a POST in flight left behind for a deleted listener.
 func (d *Delivery) upkeep(ctx context.Context) error {
-	if err := d.parts.Maintain(ctx, time.Now()); err != nil {
+	if err := d.parts.Maintain(ctx, d.now()); err != nil {
 		return err
 	}
 	// A row that was last changed that long ago has lost its event, even if it still

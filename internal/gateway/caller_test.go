@@ -54,7 +54,7 @@ func (c *caller) beside() *caller {
 		Server: c.Server, t: c.t, ctx: c.ctx, store: c.store, cfg: c.cfg, slots: c.slots, timing: c.timing,
 		changed: make(chan struct{}, 1), log: c.log,
 	}
-	other.cfg.Relay, other.cfg.IntentsChanged = NewRelay(c.cfg.Relay.pool), other.changed
+	other.cfg.Relay, other.cfg.IntentsChanged = &Relay{pool: c.cfg.Relay.pool, timeout: c.cfg.Relay.timeout}, other.changed
 	return &caller{rig: other}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 const (
@@ -29,12 +30,14 @@ const (
 // instance, through the database. It is safe for concurrent use. It owns the
 // tables presences and shard_commands.
 type Relay struct {
-	pool    *pgxpool.Pool
+	pool    postgres.DB
 	timeout time.Duration
 }
 
 // NewRelay returns a Relay that uses pool, which the caller closes.
-func NewRelay(pool *pgxpool.Pool) *Relay { return &Relay{pool: pool, timeout: maxAnswerWait} }
+func NewRelay(pool *pgxpool.Pool) *Relay {
+	return &Relay{pool: postgres.On(pool), timeout: maxAnswerWait}
+}
 
 // setPresence stores a presence, or returns how long to wait before it may be
 // changed. All times are the database's, so that one limit holds for all

@@ -280,7 +280,7 @@ func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, 
 // runShard runs a claimed shard.
 func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	ctx, cancel := context.WithCancelCause(f.tenures)
-	t := newTenure(c, d, f.timing.margin, cancel)
+	t := newTenure(c, d, f.timing.margin, f.cfg.Now, cancel)
 	s.adopt(t)
 	f.running.Go(func() { s.run(ctx, t) })
 }
@@ -308,7 +308,7 @@ func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
 		turns: f.turns, dials: f.dials, intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
-		relay: f.cfg.Relay, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
+		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},
 	}

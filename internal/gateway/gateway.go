@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -51,6 +52,9 @@ type Config struct {
 	// Relay keeps the presence and passes commands on to other instances; nil
 	// for a Gateway without Commands.
 	Relay *Relay
+	// Now returns the time by which every server goes, for what is stored with an
+	// event: the database's. nil means this machine's.
+	Now func() time.Time
 }
 
 // Gateway keeps the shards of one bot connected. Make it with New, then Run
@@ -80,6 +84,9 @@ type Gateway struct {
 func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg prometheus.Registerer) *Gateway {
 	// Discord wants the prefix on REST calls and refuses it in IDENTIFY.
 	cfg.Token = secret.New(strings.TrimSpace(strings.TrimPrefix(cfg.Token.Reveal(), "Bot ")))
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	agent := fmt.Sprintf("DiscordBot (https://github.com/gatehook/gatehook, %s)", cfg.Version)
 	m := newMetrics(reg)
 	g := &Gateway{

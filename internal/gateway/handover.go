@@ -118,7 +118,7 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 // session take over. If that fails, it returns an error and the link that has
 // the old session: old itself, still running, or a later link that has ended.
 func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
-	h := newHolding(out, s.timing.margin)
+	h := newHolding(out, s.timing.margin, s.now)
 	s.upgrade.Store(h)
 	defer s.upgrade.Store(nil)
 	l := newLink(s, h, event.Session{})
@@ -179,7 +179,7 @@ func (s *shard) awaitComplete(next, old *running) error {
 	}
 	// From now on commands go through next, which keeps the answers.
 	s.current.Store(next)
-	old.overlap.Load().begin(time.Now())
+	old.overlap.Load().begin(s.now())
 	limit := time.NewTimer(s.loadLimit(next.link))
 	defer limit.Stop()
 	select {

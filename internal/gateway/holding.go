@@ -24,7 +24,8 @@ const (
 // and all later ones, except for those that the other connection delivered.
 type holding struct {
 	out    sink
-	margin time.Duration // timing.margin
+	margin time.Duration    // timing.margin
+	now    func() time.Time // Config.Now
 
 	opened chan struct{} // closed once the kept events have been passed on
 
@@ -43,8 +44,8 @@ type keptEvent struct {
 	event   *event.Event
 }
 
-func newHolding(out sink, margin time.Duration) *holding {
-	return &holding{out: out, margin: margin, space: make(chan struct{}), opened: make(chan struct{})}
+func newHolding(out sink, margin time.Duration, now func() time.Time) *holding {
+	return &holding{out: out, margin: margin, now: now, space: make(chan struct{}), opened: make(chan struct{})}
 }
 
 // put implements sink. It waits while the holding is full.
@@ -119,7 +120,7 @@ func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID
 // left out.
 func (h *holding) open(ctx context.Context, delivered map[event.Digest]int) error {
 	h.mu.Lock()
-	h.delivered, h.copiesUntil, h.justOpened = delivered, time.Now().Add(copyLimit), true
+	h.delivered, h.copiesUntil, h.justOpened = delivered, h.now().Add(copyLimit), true
 	h.mu.Unlock()
 	for {
 		kept := h.take()

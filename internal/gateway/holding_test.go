@@ -14,7 +14,7 @@ func TestHolding(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	o := newOutlet(t, m)
-	h := newHolding(o, usualTiming.margin)
+	h := newHolding(o, usualTiming.margin, time.Now)
 	var delivered overlap
 	delivered.begin(time.Now())
 	put := func(e *event.Event) {
@@ -55,7 +55,7 @@ func TestHolding(t *testing.T) {
 func TestHoldingIsBounded(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
-	h := newHolding(newOutlet(t, m), usualTiming.margin)
+	h := newHolding(newOutlet(t, m), usualTiming.margin, time.Now)
 	for i := range maxKeptEvents {
 		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
 			t.Fatal(err)

@@ -173,7 +173,7 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 			patience.Stop()
 			err = l.greet(ctx, f, end, tasks)
 		case f.Op == discord.OpDispatch:
-			err = l.dispatch(ctx, f, now)
+			err = l.dispatch(ctx, f)
 		default:
 			err = l.handle(ctx, f, now)
 		}
@@ -296,8 +296,8 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 	return nil
 }
 
-// dispatch passes on a dispatch that arrived at now.
-func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) error {
+// dispatch passes on a dispatch.
+func (l *link) dispatch(ctx context.Context, f discord.Frame) error {
 	l.heard = true
 	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
 	if len(f.Name) == 0 || f.Seq == 0 {
@@ -325,7 +325,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame, now time.Time) err
 		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
 		return nil
 	default:
-		if err := l.putDispatch(ctx, f, now); err != nil {
+		if err := l.putDispatch(ctx, f); err != nil {
 			return err
 		}
 	}
@@ -430,7 +430,7 @@ func (l *link) setStatus(f func(*ShardStatus)) {
 }
 
 // putDispatch turns a dispatch into an event and passes it on.
-func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) error {
+func (l *link) putDispatch(ctx context.Context, f discord.Frame) error {
 	s := l.shard
 	data := bytes.Clone(f.Data)
 	if data == nil {
@@ -441,7 +441,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 	l.ending.progress = true
 	e := &event.Event{
 		ID:   event.DispatchID(s.turns.ApplicationID(), l.session.ID, s.id, f.Seq),
-		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: now, Data: data,
+		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: s.now(), Data: data,
 	}
 	event.FindIDs(e)
 	e.Origin = l.origins.of(e)
@@ -459,7 +459,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame, now time.Time) 
 
 // putNotice passes on a notice: an event that Discord did not number.
 func (l *link) putNotice(ctx context.Context, name string, data any) error {
-	e, err := newNotice(l.shard.id, name, data)
+	e, err := newNotice(l.shard.id, l.shard.now(), name, data)
 	if err != nil {
 		return err
 	}
@@ -481,7 +481,7 @@ func (l *link) reportEnd(ctx context.Context) {
 	}
 	var notices []*event.Event
 	for _, name := range []string{"SHARD_DISCONNECT", "DISCONNECT"} {
-		e, err := newNotice(s.id, name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
+		e, err := newNotice(s.id, s.now(), name, disconnectData{ShardID: s.id.ID, Code: code, Reason: reason})
 		if err != nil {
 			l.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", name), slog.Any("error", err))
 			continue

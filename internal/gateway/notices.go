@@ -38,7 +38,7 @@ type lostData struct {
 }
 
 // newNotice makes an event that Discord did not number.
-func newNotice(shard event.Shard, name string, data any) (*event.Event, error) {
+func newNotice(shard event.Shard, now time.Time, name string, data any) (*event.Event, error) {
 	b, err := json.Marshal(data)
 	if err != nil {
 		return nil, err
@@ -47,5 +47,5 @@ func newNotice(shard event.Shard, name string, data any) (*event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &event.Event{ID: id, Name: name, Shard: shard, ReceivedAt: time.Now(), Data: b}, nil
+	return &event.Event{ID: id, Name: name, Shard: shard, ReceivedAt: now, Data: b}, nil
 }

@@ -29,10 +29,11 @@ type shard struct {
 	turns          *identify.Turns
 	dials          *semaphore.Weighted
 	intents        func() event.Intents
-	intentsChanged chan struct{} // holds one token after the intents changed
-	retryAsked     chan struct{} // holds one token after retry
-	relay          *Relay        // stores the presence; nil for none
-	outgrown       func()        // reports that there are too few shards
+	intentsChanged chan struct{}    // holds one token after the intents changed
+	retryAsked     chan struct{}    // holds one token after retry
+	relay          *Relay           // stores the presence; nil for none
+	outgrown       func()           // reports that there are too few shards
+	now            func() time.Time // Config.Now
 	// deliveredBefore lists the dispatches that the previous set of shards
 	// delivered while this set received them too.
 	deliveredBefore func(context.Context) ([]event.Digest, error)
@@ -239,7 +240,7 @@ func (s *shard) reportLost(ctx context.Context, t *tenure) {
 	if s.lost == nil {
 		return
 	}
-	e, err := newNotice(s.id, "GATEHOOK_SESSION_LOST", s.lost)
+	e, err := newNotice(s.id, s.now(), "GATEHOOK_SESSION_LOST", s.lost)
 	if err != nil {
 		s.log.LogAttrs(ctx, slog.LevelError, "could not make an event", slog.String("event", "GATEHOOK_SESSION_LOST"), slog.Any("error", err))
 		return

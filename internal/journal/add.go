@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,7 +16,7 @@ import (
 // Key returns a key for an event that is stored without a batch. Its ordinal is
 // higher than any in a batch, because a batch may have the same number.
 func (s *Store) Key() event.Key {
-	return event.Key{Batch: s.At(time.Now()) | s.instance.slot(), Ordinal: 1<<30 + rand.Int32N(1<<30)}
+	return event.Key{Batch: s.At(s.instance.Now()) | s.instance.slot(), Ordinal: 1<<30 + rand.Int32N(1<<30)}
 }
 
 // Put queues the statements that store events under keys from Key; they skip events
@@ -45,4 +44,4 @@ func (s *Store) Add(ctx context.Context, e *event.Event, listeners []int64) (eve
 }
 
 // Ensure creates the partition for the current time if it is missing.
-func (s *Store) Ensure(ctx context.Context) error { return s.parts.Ensure(ctx, time.Now()) }
+func (s *Store) Ensure(ctx context.Context) error { return s.parts.Ensure(ctx, s.instance.Now()) }

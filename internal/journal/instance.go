@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // defaultLease is how long an instance counts as alive without a heartbeat. It lets
@@ -38,6 +40,8 @@ type Instance struct {
 	ttl      time.Duration
 	log      *slog.Logger
 	lease    atomic.Pointer[lease]
+	clock    clock
+	health   postgres.Health
 }
 
 // member is an instance's row in the register.
@@ -53,8 +57,9 @@ type member struct {
 type register interface {
 	// join adds an instance with a new lease. The error is a NamesakeError if another
 	// process has the name and a lease. starting means that this process had no number
-	// before, so an earlier process of the same directory is dead.
-	join(ctx context.Context, starting bool) (member, error)
+	// before, so an earlier process of the same directory is dead. now is the time by
+	// the database's clock.
+	join(ctx context.Context, starting bool) (m member, now time.Time, err error)
 	// renew renews an instance's lease. The instance is not alive if it has an heir;
 	// otherwise now is the time by the database's clock.
 	renew(ctx context.Context, id int64) (alive bool, now time.Time, err error)
@@ -103,15 +108,16 @@ func Join(ctx context.Context, pool *pgxpool.Pool, home Home, ttl time.Duration,
 	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		r.bootID = strings.TrimSpace(string(id))
 	}
-	return joinRegister(ctx, r, ttl, log)
+	return joinRegister(ctx, r, ttl, time.Now, log)
 }
 
-func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.Logger) (*Instance, error) {
-	i := &Instance{register: r, ttl: ttl, log: log}
+// joinRegister is Join with this machine's clock, which tests set wrong.
+func joinRegister(ctx context.Context, r register, ttl time.Duration, local func() time.Time, log *slog.Logger) (*Instance, error) {
+	i := &Instance{register: r, ttl: ttl, log: log, clock: clock{local: local}}
 	var namesake *NamesakeError
 	for {
-		sent, before := time.Now(), namesake
-		m, err := r.join(ctx, true)
+		before := namesake
+		m, sent, err := i.join(ctx, true)
 		switch {
 		case err == nil:
 			i.lease.Store(newLease(m, sent, ttl))
@@ -133,6 +139,24 @@ func joinRegister(ctx context.Context, r register, ttl time.Duration, log *slog.
 		}
 	}
 }
+
+// join registers under a new number, and returns when the request was sent.
+func (i *Instance) join(ctx context.Context, starting bool) (m member, sent time.Time, err error) {
+	sent, local := time.Now(), i.clock.local()
+	m, now, err := i.register.join(ctx, starting)
+	if err == nil {
+		i.clock.learn(reading{local, i.clock.local(), now})
+	}
+	return m, sent, err
+}
+
+// Now returns the time by the database's clock, to within a round trip. It is what
+// decides wherever servers compare times with each other, or with stored ones. It is
+// cheap, and does not step back.
+func (i *Instance) Now() time.Time { return i.clock.Now() }
+
+// Err returns why the last heartbeat failed, or nil: whether the database answers.
+func (i *Instance) Err() error { return i.health.Err() }
 
 // ID returns the number by which rows name this instance as their owner. The
 // number changes to a higher one after another instance has become the heir.
@@ -169,7 +193,9 @@ func (i *Instance) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		wait := i.ttl / 4
-		if err := i.beat(ctx); err != nil && ctx.Err() == nil {
+		err := i.beat(ctx)
+		i.health.Set(err)
+		if err != nil && ctx.Err() == nil {
 			i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
 				slog.Bool("lease_held", i.lease.Load().valid(time.Now())))
 			wait = renewAgain
@@ -182,7 +208,7 @@ func (i *Instance) Run(ctx context.Context) error {
 func (i *Instance) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl/4, errors.New("the heartbeat took too long"))
 	defer cancel()
-	before, sent := i.lease.Load(), time.Now()
+	before, sent, local := i.lease.Load(), time.Now(), i.clock.local()
 	alive, now, err := i.register.renew(ctx, before.id)
 	var after *lease
 	switch {
@@ -190,10 +216,10 @@ func (i *Instance) beat(ctx context.Context) error {
 		i.lease.Store(before.failed())
 		return err
 	case alive:
+		i.clock.learn(reading{local, i.clock.local(), now})
 		after = before.renewed(sent, time.Now(), now, i.ttl)
 	default:
-		sent = time.Now()
-		m, err := i.register.join(ctx, false)
+		m, sent, err := i.join(ctx, false)
 		if err != nil {
 			return err
 		}
@@ -221,9 +247,9 @@ type instances struct {
 // slots is how many rows the table can have.
 const slots = 1 << batchShift
 
-func (r *instances) join(ctx context.Context, starting bool) (member, error) {
+func (r *instances) join(ctx context.Context, starting bool) (member, time.Time, error) {
 	for {
-		m, err := r.tryJoin(ctx, starting)
+		m, now, err := r.tryJoin(ctx, starting)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.ConstraintName == "instances_slot_key" {
 			continue // another instance was faster; now the slot is seen to be taken
 		}
@@ -231,13 +257,13 @@ func (r *instances) join(ctx context.Context, starting bool) (member, error) {
 			err = fmt.Errorf("%d instances are registered, and there can't be more: stop some, or wait until those that died are taken over", slots)
 		}
 		if err != nil {
-			return member{}, fmt.Errorf("register this instance: %w", err)
+			return member{}, now, fmt.Errorf("register this instance: %w", err)
 		}
-		return m, nil
+		return m, now, nil
 	}
 }
 
-func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err error) {
+func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, now time.Time, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		var e NamesakeError
 		err := tx.QueryRow(ctx, `SELECT id, hostname, directory, lease_until FROM instances
@@ -259,10 +285,10 @@ func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err e
 			SELECT $1, $2, $3, $4, now() + $5, current_setting('application_name'), min(slot)
 			FROM generate_series(0, $6::int - 1) AS slot WHERE NOT EXISTS (SELECT FROM instances i WHERE i.slot = slot.slot)
 			HAVING min(slot) IS NOT NULL
-			RETURNING id, slot`,
-			r.home.Name, r.hostname, r.bootID, r.home.Directory, r.ttl, slots).Scan(&m.id, &m.slot)
+			RETURNING id, slot, clock_timestamp()`,
+			r.home.Name, r.hostname, r.bootID, r.home.Directory, r.ttl, slots).Scan(&m.id, &m.slot, &now)
 	})
-	return m, err
+	return m, now, err
 }
 
 func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {

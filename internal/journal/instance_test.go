@@ -24,12 +24,12 @@ type ledger struct {
 	tries int
 }
 
-func (l *ledger) join(context.Context, bool) (member, error) {
+func (l *ledger) join(context.Context, bool) (member, time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.last++
 	l.until[l.last] = time.Now().Add(testTTL)
-	return member{id: l.last}, nil
+	return member{id: l.last}, time.Now(), nil
 }
 
 func (l *ledger) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
@@ -87,7 +87,7 @@ func bubble(t *testing.T, f func(t *testing.T, i *Instance, l *ledger)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := &ledger{until: make(map[int64]time.Time)}
-		i, err := joinRegister(t.Context(), l, testTTL, slog.New(slog.DiscardHandler))
+		i, err := joinRegister(t.Context(), l, testTTL, time.Now, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,7 +321,7 @@ func TestLeaseUsesBothClocks(t *testing.T) {
 }
 
 func BenchmarkHold(b *testing.B) {
-	i, err := joinRegister(b.Context(), &ledger{until: make(map[int64]time.Time)}, time.Hour, slog.New(slog.DiscardHandler))
+	i, err := joinRegister(b.Context(), &ledger{until: make(map[int64]time.Time)}, time.Hour, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -53,6 +53,8 @@ type Config struct {
 	// CursorDelay is how long a cursor that moved only past unwanted events may
 	// wait for its commit. Default 1 s.
 	CursorDelay time.Duration
+	// Writer is the pool of the commits alone; nil means the store's.
+	Writer *pgxpool.Pool
 }
 
 func (c Config) withDefaults() Config {
@@ -68,7 +70,7 @@ func (c Config) withDefaults() Config {
 type Journal struct {
 	cfg       Config
 	store     *Store
-	pool      *pgxpool.Pool
+	pool      postgres.DB
 	matcher   Matcher
 	deliverer Deliverer
 	log       *slog.Logger
@@ -116,6 +118,7 @@ func (j *Journal) Run(ctx context.Context) error {
 		<-upkept
 	}()
 
+	ctx = postgres.WithPool(ctx, j.cfg.Writer)
 	c := newCommit()
 	delay := time.NewTimer(j.cfg.CursorDelay)
 	defer delay.Stop()
@@ -175,7 +178,7 @@ func (j *Journal) upkeep(ctx context.Context) {
 			j.loseStale(ctx)
 			err = j.Recover(ctx)
 		case <-parts.C:
-			err = j.store.parts.Maintain(ctx, time.Now())
+			err = j.store.parts.Maintain(ctx, j.instance.Now())
 		}
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 			j.log.LogAttrs(ctx, slog.LevelWarn, "journal upkeep failed", slog.Any("error", err))

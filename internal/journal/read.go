@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // Events returns stored events by their keys, without those that retention has
@@ -26,7 +26,7 @@ func (s *Store) Events(ctx context.Context, keys []event.Key) ([]event.Stored, e
 	return stored, nil
 }
 
-func read(ctx context.Context, pool *pgxpool.Pool, where string, args ...any) ([]event.Stored, error) {
+func read(ctx context.Context, pool postgres.DB, where string, args ...any) ([]event.Stored, error) {
 	rows, err := pool.Query(ctx, `SELECT batch_id, ordinal, id, name, shard_id, shard_count, seq, received_at,
 			guild_id, channel_id, user_id, origin, listeners, data
 		FROM events WHERE `+where+` ORDER BY batch_id, ordinal`, args...)

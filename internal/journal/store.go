@@ -18,7 +18,7 @@ import (
 // Store gives delivery access to the stored events and the unsettled batches. Make
 // it with OpenStore; it is safe for concurrent use.
 type Store struct {
-	pool     *pgxpool.Pool
+	pool     postgres.DB
 	instance *Instance
 	parts    postgres.Partitions
 }
@@ -26,12 +26,12 @@ type Store struct {
 // OpenStore opens the store of an instance, and creates the partitions that the
 // next commits need. Events are kept for the retention; 0 means 168 h.
 func OpenStore(ctx context.Context, pool *pgxpool.Pool, instance *Instance, retention time.Duration, log *slog.Logger) (*Store, error) {
-	s := &Store{pool: pool, instance: instance}
+	s := &Store{pool: postgres.On(pool), instance: instance}
 	s.parts = postgres.Partitions{
 		Pool: pool, Logger: log, Table: "events", Retention: cmp.Or(retention, 168*time.Hour),
 		Bound: func(t time.Time) string { return strconv.FormatInt(s.At(t), 10) },
 	}
-	return s, s.parts.Maintain(ctx, time.Now())
+	return s, s.parts.Maintain(ctx, instance.Now())
 }
 
 // batchShift is the number of low bits of a batch's number that hold the
@@ -46,7 +46,7 @@ func (*Store) At(t time.Time) int64 {
 }
 
 // Committed returns the time at which a batch was committed, to the microsecond,
-// by the clock of the instance that committed it.
+// by the database's clock (Instance.Now).
 func (*Store) Committed(batch int64) time.Time { return time.UnixMicro(batch >> batchShift) }
 
 // Settle queues the statement that deletes an owner's batches whose deliveries are

@@ -121,7 +121,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	if err != nil {
 		return fmt.Errorf("commit %d events: %w", len(c.batch.Events), err)
 	}
-	now := time.Now()
+	now := j.instance.Now()
 	for i := range c.batch.Events {
 		j.metrics.lag.Observe(now.Sub(c.batch.Events[i].ReceivedAt).Seconds())
 	}
@@ -163,7 +163,7 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 	}
 	c.batch.Owner = owner
 	if c.batch.ID == 0 {
-		c.batch.ID = j.nextBatch(time.Now())
+		c.batch.ID = j.nextBatch(j.instance.Now())
 		for i := range c.batch.Events {
 			c.batch.Events[i].Key.Batch = c.batch.ID
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
@@ -39,7 +40,8 @@ type Config struct {
 // Run it; it is safe for concurrent use.
 type Listeners struct {
 	cfg   Config
-	pool  *pgxpool.Pool
+	pool  postgres.DB
+	conn  *pgx.ConnConfig // of the connection that hears of changes
 	log   *slog.Logger
 	table *table
 	stale chan struct{} // holds a token when the table may be out of date
@@ -49,7 +51,10 @@ type Listeners struct {
 // Open reads the registrations, and seals with the first key every secret that is
 // not sealed with it yet. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
-	s := &Listeners{cfg: cfg, pool: pool, log: log, table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery}
+	s := &Listeners{
+		cfg: cfg, pool: postgres.On(pool), conn: pool.Config().ConnConfig, log: log,
+		table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery,
+	}
 	if err := s.sealStored(ctx); err != nil {
 		return nil, err
 	}
@@ -183,7 +188,7 @@ func (s *Listeners) listen(ctx context.Context) {
 }
 
 func (s *Listeners) listenOnce(ctx context.Context) error {
-	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(ctx, s.conn)
 	if err != nil {
 		return err
 	}

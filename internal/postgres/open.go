@@ -23,10 +23,6 @@ import (
 // connectTimeout is how long Open waits for a database that is starting up.
 const connectTimeout = 60 * time.Second
 
-// minConns is the lowest limit of the pool: the journal, the recorder and the retry
-// loop each hold a connection while they write, and the API needs some more.
-const minConns = 10
-
 // session is what every connection sets.
 //
 // A transaction waits at most 3 s for its client: a process that is stopped must not
@@ -47,20 +43,71 @@ var process = uuid.NewString()
 // maxApplicationName is how long PostgreSQL lets an application name be.
 const maxApplicationName = 63
 
-// Open connects to the database, waiting up to a minute for one that is
-// starting up. The application name of its connections is the URL's, or
-// "gatehook", and an ID of this process. The caller closes the pool.
+// Open connects to the database, waiting up to a minute for one that is starting up.
+// The application name of its connections is the URL's, or "gatehook", and an ID of this
+// process. All statements share one pool, which the caller closes.
 func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Pool, error) {
+	total, err := totalOf(url)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := newPool(ctx, url, max(total, minTotal), 0)
+	if err != nil {
+		return nil, err
+	}
+	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
+	logged := false
+	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := pool.Ping(ctx)
+		if err != nil && !logged {
+			logged = true
+			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))
+		}
+		return retry.RetryableError(err)
+	})
+	if err != nil {
+		at := pool.Config().ConnConfig
+		pool.Close()
+		return nil, fmt.Errorf("the database at %s:%d does not answer: %w", at.Host, at.Port, err)
+	}
+	return pool, nil
+}
+
+// errURL leaves out pgx's own text, which quotes the URL with some of its secrets.
+var errURL = errors.New("the database URL can't be parsed: it should look like postgres://user:password@host:5432/database")
+
+// totalOf returns how many connections a server may open: what the URL says, or
+// defaultTotal. pgx's own default depends on the machine's processors.
+func totalOf(url secret.Value) (int32, error) {
+	plain, err := pgx.ParseConfig(url.Reveal())
+	if err != nil {
+		return 0, errURL
+	}
+	if _, ok := plain.RuntimeParams["pool_max_conns"]; !ok {
+		return defaultTotal, nil
+	}
 	cfg, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
-		// pgx's own text quotes the URL, with some of its secrets.
-		return nil, errors.New("the database URL can't be parsed: it should look like postgres://user:password@host:5432/database")
+		return 0, errURL
 	}
-	cfg.MaxConns = max(cfg.MaxConns, minConns)
+	return cfg.MaxConns, nil
+}
+
+// newPool makes a pool of at most so many connections. It does not wait for one. dial
+// bounds a connect; 0 leaves it as it is.
+func newPool(ctx context.Context, url secret.Value, most int32, dial time.Duration) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errURL
+	}
+	cfg.MaxConns, cfg.MinConns, cfg.MinIdleConns = most, min(cfg.MinConns, most), min(cfg.MinIdleConns, most)
 	name := cmp.Or(cfg.ConnConfig.RuntimeParams["application_name"], "gatehook")
 	cfg.ConnConfig.RuntimeParams["application_name"] = name[:min(len(name), maxApplicationName-1-len(process))] + " " + process
 	if cfg.ConnConfig.ConnectTimeout == 0 {
-		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+		cfg.ConnConfig.ConnectTimeout = usualDial
+	}
+	if dial > 0 {
+		cfg.ConnConfig.ConnectTimeout = min(cfg.ConnConfig.ConnectTimeout, dial)
 	}
 	// Not parameters of the connection: poolers refuse parameters that they
 	// don't know.
@@ -79,20 +126,6 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
-	}
-	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
-	logged := false
-	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
-		err := pool.Ping(ctx)
-		if err != nil && !logged {
-			logged = true
-			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))
-		}
-		return retry.RetryableError(err)
-	})
-	if err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("the database at %s:%d does not answer: %w", cfg.ConnConfig.Host, cfg.ConnConfig.Port, err)
 	}
 	return pool, nil
 }

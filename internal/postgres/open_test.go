@@ -51,31 +51,34 @@ func TestStoppedTransactionLetsOthersContinue(t *testing.T) {
 	}
 }
 
-// TestPoolMetrics checks that the metrics show waits for connections.
+// TestPoolMetrics checks that the metrics show waits for connections, and of which pool.
 func TestPoolMetrics(t *testing.T) {
 	t.Parallel()
-	pool, err := Open(t.Context(), start(t, dataDir(t)).URL(), quiet)
+	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close()
+	defer pools.Close()
 	reg := prometheus.NewRegistry()
-	RegisterMetrics(reg, pool)
-	shown := func() map[string]float64 {
+	RegisterMetrics(reg, pools)
+	shown := func(pool string) map[string]float64 {
 		families, err := reg.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
 		values := make(map[string]float64)
 		for _, f := range families {
-			m := f.GetMetric()[0]
-			values[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			for _, m := range f.GetMetric() {
+				if m.GetLabel()[0].GetValue() == pool {
+					values[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+				}
+			}
 		}
 		return values
 	}
-	limit := int(pool.Config().MaxConns)
+	limit := int(pools.Engine.Config().MaxConns)
 	for range limit {
-		c, err := pool.Acquire(t.Context())
+		c, err := pools.Engine.Acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,10 +86,10 @@ func TestPoolMetrics(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := pool.Exec(ctx, `SELECT 1`); err == nil {
+	if _, err := pools.Engine.Exec(ctx, `SELECT 1`); err == nil {
 		t.Fatal("the pool has more connections than its limit")
 	}
-	got := shown()
+	got := shown("engine")
 	if got["gatehook_postgres_waits_total"] == 0 || got["gatehook_postgres_wait_seconds_total"] == 0 {
 		t.Errorf("no waits: %v", got)
 	}
@@ -98,5 +101,10 @@ func TestPoolMetrics(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	for _, other := range []string{"heartbeat", "journal", "api"} {
+		if n := shown(other)["gatehook_postgres_connections_in_use"]; n != 0 {
+			t.Errorf("%v connections of the pool %s are in use", n, other)
+		}
 	}
 }

@@ -67,10 +67,10 @@ func (p Partitions) create(ctx context.Context, from time.Time) error {
 	from = from.UTC()
 	name := p.Table + "_" + from.Format(partitionStamp)
 	var exists bool
-	if err := p.Pool.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
+	if err := On(p.Pool).QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
 		return err
 	}
-	err := pgx.BeginFunc(ctx, p.Pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, On(p.Pool), func(tx pgx.Tx) error {
 		table, part := pgx.Identifier{p.Table}.Sanitize(), pgx.Identifier{name}.Sanitize()
 		_, err := tx.Exec(ctx, fmt.Sprintf(
 			`SET LOCAL lock_timeout = '5s'; CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
@@ -85,7 +85,7 @@ func (p Partitions) create(ctx context.Context, from time.Time) error {
 }
 
 func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
-	rows, err := p.Pool.Query(ctx, `SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+	rows, err := On(p.Pool).Query(ctx, `SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 		WHERE i.inhparent = to_regclass($1)`, p.Table)
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
 		}
 		// If the lock is not free within a second, the next time drops it: while
 		// this statement waits, every insert queues behind it.
-		_, err = p.Pool.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '1s'; DROP TABLE IF EXISTS %s`,
+		_, err = On(p.Pool).Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '1s'; DROP TABLE IF EXISTS %s`,
 			pgx.Identifier{name}.Sanitize()))
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 )
 
 // SlotLength is the time between two IDENTIFYs of a bucket: Discord's 5 s
@@ -28,7 +29,7 @@ const resetMargin = 100 * time.Millisecond
 // concurrent use. If the database does not answer, its methods wait until ctx
 // ends.
 type Buckets struct {
-	pool *pgxpool.Pool
+	pool postgres.DB
 	log  *slog.Logger
 	// Slot is the time from one IDENTIFY of a bucket to the next, SlotLength
 	// unless a test makes it shorter. Set it before the first use.
@@ -37,7 +38,7 @@ type Buckets struct {
 
 // NewBuckets returns Buckets that use pool, which the caller closes.
 func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
-	return &Buckets{pool: pool, log: log, Slot: SlotLength}
+	return &Buckets{pool: postgres.On(pool), log: log, Slot: SlotLength}
 }
 
 // Learn implements Slots. Until the reset, the number only falls, because

@@ -47,15 +47,38 @@ func Main(m *testing.M, cleanups ...func()) {
 }
 
 // New connects to a migrated database that only this test uses. The database is
-// dropped when the test ends.
+// dropped when the test ends. The test fails if a goroutine acquires a connection while
+// it holds another.
 func New(t testing.TB) *pgxpool.Pool {
 	t.Helper()
-	pool, err := postgres.Open(t.Context(), secret.New(URL(t)), quiet)
+	opened, err := postgres.Open(t.Context(), secret.New(URL(t)), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(pool.Close)
+	cfg := opened.Config()
+	opened.Close()
+	w := &watch{holder: make(map[*pgx.Conn]hold)}
+	cfg.ConnConfig.Tracer = w
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pool.Close()
+		w.report(t)
+	})
 	return pool
+}
+
+// Pools returns a server's pools on such a database.
+func Pools(t testing.TB) *postgres.Pools {
+	t.Helper()
+	pools, err := postgres.OpenPools(t.Context(), secret.New(URL(t)), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pools.Close)
+	return pools
 }
 
 // URL returns the URL of a migrated database that only this test uses. The database
