@@ -20,7 +20,7 @@ func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad 
 		rec.outcome = o
 		return rec
 	}
-	rec.attempted, rec.startedAt = true, now
+	rec.attempted, rec.startedAt, rec.began = true, now, time.Now()
 	span, parent := l.d.cfg.Traces.attempt(l.d.attempts, &rec)
 	defer func() { endSpan(span, &rec, t) }()
 	body, err := j.body(listener, l.d.cfg.Application())

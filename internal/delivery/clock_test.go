@@ -3,6 +3,7 @@ package delivery
 import (
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,36 @@ func TestTimesAreTheDatabases(t *testing.T) {
 	if d := due.Sub(now.Add(wait)); d < -wait/2 || d > wait/2 {
 		t.Errorf("the retry is due at %v, want about %v", due, now.Add(wait))
 	}
+}
+
+// stopped is an instance whose database's clock was set back: until it has caught up, the
+// time stands still.
+type stopped struct {
+	self
+
+	at time.Time
+}
+
+func (s stopped) Now() time.Time { return s.at }
+
+// A pause that a callback asked for ends by the machine's clock: it lasts no longer
+// because the database's clock was set back.
+func TestPauseEndsThoughTheDatabasesClockStandsStill(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int32
+	c := newReceiver(t, func(call) (int, http.Header) {
+		if calls.Add(1) == 1 {
+			return http.StatusServiceUnavailable, http.Header{"Retry-After": {"1"}}
+		}
+		return http.StatusNoContent, nil
+	})
+	b := setup(t, Config{}, c.URL)
+	b.stop()
+	b.openAs(t, Config{AllowTargets: loopback}, stopped{1, time.Now().Add(-time.Minute)})
+	b.registry.change(1, func(l *event.Listener) { l.MaxInFlight = 1 })
+	b.deliver(t, b.commit(t, 3, 1, 1))
+	c.await(t, 4)
+	b.stop()
 }
 
 // As many replays and bulk retries as may be are under way: one more is told when to come

@@ -287,7 +287,7 @@ func (d *Delivery) all() []*lane {
 }
 
 // now returns the time by the database's clock. All times in this package are by it,
-// except for those that only bound a wait.
+// except for those that only bound a wait, such as the pace's.
 func (d *Delivery) now() time.Time { return d.instance.Now() }
 
 // wake makes the retry loop take up retries now.

@@ -236,7 +236,7 @@ func (l *lane) refreshLocked() {
 
 // startLocked starts a worker if a job is ready and the pace allows one more in flight.
 func (l *lane) startLocked() {
-	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || l.d.now().Before(l.pace.until) {
+	if l.inFlight >= l.pace.limit || l.ready.len() == 0 || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		return
 	}
 	l.inFlight++
@@ -293,7 +293,7 @@ func (l *lane) next() (j job, t *callback.Target, listener *event.Listener, bad 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refreshLocked()
-	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || l.d.now().Before(l.pace.until) {
+	if l.ready.len() == 0 || l.inFlight > l.pace.limit || l.d.stopping.Load() || time.Now().Before(l.pace.until) {
 		l.inFlight--
 		return job{}, nil, nil, nil, false
 	}
@@ -335,11 +335,14 @@ func (l *lane) adaptLocked(rec record) (drained []record) {
 	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
 		return nil // this says nothing about the callback
 	}
+	seen := observation{
+		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.began, at: time.Now(), inFlight: l.inFlight,
+	}
+	if at := rec.outcome.notBefore; !at.IsZero() {
+		seen.notBefore = seen.at.Add(at.Sub(l.d.now()))
+	}
 	before := l.pace
-	l.pace = before.after(observation{
-		signal: rec.signal(), delivery: rec.job.stored.Key, sent: rec.startedAt, at: l.d.now(),
-		notBefore: rec.outcome.notBefore, inFlight: l.inFlight,
-	})
+	l.pace = before.after(seen)
 	switch {
 	case l.pace.down && !before.down:
 		drained = l.drainLocked()
@@ -355,7 +358,7 @@ func (l *lane) adaptLocked(rec record) (drained []record) {
 		if l.timer != nil {
 			l.timer.Stop()
 		}
-		l.timer = time.AfterFunc(l.pace.until.Sub(l.d.now()), func() {
+		l.timer = time.AfterFunc(time.Until(l.pace.until), func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.startLocked()

@@ -14,8 +14,11 @@ type record struct {
 	job       job
 	attempted bool
 	startedAt time.Time
-	result    callback.Result
-	outcome   outcome
+	// began is when the attempt started, by this machine's clock. It is for the pace,
+	// whose pauses must not end earlier or later because the database's clock was set.
+	began   time.Time
+	result  callback.Result
+	outcome outcome
 	// inHand: the delivery is still under way here, and gets a row with this instance
 	// as its owner.
 	inHand bool

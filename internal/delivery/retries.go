@@ -178,12 +178,12 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 		if l == nil {
 			continue // deleted; upkeep removes its rows
 		}
-		if l.MaxAge > 0 && d.lane(id).isPaused(now) {
+		if l.MaxAge > 0 && d.lane(id).isPaused(time.Now()) {
 			if err := d.expirePaused(ctx, l, now); err != nil {
 				return nil, err
 			}
 		}
-		if all, background := d.lane(id).room(now); all > 0 {
+		if all, background := d.lane(id).room(time.Now()); all > 0 {
 			rooms = append(rooms, room{id, all, background})
 		}
 	}
