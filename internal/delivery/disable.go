@@ -82,7 +82,7 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 			d.log.LogAttrs(ctx, slog.LevelWarn, "disabling a listener failed, trying again", slog.Any("error", err))
 			return retry.RetryableError(err)
 		case done:
-			notices.trace(ctx, d.cfg.Traces)
+			notices.trace(ctx, d.cfg.Traces, d.now())
 			d.metrics.disabled.WithLabelValues(reason).Inc()
 			d.log.LogAttrs(ctx, slog.LevelWarn, "listener disabled", slog.String("listener", event.ListenerID(l.ID)),
 				slog.String("reason", reason), slog.String("host", hostOf(l)))

@@ -10,7 +10,7 @@ import (
 // lane and the recorder are full.
 func (d *Delivery) Deliver(ctx context.Context, b *event.Batch) error {
 	for i := range b.Events {
-		d.cfg.Traces.received(ctx, &b.Events[i].Event)
+		d.cfg.Traces.received(ctx, &b.Events[i].Event, d.now())
 	}
 	return d.dispatch(ctx, b, nil, false)
 }

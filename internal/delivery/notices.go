@@ -61,9 +61,9 @@ func (n notices) queue(b *pgx.Batch, put func(*pgx.Batch, []event.Stored)) {
 }
 
 // trace records the receipt of the events, once they are stored.
-func (n notices) trace(ctx context.Context, t Traces) {
+func (n notices) trace(ctx context.Context, t Traces, now time.Time) {
 	for i := range n {
-		t.received(ctx, &n[i].Event)
+		t.received(ctx, &n[i].Event, now)
 	}
 }
 

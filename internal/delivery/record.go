@@ -14,8 +14,8 @@ type record struct {
 	job       job
 	attempted bool
 	startedAt time.Time
-	// began is when the attempt started, by this machine's clock. It is for the pace,
-	// whose pauses must not end earlier or later because the database's clock was set.
+	// began is when the attempt started, by this machine's clock. For what
+	// must not depend on whether the database's clock was set: the pace, and durations.
 	began   time.Time
 	result  callback.Result
 	outcome outcome

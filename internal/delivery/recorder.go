@@ -184,7 +184,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	if !s.earliest.IsZero() {
 		r.d.due(s.earliest)
 	}
-	s.notices.trace(ctx, r.d.cfg.Traces)
+	s.notices.trace(ctx, r.d.cfg.Traces, r.d.now())
 	if s.freed || len(s.notices) > 0 {
 		r.d.wake()
 	}

@@ -165,9 +165,9 @@ func (d *Delivery) test(ctx context.Context, l *event.Listener, e *event.Event) 
 	if err != nil {
 		return storedAttempt{}, err
 	}
-	d.cfg.Traces.received(ctx, e)
+	d.cfg.Traces.received(ctx, e, d.now())
 	stored := &event.Stored{Event: *e, Key: key, Listeners: []int64{l.ID}}
-	rec := record{job: job{stored: stored, listener: l.ID, bodies: new(bodies)}, attempted: true, startedAt: d.now()}
+	rec := record{job: job{stored: stored, listener: l.ID, bodies: new(bodies)}, attempted: true, startedAt: d.now(), began: time.Now()}
 	span, parent := d.cfg.Traces.attempt(ctx, &rec)
 	t, err := callback.NewTarget(l)
 	var body []byte

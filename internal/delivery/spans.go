@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
@@ -49,7 +50,7 @@ func (SpanIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID { return n
 
 // received records the first span of an event's trace: from the event's receipt until now,
 // when it is stored and its deliveries begin.
-func (t Traces) received(ctx context.Context, e *event.Event) {
+func (t Traces) received(ctx context.Context, e *event.Event, now time.Time) {
 	if t.Tracer == nil {
 		return
 	}
@@ -72,7 +73,7 @@ func (t Traces) received(ctx context.Context, e *event.Event) {
 	}
 	_, span := t.Tracer.Start(context.WithValue(ctx, eventKey{}, e.ID), "receive "+e.Name, trace.WithNewRoot(),
 		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(e.ReceivedAt), trace.WithAttributes(attrs...))
-	span.End()
+	span.End(trace.WithTimestamp(now)) // not by the machine's clock: the beginning is not either
 }
 
 // attempt starts the span of a record's attempt, and returns it with the POST's
@@ -127,5 +128,5 @@ func endSpan(span trace.Span, rec *record, t *callback.Target) {
 		span.SetStatus(codes.Error, text)
 	}
 	span.SetAttributes(attrs...)
-	span.End()
+	span.End(trace.WithTimestamp(rec.startedAt.Add(time.Since(rec.began))))
 }
