@@ -55,11 +55,12 @@ type member struct {
 
 // register accesses the table of instances.
 type register interface {
+	// now returns the time by the database's clock.
+	now(ctx context.Context) (time.Time, error)
 	// join adds an instance with a new lease. The error is a NamesakeError if another
 	// process has the name and a lease. starting means that this process had no number
-	// before, so an earlier process of the same directory is dead. now is the time by
-	// the database's clock.
-	join(ctx context.Context, starting bool) (m member, now time.Time, err error)
+	// before, so an earlier process of the same directory is dead.
+	join(ctx context.Context, starting bool) (member, error)
 	// renew renews an instance's lease. The instance is not alive if it has an heir;
 	// otherwise now is the time by the database's clock.
 	renew(ctx context.Context, id int64) (alive bool, now time.Time, err error)
@@ -114,10 +115,13 @@ func Join(ctx context.Context, pool *pgxpool.Pool, home Home, ttl time.Duration,
 // joinRegister is Join with this machine's clock, which tests set wrong.
 func joinRegister(ctx context.Context, r register, ttl time.Duration, local func() time.Time, log *slog.Logger) (*Instance, error) {
 	i := &Instance{register: r, ttl: ttl, log: log, clock: clock{local: local}}
+	if err := i.readClock(ctx); err != nil {
+		return nil, err
+	}
 	var namesake *NamesakeError
 	for {
-		before := namesake
-		m, sent, err := i.join(ctx, true)
+		sent, before := time.Now(), namesake
+		m, err := r.join(ctx, true)
 		switch {
 		case err == nil:
 			i.lease.Store(newLease(m, sent, ttl))
@@ -140,14 +144,18 @@ func joinRegister(ctx context.Context, r register, ttl time.Duration, local func
 	}
 }
 
-// join registers under a new number, and returns when the request was sent.
-func (i *Instance) join(ctx context.Context, starting bool) (m member, sent time.Time, err error) {
-	sent, local := time.Now(), i.clock.local()
-	m, now, err := i.register.join(ctx, starting)
-	if err == nil {
-		i.clock.learn(reading{local, i.clock.local(), now})
+// readClock reads the database's clock some times: the quickest answer counts, and the
+// first one waits for the connection.
+func (i *Instance) readClock(ctx context.Context) error {
+	for range 3 {
+		sent := i.clock.local()
+		now, err := i.register.now(ctx)
+		if err != nil {
+			return err
+		}
+		i.clock.learn(reading{sent, i.clock.local(), now})
 	}
-	return m, sent, err
+	return nil
 }
 
 // Now returns the time by the database's clock, to within a round trip. It is what
@@ -219,7 +227,8 @@ func (i *Instance) beat(ctx context.Context) error {
 		i.clock.learn(reading{local, i.clock.local(), now})
 		after = before.renewed(sent, time.Now(), now, i.ttl)
 	default:
-		m, sent, err := i.join(ctx, false)
+		sent = time.Now()
+		m, err := i.register.join(ctx, false)
 		if err != nil {
 			return err
 		}
@@ -244,12 +253,19 @@ type instances struct {
 	ttl      time.Duration
 }
 
+func (r *instances) now(ctx context.Context) (now time.Time, err error) {
+	if err := r.pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+		return now, fmt.Errorf("read the database's clock: %w", err)
+	}
+	return now, nil
+}
+
 // slots is how many rows the table can have.
 const slots = 1 << batchShift
 
-func (r *instances) join(ctx context.Context, starting bool) (member, time.Time, error) {
+func (r *instances) join(ctx context.Context, starting bool) (member, error) {
 	for {
-		m, now, err := r.tryJoin(ctx, starting)
+		m, err := r.tryJoin(ctx, starting)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.ConstraintName == "instances_slot_key" {
 			continue // another instance was faster; now the slot is seen to be taken
 		}
@@ -257,13 +273,13 @@ func (r *instances) join(ctx context.Context, starting bool) (member, time.Time,
 			err = fmt.Errorf("%d instances are registered, and there can't be more: stop some, or wait until those that died are taken over", slots)
 		}
 		if err != nil {
-			return member{}, now, fmt.Errorf("register this instance: %w", err)
+			return member{}, fmt.Errorf("register this instance: %w", err)
 		}
-		return m, now, nil
+		return m, nil
 	}
 }
 
-func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, now time.Time, err error) {
+func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		var e NamesakeError
 		err := tx.QueryRow(ctx, `SELECT id, hostname, directory, lease_until FROM instances
@@ -285,10 +301,10 @@ func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, now t
 			SELECT $1, $2, $3, $4, now() + $5, current_setting('application_name'), min(slot)
 			FROM generate_series(0, $6::int - 1) AS slot WHERE NOT EXISTS (SELECT FROM instances i WHERE i.slot = slot.slot)
 			HAVING min(slot) IS NOT NULL
-			RETURNING id, slot, clock_timestamp()`,
-			r.home.Name, r.hostname, r.bootID, r.home.Directory, r.ttl, slots).Scan(&m.id, &m.slot, &now)
+			RETURNING id, slot`,
+			r.home.Name, r.hostname, r.bootID, r.home.Directory, r.ttl, slots).Scan(&m.id, &m.slot)
 	})
-	return m, now, err
+	return m, err
 }
 
 func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
