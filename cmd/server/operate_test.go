@@ -47,10 +47,11 @@ type attemptShown struct {
 
 type deliveryShown struct {
 	ID, Event, Status string
-	EventID           string  `json:"event_id"`
-	ListenerID        string  `json:"listener_id"`
-	AttemptCount      int     `json:"attempt_count"`
-	NextAttemptAt     *string `json:"next_attempt_at"`
+	EventID           string    `json:"event_id"`
+	ReceivedAt        time.Time `json:"received_at"`
+	ListenerID        string    `json:"listener_id"`
+	AttemptCount      int       `json:"attempt_count"`
+	NextAttemptAt     *string   `json:"next_attempt_at"`
 	LastAttempt       *attemptShown
 	Attempts          []attemptShown
 }
@@ -124,7 +125,7 @@ func TestDeliveriesAreOperated(t *testing.T) {
 	first := register("RAW_MESSAGE_CREATE", good)
 	second := register("MESSAGE_*", bad)
 
-	start := time.Now().UTC()
+	start := time.Now().UTC().Add(-time.Second) // receipts are by the database's clock
 	// A sample, delivered now, to a callback that accepts it and to one that fails.
 	tried := decode[attemptShown](t, p, "POST", "/listeners/"+first.ID+"/test", "", http.StatusOK)
 	if !tried.Delivered || tried.Attempt != 1 || tried.Event != "RAW_MESSAGE_CREATE" || len(good.ids()) != 1 || good.ids()[0] != tried.DeliveryID {
@@ -298,7 +299,7 @@ func TestDisabledListenerGetsWhatItMissed(t *testing.T) {
 	}
 	l := decode[listener](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"GUILD_BAN_ADD","url":%q}`, gone.URL), http.StatusCreated)
 	decode[listener](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"GATEHOOK_LISTENER_DISABLED","url":%q}`, operator.URL), http.StatusCreated)
-	start := time.Now().UTC()
+	start := time.Now().UTC().Add(-time.Second) // receipts are by the database's clock
 	ban := func() {
 		t.Helper()
 		eventually(t, time.Minute, "sent to a session with the intent", func() (bool, string) {
@@ -346,6 +347,7 @@ func TestFailedDeliveriesAreRetried(t *testing.T) {
 	c := newSwitchable(t)
 	c.answer(http.StatusInternalServerError)
 	l := decode[struct{ ID string }](t, p, "POST", "/listeners", fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q}`, c.URL), http.StatusCreated)
+	var last time.Time // receipt
 	exhausted := func(n int) (ids []string) {
 		t.Helper()
 		eventually(t, time.Minute, "exhausted", func() (bool, string) {
@@ -353,6 +355,9 @@ func TestFailedDeliveriesAreRetried(t *testing.T) {
 			ids = ids[:0]
 			for _, d := range page.Data {
 				ids = append(ids, d.ID)
+				if d.ReceivedAt.After(last) {
+					last = d.ReceivedAt
+				}
 			}
 			return len(ids) == n, fmt.Sprint(len(ids))
 		})
@@ -368,7 +373,7 @@ func TestFailedDeliveriesAreRetried(t *testing.T) {
 	}
 	send(3)
 	early := exhausted(3)
-	between := time.Now().UTC().Format(time.RFC3339Nano)
+	between := last.Add(time.Microsecond).UTC().Format(time.RFC3339Nano)
 	send(4)
 	exhausted(7)
 	c.answer(http.StatusNoContent)
