@@ -29,12 +29,12 @@
 // # Batch numbers
 //
 // A batch's number is the time of its commit (Instance.Now) in microseconds, shifted
-// left by 10 bits, plus the instance's slot. So batch numbers grow with time, and a partition of
-// events, which holds a range of numbers, covers a range of time. No two rows of
-// instances have the same slot: an instance takes the smallest free one when it joins,
-// and it is free again when its estate is settled. An event's key is its batch's number
-// and its place in the batch. Events without a batch (Store.Add) have places of 1<<30
-// and above.
+// left by 10 bits, plus the instance's slot. So batch numbers grow with time, and a
+// partition of events, which holds a range of numbers, covers a range of time. No two
+// rows of instances have the same slot: an instance takes the smallest free one when it
+// joins, and it is free again when its estate is settled. An event's key is its batch's
+// number and its place in the batch. Events without a batch (Store.Add) have places of
+// 1<<30 and above.
 //
 // # Leases, claims and epochs
 //

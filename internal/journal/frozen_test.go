@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/event"
@@ -19,9 +20,9 @@ import (
 	"github.com/gatehook/gatehook/internal/secret"
 )
 
-// asProcess opens a pool whose connections have an application name of their own, as
-// those of another process.
-func asProcess(t *testing.T, database, name string) *pgxpool.Pool {
+// named returns how to connect under an application name of its own, as another process
+// does.
+func named(t *testing.T, database, name string) secret.Value {
 	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {
@@ -30,7 +31,13 @@ func asProcess(t *testing.T, database, name string) *pgxpool.Pool {
 	q := u.Query()
 	q.Set("application_name", name)
 	u.RawQuery = q.Encode()
-	pool, err := postgres.Open(t.Context(), secret.New(u.String()), slog.New(slog.DiscardHandler))
+	return secret.New(u.String())
+}
+
+// asProcess opens a pool as another process does.
+func asProcess(t *testing.T, database, name string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), named(t, database, name), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,6 +149,51 @@ func TestHeirEndsTheCommitOfAFrozenInstance(t *testing.T) {
 	}
 	if n := len(b.sink.inherited()) + len(c.sink.inherited()); n != 1 {
 		t.Errorf("inherited %d batches, want 1", n)
+	}
+}
+
+// Whatever a dead server's connections are for, its heir ends all of them: each may hold
+// locks.
+func TestHeirEndsTheConnectionsOfAllPurposes(t *testing.T) {
+	t.Parallel()
+	database := postgrestest.URL(t)
+	pools, err := postgres.OpenPools(t.Context(), named(t, database, "frozen"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pools.Close)
+	i := join(t, pools.Heartbeat, uuid.New())
+	conns := make(map[string]*pgx.Conn)
+	for name, pool := range map[string]*pgxpool.Pool{
+		"heartbeat": pools.Heartbeat, "journal": pools.Journal, "engine": pools.Engine, "api": pools.API,
+	} {
+		c, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Release)
+		conns[name] = c.Conn()
+	}
+	// As package listeners hears of changes.
+	listening, err := pgx.ConnectConfig(t.Context(), pools.Engine.Config().ConnConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close(t.Context()) //nolint:errcheck // nothing is lost with it
+	conns["listening"] = listening
+
+	pool := asProcess(t, database, "live")
+	heir := open(t, pool, judging(join(t, pool, uuid.New())), Config{})
+	lapse(t, pool, i)
+	if err := heir.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for name, c := range conns {
+		if _, err := c.WaitForNotification(ctx); !isCode(err, "57P01") { // admin_shutdown
+			t.Errorf("the connection %s was not ended: %v", name, err)
+		}
 	}
 }
 

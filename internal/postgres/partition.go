@@ -73,7 +73,7 @@ func (p Partitions) create(ctx context.Context, from time.Time) error {
 	err := pgx.BeginFunc(ctx, On(p.Pool), func(tx pgx.Tx) error {
 		table, part := pgx.Identifier{p.Table}.Sanitize(), pgx.Identifier{name}.Sanitize()
 		_, err := tx.Exec(ctx, fmt.Sprintf(
-			`SET LOCAL lock_timeout = '5s'; CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+			`CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
 			 ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)`,
 			part, table, table, part, p.Bound(from), p.Bound(from.Add(partitionWidth))))
 		return err

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -50,6 +51,41 @@ func TestPoolsSplitWhatTheURLAllows(t *testing.T) {
 	}
 	if _, err := OpenPools(t.Context(), secret.New("postgres://u:pa ss@h:x/"), quiet); !errors.Is(err, errURL) {
 		t.Errorf("a URL that can't be parsed: %v", err)
+	}
+}
+
+// Every connection of a process has the same name, whatever it is for, so an heir finds
+// them all by it. Every pool bounds what its connections wait for.
+func TestPoolsSetTheSameSession(t *testing.T) {
+	t.Parallel()
+	db := start(t, dataDir(t))
+	for url, want := range map[string]string{
+		db.URL().Reveal(): "gatehook " + process,
+		db.URL().Reveal() + "&application_name=" + strings.Repeat("long", 20): strings.Repeat("long", 20)[:maxApplicationName-1-len(process)] + " " + process,
+	} {
+		pools, err := OpenPools(t.Context(), secret.New(url), quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pools.Close()
+		one, err := Open(t.Context(), secret.New(url), quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer one.Close()
+		for _, pool := range append(pools.named(), namedPool{one, "shared"}) {
+			for setting, want := range map[string]string{
+				"application_name": want, "lock_timeout": "4s", "idle_in_transaction_session_timeout": "3s",
+			} {
+				var got string
+				if err := pool.QueryRow(t.Context(), `SELECT current_setting($1)`, setting).Scan(&got); err != nil {
+					t.Fatal(err)
+				}
+				if got != want {
+					t.Errorf("%s: %s is %q, want %q", pool.name, setting, got, want)
+				}
+			}
+		}
 	}
 }
 
