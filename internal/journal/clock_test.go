@@ -131,6 +131,31 @@ func TestInstanceTellsTheDatabasesTime(t *testing.T) {
 	}
 }
 
+// A machine that was suspended, and has lost its number to an heir meanwhile, tells the
+// database's time again before it continues under a new number.
+func TestSuspendedInstanceReadsTheClockBeforeItContinues(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	var slept time.Duration // for so long the machine's monotonic clock stood still
+	i, err := joinRegister(t.Context(), &instances{pool: pool, home: Home{Name: uuid.New()}, ttl: testTTL}, testTTL,
+		func() time.Time { return time.Now().Add(-slept) }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := i.ID()
+	slept = time.Hour
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET heir = 0`); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.beat(t.Context()); err != nil || i.ID() == before {
+		t.Fatalf("it continues under the number %d: %v", i.ID(), err)
+	}
+	now := i.Now()
+	if after := databaseTime(t, pool); after.Sub(now) > time.Second {
+		t.Errorf("it is %v when the database has %v", now, after)
+	}
+}
+
 // A machine whose clock is days ahead neither drops a partition early, at its start or
 // later, nor loses an event that waits.
 func TestClockDaysAheadDropsNothing(t *testing.T) {

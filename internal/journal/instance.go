@@ -227,6 +227,10 @@ func (i *Instance) beat(ctx context.Context) error {
 		i.clock.learn(reading{local, i.clock.local(), now})
 		after = before.renewed(sent, time.Now(), now, i.ttl)
 	default:
+		// The renewal has told no time, and the machine may have been suspended.
+		if err := i.readClock(ctx); err != nil {
+			return err
+		}
 		sent = time.Now()
 		m, err := i.register.join(ctx, false)
 		if err != nil {
