@@ -49,7 +49,10 @@ func (d *Delivery) claim(ctx context.Context, rooms []room, limit int) (jobs []j
 				left[claimed[i].listener]--
 			}
 		}
-		return nil
+		if len(jobs) == 0 {
+			return nil
+		}
+		return d.store.ProveAlive(ctx, tx, owner)
 	})
 	return jobs, keys, err
 }

@@ -72,6 +72,10 @@ type Store interface {
 	// LockOwned returns those batches that the owner has, and keeps other instances
 	// from taking them over until the transaction ends.
 	LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error)
+	// ProveAlive fails if the owner's number is dead, and keeps it alive until the
+	// transaction ends. It is the last statement of a transaction that gives rows an
+	// owner: nobody would free the rows of a number whose heir is done.
+	ProveAlive(ctx context.Context, tx pgx.Tx, owner int64) error
 	// Committed returns when a batch was committed, according to its number.
 	Committed(batch int64) time.Time
 	// At returns the lowest number of a batch committed at a time: events of batches

@@ -208,6 +208,7 @@ type journal struct {
 	span      func(take func([]event.Stored) error) error
 	unsettled []int64
 	at        func(time.Time) int64
+	dead      error // what ProveAlive returns
 }
 
 func (j *journal) Events(ctx context.Context, keys []event.Key) (out []event.Stored, err error) {
@@ -264,6 +265,8 @@ func (*journal) LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
+
+func (j *journal) ProveAlive(context.Context, pgx.Tx, int64) error { return j.dead }
 
 func (*journal) Committed(batch int64) time.Time { return time.UnixMicro(batch) }
 

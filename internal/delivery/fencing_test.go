@@ -339,6 +339,28 @@ func TestLostClaimIsGivenBack(t *testing.T) {
 	b.books(t, 2, 0, 0, 0)
 }
 
+// TestDeadNumberClaimsNoRetries checks that rows get no owner whose heir may be done:
+// nobody would free them.
+func TestDeadNumberClaimsNoRetries(t *testing.T) {
+	t.Parallel()
+	b := setup(t, Config{}, newReceiver(t, ok).URL)
+	b.stop()
+	batch := b.commit(t, 1, 1, 1)
+	b.exec(t, `INSERT INTO retries (batch_id, ordinal, listener_id, attempt, due_at) VALUES ($1, 0, 1, 0, now())`, batch.ID)
+	dead := errors.New("it has an heir")
+	b.journal.dead = dead
+	if _, _, err := b.claim(t.Context(), []room{{listener: 1, all: 1}}, 1); !errors.Is(err, dead) {
+		t.Errorf("claimed: %v", err)
+	}
+	if rows := b.retries(t); len(rows) != 1 || rows[0].Owner != 0 {
+		t.Errorf("the rows are %+v", rows)
+	}
+	b.journal.dead = nil
+	if jobs, _, err := b.claim(t.Context(), []room{{listener: 1, all: 1}}, 1); err != nil || len(jobs) != 1 {
+		t.Errorf("claimed %d rows (%v)", len(jobs), err)
+	}
+}
+
 // Before a shard goes to another instance, every ordered delivery in memory has
 // a row, and the one in flight holds back the others.
 func TestYieldedDeliveriesHaveRows(t *testing.T) {

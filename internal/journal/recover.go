@@ -258,10 +258,6 @@ func (j *Journal) whileAlive(ctx context.Context, me int64, f func(tx pgx.Tx) er
 		if err := f(tx); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR KEY SHARE`, me)
-		if err == nil && tag.RowsAffected() == 0 {
-			err = errDisinherited
-		}
-		return err
+		return j.store.ProveAlive(ctx, tx, me)
 	})
 }

@@ -542,6 +542,12 @@ func TestDeadNumberClaimsNothing(t *testing.T) {
 	if claims, err := a.Claim(t.Context(), app, []event.Shard{shard0}); !errors.Is(err, errDisinherited) {
 		t.Errorf("claimed %d shards under a dead number (%v)", len(claims), err)
 	}
+	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return a.store.ProveAlive(t.Context(), tx, a.instance.ID()) }); !errors.Is(err, errDisinherited) {
+		t.Errorf("a dead number is proven alive (%v)", err)
+	}
+	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return b.store.ProveAlive(t.Context(), tx, b.instance.ID()) }); err != nil {
+		t.Error(err)
+	}
 	noOrphans(t, pool)
 	b.claim(t, shard0)
 }

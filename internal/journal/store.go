@@ -69,6 +69,17 @@ func (s *Store) Unsettled(ctx context.Context, ids []int64) ([]int64, error) {
 	return unsettled, nil
 }
 
+// ProveAlive fails if another instance is the heir of this number, and keeps others from
+// becoming it until the transaction ends. It is the last statement of a transaction that
+// gives rows an owner: whoever inherits from that owner later sees these rows.
+func (*Store) ProveAlive(ctx context.Context, tx pgx.Tx, owner int64) error {
+	tag, err := tx.Exec(ctx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR KEY SHARE`, owner)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = errDisinherited
+	}
+	return err
+}
+
 // LockOwned returns those of the batches that belong to an owner, and keeps heirs
 // from taking them over until the transaction ends.
 func (*Store) LockOwned(ctx context.Context, tx pgx.Tx, owner int64, ids []int64) ([]int64, error) {
