@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -352,5 +353,65 @@ func TestDeadSessionAfterAnotherClaim(t *testing.T) {
 	if n := r.Count(discordtest.Resume, 0); n != 0 {
 		t.Errorf("%d RESUMEs of a lost session, want 0", n)
 	}
+	r.legal()
+}
+
+// markFails is a Store whose claims fail to mark a shard of one set as
+// delivering, at first.
+type markFails struct {
+	Store
+	count int
+	times *atomic.Int64
+}
+
+func (m *markFails) Claim(ctx context.Context, id event.Snowflake, shards []event.Shard) ([]Claim, error) {
+	claims, err := m.Store.Claim(ctx, id, shards)
+	for i, c := range claims {
+		if c.Shard().Count == m.count {
+			claims[i] = markFailsClaim{c, m.times}
+		}
+	}
+	return claims, err
+}
+
+type markFailsClaim struct {
+	Claim
+	times *atomic.Int64
+}
+
+func (c markFailsClaim) Mark(ctx context.Context, stage event.Stage) error {
+	if stage == event.StageNone && c.times.Add(-1) >= 0 {
+		return errors.New("the database is away")
+	}
+	return c.Claim.Mark(ctx, stage)
+}
+
+// TestReshardWhileTheDatabaseFails: a shard that delivers, but could not be
+// marked so, tries again, and goes on delivering everything once.
+func TestReshardWhileTheDatabaseFails(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, discordtest.Config{HeartbeatInterval: discord.MaxInterval})
+	r.timing.load = 20 * time.Millisecond
+	a := r.join(func(c *Config) { c.Shards = Shards{Last: 1, Count: 2} })
+	r.owners(2, map[*instance]int{a: 2})
+	r.connected(a)
+	a.stop()
+	r.spreadMessages(0, 20)
+	const failures = 5
+	times := new(atomic.Int64)
+	times.Store(failures)
+	r.wrap = func(s Store) Store { return &markFails{s, 3, times} }
+	r.cfg.Shards = Shards{Last: 2, Count: 3}
+	r.start()
+	sent := 20
+	r.wait("the marks", func() bool {
+		if r.abreast(sent) {
+			r.spreadMessages(sent, 2)
+			sent += 2
+		}
+		return times.Load() <= -3
+	})
+	r.spreadMessages(sent, 20)
+	r.once(sent + 20)
 	r.legal()
 }

@@ -259,17 +259,19 @@ func stageOf(d duty, complete bool) (stage event.Stage, deliver bool) {
 // openGate lets the shard deliver, except for the events that the previous set
 // delivered.
 func (s *shard) openGate(ctx context.Context, t *tenure) error {
-	list, err := s.deliveredBefore(ctx)
-	if err != nil {
-		return err
+	if !t.gate.isOpen() { // a try whose Mark failed has opened it
+		list, err := s.deliveredBefore(ctx)
+		if err != nil {
+			return err
+		}
+		delivered := make(map[event.Digest]int, len(list))
+		for _, e := range list {
+			delivered[e]++
+		}
+		if err := t.gate.open(ctx, delivered); err != nil {
+			return err
+		}
+		s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")
 	}
-	delivered := make(map[event.Digest]int, len(list))
-	for _, e := range list {
-		delivered[e]++
-	}
-	if err := t.gate.open(ctx, delivered); err != nil {
-		return err
-	}
-	s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")
 	return t.claim.Mark(ctx, event.StageNone)
 }
