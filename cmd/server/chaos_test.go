@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -149,6 +151,7 @@ func (w *world) cycle(p plan) {
 	for _, disarm := range w.disarm {
 		disarm()
 	}
+	w.retryShards()
 	awaitShards(w.t, w.discord, manyShards)
 	stop()
 	w.awaitAll()
@@ -297,6 +300,28 @@ func (w *world) strike(f fault) {
 		w.database.Restart()
 	default:
 		w.t.Fatalf("no such fault: %v", f)
+	}
+}
+
+// retryShards asks every shard that waits before its next session start to try at
+// once: after so many lost sessions the wait may be minutes.
+func (w *world) retryShards() {
+	w.t.Helper()
+	for _, p := range w.servers {
+		var list struct {
+			Data []struct {
+				ID      int
+				Problem string
+			}
+		}
+		if status, body := p.get("/shards"); status != http.StatusOK || json.Unmarshal([]byte(body), &list) != nil {
+			w.t.Fatalf("/shards: %d %s", status, body)
+		}
+		for _, s := range list.Data {
+			if strings.Contains(s.Problem, "the next try is at") {
+				p.call(http.MethodPost, fmt.Sprintf("/shards/%d/restart", s.ID), "")
+			}
+		}
 	}
 }
 

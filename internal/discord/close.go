@@ -15,6 +15,8 @@ type CloseCode int
 
 // The close codes that have a name.
 const (
+	// CodeInvalidShard: Discord does not accept this number of shards.
+	CodeInvalidShard CloseCode = 4010
 	// CodeShardingRequired: the shard has more guilds than Discord allows.
 	CodeShardingRequired CloseCode = 4011
 	// CodeInvalidIntents: Discord does not know one of the intents.
@@ -81,7 +83,7 @@ var closeCodes = map[CloseCode]closeCode{
 	4007: {CourseIdentify, "invalid sequence number", ""},
 	4008: {CourseResume, "rate limited", ""},
 	4009: {CourseIdentify, "session timed out", ""},
-	4010: {
+	CodeInvalidShard: {
 		CourseStop, "invalid shard",
 		"Discord does not accept this shard: set GATEHOOK_SHARDS to auto, or to a multiple of the total that Discord assigned to this bot",
 	},
@@ -123,10 +125,16 @@ func (c CloseCode) LiftedByIntents() bool {
 	return c == CodeInvalidIntents || c == CodeDisallowedIntents
 }
 
+// LiftedByCount reports whether another number of shards can cure a code of
+// CourseStop.
+func (c CloseCode) LiftedByCount() bool {
+	return c == CodeInvalidShard || c == CodeShardingRequired
+}
+
 // ConcernsAll reports whether a code of CourseStop is about the application,
-// so that every shard would get it, and not about one shard.
+// so that every shard of the same set would get it, and not about one shard.
 func (c CloseCode) ConcernsAll() bool {
-	return c == codeAuthenticationFailed || c == codeInvalidVersion || c.LiftedByIntents()
+	return c == codeAuthenticationFailed || c == codeInvalidVersion || c == CodeInvalidShard || c.LiftedByIntents()
 }
 
 // privileged are the intents that have to be switched on for a bot, with the

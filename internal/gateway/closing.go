@@ -58,14 +58,16 @@ type ending struct {
 	cause   error
 	session bool // there is a session to resume
 	opened  bool // the socket opened
+	greeted bool // HELLO came
+	// identified is when the IDENTIFY was sent; zero for never. served is for how
+	// long the link was live.
+	identified time.Time
+	served     time.Duration
 	// progress: READY, RESUMED or a new dispatch arrived. A new dispatch counts
 	// too, because a replay that gets further will finish, and is too valuable to
 	// give up for a third network fault. A replay that always breaks at the same
 	// place brings no new dispatch.
 	progress bool
-	// unreachable: many dials of the session's URL failed, while Discord's API
-	// answers.
-	unreachable bool
 }
 
 // code returns the close code that Discord sent, to this shard or to another
@@ -77,14 +79,9 @@ func (e ending) code() discord.CloseCode {
 	return discord.CloseCodeOf(e.cause)
 }
 
-const (
-	// maxFailedResumes is how many RESUMEs may fail in a row. For some dead
-	// sessions, Discord never answers with op 9, but only breaks the connection.
-	maxFailedResumes = 3
-	// maxFailedDials is how many dials of a session's URL may fail in a row, in
-	// about 15 s, before we check whether the network is down.
-	maxFailedDials = 6
-)
+// maxFailedResumes is how many RESUMEs may fail in a row. For some dead
+// sessions, Discord never answers with op 9, but only breaks the connection.
+const maxFailedResumes = 3
 
 // decide decides what to do after an ending: resume, identify or stop. failed
 // is the number of resumes that had failed in a row before it. decide also
@@ -99,14 +96,14 @@ func decide(e ending, failed int) (discord.Course, int) {
 	switch {
 	case e.progress:
 		failed = 0
-	case e.opened:
+	case e.greeted:
 		failed++
 	}
-	// A connection that never opened says nothing about the session.
+	// Without HELLO no RESUME was sent, which says nothing about the session.
 	switch c := e.code().Course(); {
 	case c != discord.CourseResume:
 		return c, 0
-	case errors.Is(e.cause, errInvalid), e.unreachable, failed >= maxFailedResumes:
+	case errors.Is(e.cause, errInvalid), failed >= maxFailedResumes:
 		return discord.CourseIdentify, 0
 	default:
 		return discord.CourseResume, failed

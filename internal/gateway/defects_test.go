@@ -290,8 +290,8 @@ type countingSlots struct {
 	refused chan struct{}
 }
 
-func (c *countingSlots) Spend(ctx context.Context, id event.Snowflake) (time.Duration, error) {
-	wait, err := c.Slots.Spend(ctx, id)
+func (c *countingSlots) Spend(ctx context.Context, id event.Snowflake, floor int) (time.Duration, error) {
+	wait, err := c.Slots.Spend(ctx, id, floor)
 	if wait > 0 {
 		c.refused <- struct{}{}
 	}

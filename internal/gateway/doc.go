@@ -124,8 +124,24 @@
 //	dutyOf      plan.go      what the shards of a set do under the plan
 //	stageOf     handover.go  the stage of a shard of the next set
 //	decide      closing.go   resume, identify or stop after a connection
+//	pace.wait   pace.go      how long to wait before the next connection
 //	pulse.beat  heart.go     whether a connection is dead
 //	judge       advise.go    whether an event can come with some intents
 //
 // Package identify decides when a shard may IDENTIFY.
+//
+// # What a failure costs
+//
+// Discord keeps a session for a minute or so, and a resume costs nothing. So a
+// shard resumes within seconds, first at the session's URL and then at the
+// gateway's (shard.urls).
+//
+// A session start costs one of those that all shards share. A shard whose
+// sessions fail waits longer and longer before it begins the next one, and its
+// failures are forgotten only after a minute of service. When half of the day's
+// starts are used up, its tries are spread over the rest of the day.
+//
+// More intents that are needed within a few seconds are gathered for one session
+// start (upgrades). A new set begins only if the starts left cover all of it
+// (fleet.affordable).
 package gateway

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -27,15 +28,19 @@ type fleet struct {
 	*Gateway
 	turns *identify.Turns
 	dials *semaphore.Weighted
+	// silent are the resume URLs that do not answer.
+	silent *silentURLs
 	// tenures is the parent context of all tenures; it ends with the drain.
 	tenures    context.Context
 	running    sync.WaitGroup
 	reconsider chan struct{} // holds a token when Discord should be asked again
+	refused    atomic.Int64  // the number of shards that Discord refused last; 0 for none
 
 	// These belong to run.
 	configured  int // the number of shards; 0 for the recommended one
 	recommended int
 	wish        int // the number of shards that the plan should get; 0 for no wish
+	tooMany     int // the wish that the session starts left don't cover; 0 for none
 	began       bool
 	lastProblem string // the intents that were last logged as switched off
 	failing     bool   // the last step failed
@@ -43,7 +48,7 @@ type fleet struct {
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
 	return &fleet{
-		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), tenures: tenures,
+		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), silent: &silentURLs{at: make(map[string]time.Time)}, tenures: tenures,
 		configured: g.cfg.Shards.Count, recommended: recommended, reconsider: make(chan struct{}, 1),
 	}
 }
@@ -101,7 +106,7 @@ func (f *fleet) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
 	defer cancel()
 	for again := true; again; {
-		plan, err := f.store.Plan(ctx, f.turns.ApplicationID(), wished(f.configured, f.recommended, 0))
+		plan, err := f.store.Plan(ctx, f.turns.ApplicationID(), wished(f.configured, f.recommended, 0, false))
 		if err != nil {
 			return err
 		}
@@ -117,7 +122,7 @@ func (f *fleet) step(ctx context.Context) error {
 			}
 		}
 		f.dismiss(plan)
-		to, changed := advance(plan, current, next, f.wish, f.timing)
+		to, changed := advance(plan, current, next, f.affordable(ctx, plan), f.timing)
 		if !changed {
 			return nil
 		}
@@ -144,21 +149,41 @@ func (f *fleet) adoptPlan(ctx context.Context, plan event.Plan) {
 	f.mu.Lock()
 	f.plan = plan
 	f.mu.Unlock()
+	delivering := plan.Current
+	if f.refused.Load() == int64(delivering) {
+		delivering = 0 // nothing is kept back for a set that has to go
+	}
+	f.turns.SetDelivering(delivering)
 	if f.wish == plan.Next || f.wish == plan.Current && plan.Next == 0 {
 		f.wish = 0
 	}
 }
 
-// wishFor makes a wish if the plan has another number of shards than is
-// configured or recommended.
+// wishFor makes a wish if the plan is not as configured or recommended, and
+// drops an earlier one otherwise.
 func (f *fleet) wishFor(plan event.Plan) {
 	base := plan.Current
 	if plan.Next != 0 && f.configured == 0 {
 		base = plan.Next
 	}
-	if want := wished(f.configured, f.recommended, base); want != base {
-		f.wish = want
+	if f.wish = wished(f.configured, f.recommended, base, int64(base) == f.refused.Load()); f.wish == base {
+		f.wish = 0
 	}
+}
+
+// affordable returns the wish, or 0 as long as the session starts left don't
+// cover the new set.
+func (f *fleet) affordable(ctx context.Context, plan event.Plan) int {
+	if f.wish == 0 || f.wish == plan.Current || f.wish == plan.Next || f.turns.Budget().Covers(f.wish) {
+		f.tooMany = 0
+		return f.wish
+	}
+	if f.tooMany != f.wish {
+		f.tooMany = f.wish
+		f.log.LogAttrs(ctx, slog.LevelWarn, "the session starts left don't cover another set of shards: its start waits",
+			slog.Int("shards", plan.Current), slog.Int("wished", f.wish), slog.Int("session_starts_left", f.turns.Budget().Remaining))
+	}
+	return 0
 }
 
 // refreshGrants checks whether a missing intent was switched on, and logs once
@@ -175,12 +200,12 @@ func (f *fleet) refreshGrants(ctx context.Context) {
 
 // recommend asks Discord how many shards there should be.
 func (f *fleet) recommend(ctx context.Context) {
-	info, err := f.rest.Gateway(ctx)
+	shards, err := f.turns.Ask(ctx)
 	if err != nil {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the number of shards", slog.Any("error", err))
 		return
 	}
-	if f.recommended = info.Shards; f.configured == 0 {
+	if f.recommended = shards; f.configured == 0 {
 		f.mu.Lock()
 		plan := f.plan
 		f.mu.Unlock()
@@ -188,9 +213,12 @@ func (f *fleet) recommend(ctx context.Context) {
 	}
 }
 
-// outgrown makes run ask Discord again for the number of shards, because there
-// are too few.
-func (f *fleet) outgrown() { wake(f.reconsider) }
+// outgrown reports that Discord does not accept this number of shards: run asks
+// for another one.
+func (f *fleet) outgrown(count int) {
+	f.refused.Store(int64(count))
+	wake(f.reconsider)
+}
 
 // rangeOf returns the range of a set that this instance may run.
 func (f *fleet) rangeOf(count int) event.ShardRange {
@@ -307,7 +335,7 @@ func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		turns: f.turns, dials: f.dials, intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
+		turns: f.turns, dials: f.dials, silent: f.silent, intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
 		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},

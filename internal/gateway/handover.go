@@ -10,6 +10,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
 // A session keeps the intents that it was identified with. When more are
@@ -59,48 +60,63 @@ func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending)
 		}
 		again = nil
 		wanted := s.intents()
-		if leaving || !current.isLive() || current.lacks(wanted) == 0 {
+		if leaving || !current.isLive() {
 			continue
 		}
-		if wait := s.upgrades.wait(wanted, time.Now()); wait > 0 {
+		if current.lacks(wanted) == 0 {
+			s.upgrades.gathered = time.Time{}
+			continue
+		}
+		if wait := s.upgrades.wait(wanted, time.Now(), s.timing.gather); wait > 0 {
 			again = time.After(wait)
 			s.setStatus(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			continue
 		}
+		s.upgrades.begin()
 		var err error
-		current, err = s.replace(ctx, t.sink(), current)
+		current, err = s.replace(ctx, t, current)
 		s.current.Store(current)
 		switch {
 		case err == nil:
-		case current.ended():
-			// The next round of the loop returns it.
+		case current.ended(), errors.Is(err, errLeaving):
+			// The next round of the loop returns it, or lets it leave.
 		default:
 			s.upgrades.failed(wanted, time.Now(), err, current.lacks(wanted))
-			again = time.After(s.upgrades.wait(wanted, time.Now()))
+			again = time.After(s.upgrades.wait(wanted, time.Now(), s.timing.gather))
 			s.setStatus(func(st *ShardStatus) { st.Problem = s.upgrades.problem })
 			s.log.LogAttrs(ctx, slog.LevelWarn, "could not begin a session with more intents, the current one goes on", slog.Any("error", err))
 		}
 	}
 }
 
-// upgrades remembers the failed attempts to get more intents. Every attempt
-// costs a session start, so the waits between them grow from half a minute to
+// upgrades decides when to try to get more intents. Every attempt costs a
+// session start. So intents that are needed within a few seconds are gathered
+// for one attempt, and the waits after failed attempts grow from half a minute to
 // an hour.
 type upgrades struct {
-	tried   event.Intents // of the last attempt
-	backoff retry.Backoff
-	at      time.Time // of the next attempt
-	problem string
+	gathered time.Time     // when the gathering ends; zero before it begins
+	tried    event.Intents // of the last failed attempt
+	backoff  retry.Backoff
+	at       time.Time // of the next attempt
+	problem  string    // of the last failed attempt; "" for none
 }
 
-// wait returns how long to wait before the next attempt. Intents other than
-// those of the last attempt may be tried at once.
-func (u *upgrades) wait(wanted event.Intents, now time.Time) time.Duration {
-	if wanted != u.tried {
-		return 0
+// wait returns how long to wait before the next attempt. The first call begins
+// to gather intents, for the time gather. Other intents than those of the last
+// attempt wait only for that.
+func (u *upgrades) wait(wanted event.Intents, now time.Time, gather time.Duration) time.Duration {
+	if u.gathered.IsZero() {
+		u.gathered = now.Add(gather)
 	}
-	return max(u.at.Sub(now), 0)
+	at := u.gathered
+	if wanted == u.tried {
+		at = later(at, u.at)
+	}
+	return max(at.Sub(now), 0)
 }
+
+// begin notes that an attempt begins, and ends the gathering.
+func (u *upgrades) begin() { u.gathered, u.problem = time.Time{}, "" }
 
 func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missing event.Intents) {
 	if wanted != u.tried {
@@ -114,21 +130,25 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 	}
 }
 
-// replace begins a session with the needed intents, ends old, and lets the new
-// session take over. If that fails, it returns an error and the link that has
-// the old session: old itself, still running, or a later link that has ended.
-func (s *shard) replace(ctx context.Context, out sink, old *running) (*running, error) {
+// replace begins a session with the intents that are needed and lets it take
+// over from old, which has ended by then. With an error it returns the link
+// that has the old session: old itself, still running, or one that has ended.
+// The error is errLeaving if the shard is to leave first: its session start may
+// have to wait for hours, and then another set of shards would wait for it.
+func (s *shard) replace(ctx context.Context, t *tenure, old *running) (*running, error) {
+	out := t.sink()
 	h := newHolding(out, s.timing.margin, s.now)
 	s.upgrade.Store(h)
 	defer s.upgrade.Store(nil)
 	l := newLink(s, h, event.Session{})
+	l.class = max(identify.ClassIntents, s.class(t))
 	s.turns.RefreshGrants(ctx)
 	l.intents = s.intents()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "beginning a session with more intents", slog.String("intents", l.intents.String()))
 	old.overlap.Store(&overlap{margin: s.timing.margin})
 	defer old.overlap.Store(nil)
 	next := start(ctx, l)
-	if err := s.awaitComplete(next, old); err != nil {
+	if err := s.awaitComplete(next, old, t.leave); err != nil {
 		next.stop(err)
 		return old, err
 	}
@@ -168,10 +188,13 @@ func (s *shard) readToEnd(ctx context.Context, out sink, old *running) *running 
 	}
 }
 
-// awaitComplete returns once next receives everything that old receives.
-func (s *shard) awaitComplete(next, old *running) error {
+// awaitComplete returns once next receives everything that old receives, or
+// with errLeaving once leave is closed.
+func (s *shard) awaitComplete(next, old *running, leave <-chan struct{}) error {
 	select {
 	case <-next.live:
+	case <-leave:
+		return errLeaving
 	case <-next.done:
 		return next.end.cause
 	case <-old.done:

@@ -206,21 +206,31 @@ func TestMoreIntentsInterrupted(t *testing.T) {
 func TestUpgrades(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(0, 0)
+	const gather = 5 * time.Second
 	var u upgrades
-	if u.wait(1, now) != 0 {
-		t.Error("the first attempt has to wait")
+	if got := u.wait(1, now, gather); got != gather {
+		t.Errorf("gathers intents for %v, want %v", got, gather)
 	}
-	u.failed(1, now, errors.New("x"), 1)
-	if got := u.wait(1, now); got != 30*time.Second {
+	now = now.Add(3 * time.Second)
+	if got := u.wait(3, now, gather); got != 2*time.Second {
+		t.Errorf("with other intents 3 s later it waits %v, want 2s", got)
+	}
+	now = now.Add(2 * time.Second)
+	if u.wait(3, now, gather) != 0 {
+		t.Error("the gathering does not end")
+	}
+	u.begin()
+	u.failed(3, now, errors.New("x"), 1)
+	if got := u.wait(3, now, gather); got != 30*time.Second {
 		t.Errorf("waits %v after the first failure, want 30s", got)
 	}
-	if u.wait(3, now) != 0 {
-		t.Error("other intents have to wait")
+	if got := u.wait(7, now, gather); got != gather {
+		t.Errorf("other intents wait %v, want %v", got, gather)
 	}
 	for range 20 {
-		u.failed(1, now, closed(4014), 1<<15)
+		u.failed(3, now, closed(4014), 1<<15)
 	}
-	if got := u.wait(1, now); got != time.Hour {
+	if got := u.wait(3, now, gather); got != time.Hour {
 		t.Errorf("waits %v after many failures, want 1h", got)
 	}
 	if want := "events are missing: " + discord.CodeDisallowedIntents.Remedy(1<<15); u.problem != want {

@@ -103,7 +103,7 @@ func TestFirstHeartbeat(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, discordtest.Config{HeartbeatInterval: 20 * time.Millisecond})
 	hold := make(chan struct{})
-	r.slots = &identifytest.Slots{OnWait: func(ctx context.Context, _ int) error {
+	r.slots = &identifytest.Slots{OnTake: func(ctx context.Context, _ int) error {
 		select {
 		case <-hold:
 			return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
 // link is one connection and the session that it carries, from the dial to the
@@ -36,12 +37,14 @@ type link struct {
 	primary atomic.Bool
 
 	// These belong to the reader until run has returned.
-	session     event.Session // zero before READY
-	intents     event.Intents // to IDENTIFY with
-	ending      ending
-	greeted     bool // HELLO came
-	heard       bool // a dispatch came
-	releaseTurn func()
+	session event.Session  // zero before READY
+	intents event.Intents  // to IDENTIFY with
+	class   identify.Class // of the IDENTIFY
+	before  *ending        // of the previous link, if this one tries the same again
+	turn    *identify.Turn // nil for a link that resumes
+	ending  ending
+	heard   bool      // a dispatch came
+	liveAt  time.Time // when live was closed
 	// final: the link ends at RESUMED. Discord sends RESUMED after everything
 	// that it dispatched before (Discord: Resuming). Nothing else promises that:
 	// the acknowledgement of a heartbeat may overtake waiting events.
@@ -75,7 +78,7 @@ type link struct {
 
 func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
-		shard: s, out: out, session: session, log: s.log, intents: session.Intents, releaseTurn: func() {},
+		shard: s, out: out, session: session, log: s.log, intents: session.Intents,
 		origins: &origins{away: map[event.Snowflake]bool{}},
 		loading: loading{done: make(chan struct{})}, live: make(chan struct{}), beatAsked: make(chan struct{}, 1),
 	}
@@ -103,7 +106,7 @@ func (l *link) inherit(before *running) {
 func (l *link) run(parent context.Context) ending {
 	l.ending.cause = l.connect(parent)
 	if l.ending.cause != nil {
-		l.releaseTurn()
+		l.turn.Release()
 		return l.ending
 	}
 	l.ending.opened = true
@@ -118,23 +121,26 @@ func (l *link) run(parent context.Context) ending {
 	end(l.receive(ctx, end, &tasks))
 	tasks.Wait()
 	l.conn.Release()
-	l.releaseTurn()
+	l.turn.Release()
 	l.ending.cause = context.Cause(ctx)
 	l.ending.session = l.session.ID != ""
-	l.shard.turns.Refuse(discord.CloseCodeOf(l.ending.cause), l.intents)
+	if l.isLive() {
+		l.ending.served = max(time.Since(l.liveAt), 1)
+	}
+	l.shard.turns.Refuse(discord.CloseCodeOf(l.ending.cause), l.intents, l.shard.id.Count)
 	l.reportEnd(parent)
 	return l.ending
 }
 
-func (l *link) connect(ctx context.Context) error {
+func (l *link) connect(ctx context.Context) (err error) {
 	s := l.shard
 	if l.session.ID == "" {
-		release, err := s.turns.Turn(ctx, s.id.ID)
-		if err != nil {
+		if l.turn, err = s.turns.Turn(ctx, l.class, s.id.ID); err != nil {
 			return err
 		}
-		l.releaseTurn = release
-		if err := s.turns.Allowed(l.intents); err != nil {
+		// More intents may be needed than when the shard began to wait.
+		l.intents = s.intents()
+		if err := s.turns.Allowed(l.intents, s.id.Count); err != nil {
 			return err
 		}
 	}
@@ -145,18 +151,44 @@ func (l *link) connect(ctx context.Context) error {
 	if err := s.confirm(ctx); err != nil {
 		return err
 	}
-	conn, err := s.dialer.Dial(ctx, s.url(l.session.ResumeURL))
-	if err != nil {
-		return err
+	first := l.before == nil || l.before.greeted
+	for i, url := range s.urls(l.session.ResumeURL, l.before) {
+		l.conn, err = l.dial(ctx, url)
+		if err == nil && i > 0 {
+			s.silent.note(l.session.ResumeURL, time.Now())
+		}
+		// A first dial that fails at once may do so by chance. One that was not
+		// answered has cost the session seconds of its life.
+		if err == nil || ctx.Err() != nil || first && !errors.Is(err, errNoAnswer) {
+			return err
+		}
 	}
-	l.conn = conn
-	return nil
+	return err
+}
+
+// errNoAnswer is why a dial of a session's URL was given up.
+var errNoAnswer = errors.New("the dial was not answered in time")
+
+// dial opens the connection.
+func (l *link) dial(ctx context.Context, url string) (*discord.Conn, error) {
+	s := l.shard
+	if l.session.ID != "" {
+		// A URL that does not answer must not outlast the session.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.timing.resume, errNoAnswer)
+		defer cancel()
+	}
+	return s.dialer.Dial(ctx, url)
 }
 
 // receive handles payloads until the connection or ctx ends, and returns why it
 // ended.
 func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
-	patience := time.AfterFunc(l.shard.timing.hello, func() { end(errNoHello) })
+	limit := l.shard.timing.hello
+	if l.session.ID != "" {
+		limit = l.shard.timing.resume
+	}
+	patience := time.AfterFunc(limit, func() { end(errNoHello) })
 	defer patience.Stop()
 	for {
 		f, err := l.conn.Read()
@@ -187,7 +219,7 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 
 // greet answers HELLO: it starts the heart, and resumes or begins the session.
 func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
-	if l.greeted {
+	if l.ending.greeted {
 		l.drop(ctx, "odd", "a second HELLO")
 		return nil
 	}
@@ -197,7 +229,7 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	if err != nil || !usable {
 		l.warnOdd(ctx, "HELLO has no usable heartbeat_interval", err)
 	}
-	l.greeted = true
+	l.ending.greeted = true
 	tasks.Go(func() { l.sendHeartbeats(ctx, end, interval) })
 	s := l.shard
 	if l.session.ID == "" {
@@ -236,17 +268,18 @@ func (l *link) resume(ctx context.Context) error {
 func (l *link) identify(ctx context.Context) error {
 	s := l.shard
 	presence := s.presence(ctx)
-	if err := s.turns.Permit(ctx, s.id.ID); err != nil {
+	if err := l.turn.Permit(ctx); err != nil {
 		return err
 	}
 	if err := s.confirm(ctx); err != nil {
 		return err
 	}
-	defer l.releaseTurn()
+	defer l.turn.Release()
 	// Another shard may have been refused while this one waited.
-	if err := s.turns.Allowed(l.intents); err != nil {
+	if err := s.turns.Allowed(l.intents, s.id.Count); err != nil {
 		return err
 	}
+	l.ending.identified = time.Now()
 	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
 	s.setStatus(func(st *ShardStatus) { st.Identifies++ })
@@ -390,6 +423,7 @@ func (l *link) establish(ctx context.Context, resumed bool) {
 		if resumed {
 			l.loading.expect(nil) // Discord lists the guilds in READY only
 		}
+		l.liveAt = time.Now()
 		close(l.live)
 	}
 	l.log.LogAttrs(ctx, slog.LevelInfo, "session in service", slog.Bool("resumed", resumed), slog.Int64("seq", l.session.Seq), l.age(), slog.String("intents", l.session.Intents.String()))
@@ -476,7 +510,7 @@ func (l *link) reportEnd(ctx context.Context) {
 	l.setStatus(func(st *ShardStatus) { st.LastClose = Close{At: time.Now(), Code: code, Reason: reason} })
 	l.log.LogAttrs(ctx, slog.LevelInfo, "disconnected", slog.Int("code", code), slog.Any("cause", l.ending.cause),
 		slog.Int64("seq", l.session.Seq), l.age())
-	if !l.greeted || errors.Is(l.ending.cause, errClaimLost) {
+	if !l.ending.greeted || errors.Is(l.ending.cause, errClaimLost) {
 		return
 	}
 	var notices []*event.Event

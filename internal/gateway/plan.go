@@ -81,14 +81,17 @@ func advance(p event.Plan, current, next event.Survey, wish int, t timing) (even
 func all(n int, s event.Survey) bool { return s.Shards > 0 && n >= s.Shards }
 
 // wished decides the number of shards that an instance wishes for: the
-// configured one, or the one that Discord recommends. It ignores a
-// recommendation below the current number but above half of it: a new set costs
-// one session start per shard, while more shards than needed cost nothing.
-func wished(configured, recommended, current int) int {
-	switch {
+// configured one, or the one that Discord recommends. A new set costs one
+// session start per shard. So a recommendation counts only if it is a tenth
+// larger than the current number, or at most half of it. Discord recommends one
+// shard for about 1000 guilds and allows 2500, so a tenth is far from the limit
+// (Discord: Sharding), while more shards than needed cost nothing. If the number
+// was refused, each recommendation counts.
+func wished(configured, recommended, current int, refused bool) int {
+	switch more := recommended - current; {
 	case configured > 0:
 		return configured
-	case recommended > current, 2*recommended <= current:
+	case refused, more > 0 && 10*more >= current, 2*recommended <= current:
 		return recommended
 	default:
 		return current

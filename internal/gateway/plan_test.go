@@ -80,11 +80,33 @@ func TestDutyOf(t *testing.T) {
 
 func TestWished(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ configured, recommended, current, want int }{
-		{8, 4, 4, 8}, {1, 4, 4, 1}, {0, 5, 4, 5}, {0, 4, 4, 4}, {0, 3, 4, 4}, {0, 2, 4, 2}, {0, 1, 16, 1}, {0, 1, 1, 1},
+	for _, tt := range []struct {
+		configured, recommended, current int
+		refused                          bool
+		want                             int
+	}{
+		{8, 4, 4, false, 8},
+		{1, 4, 4, false, 1},
+		{8, 4, 8, true, 8},
+		{0, 5, 4, false, 5},
+		{0, 4, 4, false, 4},
+		{0, 3, 4, false, 4},
+		{0, 2, 4, false, 2},
+		{0, 1, 16, false, 1},
+		{0, 1, 1, false, 1},
+		// Less than a tenth more is not worth a start of every shard.
+		{0, 501, 500, false, 500},
+		{0, 549, 500, false, 500},
+		{0, 550, 500, false, 550},
+		{0, 11, 10, false, 11},
+		{0, 12, 11, false, 11},
+		// Discord does not accept the current number.
+		{0, 501, 500, true, 501},
+		{0, 496, 500, true, 496},
+		{0, 500, 500, true, 500},
 	} {
-		if got := wished(tt.configured, tt.recommended, tt.current); got != tt.want {
-			t.Errorf("configured %d, recommended %d, %d now: %d, want %d", tt.configured, tt.recommended, tt.current, got, tt.want)
+		if got := wished(tt.configured, tt.recommended, tt.current, tt.refused); got != tt.want {
+			t.Errorf("%+v: %d", tt, got)
 		}
 	}
 }

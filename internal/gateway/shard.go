@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,11 +27,12 @@ type shard struct {
 	dialer         *discord.Dialer
 	turns          *identify.Turns
 	dials          *semaphore.Weighted
+	silent         *silentURLs
 	intents        func() event.Intents
 	intentsChanged chan struct{}    // holds one token after the intents changed
 	retryAsked     chan struct{}    // holds one token after retry
 	relay          *Relay           // stores the presence; nil for none
-	outgrown       func()           // reports that there are too few shards
+	outgrown       func(int)        // reports that Discord does not accept this number of shards
 	now            func() time.Time // Config.Now
 	// deliveredBefore lists the dispatches that the previous set of shards
 	// delivered while this set received them too.
@@ -45,6 +45,7 @@ type shard struct {
 	lost        *lostData // the lost session, until a notice reports it
 	deadSession string    // the id of the lost session, never resumed even if a new claim offers it
 	upgrades    upgrades
+	pace        pace
 
 	// current is the connection that delivers, or the last one that did.
 	current atomic.Pointer[running]
@@ -123,8 +124,9 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		s.loseSession(ctx, t, session, "it could not be resumed")
 		session = event.Session{}
 	}
-	failed, failedDials := 0, 0
-	backoff := discord.NewBackoff(s.timing.reconnect)
+	s.pace.left = time.Now() // the session may live
+	failed := 0
+	var before *ending
 	for {
 		if t.leaving() && session.ID == "" {
 			s.reportLost(ctx, t)
@@ -133,8 +135,8 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		if session.ID == "" {
 			s.turns.RefreshGrants(ctx)
 		}
-		l, end := s.runLink(ctx, t, s.nextLink(t, session))
-		session = l.session
+		l, end := s.runLink(ctx, t, s.nextLink(t, session, before))
+		session, before = l.session, &end
 		switch {
 		case errors.Is(end.cause, errReplaced) && t.leaving():
 			return true
@@ -144,13 +146,6 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		if ctx.Err() != nil {
 			return false
 		}
-		if l.isLive() {
-			backoff = discord.NewBackoff(s.timing.reconnect)
-		}
-		if failedDials++; end.opened {
-			failedDials = 0
-		}
-		end.unreachable = end.session && failedDials >= maxFailedDials && s.turns.Reachable(ctx)
 		var next discord.Course
 		next, failed = decide(end, failed)
 		switch {
@@ -171,18 +166,53 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 			s.loseSession(ctx, t, session, lossOf(end))
 			session = event.Session{}
 		}
-		wait, _ := backoff.Next()
-		if discord.Sleep(ctx, max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))) != nil {
+		wait := s.pace.wait(end, session.ID != "", s.turns.Budget(), time.Now(), s.timing, rand.Float64())
+		wait = max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))
+		if session.ID == "" && wait >= minServed {
+			s.reportWait(ctx, wait)
+		}
+		if !s.pause(ctx, t, wait) {
 			return false
 		}
 	}
 }
 
+// reportWait says why the shard has no session for a while.
+func (s *shard) reportWait(ctx context.Context, wait time.Duration) {
+	problem := "sessions end too soon, or can't begin; the next try is at " + time.Now().Add(wait).UTC().Format(time.RFC3339)
+	s.setStatus(func(st *ShardStatus) { st.State, st.Problem = StateConnecting, problem })
+	s.log.LogAttrs(ctx, slog.LevelWarn, "waiting before the next session start", slog.Duration("wait", wait))
+}
+
+// pause waits before the next connection, for less if a person asks for another
+// try or the duty becomes dutyLeave. It returns false if ctx ends.
+func (s *shard) pause(ctx context.Context, t *tenure, wait time.Duration) bool {
+	leave := t.leave
+	if t.leaving() {
+		leave = nil
+	}
+	select {
+	case <-s.retryAsked: // asked for before the connection ended
+	default:
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-leave:
+	case <-s.retryAsked:
+		s.pace.forgive()
+	}
+	return ctx.Err() == nil
+}
+
 // nextLink makes the next link: it resumes the session, or begins one if there
-// is none.
-func (s *shard) nextLink(t *tenure, session event.Session) *link {
+// is none. before is how the previous one ended; nil for none.
+func (s *shard) nextLink(t *tenure, session event.Session, before *ending) *link {
 	l := newLink(s, t.sink(), session)
 	l.inherit(s.current.Load())
+	l.before, l.class = before, s.class(t)
 	l.final = t.leaving() && session.ID != ""
 	l.primary.Store(true)
 	state := StateResuming
@@ -191,6 +221,19 @@ func (s *shard) nextLink(t *tenure, session event.Session) *link {
 	}
 	s.setStatus(func(st *ShardStatus) { st.State, st.Problem, st.ConnectedSince = state, "", time.Time{} })
 	return l
+}
+
+// class returns the class of the shard's next session start.
+func (s *shard) class(t *tenure) identify.Class {
+	d, _ := t.state()
+	switch {
+	case d == dutyWarm:
+		return identify.ClassWarming
+	case s.lost != nil:
+		return identify.ClassLost
+	default:
+		return identify.ClassFirst
+	}
 }
 
 // fail is called when Discord closed a connection with these intents with a
@@ -206,8 +249,8 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 	remedy := code.Remedy(cmp.Or(missing, intents))
 	s.setStatus(func(st *ShardStatus) { st.State, st.Problem = StateFailed, remedy })
 	s.log.LogAttrs(ctx, slog.LevelError, "shard stopped", slog.Int("code", int(code)), slog.String("remedy", remedy))
-	if code == discord.CodeShardingRequired {
-		s.outgrown()
+	if code.LiftedByCount() {
+		s.outgrown(s.id.Count)
 	}
 	for !code.LiftedByIntents() || s.intents() == intents && (missing == 0 || s.turns.Missing(intents) != 0) {
 		select {
@@ -216,6 +259,7 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 		case <-t.leave:
 			return false
 		case <-s.retryAsked:
+			s.pace.forgive()
 			return true
 		case <-s.intentsChanged:
 		}
@@ -249,16 +293,16 @@ func (s *shard) reportLost(ctx context.Context, t *tenure) {
 	t.sink().putSoon(ctx, s.timing.release, e)
 }
 
-// retry makes a failed shard try again, and forgets what Discord refused, so
-// that every shard may send its next IDENTIFY. It does nothing to a shard that
-// has not failed.
+// retry makes a shard try again that failed or waits before its next connection.
+// It forgets what Discord refused, so that every shard may send its next
+// IDENTIFY. It does nothing to any other shard.
 func (s *shard) retry() {
 	s.turns.Lift()
 	wake(s.retryAsked)
 }
 
-// restart makes a failed shard try again and a working one reconnect. A shard
-// that is already connecting goes on.
+// restart makes a shard that failed or waits try again, and a working one
+// reconnect. A shard that is already connecting goes on.
 func (s *shard) restart() {
 	if r := s.liveLink(); r != nil {
 		r.cancel(errRestart)
@@ -302,22 +346,6 @@ func (s *shard) presence(ctx context.Context) presence {
 		return presence{}
 	}
 	return p
-}
-
-// url returns where to connect: to the session's own URL, or to the gateway to
-// begin a session. It ignores a resume URL that is invalid or less safe than
-// the gateway's, because the token is sent there.
-func (s *shard) url(resumeURL string) string {
-	gateway := s.turns.URL()
-	if resumeURL == "" {
-		return gateway
-	}
-	g, err1 := url.Parse(gateway)
-	r, err2 := url.Parse(resumeURL)
-	if errors.Join(err1, err2) != nil || r.Host == "" || g.Scheme == "wss" && r.Scheme != "wss" {
-		return gateway
-	}
-	return resumeURL
 }
 
 // setStatus changes the status with f, which must not block.

@@ -6,10 +6,18 @@ import "time"
 type timing struct {
 	// hello bounds the wait for HELLO.
 	hello time.Duration
+	// resume bounds the dial of a session's URL, and then the wait for HELLO, so
+	// that another URL can be tried while the session lives.
+	resume time.Duration
 	// reconnect is the first wait before a reconnect; the next ones are longer.
 	reconnect time.Duration
-	// invalid is the shortest pause after op 9; the longest is five times as
-	// long.
+	// start is the first wait after a failed session start; the next ones are
+	// longer.
+	start time.Duration
+	// gather is how long more intents are awaited before a session with more
+	// intents begins.
+	gather time.Duration
+	// invalid is the shortest pause after op 9; the longest is five times it.
 	invalid time.Duration
 	// survey is how often to check which instance owns which shard.
 	survey time.Duration
@@ -37,7 +45,10 @@ type timing struct {
 
 var usualTiming = timing{
 	hello:     20 * time.Second,
+	resume:    5 * time.Second,
 	reconnect: 500 * time.Millisecond,
+	start:     5 * time.Second,
+	gather:    5 * time.Second,
 	invalid:   time.Second,
 	survey:    time.Second,
 	grants:    time.Minute,

@@ -64,6 +64,7 @@ func (s *Server) handleGateway(w http.ResponseWriter, r *http.Request, resume bo
 	}
 	s.mu.Lock()
 	actions := s.fireLocked(at, AnyShard)
+	s.resumeDown = s.resumeDown || resume && skipsStep(actions)
 	s.mu.Unlock()
 	if !s.actHTTP(w, r, actions) {
 		return
@@ -104,7 +105,9 @@ func (s *Server) open(c *conn) bool {
 	}
 	actions := s.fireLocked(AtHello, AnyShard)
 	c.enqueueNowLocked(actions...)
-	if !skipsStep(actions) {
+	if skipsStep(actions) {
+		s.resumeDown = s.resumeDown || c.resume
+	} else {
 		c.enqueueNowLocked(Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["discordtest"]}}`,
 			s.cfg.HeartbeatInterval.Milliseconds())))
 	}

@@ -41,8 +41,11 @@ func (c *conn) resumeSessionLocked(d json.RawMessage) {
 		c.refuseLocked(closeSession, "RESUME with a wrong token%s", hint(p.Token))
 		return
 	}
-	if !c.resume {
-		s.illegalLocked(c, "RESUME on the gateway's URL")
+	if !c.resume && !s.resumeDown {
+		s.illegalLocked(c, "RESUME on the gateway's URL, although the session's own answers")
+	}
+	if c.resume {
+		s.resumeDown = false
 	}
 	if ss == nil {
 		c.rejectLocked("there is no such session")

@@ -194,7 +194,7 @@ func TestWrongURLs(t *testing.T) {
 	c.next()
 	c.resume(session, 2)
 	c.expect("RESUMED 3")
-	wantIllegal(t, srv, "RESUME on the gateway's URL", "RESUME with another query")
+	wantIllegal(t, srv, "RESUME on the gateway's URL, although the session's own answers", "RESUME with another query")
 }
 
 func TestTwoConnectionsOnOneSession(t *testing.T) {

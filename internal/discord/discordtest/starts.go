@@ -9,7 +9,8 @@ import "time"
 type SessionStart struct {
 	Total, Remaining int
 	// ResetAfter is counted from Start or SetSessionStart. After it, and every
-	// 24 h from then on, Remaining is Total again.
+	// 24 h from then on, Remaining is Total again. If it is negative, there is no
+	// reset, and reset_after is 0.
 	ResetAfter     time.Duration
 	MaxConcurrency int
 }
@@ -34,6 +35,11 @@ func (s *Server) SetSessionStart(l SessionStart) {
 
 // sessionStartLocked resets the limit if that is due, and returns it.
 func (s *Server) sessionStartLocked() SessionStart {
+	if s.starts.ResetAfter < 0 {
+		l := s.starts
+		l.ResetAfter = 0
+		return l
+	}
 	if now := time.Now(); !now.Before(s.resetAt) {
 		s.starts.Remaining = s.starts.Total
 		s.resetAt = now.Add(day)

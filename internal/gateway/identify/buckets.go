@@ -3,7 +3,6 @@ package identify
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -57,36 +56,41 @@ func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, tota
 	})
 }
 
-// Spend implements Slots. A twentieth of the total is kept back, so that a
-// person can still start something else: past the total Discord resets the
-// token (Discord: Identifying).
-func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake) (wait time.Duration, err error) {
+// Spend implements Slots.
+func (b *Buckets) Spend(ctx context.Context, applicationID event.Snowflake, floor int) (wait time.Duration, err error) {
 	err = b.insist(ctx, func(ctx context.Context) error {
 		wait = 0
 		tag, err := b.pool.Exec(ctx, `UPDATE session_starts SET remaining = remaining - 1, spent_at = now()
-			WHERE application_id = $1 AND remaining > total / 20`, int64(applicationID))
+			WHERE application_id = $1 AND remaining > $2`, int64(applicationID), floor)
 		if err != nil || tag.RowsAffected() == 1 {
 			return err
 		}
-		return b.pool.QueryRow(ctx, `SELECT greatest(reset_at - now(), interval '1 s') FROM session_starts WHERE application_id = $1`,
-			int64(applicationID)).Scan(&wait)
+		err = b.pool.QueryRow(ctx, `SELECT reset_at - now() FROM session_starts WHERE application_id = $1`, int64(applicationID)).Scan(&wait)
+		wait = max(wait, 1)
+		return err
 	})
 	return wait, err
 }
 
-// Wait implements Slots. It takes the bucket's next free slot and returns when
-// the slot begins. Slots are given out in the order of the calls; one that is
-// not used is lost.
-func (b *Buckets) Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error {
-	var wait time.Duration
-	err := b.insist(ctx, func(ctx context.Context) (err error) {
-		wait, err = b.reserve(ctx, applicationID, bucket)
+// Take implements Slots. All times are the database's, since the clocks of
+// instances differ. A slot is never taken in advance: a shard of a more urgent
+// class that comes later, here or on another instance, can still get it.
+func (b *Buckets) Take(ctx context.Context, applicationID event.Snowflake, bucket int, class Class) (wait time.Duration, err error) {
+	err = b.insist(ctx, func(ctx context.Context) error {
+		wait = 0
+		tag, err := b.pool.Exec(ctx, `INSERT INTO identify_buckets AS b (application_id, bucket, next_at)
+			VALUES ($1, $2, clock_timestamp() + $3)
+			ON CONFLICT (application_id, bucket) DO UPDATE SET next_at = clock_timestamp() + $3
+			WHERE b.next_at <= clock_timestamp()`, int64(applicationID), bucket, b.Slot)
+		if err != nil || tag.RowsAffected() == 1 {
+			return err
+		}
+		err = b.pool.QueryRow(ctx, `SELECT next_at - clock_timestamp() FROM identify_buckets
+			WHERE application_id = $1 AND bucket = $2`, int64(applicationID), bucket).Scan(&wait)
+		wait = max(wait, 0) + time.Millisecond + time.Duration(class)*b.Slot/50
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return discord.Sleep(ctx, wait)
+	return wait, err
 }
 
 // insist calls f until the database answers or ctx ends.
@@ -100,20 +104,4 @@ func (b *Buckets) insist(ctx context.Context, f func(context.Context) error) err
 		}
 		return retry.RetryableError(err)
 	})
-}
-
-// reserve takes the bucket's next free slot and returns how long to wait for it.
-// All times are the database's, since the clocks of instances differ.
-func (b *Buckets) reserve(ctx context.Context, applicationID event.Snowflake, bucket int) (time.Duration, error) {
-	var wait time.Duration
-	err := b.pool.QueryRow(ctx, `INSERT INTO identify_buckets AS b (application_id, bucket, next_at)
-		VALUES ($1, $2, clock_timestamp() + $3)
-		ON CONFLICT (application_id, bucket) DO UPDATE
-		SET next_at = greatest(b.next_at, clock_timestamp()) + $3
-		RETURNING greatest(next_at - $3 - clock_timestamp(), interval '0')`,
-		int64(applicationID), bucket, b.Slot).Scan(&wait)
-	if err != nil {
-		return 0, fmt.Errorf("reserve a slot of identify bucket %d: %w", bucket, err)
-	}
-	return wait, nil
 }

@@ -1,14 +1,14 @@
 package identify
 
 import (
-	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gatehook/gatehook/internal/discord"
+	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -31,9 +31,19 @@ func TestBuckets(t *testing.T) {
 		instance.Slot = slot
 		running.Go(func() {
 			for range perInstance {
-				if err := instance.Wait(t.Context(), 1, 0); err != nil {
-					t.Error(err)
-					return
+				for {
+					wait, err := instance.Take(t.Context(), 1, 0, ClassWarming)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if wait == 0 {
+						break
+					}
+					if err := discord.Sleep(t.Context(), wait); err != nil {
+						t.Error(err)
+						return
+					}
 				}
 				mu.Lock()
 				at = append(at, time.Now())
@@ -52,43 +62,42 @@ func TestBuckets(t *testing.T) {
 	}
 }
 
-func TestBucketsReserve(t *testing.T) {
+// TestBucketsTake: a slot is taken when it has come, and not before. Of those
+// that wait for one, on whatever instance, the most urgent class tries first.
+func TestBucketsTake(t *testing.T) {
 	t.Parallel()
 	b := NewBuckets(postgrestest.New(t), quiet)
-	want := []time.Duration{0, SlotLength, 2 * SlotLength}
-	for i, want := range want {
-		wait, err := b.reserve(t.Context(), 7, 0)
+	take := func(applicationID event.Snowflake, bucket int, class Class) time.Duration {
+		t.Helper()
+		wait, err := b.Take(t.Context(), applicationID, bucket, class)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if wait > want || wait < want-time.Second*time.Duration(min(i, 1)) {
-			t.Errorf("start %d waits %v, want %v", i, wait, want)
+		return wait
+	}
+	if wait := take(7, 0, ClassWarming); wait != 0 {
+		t.Errorf("the first start waits %v", wait)
+	}
+	if wait := take(7, 1, ClassWarming); wait != 0 {
+		t.Errorf("another bucket waits %v", wait)
+	}
+	if wait := take(8, 0, ClassWarming); wait != 0 {
+		t.Errorf("another application waits %v", wait)
+	}
+	// Waits for one slot do not add up.
+	const late = 2 * time.Second // on a busy machine
+	for range 3 {
+		for class := ClassLost; class <= ClassWarming; class++ {
+			want := SlotLength + time.Duration(class)*SlotLength/50
+			if wait := take(7, 0, class); wait > want+time.Millisecond || wait < want-late {
+				t.Errorf("%v waits %v, want %v", class, wait, want)
+			}
 		}
-	}
-	if wait, err := b.reserve(t.Context(), 7, 1); err != nil || wait != 0 {
-		t.Errorf("another bucket waits %v, %v", wait, err)
-	}
-	if wait, err := b.reserve(t.Context(), 8, 0); err != nil || wait != 0 {
-		t.Errorf("another application waits %v, %v", wait, err)
-	}
-}
-
-func TestBucketsEnd(t *testing.T) {
-	t.Parallel()
-	b := NewBuckets(postgrestest.New(t), quiet)
-	if err := b.Wait(t.Context(), 1, 0); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cause := errors.New("the test ends it")
-	time.AfterFunc(50*time.Millisecond, func() { cancel(cause) })
-	if err := b.Wait(ctx, 1, 0); !errors.Is(err, cause) && !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want %v", err, cause)
 	}
 }
 
 // TestBudget: whatever the number of instances, they start no more sessions
-// than Discord allows, less the part that is kept back.
+// than Discord allows, less those that are kept back.
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
@@ -105,7 +114,7 @@ func TestBudget(t *testing.T) {
 		b := NewBuckets(pool, quiet)
 		running.Go(func() {
 			for range tries {
-				wait, err := b.Spend(t.Context(), 1)
+				wait, err := b.Spend(t.Context(), 1, 5)
 				switch {
 				case err != nil:
 					t.Error(err)
@@ -120,7 +129,6 @@ func TestBudget(t *testing.T) {
 		})
 	}
 	running.Wait()
-	// Of 30 left, a twentieth of 100 is kept back.
 	if spent.Load() != 25 || waits.Load() != instances*tries-25 {
 		t.Errorf("%d spent, %d had to wait", spent.Load(), waits.Load())
 	}
@@ -144,7 +152,7 @@ func TestBudgetLearns(t *testing.T) {
 		}
 	}
 	learn(500, time.Hour)
-	if wait, err := b.Spend(t.Context(), 1); err != nil || wait != 0 {
+	if wait, err := b.Spend(t.Context(), 1, 50); err != nil || wait != 0 {
 		t.Fatal(wait, err)
 	}
 	learn(500, time.Hour)
@@ -165,7 +173,7 @@ func TestBudgetLearns(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = now(), remaining = 50, reset_at = now() - interval '1 s'`); err != nil {
 		t.Fatal(err)
 	}
-	if wait, err := b.Spend(t.Context(), 1); err != nil || wait <= 0 || wait > time.Minute {
+	if wait, err := b.Spend(t.Context(), 1, 50); err != nil || wait <= 0 || wait > time.Minute {
 		t.Errorf("with nothing left and the reset due: %v, %v", wait, err)
 	}
 	learn(1000, 24*time.Hour)

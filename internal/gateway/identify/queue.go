@@ -1,41 +1,59 @@
 package identify
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
-// queue is the shards of one bucket that want to IDENTIFY. It has no lock.
+// queue is the shards of one bucket that want to IDENTIFY. One shard of each class
+// may have its turn at a time. So a shard that dials, or waits for the budget,
+// never holds back one of a more urgent class. It has no lock.
 type queue struct {
-	now  *waiter   // the shard whose turn it is; nil for none
-	next []*waiter // by shard id
+	members []*member     // by class, then by shard id; those that have their turn too
+	changed chan struct{} // closed and replaced when a member leaves
 }
 
-// waiter is one shard in a queue.
-type waiter struct {
+// member is one shard in a queue.
+type member struct {
+	class   Class
 	shardID int
 	turn    chan struct{} // closed when the shard has its turn
+	has     bool          // the shard has its turn
 }
+
+func newQueue() *queue { return &queue{changed: make(chan struct{})} }
 
 // join adds a shard.
-func (q *queue) join(shardID int) *waiter {
-	w := &waiter{shardID, make(chan struct{})}
-	i, _ := slices.BinarySearchFunc(q.next, shardID, func(w *waiter, id int) int { return w.shardID - id })
-	q.next = slices.Insert(q.next, i, w)
+func (q *queue) join(class Class, shardID int) *member {
+	m := &member{class: class, shardID: shardID, turn: make(chan struct{})}
+	i, _ := slices.BinarySearchFunc(q.members, m, func(a, b *member) int {
+		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.shardID, b.shardID))
+	})
+	q.members = slices.Insert(q.members, i, m)
 	q.advance()
-	return w
+	return m
 }
 
-// leave takes w out, whether it had its turn or not.
-func (q *queue) leave(w *waiter) {
-	if q.now == w {
-		q.now = nil
-	}
-	q.next = slices.DeleteFunc(q.next, func(other *waiter) bool { return other == w })
+// leave takes m out, whether it had its turn or not.
+func (q *queue) leave(m *member) {
+	q.members = slices.DeleteFunc(q.members, func(other *member) bool { return other == m })
+	close(q.changed)
+	q.changed = make(chan struct{})
 	q.advance()
 }
 
-// advance gives the next shard its turn unless another one has it.
+// advance gives the first shard its turn, unless another one of its class has
+// it.
 func (q *queue) advance() {
-	if q.now == nil && len(q.next) > 0 {
-		q.now, q.next = q.next[0], q.next[1:]
-		close(q.now.turn)
+	if len(q.members) == 0 {
+		return
+	}
+	next := q.members[0]
+	if !slices.ContainsFunc(q.members, func(m *member) bool { return m.has && m.class == next.class }) {
+		next.has = true
+		close(next.turn)
 	}
 }
+
+// first reports whether no shard of a more urgent class is in the queue.
+func (q *queue) first(m *member) bool { return q.members[0].class >= m.class }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sethvargo/go-retry"
+
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -22,6 +24,13 @@ const (
 	refusalKept = time.Hour
 )
 
+// minAsk and maxAsk bound the waits between two questions whether there are
+// session starts again.
+const (
+	minAsk = 5 * time.Second
+	maxAsk = 10 * time.Minute
+)
+
 // Slots paces IDENTIFYs across all instances that share a token. Buckets
 // implements it. All methods are safe for concurrent use, and return an error
 // only if ctx ends.
@@ -29,12 +38,15 @@ type Slots interface {
 	// Learn notes Discord's answer about the session starts left (Discord:
 	// Session Start Limit Object).
 	Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error
-	// Spend takes one of the session starts left. If there are none, it returns
-	// how long to wait until there are more; otherwise 0.
-	Spend(ctx context.Context, applicationID event.Snowflake) (wait time.Duration, err error)
-	// Wait returns when the caller may send one IDENTIFY of this bucket
-	// (Discord: Max Concurrency).
-	Wait(ctx context.Context, applicationID event.Snowflake, bucket int) error
+	// Spend takes one of the session starts left, and returns 0, if at least floor
+	// are left afterwards. Otherwise it returns the time until the reset, which is
+	// not 0.
+	Spend(ctx context.Context, applicationID event.Snowflake, floor int) (wait time.Duration, err error)
+	// Take takes the bucket's slot, which permits one IDENTIFY (Discord: Max
+	// Concurrency), and returns 0. If the slot is taken, it returns how long to wait
+	// before the next try: a bit less for a more urgent class, which then goes first
+	// when several shards wait for the same slot.
+	Take(ctx context.Context, applicationID event.Snowflake, bucket int, class Class) (wait time.Duration, err error)
 }
 
 // Config of Turns.
@@ -63,12 +75,13 @@ type Turns struct {
 	left          func(remaining int)
 	grants        *Grants
 
-	mu        sync.Mutex // guards the fields below, and the queues
-	info      discord.GatewayInfo
-	fetchedAt time.Time
-	learned   bool           // the slots have learned info
-	queues    map[int]*queue // by bucket
-	refused   refusal
+	mu         sync.Mutex // guards the fields below, and the queues
+	info       discord.GatewayInfo
+	fetchedAt  time.Time
+	learned    bool           // the slots have learned info
+	delivering int            // how many shards deliver
+	queues     map[int]*queue // by bucket
+	refused    refusal
 }
 
 // refusal remembers a fatal close code that concerns every shard, so that the
@@ -76,6 +89,7 @@ type Turns struct {
 type refusal struct {
 	code    discord.CloseCode // 0 for none
 	intents event.Intents
+	count   int // of shards
 	at      time.Time
 }
 
@@ -113,68 +127,160 @@ func (t *Turns) URL() string {
 	return t.info.URL
 }
 
-// Turn waits until no other shard of the bucket is about to IDENTIFY. Among the
-// waiting shards, the one with the lowest id is next (Discord: Max
-// Concurrency). Call it before the dial: a shard whose turn is minutes away
-// should not hold an idle connection until then. The caller calls release once
-// the IDENTIFY was sent or given up, and may call it again. If ctx ends first,
-// the error is its cause.
-func (t *Turns) Turn(ctx context.Context, shardID int) (release func(), err error) {
+// SetDelivering notes how many shards deliver, on all instances. The budget keeps
+// starts back for them.
+func (t *Turns) SetDelivering(shards int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.delivering = shards
+}
+
+// Budget returns what is left of the session starts, as Discord last said.
+func (t *Turns) Budget() Budget {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.info.Limit
+	return Budget{
+		Total: l.Total, Remaining: l.Remaining, Shards: t.delivering,
+		ResetAfter: time.Duration(l.ResetAfter)*time.Millisecond - time.Since(t.fetchedAt),
+	}
+}
+
+// Turn is the turn of one shard, from its place in the queue to its IDENTIFY.
+type Turn struct {
+	turns  *Turns
+	class  Class
+	shard  int
+	queue  *queue
+	member *member
+	once   sync.Once
+}
+
+// Turn waits until no other shard of the same or a more urgent class is about to
+// IDENTIFY in the bucket. Among the waiting shards, the one with the most urgent
+// class and then the lowest id is next (Discord: Max Concurrency). Call it before
+// the dial: a shard whose turn is minutes away should not hold an idle connection
+// until then. The caller releases the turn. If ctx ends first, the error is its
+// cause.
+func (t *Turns) Turn(ctx context.Context, class Class, shardID int) (*Turn, error) {
 	t.mu.Lock()
 	bucket := t.bucketLocked(shardID)
 	q := t.queues[bucket]
 	if q == nil {
-		q = new(queue)
+		q = newQueue()
 		t.queues[bucket] = q
 	}
-	w := q.join(shardID)
+	turn := &Turn{turns: t, class: class, shard: shardID, queue: q, member: q.join(class, shardID)}
 	t.mu.Unlock()
-	release = sync.OnceFunc(func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		q.leave(w)
-	})
 	select {
-	case <-w.turn:
-		return release, nil
+	case <-turn.member.turn:
+		return turn, nil
 	case <-ctx.Done():
-		release()
+		turn.Release()
 		return nil, context.Cause(ctx)
 	}
 }
 
 func (t *Turns) bucketLocked(shardID int) int { return shardID % t.info.Limit.MaxConcurrency }
 
-// Permit returns when a shard that has its turn may send an IDENTIFY, and
-// counts it as sent. The error wraps the one that ended ctx.
-func (t *Turns) Permit(ctx context.Context, shardID int) error {
-	fresh := infoFresh
+// Release gives the turn to the next shard, once the IDENTIFY was sent or given
+// up. It may be called again, and on nil.
+func (u *Turn) Release() {
+	if u == nil {
+		return
+	}
+	u.once.Do(func() {
+		u.turns.mu.Lock()
+		defer u.turns.mu.Unlock()
+		u.queue.leave(u.member)
+	})
+}
+
+// Permit returns when the shard may send its IDENTIFY, and counts it as sent.
+// The error wraps the one that ended ctx.
+func (u *Turn) Permit(ctx context.Context) error {
+	if err := u.spend(ctx); err != nil {
+		return err
+	}
+	t := u.turns
 	for {
+		bucket, err := u.giveWay(ctx)
+		if err != nil {
+			return err
+		}
+		wait, err := t.slots.Take(ctx, t.applicationID, bucket, u.class)
+		if err != nil {
+			return fmt.Errorf("wait for identify bucket %d: %w", bucket, err)
+		}
+		if wait <= 0 {
+			return nil
+		}
+		if err := discord.Sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// giveWay waits until no shard of a more urgent class wants to IDENTIFY in the
+// bucket, and returns the bucket.
+func (u *Turn) giveWay(ctx context.Context) (bucket int, err error) {
+	t := u.turns
+	for {
+		t.mu.Lock()
+		bucket = t.bucketLocked(u.shard)
+		first, changed := u.queue.first(u.member), u.queue.changed
+		t.mu.Unlock()
+		if first {
+			return bucket, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// spend waits until the budget has a start for the class, and takes it.
+func (u *Turn) spend(ctx context.Context) error {
+	t := u.turns
+	// Discord may not say when the reset is, or say it wrongly. Then this asks
+	// less and less often.
+	backoff := retry.WithCappedDuration(maxAsk, retry.NewExponential(minAsk))
+	var least time.Duration
+	for fresh := infoFresh; ; fresh = 0 { // the number from before a wait is out of date
 		if err := t.refresh(ctx, fresh); err != nil {
 			return err
 		}
-		wait, err := t.slots.Spend(ctx, t.applicationID)
+		wait, err := t.slots.Spend(ctx, t.applicationID, t.Budget().floor(u.class))
 		if err != nil {
 			return fmt.Errorf("take one of the session starts left: %w", err)
 		}
 		if wait <= 0 {
-			break
+			return nil
 		}
-		t.log.LogAttrs(ctx, slog.LevelWarn, "the session starts that Discord allows are used up, waiting",
-			slog.Int("shard", shardID), slog.Duration("wait", wait))
-		if err := discord.Sleep(ctx, min(wait, 10*time.Minute)); err != nil {
+		wait = min(max(wait, least), maxAsk)
+		least, _ = backoff.Next()
+		t.log.LogAttrs(ctx, slog.LevelWarn, "the session starts that Discord allows are used up, or kept back for others: waiting",
+			slog.Int("shard", u.shard), slog.String("class", u.class.String()), slog.Duration("wait", wait))
+		if err := discord.Sleep(ctx, wait); err != nil {
 			return err
 		}
-		// The number from before the wait is out of date.
-		fresh = 0
+	}
+}
+
+// Ask asks Discord how many shards there should be, and notes the session
+// starts left.
+func (t *Turns) Ask(ctx context.Context) (shards int, err error) {
+	info, err := t.rest.Gateway(ctx)
+	if err != nil {
+		return 0, err
 	}
 	t.mu.Lock()
-	bucket := t.bucketLocked(shardID)
-	t.mu.Unlock()
-	if err := t.slots.Wait(ctx, t.applicationID, bucket); err != nil {
-		return fmt.Errorf("wait for identify bucket %d: %w", bucket, err)
-	}
-	return nil
+	defer t.mu.Unlock()
+	t.info, t.fetchedAt, t.learned = info, time.Now(), false
+	t.left(info.Limit.Remaining)
+	return info.Shards, nil
 }
 
 // refresh asks Discord for the session starts left unless the last answer is
@@ -182,65 +288,59 @@ func (t *Turns) Permit(ctx context.Context, shardID int) error {
 // answer, the old answer stands.
 func (t *Turns) refresh(ctx context.Context, fresh time.Duration) error {
 	t.mu.Lock()
-	info, learned, old := t.info, t.learned, time.Since(t.fetchedAt) >= fresh
+	old := time.Since(t.fetchedAt) >= fresh
 	t.mu.Unlock()
 	if old {
-		asked, err := t.rest.Gateway(ctx)
-		if err != nil {
+		if _, err := t.Ask(ctx); err != nil {
 			t.log.LogAttrs(ctx, slog.LevelWarn, "could not ask Discord for the session starts left", slog.Any("error", err))
-		} else {
-			info, learned = asked, false
 		}
 	}
+	t.mu.Lock()
+	learned, at := t.learned, t.fetchedAt
+	t.mu.Unlock()
 	if learned {
 		return nil
 	}
-	l := info.Limit
-	if err := t.slots.Learn(ctx, t.applicationID, l.Total, l.Remaining, time.Duration(l.ResetAfter)*time.Millisecond); err != nil {
+	b := t.Budget()
+	if err := t.slots.Learn(ctx, t.applicationID, b.Total, b.Remaining, max(b.ResetAfter, 0)); err != nil {
 		return fmt.Errorf("store the session starts left: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if old {
-		t.fetchedAt = time.Now()
-	}
-	t.info, t.learned = info, true
-	t.left(l.Remaining)
+	t.learned = t.fetchedAt.Equal(at) // otherwise there is a newer answer
 	return nil
 }
 
-// Reachable reports whether Discord's API answers a call.
-func (t *Turns) Reachable(ctx context.Context) bool {
-	_, err := t.rest.Gateway(ctx)
-	return err == nil
-}
-
 // Refuse remembers the close code with which Discord answered an IDENTIFY with
-// these intents, or a RESUME. It does nothing unless every shard would get the
-// same.
-func (t *Turns) Refuse(code discord.CloseCode, intents event.Intents) {
+// these intents in a set of count shards, or a RESUME. It does nothing unless every
+// shard of the set would get the same.
+func (t *Turns) Refuse(code discord.CloseCode, intents event.Intents, count int) {
 	if !code.ConcernsAll() {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.refused = refusal{code, intents, time.Now()}
+	t.refused = refusal{code, intents, count, time.Now()}
 }
 
 // Allowed returns a RefusedError if it is known that Discord would refuse an
-// IDENTIFY with these intents: one of them is switched off, or Refuse has
-// remembered such a code within the last hour.
-func (t *Turns) Allowed(intents event.Intents) error {
+// IDENTIFY with these intents in a set of count shards: one of the intents is
+// switched off, or Refuse has remembered such a code within the last hour.
+func (t *Turns) Allowed(intents event.Intents, count int) error {
 	if t.Missing(intents) != 0 {
 		return RefusedError{discord.CodeDisallowedIntents}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.refused
-	if r.code == 0 || time.Since(r.at) >= refusalKept || r.code.LiftedByIntents() && r.intents != intents {
+	switch {
+	case r.code == 0, time.Since(r.at) >= refusalKept:
 		return nil
+	case r.code.LiftedByIntents() && r.intents != intents, r.code == discord.CodeInvalidShard && r.count != count:
+		return nil
+	default:
+		return RefusedError{r.code}
 	}
-	return RefusedError{r.code}
 }
 
 // Lift forgets what Refuse remembered.

@@ -3,9 +3,12 @@ package identify_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -33,40 +36,42 @@ func refusedWith(err error) discord.CloseCode {
 	return refused.Code
 }
 
-// TestTurnsRefused: a refusal is remembered for an hour or until it is lifted,
-// for these intents or for all.
+// TestTurnsRefused: what is known to be refused stays so for an hour, for
+// these intents, this number of shards or for all, or until it is lifted.
 func TestTurnsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(discord.GatewayInfo{}, nil, &identifytest.Slots{})
 		const asked, other = event.IntentGuilds | event.IntentMessageContent, event.IntentGuilds
 		tests := []struct {
-			code          discord.CloseCode
-			asked, others discord.CloseCode // the codes for an IDENTIFY with these and with other intents
+			code discord.CloseCode
+			// What an IDENTIFY is refused with: the same again, with other intents,
+			// or in a set of another size.
+			same, intents, count discord.CloseCode
 		}{
-			{4004, 4004, 4004},
-			{4012, 4012, 4012},
-			{4013, 4013, 0},
-			{4014, 4014, 0},
-			{4010, 0, 0}, // concerns one shard
-			{4011, 0, 0},
-			{4009, 0, 0},
-			{0, 0, 0},
+			{4004, 4004, 4004, 4004},
+			{4012, 4012, 4012, 4012},
+			{4013, 4013, 0, 4013},
+			{4014, 4014, 0, 4014},
+			{4010, 4010, 4010, 0},
+			{4011, 0, 0, 0}, // of the shard
+			{4009, 0, 0, 0},
+			{0, 0, 0, 0},
 		}
 		for _, tt := range tests {
-			turns.Refuse(tt.code, asked)
-			got, gotOther := refusedWith(turns.Allowed(asked)), refusedWith(turns.Allowed(other))
-			if got != tt.asked || gotOther != tt.others {
-				t.Errorf("%d: refused with %d, and with %d for other intents", tt.code, got, gotOther)
+			turns.Refuse(tt.code, asked, 4)
+			same, intents, count := refusedWith(turns.Allowed(asked, 4)), refusedWith(turns.Allowed(other, 4)), refusedWith(turns.Allowed(asked, 5))
+			if same != tt.same || intents != tt.intents || count != tt.count {
+				t.Errorf("%d: refused with %d, with %d for other intents, and with %d for another number of shards", tt.code, same, intents, count)
 			}
 			turns.Lift()
-			if err := turns.Allowed(asked); err != nil {
+			if err := turns.Allowed(asked, 4); err != nil {
 				t.Errorf("%d: still refused after it was lifted: %v", tt.code, err)
 			}
 		}
-		turns.Refuse(4014, asked)
+		turns.Refuse(4014, asked, 4)
 		time.Sleep(time.Hour)
-		if err := turns.Allowed(asked); err != nil {
+		if err := turns.Allowed(asked, 4); err != nil {
 			t.Errorf("still refused after an hour: %v", err)
 		}
 	})
@@ -78,35 +83,89 @@ func TestTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 2}}, nil, &identifytest.Slots{})
-		first, err := turns.Turn(t.Context(), 0)
+		first, err := turns.Turn(t.Context(), identify.ClassFirst, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := turns.Turn(t.Context(), 1)
+		other, err := turns.Turn(t.Context(), identify.ClassFirst, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer other()
-		order := make(chan int, 2)
-		for _, id := range []int{4, 2} {
+		defer other.Release()
+		order := make(chan string, 4)
+		want := []string{"lost session 6", "first session 2", "first session 4", "warming 8"}
+		for _, join := range []struct {
+			class identify.Class
+			id    int
+		}{{identify.ClassWarming, 8}, {identify.ClassFirst, 4}, {identify.ClassFirst, 2}} {
 			go func() {
-				release, err := turns.Turn(t.Context(), id)
+				turn, err := turns.Turn(t.Context(), join.class, join.id)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				order <- id
-				release()
+				order <- fmt.Sprint(join.class, " ", join.id)
+				turn.Release()
 			}()
 			synctest.Wait()
 		}
 		if len(order) != 0 {
-			t.Fatal("two shards of a bucket had their turn at once")
+			t.Fatal("two shards of a class had their turn at once")
 		}
-		first()
-		first() // a second call does nothing
-		if a, b := <-order, <-order; a != 2 || b != 4 {
-			t.Errorf("shard %d came before %d, want 2 before 4", a, b)
+		// The turn of another shard does not hold back one of a more urgent class.
+		lost, err := turns.Turn(t.Context(), identify.ClassLost, 6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		order <- "lost session 6"
+		first.Release()
+		first.Release() // once is enough
+		synctest.Wait()
+		if len(order) != 1 {
+			t.Fatal("a shard had its turn before one of a more urgent class")
+		}
+		lost.Release()
+		for _, want := range want {
+			if got := <-order; got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		}
+	})
+}
+
+// TestPermitGivesWay: a shard that has its turn, and waits for the bucket's slot or
+// for the budget, sends its IDENTIFY after those of a more urgent class that
+// came later.
+func TestPermitGivesWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		info := discord.GatewayInfo{Limit: discord.StartLimit{Total: 1000, Remaining: 1000, MaxConcurrency: 1}}
+		turns := newTurns(info, nil, &identifytest.Slots{Slot: identify.SlotLength})
+		begin := time.Now()
+		var mu sync.Mutex
+		var order []string
+		var running sync.WaitGroup
+		for i, class := range []identify.Class{identify.ClassWarming, identify.ClassWarming, identify.ClassIntents, identify.ClassFirst, identify.ClassLost} {
+			running.Go(func() {
+				turn, err := turns.Turn(t.Context(), class, i)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer turn.Release()
+				if err := turn.Permit(t.Context()); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, fmt.Sprintf("%v of %d after %v", class, i, time.Since(begin)))
+			})
+			synctest.Wait()
+		}
+		running.Wait()
+		want := []string{"warming of 0 after 0s", "lost session of 4 after 5.25s", "first session of 3 after 10.5s", "more intents of 2 after 15.75s", "warming of 1 after 21s"}
+		if !slices.Equal(order, want) {
+			t.Errorf("%q, want %q", order, want)
 		}
 	})
 }
@@ -114,15 +173,15 @@ func TestTurn(t *testing.T) {
 func TestTurnEnds(t *testing.T) {
 	t.Parallel()
 	turns := newTurns(discord.GatewayInfo{Limit: discord.StartLimit{MaxConcurrency: 1}}, nil, &identifytest.Slots{})
-	release, err := turns.Turn(t.Context(), 0)
+	turn, err := turns.Turn(t.Context(), identify.ClassFirst, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer release()
+	defer turn.Release()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("the test ends it")
 	cancel(cause)
-	if _, err := turns.Turn(ctx, 1); !errors.Is(err, cause) {
+	if _, err := turns.Turn(ctx, identify.ClassFirst, 1); !errors.Is(err, cause) {
 		t.Errorf("error %v, want %v", err, cause)
 	}
 }
@@ -147,11 +206,16 @@ func TestTurnsWaitForReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	var bucket int
-	turns := newTurns(info, rest, &identifytest.Slots{OnWait: func(_ context.Context, b int) error {
+	turns := newTurns(info, rest, &identifytest.Slots{OnTake: func(_ context.Context, b int) error {
 		bucket = b
 		return nil
 	}})
-	if err := turns.Permit(t.Context(), 6); err != nil {
+	turn, err := turns.Turn(t.Context(), identify.ClassFirst, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer turn.Release()
+	if err := turn.Permit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if asked.Load() != 2 || bucket != 2 {

@@ -4,39 +4,59 @@ package identifytest
 
 import (
 	"context"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
 
-// Slots paces nothing, and counts down the session starts that it learned last.
-// Like identify.Buckets, it keeps back a twentieth of a usual bot's 1000. The
-// zero value has no session starts.
+// Slots has the session starts that it learned last. The zero value has none,
+// and paces nothing.
 type Slots struct {
-	// OnWait, if not nil, is called by Wait.
-	OnWait    func(ctx context.Context, bucket int) error
-	remaining atomic.Int64
+	// Slot is the time from one IDENTIFY of a bucket to the next; 0 for none.
+	Slot time.Duration
+	// OnTake, if not nil, is called by Take.
+	OnTake func(ctx context.Context, bucket int) error
+
+	mu        sync.Mutex // guards the fields below
+	remaining int
+	resetAt   time.Time
+	next      map[int]time.Time // when each bucket's next slot begins
 }
 
 // Learn implements identify.Slots.
-func (s *Slots) Learn(_ context.Context, _ event.Snowflake, _, remaining int, _ time.Duration) error {
-	s.remaining.Store(int64(remaining))
+func (s *Slots) Learn(_ context.Context, _ event.Snowflake, _, remaining int, resetAfter time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remaining, s.resetAt = remaining, time.Now().Add(resetAfter)
 	return nil
 }
 
 // Spend implements identify.Slots.
-func (s *Slots) Spend(context.Context, event.Snowflake) (time.Duration, error) {
-	if s.remaining.Add(-1) < 50 {
-		return 10 * time.Millisecond, nil
+func (s *Slots) Spend(_ context.Context, _ event.Snowflake, floor int) (time.Duration, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.remaining > floor {
+		s.remaining--
+		return 0, nil
 	}
-	return 0, nil
+	return max(time.Until(s.resetAt), 1), nil
 }
 
-// Wait implements identify.Slots.
-func (s *Slots) Wait(ctx context.Context, _ event.Snowflake, bucket int) error {
-	if s.OnWait == nil {
-		return nil
+// Take implements identify.Slots.
+func (s *Slots) Take(ctx context.Context, _ event.Snowflake, bucket int, _ identify.Class) (time.Duration, error) {
+	if s.OnTake != nil {
+		return 0, s.OnTake(ctx, bucket)
 	}
-	return s.OnWait(ctx, bucket)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if wait := time.Until(s.next[bucket]); wait > 0 {
+		return wait, nil
+	}
+	if s.next == nil {
+		s.next = make(map[int]time.Time)
+	}
+	s.next[bucket] = time.Now().Add(s.Slot)
+	return 0, nil
 }
