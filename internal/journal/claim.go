@@ -25,6 +25,7 @@ type Claim struct {
 	epoch         int64
 	session       event.Session // at the claim
 	stage         event.Stage   // at the claim
+	begins        bool          // at the claim
 	lost          chan struct{}
 
 	// These are used by the writer only.
@@ -59,14 +60,14 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 			ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
 			SET owner = $4, epoch = s.epoch + 1, updated_at = now()
 			WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
-			RETURNING shard_id, shard_count, epoch, stage, session_id, resume_url, seq, intents`,
+			RETURNING shard_id, shard_count, epoch, stage, session_begins, session_id, resume_url, seq, intents`,
 			int64(applicationID), counts, ids, owner)
 		if err != nil {
 			return err
 		}
 		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Claim, error) {
 			c := &Claim{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
-			err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage,
+			err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage, &c.begins,
 				&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents)
 			c.appended, c.stored, c.last = c.session.ID, c.session.Seq, c.session
 			return c, err
@@ -102,6 +103,16 @@ func (c *Claim) Stage() event.Stage { return c.stage }
 // Session returns the shard's session at the time of the claim. The zero value
 // means that there is nothing to resume.
 func (c *Claim) Session() event.Session { return c.session }
+
+// Begun reports whether, at the claim, an IDENTIFY had been about to be sent whose
+// session was never stored: its owner ended in between.
+func (c *Claim) Begun() bool { return c.begins }
+
+// Begin stores that an IDENTIFY is about to be sent, until a session is stored or
+// the claim is released. The error is ErrLost if another instance has the shard.
+func (c *Claim) Begin(ctx context.Context) error {
+	return c.update(ctx, "begin the session of", `session_begins = true`)
+}
 
 // Append hands over an event, and the session with the event's sequence number.
 // Without an event it only moves the cursor; with a zero session it forgets the
@@ -162,7 +173,7 @@ func (c *Claim) Release(ctx context.Context) error {
 	if err := c.drain(ctx); err != nil {
 		return fmt.Errorf("release shard %v: %w", c.shard, err)
 	}
-	return c.update(ctx, "release", `owner = NULL`)
+	return c.update(ctx, "release", `owner = NULL, session_begins = false`)
 }
 
 // End is like Release, for a shard whose set was replaced: it also forgets the
@@ -171,7 +182,7 @@ func (c *Claim) End(ctx context.Context) error {
 	if err := c.drain(ctx); err != nil {
 		return fmt.Errorf("end shard %v: %w", c.shard, err)
 	}
-	return c.update(ctx, "end", `owner = NULL, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
+	return c.update(ctx, "end", `owner = NULL, session_begins = false, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
 }
 
 // drain waits until everything appended is committed, and the shard's ordered

@@ -349,7 +349,8 @@ const (
 	// an earlier try has moved may be there already. One that is elsewhere was lost with
 	// other commits: a standby without them has become the primary.
 	moveCursors = `UPDATE shards s
-		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents, updated_at = now()
+		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents,
+			session_begins = s.session_begins AND u.session_id = '', updated_at = now()
 		FROM ` + cursorsOf + `
 			AND ((s.session_id, s.seq) = (u.last_id, u.last_seq) OR (s.session_id, s.seq) = (u.session_id, u.seq))
 		RETURNING u.n`
