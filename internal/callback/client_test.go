@@ -117,6 +117,30 @@ func TestHeadersOfADelivery(t *testing.T) {
 	}
 }
 
+// TestNoFieldIsSplit: a line break in the name of an event that is stored does not
+// begin a field of its own.
+func TestNoFieldIsSplit(t *testing.T) {
+	t.Parallel()
+	calls := make(chan http.Header, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { calls <- r.Header }))
+	defer srv.Close()
+	c := newClient(t, testConfig(time.Minute))
+	l := testListener(srv.URL)
+	target, err := callback.NewTarget(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"ODD\r\nX-Injected: yes", "ODD\nX-Injected: yes", "ODD\rX-Injected: yes", "ODD\x00\x7f"} {
+		r := c.Send(t.Context(), target, &callback.Request{ID: "dlv_1", Name: name, Event: testEvent(), Body: []byte("{}"), Attempt: 1, Traceparent: testParent})
+		if r.Err != nil || r.Status != 200 {
+			t.Fatalf("%q: %+v", name, r)
+		}
+		if h := <-calls; h.Get("X-Injected") != "" || !strings.HasPrefix(h.Get("Gatehook-Event"), "ODD?") {
+			t.Errorf("%q is sent as %q", name, h)
+		}
+	}
+}
+
 // TestSignedLikeDiscord: a delivery in the format discord has a second signature, over
 // the timestamp and the body.
 func TestSignedLikeDiscord(t *testing.T) {

@@ -61,9 +61,18 @@ func NewTarget(l *event.Listener) (*Target, error) {
 // Server returns the host and the port of the callback's URL.
 func (t *Target) Server() (host, port string) { return t.url.Hostname(), portOf(t.url) }
 
+// appendField appends a header field. A control character in the value becomes a
+// question mark: a line break would begin a field of its own. The name of an event
+// that an older version stored may have one.
 func appendField(dst []byte, name, value string) []byte {
 	dst = append(dst, name...)
 	dst = append(dst, ": "...)
+	start := len(dst)
 	dst = append(dst, value...)
+	for i, c := range dst[start:] {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			dst[start+i] = '?'
+		}
+	}
 	return append(dst, "\r\n"...)
 }
