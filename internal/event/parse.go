@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxDepth limits the nesting of a payload. Discord's payloads reach about 20.
@@ -45,11 +46,16 @@ func (e *ParseError) within(name string) *ParseError {
 // [], {} or false, after the others, and turns ids into strings. Everything else
 // keeps its bytes and its order: unknown fields, new values of known fields, white
 // space. Parsing a model returns the same model. The payload of an event without a
-// model is appended unchanged. A payload that is missing or null counts as {}.
+// model is appended unchanged. A payload that is missing or null counts as {}. Bytes
+// that are not UTF-8 become U+FFFD: many receivers could not read the model with them
+// (RFC 8259, section 8.1).
 //
 // The error is a *ParseError: a field without which the model is useless is missing
 // or malformed, or the payload is not a JSON object. dst is then returned unchanged.
 func Parse(dst []byte, name string, data []byte) ([]byte, error) {
+	if !utf8.Valid(data) {
+		data = bytes.ToValidUTF8(data, []byte("\uFFFD"))
+	}
 	t, _ := Lookup(name)
 	m := findModel(t.Model)
 	if m == nil {

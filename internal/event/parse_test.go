@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestParse(t *testing.T) {
@@ -132,6 +133,26 @@ func TestParseErrors(t *testing.T) {
 		var parseErr *ParseError
 		if !errors.As(err, &parseErr) || !strings.HasSuffix(err.Error(), tt.want) || string(got) != "before" {
 			t.Errorf("%s %.200s\n got %v, %s\nwant %s", tt.name, tt.data, err, got, tt.want)
+		}
+	}
+}
+
+// TestParseMakesUTF8: a model is JSON that every receiver can read, whether there
+// is a model for the event or not, and wherever the bytes are.
+func TestParseMakesUTF8(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"\xff", "\xf0\x9f", "a\xed\xa0\xbdb", "\xc0\xaf"} {
+		for name, data := range map[string]string{
+			"MESSAGE_CREATE": `{"id":"1","channel_id":"1","author":{"id":"2","username":"` + bad + `"},"` + bad + `":"` + bad + `"}`,
+			"NOT_KNOWN":      `{"` + bad + `":1}`,
+		} {
+			parsed, err := Parse(nil, name, []byte(data))
+			if err != nil || !utf8.Valid(parsed) || !json.Valid(parsed) || !bytes.ContainsRune(parsed, '\uFFFD') {
+				t.Errorf("%s %q: %v: %q", name, data, err, parsed)
+			}
+			if again, err := Parse(nil, name, parsed); err != nil || !bytes.Equal(again, parsed) {
+				t.Errorf("%s %q: its model is %q: %v", name, parsed, again, err)
+			}
 		}
 	}
 }

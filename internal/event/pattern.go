@@ -26,12 +26,26 @@ func ParsePattern(s string) (Pattern, error) {
 	if p.Name == "" && !p.Prefix {
 		return p, fmt.Errorf("%q names no event", s)
 	}
-	for _, c := range p.Name {
-		if c != '_' && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
-			return p, fmt.Errorf("%q is not an event name: names consist of A-Z, 0-9 and _; a pattern ends with one *", s)
-		}
+	if !ofNameBytes(p.Name) {
+		return p, fmt.Errorf("%q is not an event name: names consist of A-Z, 0-9 and _; a pattern ends with one *", s)
 	}
 	return p, nil
+}
+
+// maxName is the length of the longest name, in bytes. Discord's have up to 40.
+const maxName = 100
+
+// IsName reports whether t is an event's name: 1 to 100 of A-Z, 0-9 and _. It may
+// go into a header, a log or a label then.
+func IsName(t []byte) bool { return len(t) > 0 && len(t) <= maxName && ofNameBytes(t) }
+
+func ofNameBytes[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if c := s[i]; c != '_' && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
 }
 
 // Matches reports whether the pattern matches a name (without RAW_).
