@@ -49,20 +49,26 @@ that they have: guild, channel, user, shard.
 
 In the format ` + "`standard`" + `, the body of two events has an ` + "`origin`" + `:
 
-- ` + "`GUILD_CREATE`" + `: ` + "`startup`" + ` (the session began), ` + "`available`" + ` (an outage is over) or
-  ` + "`join`" + `.
+- ` + "`GUILD_CREATE`" + `: ` + "`startup`" + ` (the session began, and the bot was in the guild),
+  ` + "`join`" + ` (the bot was added), ` + "`available`" + ` (the bot was in the guild before; most of the
+  time an outage is over), or ` + "`outage`" + ` (the guild is unavailable, and its data is not
+  there).
 - ` + "`GUILD_DELETE`" + `: ` + "`outage` or `removed`" + `.
 
-A server that restarted and resumed its session does not know the session's guilds. For
-an unknown guild, the origin is then ` + "`join`" + ` if the bot joined less than 10 minutes ago,
-and otherwise ` + "`available`" + `.
+The payload decides what is a join, by its ` + "`joined_at`" + `: the bot joined less than 10 minutes
+before the event, or during the outage that is over. Discord's clock counts. What is sent
+again with the same ` + "`joined_at`" + ` is ` + "`available`" + `. If a payload has no ` + "`joined_at`" + `, it is a
+join unless the server knows that the bot was in the guild. A server that restarted does not
+know this, nor when an outage began: a payload that is sent again may then be a second
+` + "`join`" + `, and a guild that the bot joined in an outage of more than 10 minutes ` + "`available`" + `.
 
 In a model, every field is present. A field that Discord left out is ` + "`null`, `[]`, `{}`" + `
 or ` + "`false`" + `, as its schema says. IDs are strings. Fields that are not in the schema are
 kept unchanged. If the schema of a string, number or object does not allow ` + "`null`" + `,
 Discord documents the field as always present. If such a field is missing nevertheless,
 it is ` + "`null`" + `. An event that cannot be converted to its model (an ID is missing, for
-example) is kept as ` + "`unparsable`" + `. Its ` + "`RAW_`" + ` form is still delivered.
+example) is kept as ` + "`unparsable`" + `. Its ` + "`RAW_`" + ` form is still delivered. Bytes that
+are not UTF-8 become U+FFFD in a model; the ` + "`RAW_`" + ` form keeps them.
 
 `
 

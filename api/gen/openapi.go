@@ -221,7 +221,7 @@ func camel(name string) string {
 func origins(name string) []string {
 	switch name {
 	case "GUILD_CREATE":
-		return []string{string(event.OriginStartup), string(event.OriginAvailable), string(event.OriginJoin)}
+		return []string{string(event.OriginStartup), string(event.OriginAvailable), string(event.OriginJoin), string(event.OriginOutage)}
 	case "GUILD_DELETE":
 		return []string{string(event.OriginOutage), string(event.OriginRemoved)}
 	default:
@@ -241,7 +241,7 @@ func originSchema(name string) string {
 	if values == nil {
 		return ""
 	}
-	about := "Why the event was sent: the session began (startup), an outage is over (available), or the bot was added (join)."
+	about := "Why the event was sent: the session began (startup), the bot was in the guild before (available), the bot was added (join), or the guild is unavailable (outage)."
 	if name == "GUILD_DELETE" {
 		about = "Why the event was sent: an outage began (outage), or the bot is no longer in the guild (removed)."
 	}

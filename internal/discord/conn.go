@@ -1,7 +1,6 @@
 package discord
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,10 +28,6 @@ const (
 	SendRoom = 10
 )
 
-// ErrDefect marks a message that could not be inflated or parsed. The
-// connection is unusable from then on.
-var ErrDefect = errors.New("a message from Discord could not be understood")
-
 // Conn is one WebSocket connection to the gateway. Read and Release are for one
 // goroutine, the other methods are safe for concurrent use.
 //
@@ -43,71 +38,67 @@ type Conn struct {
 	ws          *websocket.Conn
 	reading     context.Context // of all reads; it never ends
 	socket      net.Conn
+	ahead       time.Duration
 	compression Compression
-	maxPayload  int
 	inflater    *inflater // nil without compression
+	payload     payload
 	parser      frameParser
-	message     bytes.Buffer
 	received    func(wire, inflated int)
 
 	mu   sync.Mutex // guards sent
 	sent Window
 }
 
-// Read returns the next payload, which is valid until the next Read. The error
-// is ErrOddFrame if only this payload is lost. After any other error the
-// connection has to be closed: ErrDefect, or the error that ended the socket,
-// from which CloseCodeOf returns Discord's close code.
+// Read returns the next payload, which is valid until the next Read. With a
+// *PayloadError only this payload is lost, and the frame is what could be read
+// of it. After any other error the connection has to be closed: the error wraps
+// ErrDefect, or it is the one that ended the socket, of which CloseCodeOf knows
+// Discord's close code.
 func (c *Conn) Read() (Frame, error) {
-	payload, err := c.readMessage()
-	if err != nil {
-		return Frame{}, err
+	if err := c.readPayload(); err != nil {
+		return noFrame, err
 	}
-	f, err := c.parser.parse(payload)
-	if err != nil && !errors.Is(err, ErrOddFrame) {
-		err = fmt.Errorf("%w: %w", ErrDefect, err)
+	f, err := c.parser.parse(c.payload.b)
+	if tooLarge := c.payload.err(); tooLarge != nil {
+		err = tooLarge // the parser saw the beginning only
 	}
 	return f, err
 }
 
-func (c *Conn) readMessage() ([]byte, error) {
-	if c.message.Cap() > keepPayload {
-		c.message = bytes.Buffer{}
+// readPayload reads as many messages as the payload has.
+func (c *Conn) readPayload() error {
+	if c.payload.reset() {
+		c.parser = frameParser{} // it points into the memory that was given up
 	}
-	c.message.Reset()
 	for {
-		start := c.message.Len()
-		kind, r, err := c.ws.Reader(c.reading)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := c.message.ReadFrom(r); err != nil {
-			return nil, err
-		}
-		part := c.message.Bytes()[start:]
-		c.received(len(part), 0)
+		kind, message, err := c.ws.Reader(c.reading)
 		switch {
+		case err != nil:
+			return err
 		case kind == websocket.MessageText || c.inflater == nil:
-			// A text message is never part of a compressed stream.
-			return part, nil
-		case c.compression == ZlibStream && !bytes.HasSuffix(part, zlibSuffix):
-			// The payload goes on in the next message.
-			if c.message.Len() > c.maxPayload {
-				return nil, fmt.Errorf("%w: %w", ErrDefect, errTooLarge)
+			if c.payload.size > 0 {
+				return fmt.Errorf("%w: a text message within a compressed payload", ErrDefect)
 			}
-			continue
+			// A text message is never part of a compressed stream.
+			_, err = c.payload.ReadFrom(message)
+			c.received(c.payload.size, 0)
+			return err
 		}
-		payload, err := c.inflater.inflate(c.message.Bytes())
-		c.received(0, len(payload))
+		err = c.inflater.inflate(message)
+		c.received(c.inflater.size, 0)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrDefect, err)
+			return err
 		}
-		return payload, nil
+		if c.compression != ZlibStream || c.inflater.flushed() {
+			c.received(0, c.payload.size)
+			return nil
+		}
 	}
 }
 
-// zlibSuffix ends a payload (Discord: Zlib-stream).
-var zlibSuffix = []byte{0x00, 0x00, 0xff, 0xff}
+// Ahead returns how much Discord's clock is ahead of this machine's, to a second;
+// 0 if it did not say.
+func (c *Conn) Ahead() time.Duration { return c.ahead }
 
 // Send writes a payload that cannot wait. The payload counts against SendLimit,
 // but is sent even if that is used up. The error is a *SizeError if d is too

@@ -2,10 +2,13 @@ package discord
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -24,9 +27,9 @@ type Config struct {
 	Agent string
 	// Compression of the messages from Discord. The zero value means ZstdStream.
 	Compression Compression
-	// MaxPayload bounds one payload in bytes, both as it arrives and after
-	// inflating; 0 means 64 MiB. Without a bound, a few bytes of a hostile stream
-	// could fill the memory.
+	// MaxPayload bounds one payload, inflated, in bytes: a few bytes of a
+	// hostile stream could otherwise fill the memory. A larger payload is
+	// lost, see PayloadError. 0 means 64 MiB.
 	MaxPayload int
 	// Dial opens the sockets; nil means a net.Dialer.
 	Dial DialFunc
@@ -59,15 +62,16 @@ func NewDialer(cfg Config) *Dialer {
 
 // Dial opens a connection to a gateway URL, within DialTimeout. It sets the
 // query itself and follows no redirect. If ctx ends first, the error wraps its
-// cause. The caller ends the connection with Close and then calls Release.
+// cause. Every error is a *DialError. The caller ends the
+// connection with Close and then calls Release.
 func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 	target, err := dialURL(gatewayURL, d.cfg.Compression)
 	if err != nil {
-		return nil, fmt.Errorf("dial the gateway: %w", err)
+		return nil, &DialError{Reason: "other", Err: fmt.Errorf("dial the gateway: %w", err)}
 	}
 	c := &Conn{
 		reading:     context.WithoutCancel(ctx),
-		compression: d.cfg.Compression, maxPayload: d.cfg.MaxPayload, received: d.cfg.Received,
+		compression: d.cfg.Compression, payload: payload{limit: d.cfg.MaxPayload}, received: d.cfg.Received,
 		sent: Window{Length: SendWindow, Limit: SendLimit},
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, DialTimeout, fmt.Errorf("no answer within %v", DialTimeout))
@@ -84,26 +88,80 @@ func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 			return socket, err
 		},
 	}
-	ws, _, err := websocket.Dial(ctx, target, &websocket.DialOptions{ //nolint:bodyclose // the library says: never close it
+	ws, answer, err := websocket.Dial(ctx, target, &websocket.DialOptions{ //nolint:bodyclose // the library says: never close it
 		HTTPClient: &http.Client{Transport: transport, CheckRedirect: followNone},
 		HTTPHeader: http.Header{"User-Agent": {d.cfg.Agent}},
 	})
 	if err != nil {
+		reason := dialFailure(err, answer)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("dial the gateway: %w", err)
+		return nil, &DialError{Reason: reason, Err: fmt.Errorf("dial the gateway: %w", err)}
 	}
-	ws.SetReadLimit(int64(c.maxPayload))
-	c.ws = ws
+	ws.SetReadLimit(-1) // payload has the limit, and goes on after one that is too large
+	c.ws, c.ahead = ws, ahead(answer.Header.Get("Date"), time.Now())
 	if c.compression != NoCompression {
-		c.inflater = newInflater(c.compression, c.maxPayload)
+		c.inflater = newInflater(c.compression, &c.payload)
 	}
 	return c, nil
 }
 
-// followNone makes an HTTP client follow no redirect: the token would be sent
-// wherever the redirect points.
+// DialError is why a connection could not be opened.
+type DialError struct {
+	// Reason is a label: dns, refused, timeout, tls, http_status or other.
+	Reason string
+	Err    error
+}
+
+// Error implements error. It may contain an address of this machine.
+func (e *DialError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *DialError) Unwrap() error { return e.Err }
+
+// dialFailure returns the reason of a failed handshake; answer is what came
+// instead of an upgrade, nil for nothing.
+func dialFailure(err error, answer *http.Response) string {
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "dns"
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return "timeout"
+	}
+	_, unverified := errors.AsType[*tls.CertificateVerificationError](err)
+	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
+	op, alert := errors.AsType[*net.OpError](err)
+	alert = alert && (op.Op == "remote error" || op.Op == "local error") // as crypto/tls calls alerts
+	switch {
+	case answer != nil && answer.StatusCode != http.StatusSwitchingProtocols:
+		return "http_status"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case unverified, noTLS, alert, errors.Is(err, http.ErrSchemeMismatch):
+		return "tls"
+	default:
+		return "other"
+	}
+}
+
+// ahead returns how much a Date header is ahead of now. It has no fractions of a
+// second, so less than two seconds are none.
+func ahead(date string, now time.Time) time.Duration {
+	at, err := http.ParseTime(date)
+	if err != nil {
+		return 0
+	}
+	if d := at.Sub(now); d.Abs() >= 2*time.Second {
+		return d
+	}
+	return 0
+}
+
+// followNone makes an HTTP client follow no redirect: the token would go
+// wherever it points.
 func followNone(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // dialURL adds the query of every connection (Discord: Gateway URL Query String

@@ -34,15 +34,13 @@ const (
 // Structure). Name and Data share memory with the connection: they are valid
 // until its next Read.
 type Frame struct {
-	Op   int
+	Op   int    // -1 if it could not be read
 	Seq  int64  // s; 0 if there is none
 	Name []byte // t; nil if there is none
 	Data []byte // the bytes of d exactly as sent; nil if there is none
 }
 
-// ErrOddFrame marks a payload that is valid JSON but not an envelope. Only that
-// one payload is lost: the connection can go on.
-var ErrOddFrame = errors.New("not a gateway payload")
+var noFrame = Frame{Op: -1}
 
 // frameParser finds the members of an envelope, in any order, without decoding
 // d. It is for one goroutine.
@@ -51,9 +49,9 @@ type frameParser struct {
 	dec jsontext.Decoder
 }
 
-// parse checks that b is one JSON value and finds the envelope's members in it.
-// The error is ErrOddFrame if b is valid JSON but not an envelope. The frame is
-// valid as long as b is.
+// parse checks that b is one JSON value and finds the envelope's members in
+// it. The frame is valid as long as b is. With a *PayloadError it has the members
+// that could be read.
 func (p *frameParser) parse(b []byte) (Frame, error) {
 	// Given a bytes.Buffer, the decoder reads its bytes in place. Of duplicate
 	// names the last one counts, as everywhere in Go. Whether strings are valid
@@ -64,11 +62,11 @@ func (p *frameParser) parse(b []byte) (Frame, error) {
 	if err == nil {
 		err = p.end()
 	}
-	if err != nil {
-		return Frame{}, fmt.Errorf("parse payload: %w", err)
-	}
-	if odd != "" {
-		return Frame{}, fmt.Errorf("parse payload: %s: %w", odd, ErrOddFrame)
+	switch {
+	case err != nil:
+		return f, &PayloadError{FlawNotJSON, fmt.Errorf("parse payload: %w", err)}
+	case odd != "":
+		return f, &PayloadError{FlawNoEnvelope, errors.New("parse payload: " + odd)}
 	}
 	return f, nil
 }
@@ -76,13 +74,13 @@ func (p *frameParser) parse(b []byte) (Frame, error) {
 // members reads the outermost object to its end. odd says why a valid JSON
 // value is not an envelope.
 func (p *frameParser) members(b []byte) (f Frame, odd string, err error) {
+	f = noFrame
 	if p.dec.PeekKind() != '{' {
 		return f, "it is not an object", p.dec.SkipValue()
 	}
 	if _, err := p.dec.ReadToken(); err != nil {
 		return f, "", err
 	}
-	f.Op = -1
 	for p.dec.PeekKind() == '"' {
 		name, err := p.dec.ReadValue()
 		if err != nil {
@@ -134,22 +132,26 @@ func memberOf(name jsontext.Value) member {
 }
 
 // set stores a member; in is its value within the frame's own bytes. It returns
-// false if the value has the wrong type.
+// false if the value has the wrong type. The member is unknown then.
 func (f *Frame) set(m member, value jsontext.Value, in []byte) bool {
 	null := value.Kind() == 'n'
 	switch m {
 	case 'o':
-		n, err := strconv.ParseInt(string(value), 10, 32)
-		f.Op = int(n)
-		return err == nil && n >= 0
+		n, err := strconv.ParseUint(string(value), 10, 31)
+		if f.Op = int(n); err != nil {
+			f.Op = -1
+		}
+		return err == nil
 	case 's':
 		f.Seq = 0
 		if null {
 			return true
 		}
-		n, err := strconv.ParseInt(string(value), 10, 64)
-		f.Seq = n
-		return err == nil && n >= 0
+		n, err := strconv.ParseUint(string(value), 10, 63)
+		if err == nil {
+			f.Seq = int64(n)
+		}
+		return err == nil
 	case 't':
 		f.Name = nil
 		if null {

@@ -41,41 +41,50 @@ func TestParseFrame(t *testing.T) {
 	}
 }
 
+// TestParseFrameRefuses: what is no payload is refused, with the members that
+// could be read: a payload that is lost still has its place in the session.
 func TestParseFrameRefuses(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		in  string
-		odd bool
+		in   string
+		flaw Flaw
+		op   int
+		seq  int64
+		name string
 	}{
-		{`[]`, true},
-		{`null`, true},
-		{`"op"`, true},
-		{`{}`, true},
-		{`{"s":1}`, true},
-		{`{"op":"0"}`, true},
-		{`{"op":null}`, true},
-		{`{"op":-1}`, true},
-		{`{"op":0.5}`, true},
-		{`{"op":99999999999}`, true},
-		{`{"op":0,"s":"1"}`, true},
-		{`{"op":0,"s":-1}`, true},
-		{`{"op":0,"s":9223372036854775808}`, true},
-		{`{"op":0,"t":1}`, true},
-		{``, false},
-		{`{`, false},
-		{`{"op":0`, false},
-		{`{"op":0}}`, false},
-		{`{"op":0} {"op":0}`, false},
-		{`{"op":0,}`, false},
-		{`{"op":0,"d":{"a":}}`, false},
-		{`{"op":0,"d":"` + "\x01" + `"}`, false},
-		{`{op:0}`, false},
+		{`[]`, FlawNoEnvelope, -1, 0, ""},
+		{`null`, FlawNoEnvelope, -1, 0, ""},
+		{`"op"`, FlawNoEnvelope, -1, 0, ""},
+		{`{}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"s":1}`, FlawNoEnvelope, -1, 1, ""},
+		{`{"op":"0"}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"op":null}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"op":-1}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"op":0.5}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"op":99999999999}`, FlawNoEnvelope, -1, 0, ""},
+		{`{"op":0,"s":"1"}`, FlawNoEnvelope, 0, 0, ""},
+		{`{"op":0,"s":-1}`, FlawNoEnvelope, 0, 0, ""},
+		{`{"op":0,"s":9223372036854775808}`, FlawNoEnvelope, 0, 0, ""},
+		{`{"op":0,"t":1,"s":4}`, FlawNoEnvelope, 0, 4, ""},
+		{``, FlawNotJSON, -1, 0, ""},
+		{`{`, FlawNotJSON, -1, 0, ""},
+		{`{"op":0`, FlawNotJSON, 0, 0, ""},
+		{`{"op":0}}`, FlawNotJSON, 0, 0, ""},
+		{`{"op":0} {"op":0}`, FlawNotJSON, 0, 0, ""},
+		{`{"op":0,}`, FlawNotJSON, 0, 0, ""},
+		{`{"op":0,"d":{"a":}}`, FlawNotJSON, 0, 0, ""},
+		{`{"op":0,"d":"` + "\x01" + `"}`, FlawNotJSON, 0, 0, ""},
+		{`{"t":"X","s":9,"op":0,"d":{"content":"a` + "\n" + `b"}}`, FlawNotJSON, 0, 9, "X"},
+		{`{"t":"X","s":9,"op":0,"d":{"content":"`, FlawNotJSON, 0, 9, "X"},
+		// What comes after the flaw is not believed.
+		{`{"op":0,"d":{"content":"a"b","s":99},"t":"X","s":9}`, FlawNotJSON, 0, 0, ""},
+		{`{op:0}`, FlawNotJSON, -1, 0, ""},
 	}
 	var p frameParser
 	for _, tt := range tests {
-		_, err := p.parse([]byte(tt.in))
-		if err == nil || errors.Is(err, ErrOddFrame) != tt.odd {
-			t.Errorf("%s: %v, want an error, odd: %t", tt.in, err, tt.odd)
+		f, err := p.parse([]byte(tt.in))
+		if !hasFlaw(err, tt.flaw) || f.Op != tt.op || f.Seq != tt.seq || string(f.Name) != tt.name {
+			t.Errorf("%s: op %d, s %d, t %q, %v, want %+v", tt.in, f.Op, f.Seq, f.Name, err, tt)
 		}
 		// One payload must not affect the next.
 		if f, err := p.parse([]byte(`{"op":0,"s":3}`)); err != nil || f.Seq != 3 {
@@ -100,7 +109,7 @@ func FuzzParseFrame(f *testing.F) {
 		var p frameParser
 		got, err := p.parse(b)
 		valid := json.Valid(b)
-		if valid != (err == nil || errors.Is(err, ErrOddFrame)) {
+		if valid == hasFlaw(err, FlawNotJSON) {
 			t.Fatalf("%q: %v; proper JSON: %t", b, err, valid)
 		}
 		if err != nil {

@@ -201,6 +201,10 @@ var catalog = []Type{
 		Model: "ListenerDisabled", About: "A listener was disabled because its callback is gone or has failed for days.",
 	},
 	{
+		Name: "GATEHOOK_PAYLOAD_DROPPED", Group: GroupGatehook,
+		Model: "PayloadDropped", About: "A payload from Discord could not be read: an event is missing.",
+	},
+	{
 		Name: "GATEHOOK_SESSION_LOST", Group: GroupGatehook,
 		Model: "SessionLost", About: "A session could not be resumed, so events are missing.",
 	},

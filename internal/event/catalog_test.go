@@ -22,7 +22,7 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("Lookup(%q) = %+v, %v", e.Name, got, ok)
 		}
 	}
-	want := map[Group]int{GroupDispatch: 79, GroupShard: 5, GroupGatehook: 3}
+	want := map[Group]int{GroupDispatch: 79, GroupShard: 5, GroupGatehook: 4}
 	if diff := cmp.Diff(want, groups); diff != "" {
 		t.Errorf("events per group (-want +got):\n%s", diff)
 	}
@@ -108,6 +108,23 @@ func TestPrivileged(t *testing.T) {
 	} {
 		if e, _ := Lookup(name); e.Privileged() != want {
 			t.Errorf("%s: privileged is %v", name, !want)
+		}
+	}
+}
+
+func TestIsName(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]bool{
+		"X": true, "GUILD_BAN_ADD": true, "_1": true, strings.Repeat("A", 100): true,
+		"": false, strings.Repeat("A", 101): false, "guild": false, "A B": false, "A\n": false, "A\r\nB: c": false, "*": false, "\u00c4": false, "\xff": false, "A\x00": false,
+	} {
+		if got := IsName([]byte(name)); got != want {
+			t.Errorf("%q: %t", name, got)
+		}
+	}
+	for _, e := range Types() {
+		if !IsName([]byte(e.Name)) {
+			t.Errorf("%q is in the catalog", e.Name)
 		}
 	}
 }

@@ -61,11 +61,13 @@ const (
 	OriginNone Origin = ""
 	// OriginStartup: the session began, and READY listed the guild.
 	OriginStartup Origin = "startup"
-	// OriginAvailable: the guild was unavailable, and is available again.
+	// OriginAvailable: the bot was in the guild before: the guild is available
+	// again, or is only told again.
 	OriginAvailable Origin = "available"
 	// OriginJoin: the bot was added to the guild.
 	OriginJoin Origin = "join"
-	// OriginOutage: the guild is unavailable.
+	// OriginOutage: the guild is unavailable, be it that it was until now or that
+	// the bot was added to it meanwhile.
 	OriginOutage Origin = "outage"
 	// OriginRemoved: the bot is no longer in the guild.
 	OriginRemoved Origin = "removed"

@@ -63,6 +63,8 @@ type contractCase struct {
 	remedy string
 	// heartbeats is how many heartbeats the client sends because of it.
 	heartbeats int
+	// dropped is how many payloads it reports as dropped.
+	dropped int
 }
 
 func send(payload string) discordtest.Action { return discordtest.Send([]byte(payload)) }
@@ -70,9 +72,9 @@ func send(payload string) discordtest.Action { return discordtest.Send([]byte(pa
 // opCases has a row for every opcode, and for payloads without a known one.
 var opCases = []contractCase{
 	{name: "op 0 once more", at: live, act: acts(send(`{"op":0,"t":"MESSAGE_CREATE","s":5,"d":{}}`))},
-	{name: "op 0 without t", at: live, act: acts(send(`{"op":0,"t":null,"s":3,"d":{}}`), send(`{"op":0,"s":12,"d":{}}`))},
-	{name: "op 0 without s", at: live, act: acts(send(`{"op":0,"t":"X","s":null,"d":{}}`))},
-	{name: "op 0 before READY", at: atIdentify, act: acts(send(`{"op":0,"t":"X","s":1,"d":{}}`))},
+	{name: "op 0 without t", at: live, act: acts(send(`{"op":0,"t":null,"s":3,"d":{}}`), send(`{"op":0,"d":{}}`)), dropped: 1},
+	{name: "op 0 without s", at: live, act: acts(send(`{"op":0,"t":"X","s":null,"d":{}}`)), dropped: 1},
+	{name: "op 0 before READY", at: atIdentify, act: acts(send(`{"op":0,"t":"X","s":1,"d":{}}`)), dropped: 1},
 	{name: "op 1", at: live, act: acts(discordtest.RequestHeartbeat()), heartbeats: 1},
 	{name: "op 1 before HELLO", at: atHello, act: acts(discordtest.RequestHeartbeat()), heartbeats: 1},
 	{name: "op 7", at: live, act: acts(discordtest.Reconnect()), next: resumes, code: 4900},
@@ -99,8 +101,9 @@ var opCases = []contractCase{
 		send(`{"op":2,"d":{}}`), send(`{"op":3,"d":{}}`), send(`{"op":4,"d":{}}`), send(`{"op":6,"d":{}}`), send(`{"op":8,"d":{}}`),
 		send(`{"op":31,"d":{}}`), send(`{"op":43,"d":{}}`))},
 	{name: "ops that are not assigned", at: live, act: acts(send(`{"op":5,"d":{}}`), send(`{"op":99}`), send(`{"op":2147483647}`))},
-	{name: "no op", at: live, act: acts(send(`{}`), send(`[]`), send(`null`), send(`{"op":"0"}`), send(`{"op":-1}`), send(`{"op":0.5}`))},
-	{name: "no JSON", at: live, act: acts(send(`{"op":`)), next: resumes, code: 4900},
+	{name: "no op", at: live, act: acts(send(`{}`), send(`[]`), send(`null`), send(`{"op":"0"}`), send(`{"op":-1}`), send(`{"op":0.5}`)), dropped: 6},
+	{name: "no JSON", at: live, act: acts(send(`{"op":`), send("\x00"), send(``)), dropped: 3},
+	{name: "a command that is no JSON", at: live, act: acts(send(`{"op":9,"d":tru}`)), next: resumes, code: 4900},
 	{name: "no JSON at all", at: atIdentify, act: acts(send(``)), next: identifies, code: 4900},
 	{name: "a message that can't be inflated", at: live, act: acts(discordtest.Corrupt()), next: resumes, code: 4900},
 	{name: "a message that can't be inflated", at: atResume, act: acts(discordtest.Corrupt(), discordtest.Skip()), next: resumes, code: 4900},
@@ -312,14 +315,16 @@ func (c contractCase) checkEvents(r *rig) {
 		want = slices.Concat(want, end)
 	}
 	switch {
-	case c.next == goesOn && c.at < live:
-		want = slices.Concat(want, []string{"READY"})
 	case c.next == resumes:
 		want = slices.Concat(want, connect, []string{"RESUMED", "SHARD_RESUME"})
 	case c.next == identifies && c.at < live:
 		want = slices.Concat(want, connect, []string{"READY"})
 	case c.next == identifies:
 		want = slices.Concat(want, connect, []string{"GATEHOOK_SESSION_LOST", "READY"})
+	}
+	want = append(want, slices.Repeat([]string{"GATEHOOK_PAYLOAD_DROPPED"}, c.dropped)...)
+	if c.next == goesOn && c.at < live {
+		want = append(want, "READY")
 	}
 	if c.next != fails {
 		want = slices.Concat(want, end) // the drain

@@ -205,7 +205,7 @@ func (g *Gateway) Status() []ShardStatus {
 }
 
 // Unready returns why the gateway is not ready: one line per shard of this
-// instance that is neither connected nor resuming. Shards of other instances
+// instance that is neither connected nor resuming, or cannot connect. Shards of other instances
 // don't count. Empty means ready.
 func (g *Gateway) Unready() []string {
 	g.mu.Lock()

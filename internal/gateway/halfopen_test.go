@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"bytes"
-	"fmt"
 	"testing"
 	"time"
 
@@ -97,42 +95,4 @@ func TestDrainHalfOpen(t *testing.T) {
 			t.Errorf("the drain took %v, want at most %v", d, discord.CloseGrace)
 		}
 	})
-}
-
-// TestTooLarge: a payload that would fill the memory costs only a RESUME,
-// whether it is a bomb in either compression, split or not, or a large
-// uncompressed message.
-func TestTooLarge(t *testing.T) {
-	t.Parallel()
-	const limit = 256 << 10
-	bomb := fmt.Appendf(nil, `{"op":0,"t":"BOMB","s":9,"d":"%s"}`, bytes.Repeat([]byte{'a'}, limit))
-	tests := []struct {
-		compression discord.Compression
-		split       int
-	}{{discord.ZstdStream, 0}, {discord.ZlibStream, 0}, {discord.ZlibStream, 100}, {discord.NoCompression, 0}}
-	for _, tt := range tests {
-		t.Run(fmt.Sprintf("%s split %d", tt.compression, tt.split), func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, discordtest.Config{SplitEvery: tt.split})
-			r.cfg.Compression = tt.compression
-			r.cfg.MaxPayload = limit
-			r.start()
-			r.ready(0)
-			r.dispatch(0, 0, 10)
-			r.messages(10)
-			r.do(0, discordtest.Send(bomb))
-			if e := r.count(discordtest.Resume, 0, 1); e.Seq != 11 {
-				t.Errorf("RESUME from %d, want 11", e.Seq)
-			}
-			r.ready(0)
-			r.dispatch(0, 10, 10)
-			r.messages(20)
-			for _, e := range r.store.all() {
-				if e.Name == "BOMB" {
-					t.Error("the bomb was delivered")
-				}
-			}
-			r.legal()
-		})
-	}
 }

@@ -52,8 +52,11 @@ type link struct {
 	// unanswered counts the RESUMEs of the session whose RESUMED was not read.
 	// Discord may have sent these RESUMEDs, and then replays them.
 	unanswered int
-	loading    loading
-	origins    *origins
+	// stuckAt is the last sequence number before a message that could not be
+	// inflated; 0 for none.
+	stuckAt int64
+	loading loading
+	origins *origins
 
 	live           chan struct{} // closed at READY or RESUMED
 	beatAsked      chan struct{} // holds a token when Discord asks for a heartbeat
@@ -79,7 +82,7 @@ type link struct {
 func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
 		shard: s, out: out, session: session, log: s.log, intents: session.Intents,
-		origins: &origins{away: map[event.Snowflake]bool{}},
+		origins: newOrigins(nil),
 		loading: loading{done: make(chan struct{})}, live: make(chan struct{}), beatAsked: make(chan struct{}, 1),
 	}
 	l.sessionID.Store(&session.ID)
@@ -98,6 +101,7 @@ func (l *link) inherit(before *running) {
 		l.presence.Store(before.presence.Load())
 		l.origins = before.origins
 		l.unanswered = before.unanswered
+		l.stuckAt = before.stuckAt
 	}
 }
 
@@ -144,13 +148,15 @@ func (l *link) connect(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	// Before the wait for a slot: while the database is away, confirm takes its
+	// time.
+	if err := s.confirm(ctx); err != nil {
+		return err
+	}
 	if err := s.dials.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
 	defer s.dials.Release(1)
-	if err := s.confirm(ctx); err != nil {
-		return err
-	}
 	first := l.before == nil || l.before.greeted
 	for i, url := range s.urls(l.session.ResumeURL, l.before) {
 		l.conn, err = l.dial(ctx, url)
@@ -172,13 +178,18 @@ var errNoAnswer = errors.New("the dial was not answered in time")
 // dial opens the connection.
 func (l *link) dial(ctx context.Context, url string) (*discord.Conn, error) {
 	s := l.shard
+	bounded := ctx
 	if l.session.ID != "" {
 		// A URL that does not answer must not outlast the session.
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, s.timing.resume, errNoAnswer)
+		bounded, cancel = context.WithTimeoutCause(ctx, s.timing.resume, errNoAnswer)
 		defer cancel()
 	}
-	return s.dialer.Dial(ctx, url)
+	conn, err := s.dialer.Dial(bounded, url)
+	if err == nil || ctx.Err() == nil { // otherwise the dial was given up
+		s.noteDial(ctx, url, err)
+	}
+	return conn, err
 }
 
 // receive handles payloads until the connection or ctx ends, and returns why it
@@ -197,10 +208,8 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, discord.ErrOddFrame):
-			l.drop(ctx, "odd", err.Error())
-			err = nil
 		case err != nil:
+			err = l.unread(ctx, f, err)
 		case f.Op == discord.OpHello:
 			patience.Stop()
 			err = l.greet(ctx, f, end, tasks)
@@ -217,10 +226,34 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 	}
 }
 
+// unread goes on after a payload that could not be read. An error ends the
+// connection.
+func (l *link) unread(ctx context.Context, f discord.Frame, err error) error {
+	if flawed, ok := errors.AsType[*discord.PayloadError](err); ok {
+		return l.drop(ctx, f, string(flawed.Flaw), err.Error())
+	}
+	if !errors.Is(err, discord.ErrDefect) {
+		return err
+	}
+	// A new connection has a new stream, so a RESUME cures this. If the replay
+	// fails at the same place, it would do so for ever: the session goes on after
+	// what can't be inflated.
+	at := l.seenSeq.Load()
+	again := l.session.ID != "" && l.ending.greeted && !l.isLive() && at > 0 && at == l.stuckAt
+	l.stuckAt = at
+	if again {
+		f = discord.Frame{Op: discord.OpDispatch, Seq: at + 1}
+		if err := l.drop(ctx, f, "not_inflated", err.Error()); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
 // greet answers HELLO: it starts the heart, and resumes or begins the session.
 func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCauseFunc, tasks *sync.WaitGroup) error {
 	if l.ending.greeted {
-		l.drop(ctx, "odd", "a second HELLO")
+		l.ignore(ctx, "second_hello", "HELLO came twice")
 		return nil
 	}
 	var h discord.Hello
@@ -279,6 +312,9 @@ func (l *link) identify(ctx context.Context) error {
 	if err := s.turns.Allowed(l.intents, s.id.Count); err != nil {
 		return err
 	}
+	if err := s.beginSession(ctx); err != nil {
+		return err
+	}
 	l.ending.identified = time.Now()
 	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
@@ -324,7 +360,7 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 		}
 		return errInvalid
 	default:
-		l.drop(ctx, "unknown_op", fmt.Sprintf("op %d", f.Op))
+		l.ignore(ctx, "unknown_op", fmt.Sprintf("op %d", f.Op))
 	}
 	return nil
 }
@@ -333,9 +369,11 @@ func (l *link) handle(ctx context.Context, f discord.Frame, now time.Time) error
 func (l *link) dispatch(ctx context.Context, f discord.Frame) error {
 	l.heard = true
 	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
-	if len(f.Name) == 0 || f.Seq == 0 {
-		l.drop(ctx, "odd", "a dispatch without a name or a sequence number")
-		return nil
+	switch {
+	case len(f.Name) == 0 || f.Seq == 0:
+		return l.drop(ctx, f, "no_event", "a dispatch without a name or a sequence number")
+	case !event.IsName(f.Name):
+		return l.drop(ctx, f, "event_name", fmt.Sprintf("%.200q is no event name", f.Name))
 	}
 	begins, resumed := string(f.Name) == "READY", string(f.Name) == "RESUMED"
 	if begins {
@@ -345,8 +383,7 @@ func (l *link) dispatch(ctx context.Context, f discord.Frame) error {
 	}
 	switch {
 	case l.session.ID == "":
-		l.drop(ctx, "odd", "a dispatch before READY")
-		return nil
+		return l.drop(ctx, f, "no_event", "a dispatch before READY")
 	case f.Seq == l.session.Seq && resumed:
 		// RESUMED may have the sequence number of the last replayed event, and is
 		// still new. A RESUMED with a lower number is a replay: it belongs to an
@@ -478,12 +515,14 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame) error {
 		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: s.now(), Data: data,
 	}
 	event.FindIDs(e)
-	e.Origin = l.origins.of(e)
+	at := time.Now().Add(l.conn.Ahead()) // by Discord's clock
+	e.Origin = l.origins.of(e, at)
 	if err := l.out.put(ctx, &session, e); err != nil {
 		return err
 	}
 	// Only now: an event that the sink did not take must be replayed.
 	l.session = session
+	l.origins.note(e, at)
 	if o := l.overlap.Load(); o != nil {
 		o.add(e)
 	}
@@ -525,8 +564,52 @@ func (l *link) reportEnd(ctx context.Context) {
 	l.out.putSoon(ctx, s.timing.notice, notices...)
 }
 
-// drop counts a payload that is not passed on.
-func (l *link) drop(ctx context.Context, reason, detail string) {
+// drop gives up one payload, and a notice says so: it may have been an event. If
+// its place in the session is known, the session goes on after it; otherwise the
+// next dispatch's place is after it too, and a RESUME in between brings it once
+// more. An error ends the connection.
+func (l *link) drop(ctx context.Context, f discord.Frame, reason, detail string) error {
+	isReady, isResumed := string(f.Name) == "READY", string(f.Name) == "RESUMED"
+	switch {
+	case f.Op > discord.OpDispatch, isReady, isResumed && f.Seq == 0, l.session.ID == "" && f.Op < 0:
+		// Without it the connection is of no use: it may have been READY, or a
+		// command of Discord's.
+		l.ignore(ctx, reason, detail)
+		return fmt.Errorf("%w: %s", discord.ErrDefect, detail)
+	case l.session.ID != "" && f.Seq > 0 && f.Seq <= l.session.Seq && !isResumed:
+		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
+		return nil
+	}
+	l.ignore(ctx, reason, detail)
+	l.heard = true
+	l.seenSeq.Store(max(l.seenSeq.Load(), f.Seq))
+	e, err := newNotice(l.shard.id, l.shard.now(), "GATEHOOK_PAYLOAD_DROPPED", newDroppedData(l.shard.id.ID, l.session.ID, f, reason))
+	if err != nil {
+		return err
+	}
+	if isResumed {
+		// That it came is all that counts.
+		if err := l.out.put(ctx, nil, e); err != nil {
+			return err
+		}
+		f.Data = nil
+		return l.dispatch(ctx, f)
+	}
+	if l.session.ID == "" || f.Seq == 0 {
+		return l.out.put(ctx, nil, e)
+	}
+	session := l.session
+	session.Seq = f.Seq
+	if err := l.out.put(ctx, &session, e); err != nil {
+		return err
+	}
+	l.session = session
+	l.ending.progress = true
+	return nil
+}
+
+// ignore counts and logs a payload that is not handed on.
+func (l *link) ignore(ctx context.Context, reason, detail string) {
 	l.shard.metrics.dropped.WithLabelValues(reason).Inc()
 	l.log.LogAttrs(ctx, slog.LevelWarn, "payload dropped", slog.String("reason", reason), slog.String("detail", detail))
 }

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +12,7 @@ const maxEventNames = 256
 
 type metrics struct {
 	dropped       *prometheus.CounterVec
+	dialsFailed   *prometheus.CounterVec
 	reconnects    *prometheus.CounterVec
 	identifies    prometheus.Counter
 	resumes       prometheus.Counter
@@ -50,12 +50,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return c
 	}
 	m := &metrics{
-		events:     counters("events_total", "Events passed on, by name.", "event"),
-		dropped:    counters("frames_dropped_total", "Payloads not passed on: replays of events received before, or payloads that could not be understood.", "reason"),
-		reconnects: counters("reconnects_total", "Connections that ended, by Discord's close code or by their cause.", "reason"),
-		identifies: counter("identifies_total", "IDENTIFYs sent."),
-		resumes:    counter("resumes_total", "RESUMEs sent."),
-		heartbeats: counter("heartbeats_total", "Heartbeats sent."),
+		events:      counters("events_total", "Events passed on, by name.", "event"),
+		dropped:     counters("frames_dropped_total", "Payloads not passed on: replays of events received before, or payloads that could not be understood.", "reason"),
+		dialsFailed: counters("dials_failed_total", "Connections to the gateway that could not be opened.", "reason"),
+		reconnects:  counters("reconnects_total", "Connections that ended, by Discord's close code or by their cause.", "reason"),
+		identifies:  counter("identifies_total", "IDENTIFYs sent."),
+		resumes:     counter("resumes_total", "RESUMEs sent."),
+		heartbeats:  counter("heartbeats_total", "Heartbeats sent."),
 		startsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "gatehook", Subsystem: "gateway", Name: "session_starts_left",
 			Help: "IDENTIFYs left until the daily reset, as last reported by Discord.",
@@ -86,7 +87,8 @@ func (m *metrics) received(wire, inflated int) {
 	}
 }
 
-// event counts an event and returns its name as a string.
+// event counts an event and returns its name, for which event.IsName holds, as a
+// string.
 func (m *metrics) event(name []byte) string {
 	m.mu.RLock()
 	known, ok := m.names[string(name)]
@@ -107,8 +109,7 @@ func (m *metrics) learn(name string) eventName {
 	if len(m.names) >= maxEventNames {
 		return eventName{name, m.events.WithLabelValues("other")}
 	}
-	// A label value must be valid UTF-8; a name from outside may not be.
-	known := eventName{name, m.events.WithLabelValues(strings.ToValidUTF8(name, "?"))}
+	known := eventName{name, m.events.WithLabelValues(name)}
 	m.names[name] = known
 	return known
 }

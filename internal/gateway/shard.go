@@ -57,8 +57,9 @@ type shard struct {
 	// under mu, together with status.
 	tenure atomic.Pointer[tenure]
 
-	mu     sync.Mutex // guards status
-	status ShardStatus
+	mu          sync.Mutex // guards the fields below
+	status      ShardStatus
+	failedDials failedDials
 }
 
 // adopt begins a tenure.
@@ -66,6 +67,7 @@ func (s *shard) adopt(t *tenure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tenure.Store(t)
+	s.failedDials = failedDials{}
 	s.status = ShardStatus{
 		Shard: s.id, State: StateConnecting, Intents: t.out.position().Intents,
 		Identifies: s.status.Identifies, Resumes: s.status.Resumes, LastClose: s.status.LastClose,
@@ -120,7 +122,12 @@ func (s *shard) letGo(ctx context.Context, t *tenure, ended bool) {
 func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 	session := t.out.position()
 	s.lost = nil
-	if session.ID != "" && session.ID == s.deadSession {
+	switch {
+	case session.ID == "" && t.claim.Begun():
+		s.metrics.lost.Inc()
+		s.lost = &lostData{ShardID: s.id.ID, Reason: "a server ended before it stored the session that it began"}
+		s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", s.lost.Reason))
+	case session.ID != "" && session.ID == s.deadSession:
 		s.loseSession(ctx, t, session, "it could not be resumed")
 		session = event.Session{}
 	}
@@ -331,6 +338,18 @@ func (s *shard) confirm(ctx context.Context) error {
 	return nil
 }
 
+// beginSession stores that an IDENTIFY is about to be sent. If this instance ends
+// before it stores the session, the next one says that it is lost.
+func (s *shard) beginSession(ctx context.Context) error {
+	t := s.tenure.Load()
+	if t == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	defer cancel()
+	return t.claim.Begin(ctx)
+}
+
 // presence returns the presence for the next IDENTIFY. If the database does not
 // answer in time, it returns the zero value, and sendPresence sends the
 // presence later.
@@ -362,6 +381,9 @@ func (s *shard) snapshot() ShardStatus {
 	st := s.status
 	if t := s.tenure.Load(); t != nil {
 		st.Received, st.Stored = t.out.position().Seq, t.claim.Stored()
+	}
+	if st.Problem == "" && (st.State == StateConnecting || st.State == StateResuming) {
+		st.Problem = s.failedDials.problem
 	}
 	return st
 }

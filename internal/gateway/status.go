@@ -94,13 +94,14 @@ type Close struct {
 	Reason string
 }
 
-// unready returns why the shard is not ready, or "". A shard that is warming is
-// never unready, unless it failed: another set delivers.
+// unready returns why the shard is not ready, or "". A shard that resumes is ready
+// unless it cannot connect. One that is warming is never unready, unless it
+// failed: another set delivers.
 func (s ShardStatus) unready() string {
 	switch {
 	case s.Role == RoleWarming && s.State != StateFailed:
 		return ""
-	case s.State == StateStandby && s.Problem == "", s.State == StateConnected, s.State == StateResuming:
+	case s.State == StateConnected, s.Problem == "" && (s.State == StateStandby || s.State == StateResuming):
 		return ""
 	case s.Problem != "":
 		return fmt.Sprintf("shard %v: %s: %s", s.Shard, s.State, s.Problem)

@@ -34,7 +34,7 @@ type Store interface {
 }
 
 // Claim is the right to run one shard. One goroutine at a time uses it, except
-// that Stored, Lost, Confirm and Mark are safe for concurrent use.
+// that Stored, Lost, Confirm, Begin and Mark are safe for concurrent use.
 type Claim interface {
 	// Shard returns the claimed shard.
 	Shard() event.Shard
@@ -43,9 +43,14 @@ type Claim interface {
 	Session() event.Session
 	// Stage returns the stage of the shard when it was claimed.
 	Stage() event.Stage
-	// Append hands over an event and the position in the session after it; if e
-	// is nil, only the position. It blocks only while the journal's queue is
-	// full.
+	// Begun reports whether, when the shard was claimed, the last thing stored was
+	// that a session begins (see Begin).
+	Begun() bool
+	// Begin stores that a session begins. The first event that is committed with
+	// it, or the release of the claim, undoes that.
+	Begin(ctx context.Context) error
+	// Append hands over an event, and the place in the session after it; without
+	// an event only the place. It blocks only while the journal's queue is full.
 	Append(ctx context.Context, session event.Session, e *event.Event) error
 	// Stored returns the highest committed sequence number of the session that
 	// was appended last; 0 for none.

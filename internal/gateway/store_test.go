@@ -30,6 +30,7 @@ type memory struct {
 
 type memoryRow struct {
 	session event.Session
+	begun   bool
 	stage   event.Stage
 	owner   *memoryClaim
 }
@@ -245,7 +246,7 @@ func (m *peer) Claim(_ context.Context, _ event.Snowflake, shards []event.Shard)
 			continue
 		}
 		c := &memoryClaim{
-			memory: m.memory, instance: m.instance, shard: id, claimed: row.session, stage: row.stage,
+			memory: m.memory, instance: m.instance, shard: id, claimed: row.session, begun: row.begun, stage: row.stage,
 			appended: row.session, stored: row.session.Seq, lost: make(chan struct{}),
 		}
 		row.owner = c
@@ -285,6 +286,7 @@ type memoryClaim struct {
 	instance int64
 	shard    event.Shard
 	claimed  event.Session
+	begun    bool
 	stage    event.Stage
 	lost     chan struct{}
 	appended event.Session
@@ -294,6 +296,11 @@ type memoryClaim struct {
 func (c *memoryClaim) Shard() event.Shard     { return c.shard }
 func (c *memoryClaim) Session() event.Session { return c.claimed }
 func (c *memoryClaim) Stage() event.Stage     { return c.stage }
+func (c *memoryClaim) Begun() bool            { return c.begun }
+
+func (c *memoryClaim) Begin(context.Context) error {
+	return c.update(func(r *memoryRow) { r.begun = true })
+}
 
 func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *event.Event) error {
 	m := c.memory
@@ -318,6 +325,7 @@ func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *even
 	c.appended = session
 	if !m.frozen {
 		m.row(c.shard).session, c.stored = session, session.Seq
+		m.row(c.shard).begun = m.row(c.shard).begun && session.ID == ""
 	}
 	if e != nil {
 		m.events = append(m.events, e)
@@ -358,7 +366,7 @@ func (c *memoryClaim) Mark(_ context.Context, stage event.Stage) error {
 }
 
 func (c *memoryClaim) Release(context.Context) error {
-	return c.update(func(r *memoryRow) { r.owner = nil })
+	return c.update(func(r *memoryRow) { r.owner, r.begun = nil, false })
 }
 
 func (c *memoryClaim) End(context.Context) error {

@@ -3809,6 +3809,24 @@ type PartialUser struct {
 	Username nullable.Nullable[string] `json:"username"`
 }
 
+// PayloadDropped One payload from Discord could not be read. What came after it was.
+type PayloadDropped struct {
+	// Event The event's name; null if it could not be read or is no name.
+	Event nullable.Nullable[string] `json:"event"`
+
+	// Reason not_json, no_envelope (JSON, but not a payload of the gateway), no_event (a dispatch without a name or a sequence number, or before READY), event_name (the name is not of 1 to 100 of A-Z, 0-9 and _), too_large (more than 64 MiB) or not_inflated (its compression failed twice; the sequence number is where it did).
+	Reason string `json:"reason"`
+
+	// Seq The payload's sequence number in the session; null if it could not be read.
+	Seq nullable.Nullable[int] `json:"seq"`
+
+	// SessionId The session; empty if it had not begun.
+	SessionId string `json:"session_id"`
+
+	// ShardId The shard.
+	ShardId int `json:"shard_id"`
+}
+
 // Poll A poll in a message.
 type Poll struct {
 	// AllowMultiselect Whether users may choose more than one answer.
@@ -4357,9 +4375,9 @@ type Separator struct {
 	Type int `json:"type"`
 }
 
-// SessionLost A session could not be resumed. The events between two sequence numbers are lost.
+// SessionLost A session could not be resumed, or was begun by a server that ended before it stored the session. The events between two sequence numbers are lost.
 type SessionLost struct {
-	// AfterSeq The last sequence number that was received in that session.
+	// AfterSeq The last sequence number that was received in that session; 0 if session_id is empty.
 	AfterSeq int `json:"after_seq"`
 
 	// NextSeq The first sequence number of the next session.
@@ -4371,7 +4389,7 @@ type SessionLost struct {
 	// Reason Why the session could not be resumed.
 	Reason string `json:"reason"`
 
-	// SessionId The session that ended.
+	// SessionId The session that ended; empty if the server that began it ended before it stored it.
 	SessionId string `json:"session_id"`
 
 	// ShardId The shard.
