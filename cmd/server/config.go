@@ -74,7 +74,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		logFormat:       r.oneOf("GATEHOOK_LOG_FORMAT", "", "text", "json"),
 		logLevel:        r.oneOf("GATEHOOK_LOG_LEVEL", "info", "debug", "info", "warn", "error"),
 	}
-	c.compression = discord.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(discord.ZstdStream),
+	c.compression = discord.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(discord.ZlibStream),
 		string(discord.ZstdStream), string(discord.ZlibStream), string(discord.NoCompression)))
 	c.intents = parsed(&r, "GATEHOOK_INTENTS", "auto",
 		"auto, a number such as 513, or names such as GUILDS,GUILD_MESSAGES", parseIntents)

@@ -39,7 +39,7 @@ func TestConfigDefaults(t *testing.T) {
 	if c.token.Reveal() != "abc.def" || c.discordURL != "https://discord.com/api/v10" || c.addr != "127.0.0.1:8080" || c.dataDir != ".gatehook" ||
 		!c.intents.auto || len(c.schedule) != 9 || c.attemptTimeout != 15*time.Second || c.retention != 168*time.Hour ||
 		c.shutdownTimeout != 30*time.Second || c.logFormat != "" || !c.databaseURL.Empty() || len(c.allowTargets) != 0 ||
-		c.compression != discord.ZstdStream {
+		c.compression != discord.ZlibStream {
 		t.Errorf("%+v", c)
 	}
 	c, err = readConfig(env("DISCORD_TOKEN", "a", "GATEHOOK_INTENTS", "GUILDS,guild_messages", "GATEHOOK_ALLOW_TARGETS", "127.0.0.0/8, ::1/128"), true)

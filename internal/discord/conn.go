@@ -96,6 +96,9 @@ func (c *Conn) readPayload() error {
 	}
 }
 
+// Compression returns how Discord compresses what it sends on this connection.
+func (c *Conn) Compression() Compression { return c.compression }
+
 // Ahead returns how much Discord's clock is ahead of this machine's, to a second;
 // 0 if it did not say.
 func (c *Conn) Ahead() time.Duration { return c.ahead }

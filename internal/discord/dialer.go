@@ -25,7 +25,7 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 type Config struct {
 	// Agent is the User-Agent header (Discord: User Agent).
 	Agent string
-	// Compression of the messages from Discord. The zero value means ZstdStream.
+	// Compression of the messages from Discord. The zero value means ZlibStream.
 	Compression Compression
 	// MaxPayload bounds one payload, inflated, in bytes: a few bytes of a
 	// hostile stream could otherwise fill the memory. A larger payload is
@@ -46,7 +46,7 @@ type Dialer struct{ cfg Config }
 // NewDialer returns a Dialer, which need not be closed.
 func NewDialer(cfg Config) *Dialer {
 	if cfg.Compression == "" {
-		cfg.Compression = ZstdStream
+		cfg.Compression = ZlibStream
 	}
 	if cfg.MaxPayload == 0 {
 		cfg.MaxPayload = maxPayload
@@ -65,13 +65,13 @@ func NewDialer(cfg Config) *Dialer {
 // cause. Every error is a *DialError. The caller ends the
 // connection with Close and then calls Release.
 func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
-	target, err := dialURL(gatewayURL, d.cfg.Compression)
+	target, compression, err := dialURL(gatewayURL, d.cfg.Compression)
 	if err != nil {
 		return nil, &DialError{Reason: "other", Err: fmt.Errorf("dial the gateway: %w", err)}
 	}
 	c := &Conn{
 		reading:     context.WithoutCancel(ctx),
-		compression: d.cfg.Compression, payload: payload{limit: d.cfg.MaxPayload}, received: d.cfg.Received,
+		compression: compression, payload: payload{limit: d.cfg.MaxPayload}, received: d.cfg.Received,
 		sent: Window{Length: SendWindow, Limit: SendLimit},
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, DialTimeout, fmt.Errorf("no answer within %v", DialTimeout))
@@ -160,31 +160,59 @@ func ahead(date string, now time.Time) time.Duration {
 	return 0
 }
 
-// followNone makes an HTTP client follow no redirect: the token would go
-// wherever it points.
+// followNone makes an HTTP client follow no redirect: the token would be sent
+// wherever the redirect points.
 func followNone(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// WithCompression returns a gateway URL that asks for a compression, unless it
+// asks for one already. A session is stored with such a URL: its RESUME needs the
+// query of its IDENTIFY (Discord: Preparing to Resume), whatever the settings say by
+// then. What is no URL is returned as it is.
+func WithCompression(gatewayURL string, c Compression) string {
+	u, err := url.Parse(gatewayURL)
+	if err != nil || u.Query().Has("compress") {
+		return gatewayURL
+	}
+	q := u.Query()
+	q.Set("compress", string(c))
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// CompressionOf returns the compression that a gateway URL asks for; "" for none.
+func CompressionOf(gatewayURL string) Compression {
+	u, err := url.Parse(gatewayURL)
+	if err != nil {
+		return ""
+	}
+	return Compression(u.Query().Get("compress"))
+}
 
 // dialURL adds the query of every connection (Discord: Gateway URL Query String
 // Params). The version is never left out: Discord's default, 6, no longer
-// works.
-func dialURL(gatewayURL string, compression Compression) (string, error) {
+// works. A compression in gatewayURL comes before the usual one.
+func dialURL(gatewayURL string, usual Compression) (string, Compression, error) {
 	u, err := url.Parse(gatewayURL)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if u.Scheme != "ws" && u.Scheme != "wss" || u.Host == "" {
-		return "", fmt.Errorf("%q is not a WebSocket URL", gatewayURL)
+		return "", "", fmt.Errorf("%q is not a WebSocket URL", gatewayURL)
 	}
 	if u.Path == "" {
 		u.Path = "/"
 	}
 	q := u.Query()
+	c := Compression(q.Get("compress"))
+	if c != ZstdStream && c != ZlibStream && c != NoCompression {
+		c = usual
+	}
 	q.Set("v", "10")
 	q.Set("encoding", "json")
 	q.Del("compress")
-	if compression != NoCompression {
-		q.Set("compress", string(compression))
+	if c != NoCompression {
+		q.Set("compress", string(c))
 	}
 	u.RawQuery = q.Encode()
-	return u.String(), nil
+	return u.String(), c, nil
 }

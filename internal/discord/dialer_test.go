@@ -24,14 +24,17 @@ func TestDialURL(t *testing.T) {
 	}{
 		{"wss://gateway.discord.gg", ZstdStream, "wss://gateway.discord.gg/?compress=zstd-stream&encoding=json&v=10"},
 		{"wss://gateway.discord.gg/", ZlibStream, "wss://gateway.discord.gg/?compress=zlib-stream&encoding=json&v=10"},
-		{"ws://[::1]:1/path?v=6&compress=zlib-stream&x=y", NoCompression, "ws://[::1]:1/path?encoding=json&v=10&x=y"},
+		{"ws://[::1]:1/path?v=6&x=y", NoCompression, "ws://[::1]:1/path?encoding=json&v=10&x=y"},
+		{"wss://r?compress=zlib-stream", ZstdStream, "wss://r/?compress=zlib-stream&encoding=json&v=10"},
+		{"wss://r?compress=none", ZstdStream, "wss://r/?encoding=json&v=10"},
+		{"wss://r?compress=unknown", ZstdStream, "wss://r/?compress=zstd-stream&encoding=json&v=10"},
 		{"https://gateway.discord.gg", ZstdStream, ""},
 		{"wss://", ZstdStream, ""},
 		{"%", ZstdStream, ""},
 		{"", ZstdStream, ""},
 	}
 	for _, tt := range tests {
-		got, err := dialURL(tt.in, tt.c)
+		got, _, err := dialURL(tt.in, tt.c)
 		if got != tt.want || (err != nil) != (tt.want == "") {
 			t.Errorf("%s: %s, %v", tt.in, got, err)
 		}

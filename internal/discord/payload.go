@@ -20,9 +20,9 @@ const (
 	keepHead = 1 << 10
 )
 
-// ErrDefect marks a message that could not be inflated: the connection is of no
-// use any more.
-var ErrDefect = errors.New("what arrived could not be understood")
+// ErrDefect marks a message that could not be inflated. The connection is unusable
+// from then on.
+var ErrDefect = errors.New("a message from Discord could not be understood")
 
 // Flaw is why one payload is of no use. It is a label: the values are few.
 type Flaw string

@@ -8,6 +8,8 @@
 //     a restart, and when another instance takes over.
 //   - For a session that could not be resumed, a GATEHOOK_SESSION_LOST says which
 //     events are lost.
+//   - A payload that cannot be read costs only itself, and a
+//     GATEHOOK_PAYLOAD_DROPPED says so.
 //   - IDENTIFYs keep to Discord's limits, however many instances share the token.
 //
 // It never ends a session on purpose: it closes with code 4900, not with 1000
@@ -35,7 +37,11 @@
 //	                shard.runLink   handover.go
 //	                  go link.run   link.go      one connection
 //	                    link.connect             waits for a turn, dials
+//	                      link.dial              one URL after the other (urls.go)
+//	                        shard.noteDial       dials.go: a failure is said
 //	                    link.receive             one payload after another
+//	                      link.unread            what could not be read
+//	                        link.drop            a notice says so
 //	                      link.greet             HELLO: resumes, or go link.identify
 //	                        go link.sendHeartbeats  heart.go
 //	                      link.handle            the other ops

@@ -29,7 +29,7 @@ type Config struct {
 	// Shards are the shards that this process keeps connected. The zero value
 	// means all.
 	Shards Shards
-	// Compression of the messages from Discord. The zero value means zstd-stream.
+	// Compression of the messages from Discord. The zero value means zlib-stream.
 	Compression discord.Compression
 	// MaxPayload bounds one payload from Discord, in bytes; 0 means 64 MiB.
 	MaxPayload int

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func TestEventsInOrder(t *testing.T) {
 					t.Fatalf("ids %v %v %v", e.GuildID, e.ChannelID, e.UserID)
 				}
 			}
-			want := event.Session{ID: session.ID, ResumeURL: r.ResumeURL(), Seq: 1002, Intents: event.Intents(r.intents.Load())}
+			want := event.Session{ID: session.ID, ResumeURL: r.ResumeURL() + "?compress=" + string(cmp.Or(tt.compression, discord.ZlibStream)), Seq: 1002, Intents: event.Intents(r.intents.Load())}
 			if got := r.store.session(shard0); got != want {
 				t.Errorf("session %+v, want %+v", got, want)
 			}
@@ -386,4 +387,37 @@ func TestOnlyEnabledIntents(t *testing.T) {
 		t.Errorf("identified with %v, want %v", sent.Intents, want)
 	}
 	r.legal()
+}
+
+// TestCompressionOfASession: a RESUME has the query of the IDENTIFY, even if the
+// setting was changed in between, and if the RESUME is sent to the gateway's URL
+// (Discord: Preparing to Resume).
+func TestCompressionOfASession(t *testing.T) {
+	t.Parallel()
+	for name, answers := range map[string]bool{"own URL": true, "gateway's URL": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, discordtest.Config{})
+			if !answers {
+				r.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, discordtest.Always, discordtest.Status(503))
+			}
+			resumes := 0
+			for _, c := range []discord.Compression{discord.ZstdStream, discord.ZlibStream, discord.NoCompression, ""} {
+				r.cfg.Compression = c
+				stop := r.start()
+				if resumes > 0 {
+					r.named("SHARD_RESUME", resumes)
+				}
+				r.ready(0)
+				r.dispatch(0, 5*resumes, 5)
+				resumes++
+				r.messages(5 * resumes)
+				stop()
+			}
+			if n := r.Count(discordtest.Identify, 0); n != 1 {
+				t.Errorf("%d IDENTIFYs, want 1", n)
+			}
+			r.legal() // a RESUME with another query is not
+		})
+	}
 }

@@ -440,7 +440,7 @@ func (l *link) begin(ctx context.Context, f discord.Frame) error {
 	}
 	l.unanswered = 0
 	// putDispatch sets Seq.
-	l.session = event.Session{ID: r.SessionID, ResumeURL: r.ResumeURL, Intents: l.intents}
+	l.session = event.Session{ID: r.SessionID, ResumeURL: discord.WithCompression(r.ResumeURL, l.conn.Compression()), Intents: l.intents}
 	l.sessionID.Store(&r.SessionID)
 	l.sessionIntents.Store(int64(l.intents))
 	l.setStatus(func(st *ShardStatus) { st.SessionSince = time.Now() })
@@ -576,7 +576,7 @@ func (l *link) drop(ctx context.Context, f discord.Frame, reason, detail string)
 		// command of Discord's.
 		l.ignore(ctx, reason, detail)
 		return fmt.Errorf("%w: %s", discord.ErrDefect, detail)
-	case l.session.ID != "" && f.Seq > 0 && f.Seq <= l.session.Seq && !isResumed:
+	case l.session.ID != "" && f.Seq > 0 && f.Seq <= l.session.Seq && !(isResumed && f.Seq == l.session.Seq):
 		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
 		return nil
 	}

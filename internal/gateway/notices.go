@@ -10,8 +10,8 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-// Notices are the events that Discord did not send: that a shard connected,
-// disconnected or resumed, lost its session, or could not read a payload.
+// Notices are events that Discord did not send. They report that a shard
+// connected, disconnected, resumed, lost its session or could not read a payload.
 
 // shardData is the data of SHARD_CONNECT, CONNECT and SHARD_RESUME.
 type shardData struct {

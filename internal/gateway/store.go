@@ -49,8 +49,9 @@ type Claim interface {
 	// Begin stores that a session begins. The first event that is committed with
 	// it, or the release of the claim, undoes that.
 	Begin(ctx context.Context) error
-	// Append hands over an event, and the place in the session after it; without
-	// an event only the place. It blocks only while the journal's queue is full.
+	// Append hands over an event and the position in the session after it; if e
+	// is nil, only the position. It blocks only while the journal's queue is
+	// full.
 	Append(ctx context.Context, session event.Session, e *event.Event) error
 	// Stored returns the highest committed sequence number of the session that
 	// was appended last; 0 for none.

@@ -4,17 +4,28 @@ import (
 	"errors"
 	"maps"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/gatehook/gatehook/internal/discord"
 )
 
 // urls returns where to connect, in the order to try. A session begins at the
 // gateway's URL, and is resumed at its own: Discord disconnects sessions that are
 // resumed elsewhere more often (Discord: Preparing to Resume). It is resumed at
-// the gateway's URL if its own is not usable or does not answer. before is how the
-// previous connection ended; nil for none.
+// the gateway's URL if its own is not usable or does not answer, with the same
+// compression. before is how the previous connection ended; nil for none.
 func (s *shard) urls(resumeURL string, before *ending) []string {
 	gateway := s.turns.URL()
+	if resumeURL == "" {
+		return []string{gateway}
+	}
+	// Older versions stored no compression, and zstd-stream was their default.
+	resumeURL = discord.WithCompression(resumeURL, discord.ZstdStream)
+	if c := discord.CompressionOf(resumeURL); c != "" {
+		gateway = discord.WithCompression(gateway, c)
+	}
 	silent := before != nil && before.opened && !before.greeted || s.silent.has(resumeURL, time.Now())
 	if silent || !usable(resumeURL, gateway) {
 		return []string{gateway}
@@ -26,8 +37,8 @@ func (s *shard) urls(resumeURL string, before *ending) []string {
 // gateway's did. All shards share them: few may dial at a time, and each dial
 // that is not answered takes seconds.
 type silentURLs struct {
-	mu sync.Mutex // guards at
-	at map[string]time.Time
+	mu sync.Mutex           // guards at
+	at map[string]time.Time // by URL without its query
 }
 
 // silentKept is how long a URL that did not answer is not tried again.
@@ -37,14 +48,20 @@ func (u *silentURLs) note(url string, now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	maps.DeleteFunc(u.at, func(_ string, at time.Time) bool { return now.Sub(at) >= silentKept })
-	u.at[url] = now
+	u.at[withoutQuery(url)] = now
 }
 
 func (u *silentURLs) has(url string, now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	at, noted := u.at[url]
+	at, noted := u.at[withoutQuery(url)]
 	return noted && now.Sub(at) < silentKept
+}
+
+// withoutQuery makes URLs equal that differ only in the compression.
+func withoutQuery(url string) string {
+	url, _, _ = strings.Cut(url, "?")
+	return url
 }
 
 // usable reports whether a resume URL is valid and not less safe than the

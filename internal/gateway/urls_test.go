@@ -10,34 +10,41 @@ import (
 )
 
 // TestShardURLs: a session is resumed at its own URL. The gateway's URL takes its
-// place if that does not answer, or must not get the token.
+// place, with the session's compression, if that does not answer, or must not get
+// the token.
 func TestShardURLs(t *testing.T) {
 	t.Parallel()
 	unopened, silent, worked := &ending{}, &ending{opened: true}, &ending{opened: true, greeted: true}
-	both := []string{"wss://r", "wss://g"}
+	const resume = "wss://r?compress=zlib-stream"
+	gateway := []string{"wss://g?compress=zlib-stream"}
+	both := []string{resume, gateway[0]}
 	tests := []struct {
 		gateway, resume string
 		before          *ending
 		want            []string
 	}{
-		{"wss://g", "wss://r", nil, both},
-		{"ws://g", "ws://r", nil, []string{"ws://r", "ws://g"}},
-		{"ws://g", "wss://r", nil, []string{"wss://r", "ws://g"}},
+		{"wss://g", resume, nil, both},
+		{"wss://g", "wss://r?compress=none", nil, []string{"wss://r?compress=none", "wss://g?compress=none"}},
+		{"wss://g", "wss://r", nil, []string{"wss://r?compress=zstd-stream", "wss://g?compress=zstd-stream"}},
+		{"ws://g", "ws://r?compress=none", nil, []string{"ws://r?compress=none", "ws://g?compress=none"}},
+		{"ws://g", resume, nil, []string{resume, "ws://g?compress=zlib-stream"}},
 		{"wss://g", "", nil, []string{"wss://g"}},
-		{"wss://g", "ws://r", nil, []string{"wss://g"}},
-		{"wss://g", "https://r", nil, []string{"wss://g"}},
-		{"wss://g", "%", nil, []string{"wss://g"}},
-		{"wss://g", "nowhere", nil, []string{"wss://g"}},
-		{"wss://g", "wss://r", worked, both},
-		{"wss://g", "wss://r", unopened, both},
-		{"wss://g", "wss://r", silent, []string{"wss://g"}},
-		{"wss://g", "wss://silent", nil, []string{"wss://g"}},
-		{"wss://g", "wss://long-ago", nil, []string{"wss://long-ago", "wss://g"}},
+		{"wss://g", "?compress=zlib-stream", nil, gateway},
+		{"wss://g", "ws://r?compress=zlib-stream", nil, gateway},
+		{"wss://g", "https://r?compress=zlib-stream", nil, gateway},
+		{"wss://g", "%?compress=zlib-stream", nil, []string{"wss://g"}},
+		{"wss://g", "nowhere?compress=zlib-stream", nil, gateway},
+		{"wss://g", resume, worked, both},
+		{"wss://g", resume, unopened, both},
+		{"wss://g", resume, silent, gateway},
+		{"wss://g", "wss://silent?compress=zlib-stream", nil, gateway},
+		{"wss://g", "wss://silent", nil, []string{"wss://g?compress=zstd-stream"}},
+		{"wss://g", "wss://long-ago?compress=none", nil, []string{"wss://long-ago?compress=none", "wss://g?compress=none"}},
 		{"wss://g", "", unopened, []string{"wss://g"}},
 	}
 	urls := &silentURLs{at: make(map[string]time.Time)}
 	urls.note("wss://long-ago", time.Now().Add(-silentKept))
-	urls.at["wss://silent"] = time.Now()
+	urls.note("wss://silent?compress=zstd-stream", time.Now())
 	for _, tt := range tests {
 		s := &shard{silent: urls, turns: identify.NewTurns(identify.Config{Info: discord.GatewayInfo{URL: tt.gateway}})}
 		if got := s.urls(tt.resume, tt.before); !slices.Equal(got, tt.want) {

@@ -108,7 +108,8 @@ func Reset() Action { return Action{verb: verbReset} }
 func Silence() Action { return Action{verb: verbSilence} }
 
 // Corrupt sends a message that can't be decoded: broken JSON, or broken
-// compressed data on a connection with transport compression.
+// compressed data on a connection with transport compression, of which a client
+// can read nothing any more.
 func Corrupt() Action { return Action{verb: verbCorrupt} }
 
 // TextFrame sends a payload as an uncompressed text message, which is invalid
