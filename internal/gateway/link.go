@@ -570,13 +570,15 @@ func (l *link) reportEnd(ctx context.Context) {
 // more. An error ends the connection.
 func (l *link) drop(ctx context.Context, f discord.Frame, reason, detail string) error {
 	isReady, isResumed := string(f.Name) == "READY", string(f.Name) == "RESUMED"
+	// RESUMED may have the last number again, see dispatch.
+	isReplay := f.Seq > 0 && (f.Seq < l.session.Seq || f.Seq == l.session.Seq && !isResumed)
 	switch {
 	case f.Op > discord.OpDispatch, isReady, isResumed && f.Seq == 0, l.session.ID == "" && f.Op < 0:
 		// Without it the connection is of no use: it may have been READY, or a
 		// command of Discord's.
 		l.ignore(ctx, reason, detail)
 		return fmt.Errorf("%w: %s", discord.ErrDefect, detail)
-	case l.session.ID != "" && f.Seq > 0 && f.Seq <= l.session.Seq && !(isResumed && f.Seq == l.session.Seq):
+	case isReplay:
 		l.shard.metrics.dropped.WithLabelValues("duplicate").Inc()
 		return nil
 	}
