@@ -93,8 +93,12 @@ func (d *Dialer) Dial(ctx context.Context, gatewayURL string) (*Conn, error) {
 		HTTPHeader: http.Header{"User-Agent": {d.cfg.Agent}},
 	})
 	if err != nil {
+		transport.CloseIdleConnections() // ends a dial that would go on without ctx
 		reason := dialFailure(err, answer)
 		if ctx.Err() != nil {
+			if reason == "other" && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				reason = "timeout" // err may be nothing but the cause
+			}
 			err = context.Cause(ctx)
 		}
 		return nil, &DialError{Reason: reason, Err: fmt.Errorf("dial the gateway: %w", err)}

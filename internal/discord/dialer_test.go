@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -90,6 +91,28 @@ func TestDialFailures(t *testing.T) {
 			t.Errorf("%s: %v, want %s", name, err, tt.want)
 		}
 	}
+}
+
+// TestDialUnanswered: a dial without an answer has the reason timeout, whoever
+// bounded it, and the error wraps the bound's cause.
+func TestDialUnanswered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := NewDialer(Config{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}})
+		late := errors.New("too late")
+		bounded, cancel := context.WithTimeoutCause(t.Context(), time.Second, late)
+		defer cancel()
+		for _, ctx := range []context.Context{t.Context(), bounded} {
+			_, err := d.Dial(ctx, "ws://discord.invalid")
+			failure, ok := errors.AsType[*DialError](err)
+			if !ok || failure.Reason != "timeout" || errors.Is(err, late) != (ctx == bounded) {
+				t.Errorf("%+v", err)
+			}
+		}
+	})
 }
 
 // TestAhead: Discord's clock is what it says, to a second.

@@ -143,6 +143,31 @@ func TestFailedDialsBeforeASession(t *testing.T) {
 	}
 }
 
+// TestFailedDialsAreSaidWhileWaiting: the long waits between failed dials don't
+// hide why they fail, and the status says when the next one is.
+func TestFailedDialsAreSaidWhileWaiting(t *testing.T) {
+	t.Parallel()
+	withPace(t, discordtest.Config{}, func(r *clockRig) {
+		r.Arm(discordtest.AtConnect, discordtest.AnyShard, discordtest.Always, discordtest.Status(503))
+		r.start()
+		said := 0
+		for range 20 {
+			r.sleep(time.Minute)
+			problem := r.gateway.Status()[0].Problem
+			if !strings.HasPrefix(problem, "cannot connect to ") || !strings.Contains(problem, "did not accept a WebSocket") {
+				r.t.Errorf("problem %q", problem)
+			}
+			if strings.Contains(problem, "; the next try is at ") {
+				said++
+			}
+		}
+		if said == 0 {
+			r.t.Error("no problem says when the next try is")
+		}
+		r.legal()
+	})
+}
+
 // slowConfirm is a Store whose claims don't answer Confirm until free is closed,
 // except for the last shard's, which can be claimed once all others wait.
 type slowConfirm struct {

@@ -140,7 +140,7 @@
 //
 // Discord keeps a session for a minute or so, and a resume costs nothing. So a
 // shard resumes within seconds, first at the session's URL and then at the
-// gateway's (shard.urls).
+// gateway's, with the session's compression (shard.urls).
 //
 // A session start costs one of those that all shards share. A shard whose
 // sessions fail waits longer and longer before it begins the next one, and its

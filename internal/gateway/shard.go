@@ -186,8 +186,11 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 
 // reportWait says why the shard has no session for a while.
 func (s *shard) reportWait(ctx context.Context, wait time.Duration) {
-	problem := "sessions end too soon, or can't begin; the next try is at " + time.Now().Add(wait).UTC().Format(time.RFC3339)
-	s.setStatus(func(st *ShardStatus) { st.State, st.Problem = StateConnecting, problem })
+	next := time.Now().Add(wait).UTC().Format(time.RFC3339)
+	s.setStatus(func(st *ShardStatus) {
+		why := cmp.Or(s.failedDials.problem, "sessions end too soon, or can't begin")
+		st.State, st.Problem = StateConnecting, why+"; the next try is at "+next
+	})
 	s.log.LogAttrs(ctx, slog.LevelWarn, "waiting before the next session start", slog.Duration("wait", wait))
 }
 

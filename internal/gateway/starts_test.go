@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -196,6 +197,9 @@ func TestNoURLAnswers(t *testing.T) {
 		r.Arm(discordtest.AtResumeConnect, discordtest.AnyShard, discordtest.Always, discordtest.Silence())
 		r.do(0, discordtest.Drop())
 		r.sleep(70 * time.Second)
+		if problem := r.gateway.Status()[0].Problem; !strings.Contains(problem, "did not answer in time") {
+			r.t.Errorf("problem %q", problem)
+		}
 		disarm()
 		up := time.Now()
 		// A dial of each URL may be under way.
