@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +30,7 @@ var dialFailures = map[string]string{
 	"timeout":     "it did not answer in time",
 	"tls":         "TLS failed",
 	"http_status": "it did not accept a WebSocket",
+	"other":       "see the log",
 }
 
 // add notes a failure. It reports whether to log it, and how many were not logged
@@ -41,7 +41,7 @@ func (f *failedDials) add(target, reason string, now time.Time) (log bool, unlog
 	if u, err := url.Parse(target); err == nil {
 		host = u.Host
 	}
-	f.problem = fmt.Sprintf("cannot connect to %s: %s", host, cmp.Or(dialFailures[reason], "see the log"))
+	f.problem = fmt.Sprintf("cannot connect to %s: %s", host, dialFailures[reason])
 	if f.count > 1 && now.Sub(f.loggedAt) < dialLogEvery {
 		f.unlogged++
 		return false, 0

@@ -70,6 +70,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		names: make(map[string]eventName),
 	}
+	// Shown before the first failure, so that an alert sees the first one, too.
+	for reason := range dialFailures {
+		m.dialsFailed.WithLabelValues(reason)
+	}
 	m.commands = prometheus.NewCounterVec(
 		opts("commands_total", "Commands to this server's shards, and commands to other servers' shards that were not answered."), []string{"command", "outcome"})
 	reg.MustRegister(m.latency, m.commands, m.startsLeft)
