@@ -68,6 +68,10 @@ type ending struct {
 	// give up for a third network fault. A replay that always breaks at the same
 	// place brings no new dispatch.
 	progress bool
+	// skipped: the session goes on behind a payload that could not be inflated.
+	// Only the next connection shows whether that helped: if every stream breaks, it
+	// never does.
+	skipped bool
 }
 
 // code returns the close code that Discord sent, to this shard or to another
@@ -96,6 +100,7 @@ func decide(e ending, failed int) (discord.Course, int) {
 	switch {
 	case e.progress:
 		failed = 0
+	case e.skipped:
 	case e.greeted:
 		failed++
 	}

@@ -33,6 +33,8 @@ func TestDecide(t *testing.T) {
 		{"drop before RESUMED", ending{cause: io.EOF, session: true, greeted: true}, 0, discord.CourseResume, 1},
 		{"second one", ending{cause: closed(1006), session: true, greeted: true}, 1, discord.CourseResume, 2},
 		{"third one", ending{cause: io.EOF, session: true, greeted: true}, 2, discord.CourseIdentify, 0},
+		{"a skip after failures", ending{cause: discord.ErrDefect, session: true, greeted: true, skipped: true}, 2, discord.CourseResume, 2},
+		{"a skip after progress", ending{cause: discord.ErrDefect, session: true, greeted: true, skipped: true, progress: true}, 2, discord.CourseResume, 0},
 		{"drop in mid-replay", ending{cause: io.EOF, session: true, greeted: true, progress: true}, 2, discord.CourseResume, 0},
 		{"network down", ending{cause: io.EOF, session: true}, 2, discord.CourseResume, 2},
 		{"no HELLO", ending{cause: errNoHello, session: true, opened: true}, 2, discord.CourseResume, 2},

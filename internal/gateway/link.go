@@ -243,9 +243,11 @@ func (l *link) unread(ctx context.Context, f discord.Frame, err error) error {
 	l.stuckAt = at
 	if again {
 		f = discord.Frame{Op: discord.OpDispatch, Seq: at + 1}
+		progress := l.ending.progress
 		if err := l.drop(ctx, f, "not_inflated", err.Error()); err != nil {
 			return err
 		}
+		l.ending.progress, l.ending.skipped = progress, true // nothing arrived
 	}
 	return err
 }
