@@ -216,7 +216,7 @@ func (g *Gateway) Unready() []string {
 	}
 	var reasons []string
 	for _, s := range g.Status() {
-		if reason := s.unready(); reason != "" {
+		if reason := s.unready(time.Now()); reason != "" {
 			reasons = append(reasons, reason)
 		}
 	}

@@ -94,14 +94,16 @@ type Close struct {
 	Reason string
 }
 
-// unready returns why the shard is not ready, or "". A shard that resumes is ready
-// unless it cannot connect. One that is warming is never unready, unless it
-// failed: another set delivers.
-func (s ShardStatus) unready() string {
+// unready returns why the shard is not ready, or "". A shard that is resuming is
+// ready, because Discord replays what it misses, as long as Discord may have its
+// session. One that is warming is never unready, unless it failed: another set
+// delivers.
+func (s ShardStatus) unready(now time.Time) string {
 	switch {
 	case s.Role == RoleWarming && s.State != StateFailed:
 		return ""
-	case s.State == StateConnected, s.Problem == "" && (s.State == StateStandby || s.State == StateResuming):
+	case s.State == StateConnected, s.Problem == "" && (s.State == StateStandby || s.State == StateResuming),
+		s.State == StateResuming && now.Sub(s.LastClose.At) < sessionKept:
 		return ""
 	case s.Problem != "":
 		return fmt.Sprintf("shard %v: %s: %s", s.Shard, s.State, s.Problem)
