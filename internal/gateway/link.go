@@ -159,13 +159,16 @@ func (l *link) connect(ctx context.Context) (err error) {
 	defer s.dials.Release(1)
 	first := l.before == nil || l.before.greeted
 	for i, url := range s.urls(l.session.ResumeURL, l.before) {
+		began := time.Now()
 		l.conn, err = l.dial(ctx, url)
 		if err == nil && i > 0 {
 			s.silent.note(l.session.ResumeURL, time.Now())
 		}
 		// A first dial that fails at once may do so by chance. One that was not
-		// answered has cost the session seconds of its life.
-		if err == nil || ctx.Err() != nil || first && !errors.Is(err, errNoAnswer) {
+		// answered has cost the session seconds of its life. One that ends long
+		// after its bound shows only that this process was stopped.
+		silent := errors.Is(err, errNoAnswer) && time.Since(began) < 2*s.timing.resume
+		if err == nil || ctx.Err() != nil || first && !silent {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/coder/websocket"
@@ -64,7 +65,7 @@ func (s *Server) handleGateway(w http.ResponseWriter, r *http.Request, resume bo
 	}
 	s.mu.Lock()
 	actions := s.fireLocked(at, AnyShard)
-	s.resumeDown = s.resumeDown || resume && skipsStep(actions)
+	s.noteResumeDownLocked(resume, actions)
 	s.mu.Unlock()
 	if !s.actHTTP(w, r, actions) {
 		return
@@ -89,6 +90,14 @@ func (s *Server) handleGateway(w http.ResponseWriter, r *http.Request, resume bo
 	c.serve()
 }
 
+// noteResumeDownLocked notes that a dial of the resume URL is refused, or answered
+// late. A client gives up a late one when it likes.
+func (s *Server) noteResumeDownLocked(resume bool, actions []Action) {
+	if resume && slices.ContainsFunc(actions, func(a Action) bool { return a.skips() || a.verb == verbDelay }) {
+		s.resumeDown = time.Now()
+	}
+}
+
 // open registers a connection and queues its HELLO.
 func (s *Server) open(c *conn) bool {
 	s.mu.Lock()
@@ -105,9 +114,8 @@ func (s *Server) open(c *conn) bool {
 	}
 	actions := s.fireLocked(AtHello, AnyShard)
 	c.enqueueNowLocked(actions...)
-	if skipsStep(actions) {
-		s.resumeDown = s.resumeDown || c.resume
-	} else {
+	s.noteResumeDownLocked(c.resume, actions)
+	if !skipsStep(actions) {
 		c.enqueueNowLocked(Send(fmt.Appendf(nil, `{"t":null,"s":null,"op":10,"d":{"heartbeat_interval":%d,"_trace":["discordtest"]}}`,
 			s.cfg.HeartbeatInterval.Milliseconds())))
 	}

@@ -11,6 +11,10 @@ import (
 // end may be on its way, before it counts as a second connection on one session.
 const fenceGrace = 500 * time.Millisecond
 
+// resumeAvoided is how long clients may avoid the resume URL after it did not answer
+// one of them.
+const resumeAvoided = 2 * time.Minute
+
 // resumeSessionLocked handles op 6 (Discord: Gateway, Resuming). It releases
 // s.mu while it waits for an old connection of the session to end.
 func (c *conn) resumeSessionLocked(d json.RawMessage) {
@@ -41,11 +45,8 @@ func (c *conn) resumeSessionLocked(d json.RawMessage) {
 		c.refuseLocked(closeSession, "RESUME with a wrong token%s", hint(p.Token))
 		return
 	}
-	if !c.resume && !s.resumeDown {
+	if !c.resume && (s.resumeDown.IsZero() || time.Since(s.resumeDown) > resumeAvoided) {
 		s.illegalLocked(c, "RESUME on the gateway's URL, although the session's own answers")
-	}
-	if c.resume {
-		s.resumeDown = false
 	}
 	if ss == nil {
 		c.rejectLocked("there is no such session")

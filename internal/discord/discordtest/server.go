@@ -30,7 +30,7 @@ type Server struct {
 	resetAt      time.Time            // when starts is reset
 	buckets      map[int]time.Time    // when each bucket was last taken
 	membersAsked map[string]time.Time // when all members of each guild were last requested
-	resumeDown   bool                 // the resume URL did not answer since the last RESUME there
+	resumeDown   time.Time            // when the resume URL last failed to answer at once; zero for never
 	lastConn     int
 	conns        map[*conn]struct{}
 	sessions     map[string]*session
