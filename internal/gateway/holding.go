@@ -81,11 +81,15 @@ func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan str
 	if h.muted {
 		return nil, false
 	}
-	if h.isOpen() || len(h.kept) > 0 && (len(h.kept) >= maxKeptEvents || h.bytes+len(e.Data) > maxKeptBytes) {
+	size := 0
+	if e != nil { // nil: only the session advances
+		size = len(e.Data)
+	}
+	if h.isOpen() || len(h.kept) > 0 && (len(h.kept) >= maxKeptEvents || h.bytes+size > maxKeptBytes) {
 		return h.space, false
 	}
 	h.kept = append(h.kept, keptEvent{session, e})
-	h.bytes += len(e.Data)
+	h.bytes += size
 	return nil, true
 }
 

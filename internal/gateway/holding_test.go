@@ -89,3 +89,22 @@ func TestHoldingIsBounded(t *testing.T) {
 		t.Errorf("%d events", len(got))
 	}
 }
+
+// TestHoldingOverHolding checks that a session with more intents can take over
+// while the shard's set holds events back: what the old session delivered moves
+// only the session, without an event.
+func TestHoldingOverHolding(t *testing.T) {
+	t.Parallel()
+	gate := newHolding(&outlet{}, time.Second, time.Now)
+	upgrade := newHolding(gate, time.Second, time.Now)
+	e := &event.Event{Name: "MESSAGE_CREATE", Seq: 2, Data: []byte(`{"id":"1"}`), ReceivedAt: time.Now()}
+	if err := upgrade.put(t.Context(), &event.Session{ID: "x", Seq: 2}, e); err != nil {
+		t.Fatal(err)
+	}
+	if err := upgrade.open(t.Context(), map[event.Digest]int{digestOf(e): 1}); err != nil {
+		t.Fatal(err)
+	}
+	if kept := gate.take(); len(kept) != 1 || kept[0].event != nil || kept[0].session.Seq != 2 {
+		t.Errorf("the set's holding kept %+v", kept)
+	}
+}
