@@ -22,18 +22,20 @@ import (
 
 // config holds the settings from the environment, which only this package reads.
 type config struct {
-	token        secret.Value
-	discordURL   string
-	databaseURL  secret.Value // contains a password
-	dataDir      string
-	addr         string
-	pprofAddr    string // "" for none
-	apiKey       secret.Value
-	encryption   secret.Keys
-	intents      intents
-	shards       gateway.Shards
-	compression  discord.Compression
-	allowTargets []netip.Prefix
+	token       secret.Value
+	discordURL  string
+	databaseURL secret.Value // contains a password
+	dataDir     string
+	addr        string
+	pprofAddr   string // "" for none
+	apiKey      secret.Value
+	encryption  secret.Keys
+	intents     intents
+	shards      gateway.Shards
+	compression discord.Compression
+	// unnamedCompression is the one that was set, and was set before an upgrade.
+	unnamedCompression discord.Compression
+	allowTargets       []netip.Prefix
 	// proxy returns the proxy for requests to a URL, or nil. The function itself is
 	// nil if no proxy is set.
 	proxy           func(*url.URL) (*url.URL, error)
@@ -76,6 +78,9 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 	}
 	c.compression = discord.Compression(r.oneOf("GATEHOOK_COMPRESSION", string(discord.ZlibStream),
 		string(discord.ZstdStream), string(discord.ZlibStream), string(discord.NoCompression)))
+	if strings.TrimSpace(getenv("GATEHOOK_COMPRESSION")) != "" {
+		c.unnamedCompression = c.compression
+	}
 	c.intents = parsed(&r, "GATEHOOK_INTENTS", "auto",
 		"auto, a number such as 513, or names such as GUILDS,GUILD_MESSAGES", parseIntents)
 	c.shards = parsed(&r, "GATEHOOK_SHARDS", "auto",

@@ -198,6 +198,27 @@ func TestPausedServerIsTakenOver(t *testing.T) {
 	w.settle()
 }
 
+// TestPausedServerResumesWhatItsHeirHad pauses a server until another one has its
+// shards, and then gives all shards back to it. Discord has told it that its sessions
+// are no longer valid, because the other server resumed them: they must still be
+// resumed when they come back.
+func TestPausedServerResumesWhatItsHeirHad(t *testing.T) {
+	t.Parallel()
+	w := startPair(t)
+	w.b.start()
+	w.awaitFair()
+	w.a.signal(syscall.SIGSTOP)
+	w.discord.Suspend(w.a.client())
+	w.awaitAll(w.b)
+	w.discord.Continue(w.a.client())
+	w.a.signal(syscall.SIGCONT)
+	w.awaitFair()
+	w.flow(200)
+	w.b.drain()
+	w.awaitAll(w.a)
+	w.settle()
+}
+
 // TestServerFrozenInACommit stops a server in the middle of a commit: PostgreSQL waits
 // for the rest of its events. The two others must keep their leases and take over.
 func TestServerFrozenInACommit(t *testing.T) {

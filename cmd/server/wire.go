@@ -79,7 +79,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools
 	}
 	s.journal = journal.New(store, s.listeners, s.delivery, journal.Config{Writer: pools.Journal}, part("journal"), s.registry)
 	gw := gateway.Config{
-		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, Version: version(),
+		Token: cfg.token, APIURL: cfg.discordURL, Shards: cfg.shards, Compression: cfg.compression, UnnamedCompression: cfg.unnamedCompression, Version: version(),
 		Intents: s.listeners.Needs, IntentsChanged: s.listeners.NeedsChanged(), OnlyEnabled: cfg.intents.auto,
 		Relay: gateway.NewRelay(pools.Engine), Now: s.instance.Now, Discovered: func(id event.Snowflake) { s.application.Store(uint64(id)) },
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -84,6 +85,9 @@ func (c *REST) Gateway(ctx context.Context) (GatewayInfo, error) {
 	if info.Limit.Total <= 0 { // missing: assume the limit of a usual bot
 		info.Limit.Total, info.Limit.Remaining, info.Limit.ResetAfter = 1000, 1000, (24 * time.Hour).Milliseconds()
 	}
+	// The database has no room for more, and nobody has that many.
+	info.Limit.Total = min(info.Limit.Total, math.MaxInt32)
+	info.Limit.Remaining = min(max(info.Limit.Remaining, 0), math.MaxInt32)
 	// Discord never gives less than 1, and 0 would divide by zero.
 	info.Limit.MaxConcurrency = max(info.Limit.MaxConcurrency, 1)
 	return info, nil

@@ -93,8 +93,9 @@
 //	StateFailed       from a close code that requires a person to act, to a retry,
 //	                  or to other intents that may be allowed
 //
-// When a connection ends, the state stays as it is until the next link begins or
-// the shard fails. When the tenure ends, the state is StateStandby again.
+// When a connection ends, the state is StateResuming if there is a session, and
+// otherwise StateConnecting, or StateFailed. When the tenure ends, the state is
+// StateStandby again.
 //
 // # Two ways to change over
 //

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/gateway/identify"
 )
@@ -335,7 +337,7 @@ func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		turns: f.turns, dials: f.dials, silent: f.silent, intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
+		turns: f.turns, dials: f.dials, silent: f.silent, unnamed: cmp.Or(f.cfg.UnnamedCompression, discord.ZstdStream), intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
 		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},

@@ -35,6 +35,9 @@ type Config struct {
 	MaxPayload int
 	// Dial opens all sockets to Discord; nil means the default dialer.
 	Dial discord.DialFunc
+	// UnnamedCompression is that of sessions whose stored URL names none: older
+	// versions stored none. The zero value means ZstdStream, their default.
+	UnnamedCompression discord.Compression
 	// Version of this program, for the User-Agent.
 	Version string
 	// Intents returns the intents that sessions should have now. It must be safe

@@ -28,6 +28,7 @@ type shard struct {
 	turns          *identify.Turns
 	dials          *semaphore.Weighted
 	silent         *silentURLs
+	unnamed        discord.Compression // Config.UnnamedCompression
 	intents        func() event.Intents
 	intentsChanged chan struct{}    // holds one token after the intents changed
 	retryAsked     chan struct{}    // holds one token after retry
@@ -42,10 +43,10 @@ type shard struct {
 	metrics         *metrics
 
 	// These belong to the run loop and, while a link runs, to its reader.
-	lost        *lostData // the lost session, until a notice reports it
-	deadSession string    // the id of the lost session, never resumed even if a new claim offers it
-	upgrades    upgrades
-	pace        pace
+	lost     *lostData     // the lost session, until a notice reports it
+	dead     event.Session // the lost session: not resumed from here if a claim offers it again
+	upgrades upgrades
+	pace     pace
 
 	// current is the connection that delivers, or the last one that did.
 	current atomic.Pointer[running]
@@ -127,7 +128,7 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		s.metrics.lost.Inc()
 		s.lost = &lostData{ShardID: s.id.ID, Reason: "a server ended before it stored the session that it began"}
 		s.log.LogAttrs(ctx, slog.LevelWarn, "session lost", slog.String("reason", s.lost.Reason))
-	case session.ID != "" && session.ID == s.deadSession:
+	case session.ID != "" && session.ID == s.dead.ID && session.Seq <= s.dead.Seq:
 		s.loseSession(ctx, t, session, "it could not be resumed")
 		session = event.Session{}
 	}
@@ -144,6 +145,9 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		}
 		l, end := s.runLink(ctx, t, s.nextLink(t, session, before))
 		session, before = l.session, &end
+		if session.ID == "" && !end.identified.IsZero() {
+			s.unbeginSession(ctx, t)
+		}
 		switch {
 		case errors.Is(end.cause, errReplaced) && t.leaving():
 			return true
@@ -170,27 +174,41 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 				continue
 			}
 		case next == discord.CourseIdentify && session.ID != "":
+			// Discord says so too if another instance resumed the session while this
+			// process was stopped. That instance has it now.
+			if s.confirm(ctx) != nil {
+				t.end(errClaimLost)
+				return false
+			}
 			s.loseSession(ctx, t, session, lossOf(end))
 			session = event.Session{}
 		}
 		wait := s.pace.wait(end, session.ID != "", s.turns.Budget(), time.Now(), s.timing, rand.Float64())
 		wait = max(wait, invalidWait(end.cause, s.timing.invalid, rand.Float64()))
-		if session.ID == "" && wait >= minServed {
-			s.reportWait(ctx, wait)
-		}
+		s.reportWait(ctx, session, wait)
 		if !s.pause(ctx, t, wait) {
 			return false
 		}
 	}
 }
 
-// reportWait says why the shard has no session for a while.
-func (s *shard) reportWait(ctx context.Context, wait time.Duration) {
-	next := time.Now().Add(wait).UTC().Format(time.RFC3339)
+// reportWait says that the shard has no connection, and why it has no session for a
+// while.
+func (s *shard) reportWait(ctx context.Context, session event.Session, wait time.Duration) {
+	long := session.ID == "" && wait >= minServed
 	s.setStatus(func(st *ShardStatus) {
-		why := cmp.Or(s.failedDials.problem, "sessions end too soon, or can't begin")
-		st.State, st.Problem = StateConnecting, why+"; the next try is at "+next
+		st.State, st.ConnectedSince = StateResuming, time.Time{}
+		if session.ID == "" {
+			st.State = StateConnecting
+		}
+		if long {
+			why := cmp.Or(s.failedDials.problem, "sessions end too soon, or can't begin")
+			st.Problem = why + "; the next try is at " + time.Now().Add(wait).UTC().Format(time.RFC3339)
+		}
 	})
+	if !long {
+		return
+	}
 	s.log.LogAttrs(ctx, slog.LevelWarn, "waiting before the next session start", slog.Duration("wait", wait))
 }
 
@@ -281,7 +299,7 @@ func (s *shard) fail(ctx context.Context, t *tenure, code discord.CloseCode, int
 // READY: only then is the end of the gap known.
 func (s *shard) loseSession(ctx context.Context, t *tenure, session event.Session, reason string) {
 	s.metrics.lost.Inc()
-	s.deadSession = session.ID
+	s.dead = session
 	t.setComplete(false)
 	s.lost = &lostData{ShardID: s.id.ID, SessionID: session.ID, AfterSeq: session.Seq, Reason: reason}
 	s.setStatus(func(st *ShardStatus) { st.SessionSince = time.Time{} })
@@ -351,6 +369,16 @@ func (s *shard) beginSession(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
 	defer cancel()
 	return t.claim.Begin(ctx)
+}
+
+// unbeginSession takes beginSession back after an IDENTIFY that began no session. If
+// that fails, a session that never was may be reported as lost.
+func (s *shard) unbeginSession(ctx context.Context, t *tenure) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	defer cancel()
+	if err := t.claim.Unbegin(ctx); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelDebug, "could not store that no session began", slog.Any("error", err))
+	}
 }
 
 // presence returns the presence for the next IDENTIFY. If the database does not

@@ -49,6 +49,8 @@ type Claim interface {
 	// Begin stores that a session begins. The first event that is committed with
 	// it, or the release of the claim, undoes that.
 	Begin(ctx context.Context) error
+	// Unbegin takes Begin back: the IDENTIFY began no session.
+	Unbegin(ctx context.Context) error
 	// Append hands over an event and the position in the session after it; if e
 	// is nil, only the position. It blocks only while the journal's queue is
 	// full.

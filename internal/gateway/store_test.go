@@ -302,6 +302,10 @@ func (c *memoryClaim) Begin(context.Context) error {
 	return c.update(func(r *memoryRow) { r.begun = true })
 }
 
+func (c *memoryClaim) Unbegin(context.Context) error {
+	return c.update(func(r *memoryRow) { r.begun = r.begun && c.begun })
+}
+
 func (c *memoryClaim) Append(ctx context.Context, session event.Session, e *event.Event) error {
 	m := c.memory
 	for {

@@ -21,8 +21,7 @@ func (s *shard) urls(resumeURL string, before *ending) []string {
 	if resumeURL == "" {
 		return []string{gateway}
 	}
-	// Older versions stored no compression, and zstd-stream was their default.
-	resumeURL = discord.WithCompression(resumeURL, discord.ZstdStream)
+	resumeURL = discord.WithCompression(resumeURL, s.unnamed)
 	if c := discord.CompressionOf(resumeURL); c != "" {
 		gateway = discord.WithCompression(gateway, c)
 	}

@@ -46,7 +46,7 @@ func TestShardURLs(t *testing.T) {
 	urls.note("wss://long-ago", time.Now().Add(-silentKept))
 	urls.note("wss://silent?compress=zstd-stream", time.Now())
 	for _, tt := range tests {
-		s := &shard{silent: urls, turns: identify.NewTurns(identify.Config{Info: discord.GatewayInfo{URL: tt.gateway}})}
+		s := &shard{silent: urls, unnamed: discord.ZstdStream, turns: identify.NewTurns(identify.Config{Info: discord.GatewayInfo{URL: tt.gateway}})}
 		if got := s.urls(tt.resume, tt.before); !slices.Equal(got, tt.want) {
 			t.Errorf("gateway %s, resume %q after %+v: %s, want %s", tt.gateway, tt.resume, tt.before, got, tt.want)
 		}

@@ -52,4 +52,29 @@ func TestSessionThatBeginsLeavesATrace(t *testing.T) {
 	if c = b.claim(t, shard0); c.Begun() {
 		t.Error("a release stores all that came: nothing is lost")
 	}
+	if err := c.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Unbegin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c = b.claim(t, shard0); c.Begun() {
+		t.Error("an IDENTIFY that began no session counts as one that did")
+	}
+	// What an earlier owner left outlives a claim that could not report it.
+	if err := c.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c = b.claim(t, shard0)
+	for _, end := range []func(*Claim) error{
+		func(c *Claim) error { return c.Unbegin(t.Context()) },
+		func(c *Claim) error { return c.Release(t.Context()) },
+	} {
+		if err := end(c); err != nil {
+			t.Fatal(err)
+		}
+		if c = b.claim(t, shard0); !c.Begun() {
+			t.Error("a loss that nobody reported is forgotten")
+		}
+	}
 }

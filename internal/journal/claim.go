@@ -114,6 +114,13 @@ func (c *Claim) Begin(ctx context.Context) error {
 	return c.update(ctx, "begin the session of", `session_begins = true`)
 }
 
+// Unbegin takes Begin back: the IDENTIFY began no session. What the claim itself
+// found is still to be reported. The error is ErrLost if another instance has the
+// shard.
+func (c *Claim) Unbegin(ctx context.Context) error {
+	return c.update(ctx, "end the beginning of the session of", `session_begins = session_begins AND $5`, c.begins)
+}
+
 // Append hands over an event, and the session with the event's sequence number.
 // Without an event it only moves the cursor; with a zero session it forgets the
 // session. It waits while the queue is full, that is, if the database can't keep up.
@@ -173,7 +180,9 @@ func (c *Claim) Release(ctx context.Context) error {
 	if err := c.drain(ctx); err != nil {
 		return fmt.Errorf("release shard %v: %w", c.shard, err)
 	}
-	return c.update(ctx, "release", `owner = NULL, session_begins = false`)
+	// A loss that an earlier owner left, and that is not reported yet, is the next
+	// owner's to report.
+	return c.update(ctx, "release", `owner = NULL, session_begins = session_begins AND $5`, c.begins)
 }
 
 // End is like Release, for a shard whose set was replaced: it also forgets the
