@@ -49,9 +49,12 @@ func TestConfigDefaults(t *testing.T) {
 	for s, want := range map[string]discord.Compression{
 		"zlib-stream": discord.ZlibStream, " ZSTD-stream ": discord.ZstdStream, "none": discord.NoCompression,
 	} {
-		if c, err := readConfig(env("GATEHOOK_COMPRESSION", s), false); err != nil || c.compression != want {
-			t.Errorf("GATEHOOK_COMPRESSION=%q: %q, %v", s, c.compression, err)
+		if c, err := readConfig(env("GATEHOOK_COMPRESSION", s), false); err != nil || c.compression != want || c.unnamedCompression != want {
+			t.Errorf("GATEHOOK_COMPRESSION=%q: %q, %q, %v", s, c.compression, c.unnamedCompression, err)
 		}
+	}
+	if c, err := readConfig(env(), false); err != nil || c.unnamedCompression != "" {
+		t.Errorf("without GATEHOOK_COMPRESSION: %q, %v", c.unnamedCompression, err)
 	}
 }
 

@@ -31,8 +31,8 @@ func TestPageReadsWhatItShows(t *testing.T) {
 			for _, before := range []event.Key{newest, {Batch: 15000}} {
 				for _, query := range pageQueries(status) {
 					plan, kinds, read := explain(t, b.pool, query, listener, before.Batch, before.Ordinal, limit)
-					// One in twenty deliveries is left out, each is looked up in
-					// retries, and a sort reads one row ahead.
+					// A page leaves out one delivery in twenty, reads the row of
+					// each one in retries, and a sort reads one row ahead.
 					if read > 3*limit {
 						t.Errorf("listener %d, %q before %v: %v rows were read, by %v\n%s", listener, status, before, read, kinds, plan)
 					}

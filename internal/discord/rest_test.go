@@ -3,6 +3,7 @@ package discord
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -52,6 +53,22 @@ func TestRESTAnswers(t *testing.T) {
 				t.Errorf("%+v, %v", info, err)
 			}
 		})
+	}
+}
+
+// TestStartsFitTheDatabase checks that a nonsensical number of session starts becomes
+// one that a column of 32 bits can hold.
+func TestStartsFitTheDatabase(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		answer(200, `{"url":"wss://x","shards":1,"session_start_limit":{"total":1099511627776,"remaining":1099511627776,"reset_after":1,"max_concurrency":1}}`)(w)
+	}))
+	defer srv.Close()
+	c := NewREST(RESTConfig{URL: srv.URL, Token: secret.New("tok")})
+	defer c.Close()
+	info, err := c.Gateway(t.Context())
+	if err != nil || info.Limit.Total != math.MaxInt32 || info.Limit.Remaining != math.MaxInt32 {
+		t.Errorf("%+v, %v", info.Limit, err)
 	}
 }
 

@@ -51,7 +51,13 @@ func TestFailingSessions(t *testing.T) {
 				r.Arm(discordtest.AtIdentify, 0, discordtest.Always, discordtest.After(1, tt.fault))
 				r.Arm(discordtest.AtResume, 0, discordtest.Always, tt.fault)
 				r.start()
-				r.sleep(90 * time.Minute)
+				for range 90 {
+					r.sleep(time.Minute)
+					st := r.gateway.Status()[0]
+					if live := r.gateway.shards[event.Shard{Count: 1}].liveLink() != nil; !live && st.State == StateConnected {
+						r.t.Errorf("the shard is called connected while it waits: %+v", st)
+					}
+				}
 				n := r.Count(discordtest.Identify, 0)
 				r.t.Logf("%d session starts in 90 minutes", n)
 				if n < 15 || n > 40 {
