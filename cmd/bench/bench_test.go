@@ -51,6 +51,24 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestQuiet measures two shards without events. It does not judge the figures.
+func TestQuiet(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"--quiet", "2", "--time", "200ms", "--json"}, &out, t.Output()); err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	if q := r.Quiet; q == nil || q.Start <= 0 || q.MoreIntents <= 0 || q.Reshard <= 0 {
+		t.Errorf("not everything was measured: %s", out.Bytes())
+	}
+	if err := r.writeText(&out); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestProblemsAreNoticed checks that a run notices a lost delivery, a repeated one and a
 // wrong signature.
 func TestProblemsAreNoticed(t *testing.T) {

@@ -55,6 +55,7 @@ type options struct {
 	rounds                  int
 	roundTime               time.Duration
 	window                  int
+	quiet                   int
 	compression             string
 	server                  string
 	json                    bool
@@ -102,6 +103,7 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.rounds, "rounds", 3, "how often to repeat each measurement, in turns with the bare limit")
 	flags.DurationVar(&o.roundTime, "time", 3*time.Second, "how long a round lasts, on either side")
 	flags.IntVar(&o.window, "window", 512, "the maximum number of events under way at once")
+	flags.IntVar(&o.quiet, "quiet", 0, "measure only what this many shards without events cost: start, rest, more intents, and from half of them to all")
 	flags.StringVar(&o.compression, "compression", "none", "how the simulated Discord compresses, as in GATEHOOK_COMPRESSION; with the real Discord, its machines pay for this")
 	flags.StringVar(&o.server, "server", "", "the server binary to measure; by default one is built from the source here")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of text")
@@ -110,8 +112,8 @@ func readOptions(args []string, stderr io.Writer) (options, error) {
 	}
 	zero := slices.Contains(slices.Concat(o.fanouts, o.shards, o.rates), 0)
 	lists := len(o.fanouts) * len(o.bodies) * len(o.shards) * len(o.stored) * len(o.listeners)
-	if flags.NArg() > 0 || zero || lists == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 {
-		fmt.Fprintln(stderr, "bench takes only flags: lists must not be empty (except --rates), and numbers must be positive")
+	if flags.NArg() > 0 || zero || lists == 0 || o.rounds < 1 || o.roundTime <= 0 || o.window < 1 || o.quiet < 0 || o.quiet == 1 {
+		fmt.Fprintln(stderr, "bench takes only flags: lists must not be empty (except --rates), and numbers must be positive, and --quiet at least 2")
 		return o, errUsage
 	}
 	return o, nil
@@ -129,6 +131,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, b.close(ctx)) }()
 	r := newReport()
+	if o.quiet > 0 {
+		if r.Quiet, err = b.quiet(ctx, o.quiet); err != nil {
+			return fmt.Errorf("%d quiet shards: %w", o.quiet, err)
+		}
+		return r.write(stdout, o.json)
+	}
 	for _, s := range o.setups() {
 		t, err := b.throughput(ctx, s)
 		if err != nil {
@@ -142,10 +150,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return fmt.Errorf("latency with %v: %w", usual, err)
 		}
 	}
-	if o.json {
-		return r.writeJSON(stdout)
-	}
-	return r.writeText(stdout)
+	return r.write(stdout, o.json)
 }
 
 // setup is one combination of the varied settings.

@@ -116,7 +116,9 @@ func (b *bench) stage(ctx context.Context, s setup) (st *stage, err error) {
 	if err != nil {
 		return st, fmt.Errorf("make a data directory: %w", err)
 	}
-	if st.server, err = startServer(ctx, b.server, dataDir, b.options.compression, db, st.discord); err != nil {
+	st.server, err = startServer(ctx, b.server, dataDir, db, st.discord,
+		fmt.Sprintf("GATEHOOK_INTENTS=%d", discordtest.AllIntents), "GATEHOOK_COMPRESSION="+b.options.compression)
+	if err != nil {
 		return st, err
 	}
 	st.stop = append(st.stop, st.server.stop)

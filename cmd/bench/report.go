@@ -17,6 +17,7 @@ type report struct {
 	Go         string       `json:"go"`
 	Throughput []throughput `json:"throughput"`
 	Latency    []latency    `json:"latency,omitempty"`
+	Quiet      *quiet       `json:"quiet,omitempty"`
 }
 
 func newReport() *report {
@@ -130,14 +131,20 @@ func (l *latency) sum() {
 	l.Max = spreadOf(l.Rounds, func(r latencyRound) float64 { return r.Max })
 }
 
-func (r *report) writeJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
+func (r *report) write(w io.Writer, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
+	}
+	return r.writeText(w)
 }
 
 func (r *report) writeText(out io.Writer) error {
 	fmt.Fprintf(out, "%s, %d processors, %s\n", r.System, r.Processors, r.Go)
+	if r.Quiet != nil {
+		return r.Quiet.writeText(out)
+	}
 	fmt.Fprint(out, `
 Throughput: medians of the rounds. Times are processor time in µs: per delivery in the server,
 in PostgreSQL, and in the harness (the simulated Discord and the receiver, which share the

@@ -50,17 +50,16 @@ type server struct {
 }
 
 // startServer starts the server, with default settings where possible, and
-// returns when its API answers.
-func startServer(ctx context.Context, path, dataDir, compression string, db secret.Value, discord *discordtest.Server) (*server, error) {
+// returns when its API answers. settings are variables of the environment.
+func startServer(ctx context.Context, path, dataDir string, db secret.Value, discord *discordtest.Server, settings ...string) (*server, error) {
 	s := &server{cmd: exec.CommandContext(ctx, path), done: make(chan struct{})}
 	s.cmd.Dir = os.TempDir()
-	s.cmd.Env = []string{
+	s.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 		"DATABASE_URL=" + db.Reveal(), "DISCORD_TOKEN=" + discord.Token(), "DISCORD_API_URL=" + discord.APIURL(),
 		"GATEHOOK_DATA_DIR=" + dataDir, "GATEHOOK_ADDR=127.0.0.1:0", "GATEHOOK_API_KEY=" + benchKey,
-		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", fmt.Sprintf("GATEHOOK_INTENTS=%d", discordtest.AllIntents), "GATEHOOK_LOG_FORMAT=json",
-		"GATEHOOK_COMPRESSION=" + compression,
-	}
+		"GATEHOOK_ALLOW_TARGETS=127.0.0.0/8", "GATEHOOK_LOG_FORMAT=json",
+	}, settings...)
 	stderr, err := s.cmd.StderrPipe()
 	if err == nil {
 		err = s.cmd.Start()

@@ -77,16 +77,22 @@ func readUsage(server, bare int) (u usage, err error) {
 }
 
 // peakMemory returns the most memory that a process has ever used, in bytes.
-func peakMemory(pid int) (int64, error) {
+func peakMemory(pid int) (int64, error) { return readStatus(pid, "VmHWM") }
+
+// memory returns the memory that a process uses, in bytes.
+func memory(pid int) (int64, error) { return readStatus(pid, "VmRSS") }
+
+// readStatus returns a size in /proc/PID/status, in bytes.
+func readStatus(pid int, field string) (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, fmt.Errorf("read the peak of memory: %w", err)
+		return 0, fmt.Errorf("read the memory: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
 			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
 			return kib << 10, err
 		}
 	}
-	return 0, fmt.Errorf("read the peak of memory: no VmHWM in /proc/%d/status", pid)
+	return 0, fmt.Errorf("read the memory: no %s in /proc/%d/status", field, pid)
 }
