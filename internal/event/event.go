@@ -42,6 +42,9 @@ type Event struct {
 	Seq int64
 	// ReceivedAt is when the frame was read.
 	ReceivedAt time.Time
+	// Late means that Discord may have sent it long before ReceivedAt: it came in a
+	// replay, or nothing was read for a while. It is not stored.
+	Late bool
 	// GuildID, ChannelID and UserID are the ids that filters and ordering use;
 	// 0 where the payload has none. FindIDs sets them.
 	GuildID, ChannelID, UserID Snowflake

@@ -23,6 +23,10 @@ type Plan struct {
 	Age time.Duration
 	// OverlapAt is when the last change reached Holding; zero for never.
 	OverlapAt time.Time
+	// HeldAt is when the last change reached Overlapping: from then on, the next set
+	// kept whatever it received. Zero for never, or if an older build has made the
+	// change since, which does not store it.
+	HeldAt time.Time
 }
 
 // Phase is a step of the change from one set of shards to the next.
@@ -93,4 +97,13 @@ type Digest struct {
 	// Sum is the MD5 of the payload. It need not resist an attacker: both
 	// copies come from Discord.
 	Sum [16]byte
+}
+
+// Delivered is a dispatch that was passed on.
+type Delivered struct {
+	Digest
+	// ReceivedAt and Late are those of the event. Nobody knows of a stored one whether
+	// it was late.
+	ReceivedAt time.Time
+	Late       bool
 }

@@ -39,6 +39,7 @@
 //	                    link.connect             waits for a turn, dials
 //	                      link.dial              one URL after the other (urls.go)
 //	                        shard.noteDial       dials.go: a failure is said
+//	                    go link.load             waits for the guilds of a new session (loading.go)
 //	                    link.receive             one payload after another
 //	                      link.unread            what could not be read
 //	                        link.drop            a notice says so
@@ -102,8 +103,7 @@
 // More intents need a new session of the same shard. shard.replace begins it on
 // a second link, whose holding keeps everything. When the new session has its
 // guilds, a last RESUME reads the old session to its end (shard.readToEnd).
-// Then the holding is opened. It leaves out the dispatches that the old link
-// delivered while both links received the same ones (overlap).
+// Then the holding is opened.
 //
 // Another number of shards needs a new set. The plan goes through these phases,
 // and each instance follows it:
@@ -119,6 +119,12 @@
 // shard.guide marks the stages. The shard's holding is muted until
 // StageHolding, then keeps everything, and is opened when the duty becomes
 // dutyDeliver.
+//
+// In both cases, a holding that is opened leaves out what the old connection
+// delivered (copies): an overlap remembers that of one link, and the journal has that
+// of a set. A session has all of its guilds once none is missing, or none has come for
+// a while (loading). All holdings of a server share one memory (room). While it is used
+// up, their connections are not read.
 //
 // # Who decides
 //

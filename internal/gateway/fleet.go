@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
@@ -37,6 +38,8 @@ type fleet struct {
 	running    sync.WaitGroup
 	reconsider chan struct{} // holds a token when Discord should be asked again
 	refused    atomic.Int64  // the number of shards that Discord refused last; 0 for none
+	reading    singleflight.Group
+	copies     *copies // of the last change of sets, while a shard may need it; guarded by mu
 
 	// These belong to run.
 	configured  int // the number of shards; 0 for the recommended one
@@ -124,6 +127,7 @@ func (f *fleet) step(ctx context.Context) error {
 			}
 		}
 		f.dismiss(plan)
+		f.forgetCopies()
 		to, changed := advance(plan, current, next, f.affordable(ctx, plan), f.timing)
 		if !changed {
 			return nil
@@ -310,7 +314,7 @@ func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, 
 // runShard runs a claimed shard.
 func (f *fleet) runShard(s *shard, c Claim, d duty) {
 	ctx, cancel := context.WithCancelCause(f.tenures)
-	t := newTenure(c, d, f.timing.margin, f.cfg.Now, cancel)
+	t := newTenure(c, d, f.room, f.cfg.Now, cancel)
 	s.adopt(t)
 	f.running.Go(func() { s.run(ctx, t) })
 }
@@ -338,22 +342,62 @@ func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
 		turns: f.turns, dials: f.dials, silent: f.silent, unnamed: cmp.Or(f.cfg.UnnamedCompression, discord.ZstdStream), intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
-		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore,
+		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore, room: f.room,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},
 	}
 }
 
-// deliveredBefore lists the dispatches that the previous set delivered while
-// the current set received them too.
-func (f *fleet) deliveredBefore(ctx context.Context) ([]event.Digest, error) {
+// deliveredBefore recognizes what the previous set delivered while the current set
+// received it too. It is read once for all shards of this instance: a large bot
+// delivers many events during a change.
+func (f *fleet) deliveredBefore(ctx context.Context) (*copies, error) {
 	f.mu.Lock()
-	plan := f.plan
+	plan, known := f.plan, f.copies
 	f.mu.Unlock()
 	if plan.Previous == 0 || plan.OverlapAt.IsZero() {
-		return nil, nil
+		return newCopies(nil, time.Time{}, time.Time{}, 0), nil
 	}
-	return f.store.Delivered(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
+	if known != nil {
+		return known, nil
+	}
+	read := f.reading.DoChan("", func() (any, error) {
+		list, err := f.store.Delivered(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
+		if err != nil {
+			return nil, err
+		}
+		begin := later(plan.OverlapAt, plan.HeldAt)
+		c := newCopies(list, begin, begin.Add(f.timing.overlap), f.timing.margin)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.copies = c
+		return c, nil
+	})
+	select {
+	case r := <-read:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*copies), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// forgetCopies lets go of what the previous set delivered once no shard has to open its
+// gate.
+func (f *fleet) forgetCopies() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.copies == nil {
+		return
+	}
+	for _, s := range f.shards {
+		if t := s.tenure.Load(); t != nil && t.gate != nil && !t.gate.isOpen() {
+			return
+		}
+	}
+	f.copies = nil
 }
 
 // dismiss ends the tenures of shards that are no longer in a set of the plan,

@@ -219,6 +219,12 @@ func TestReshard(t *testing.T) {
 			if n := r.Count(discordtest.Identify, discordtest.AnyShard); n != tt.from+tt.to {
 				t.Errorf("%d IDENTIFYs, want %d", n, tt.from+tt.to)
 			}
+			// Each instance reads what the old set delivered once, not each shard.
+			r.store.do(func() {
+				if r.store.reads > 2 {
+					t.Errorf("what the old set delivered was read %d times, want at most 2", r.store.reads)
+				}
+			})
 			r.legal()
 		})
 	}

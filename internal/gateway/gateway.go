@@ -67,6 +67,7 @@ type Gateway struct {
 	dialer  *discord.Dialer
 	rest    *discord.REST
 	store   Store
+	room    *room // for all events that are held back
 	slots   identify.Slots
 	timing  timing
 	log     *slog.Logger
@@ -99,12 +100,25 @@ func New(cfg Config, store Store, slots identify.Slots, log *slog.Logger, reg pr
 		}),
 		rest:    discord.NewREST(discord.RESTConfig{URL: cfg.APIURL, Token: cfg.Token, Agent: agent, Dial: cfg.Dial}),
 		problem: "Discord's API has not been called yet",
+		room:    newRoom(maxHeldBack),
 		shards:  make(map[event.Shard]*shard),
 	}
 	reg.MustRegister(newStatusCollector(g.Status), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "gatehook", Subsystem: "gateway", Name: "held_back_events",
 		Help: "Received events that wait while another session or set of shards still delivers.",
-	}, g.heldBack))
+	}, g.heldBack), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "gatehook", Subsystem: "gateway", Name: "held_back_bytes",
+		Help: "Memory of the events that are held back.",
+	}, func() float64 {
+		used, _ := g.room.load(maxHeldBack)
+		return float64(used)
+	}), prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Namespace: "gatehook", Subsystem: "gateway", Name: "held_back_full_total",
+		Help: "Times that a connection was not read because too much was held back.",
+	}, func() float64 {
+		_, waits := g.room.load(maxHeldBack)
+		return float64(waits)
+	}))
 	return g
 }
 

@@ -34,23 +34,17 @@ func (s *shard) runLink(ctx context.Context, t *tenure, l *link) (*link, ending)
 	if l.final {
 		leave = nil
 	}
-	var loaded <-chan struct{}
 	current := start(ctx, l)
 	s.current.Store(current)
 	defer func() { current.stop(errDrain) }()
-	began := current.live
-	var again, patience <-chan time.Time
+	settled := current.loading.settled
+	var again <-chan time.Time
 	for leaving := false; ; {
 		select {
 		case <-current.done:
 			return current.link, current.end
-		case <-began:
-			began = nil
-			loaded, patience = current.loading.done, time.After(s.loadLimit(current.link))
-		case <-loaded:
-			loaded = nil
-			t.setComplete(true)
-		case <-patience:
+		case <-settled:
+			settled = nil
 			t.setComplete(true)
 		case <-leave:
 			leave, leaving = nil, true
@@ -137,9 +131,10 @@ func (u *upgrades) failed(wanted event.Intents, now time.Time, err error, missin
 // have to wait for hours, and then another set of shards would wait for it.
 func (s *shard) replace(ctx context.Context, t *tenure, old *running) (*running, error) {
 	out := t.sink()
-	h := newHolding(out, s.timing.margin, s.now)
+	h := newHolding(out, s.room, s.now)
 	s.upgrade.Store(h)
 	defer s.upgrade.Store(nil)
+	defer h.discard() // nothing, once it is open
 	l := newLink(s, h, event.Session{})
 	l.class = max(identify.ClassIntents, s.class(t))
 	s.turns.RefreshGrants(ctx)
@@ -152,15 +147,16 @@ func (s *shard) replace(ctx context.Context, t *tenure, old *running) (*running,
 		next.stop(err)
 		return old, err
 	}
+	end := s.now()
 	old.stop(errLeaving)
 	last := s.readToEnd(ctx, out, old)
 	// Nothing of the new session was delivered yet. If anything went wrong, the
 	// old session is resumed, and Discord replays everything that it missed.
-	if !errors.Is(last.end.cause, errReplaced) || next.ended() {
+	if next.ended() || !errors.Is(last.end.cause, errReplaced) && !s.isDead(ctx, last) {
 		next.stop(errUpgradeFailed)
 		return last, errUpgradeFailed
 	}
-	if err := h.open(ctx, old.overlap.Load().counts()); err != nil {
+	if err := h.open(ctx, old.overlap.Load().copies(end)); err != nil {
 		next.stop(err)
 		return last, err
 	}
@@ -169,6 +165,17 @@ func (s *shard) replace(ctx context.Context, t *tenure, old *running) (*running,
 	s.setStatus(next.connected(now))
 	s.setStatus(func(st *ShardStatus) { st.SessionSince = now })
 	return next, nil
+}
+
+// isDead reports whether Discord refused the last RESUME of a session. What the
+// session missed since it was stopped, the new one has received: it takes over.
+func (s *shard) isDead(ctx context.Context, last *running) bool {
+	course, _ := decide(last.end, 0)
+	if course != discord.CourseIdentify || ctx.Err() != nil || s.confirm(ctx) != nil {
+		return false
+	}
+	s.log.LogAttrs(ctx, slog.LevelWarn, "Discord refused the last RESUME of the session, the one with more intents takes over")
+	return true
 }
 
 // readToEnd resumes the session of a link that was stopped and reads the events
@@ -203,25 +210,14 @@ func (s *shard) awaitComplete(next, old *running, leave <-chan struct{}) error {
 	// From now on commands go through next, which keeps the answers.
 	s.current.Store(next)
 	old.overlap.Load().begin(s.now())
-	limit := time.NewTimer(s.loadLimit(next.link))
-	defer limit.Stop()
 	select {
-	case <-next.loading.done:
-	case <-limit.C:
+	case <-next.loading.settled:
 	case <-next.done:
 		return next.end.cause
 	case <-old.done:
 		return errUpgradeFailed
 	}
 	return nil
-}
-
-// loadLimit returns how long a link may wait for its guilds.
-func (s *shard) loadLimit(l *link) time.Duration {
-	if l.intents&event.IntentGuilds == 0 {
-		return s.timing.settle
-	}
-	return s.timing.load
 }
 
 // guide leads a shard of the new set from dropping its events to holding them
@@ -283,15 +279,11 @@ func stageOf(d duty, complete bool) (stage event.Stage, deliver bool) {
 // delivered.
 func (s *shard) openGate(ctx context.Context, t *tenure) error {
 	if !t.gate.isOpen() { // a try whose Mark failed has opened it
-		list, err := s.deliveredBefore(ctx)
+		c, err := s.deliveredBefore(ctx)
 		if err != nil {
 			return err
 		}
-		delivered := make(map[event.Digest]int, len(list))
-		for _, e := range list {
-			delivered[e]++
-		}
-		if err := t.gate.open(ctx, delivered); err != nil {
+		if err := t.gate.open(ctx, c); err != nil {
 			return err
 		}
 		s.log.LogAttrs(ctx, slog.LevelInfo, "shard delivers")

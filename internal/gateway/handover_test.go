@@ -203,6 +203,38 @@ func TestMoreIntentsInterrupted(t *testing.T) {
 	r.legal()
 }
 
+// TestMoreIntentsAfterRefusedResume: a complete session with more intents takes over
+// although Discord refuses the last RESUME of the old one: it has received everything
+// since.
+func TestMoreIntentsAfterRefusedResume(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, discordtest.Config{Guilds: []uint64{5}, HeartbeatInterval: discord.MaxInterval})
+	r.start()
+	old := r.ready(0)
+	r.dispatch(0, 0, 10)
+	r.messages(10)
+	r.Arm(discordtest.AtResume, 0, 1, discordtest.Invalidate(false))
+	r.intents.Store(r.intents.Load() | int64(event.IntentGuildMembers))
+	r.changed <- struct{}{}
+	r.count(discordtest.Ready, 0, 2)
+	r.dispatch(0, 10, 10)
+	r.messages(20)
+	if _, err := r.Dispatch(0, "GUILD_CREATE", []byte(`{"id":"5"}`)); err != nil {
+		t.Fatal(err)
+	}
+	r.count(discordtest.ClientClosed, 0, 1)
+	r.dispatch(0, 20, 10)
+	r.messages(30)
+	r.wait("the new session", func() bool { return r.store.session(shard0).ID != old.ID })
+	if n := r.Count(discordtest.Identify, 0); n != 2 {
+		t.Errorf("%d IDENTIFYs, want 2", n)
+	}
+	if got := names(r.store.all()); slices.Contains(got, "GATEHOOK_SESSION_LOST") {
+		t.Error("a session was lost")
+	}
+	r.legal()
+}
+
 func TestUpgrades(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(0, 0)

@@ -8,35 +8,28 @@ import (
 	"github.com/gatehook/gatehook/internal/event"
 )
 
-const (
-	// maxKeptEvents and maxKeptBytes bound what a holding keeps. While it is
-	// full, its connection is not read.
-	maxKeptEvents = 8192
-	maxKeptBytes  = 64 << 20
-	// copyLimit is how long after the opening the copy of a delivered dispatch
-	// may still arrive. A later match is a new event.
-	copyLimit = 30 * time.Second
-)
+// copyLimit is how long after the opening the copy of a delivered dispatch may still
+// arrive, in a replay. A later match is a new event.
+const copyLimit = 5 * time.Minute
 
 // holding sits in front of a sink while another connection delivers the same
 // events. While it is muted, it drops events and lets only the session advance.
 // Unmuted, it keeps all events. When it is opened, it passes on the kept events
 // and all later ones, except for those that the other connection delivered.
 type holding struct {
-	out    sink
-	margin time.Duration    // timing.margin
-	now    func() time.Time // Config.Now
+	out  sink
+	room *room            // for what is kept; shared
+	now  func() time.Time // Config.Now
 
 	opened chan struct{} // closed once the kept events have been passed on
 
 	mu          sync.Mutex // guards the fields below
 	muted       bool
 	kept        []keptEvent
-	bytes       int                  // of the data of kept
-	space       chan struct{}        // closed and replaced when kept is emptied
-	delivered   map[event.Digest]int // how often the other connection delivered each
-	copiesUntil time.Time            // no copy of a delivered event arrives later
-	justOpened  bool                 // nothing was put since the opening
+	bytes       int       // of room, for kept
+	copies      *copies   // of what the other connection delivered; nil before the opening, and when none can come any more
+	copiesUntil time.Time // no copy of a delivered event arrives later
+	behind      bool      // see copies.take; used by whoever puts or opens, one at a time
 }
 
 type keptEvent struct {
@@ -44,21 +37,21 @@ type keptEvent struct {
 	event   *event.Event
 }
 
-func newHolding(out sink, margin time.Duration, now func() time.Time) *holding {
-	return &holding{out: out, margin: margin, now: now, space: make(chan struct{}), opened: make(chan struct{})}
+func newHolding(out sink, r *room, now func() time.Time) *holding {
+	return &holding{out: out, room: r, now: now, opened: make(chan struct{})}
 }
 
-// put implements sink. It waits while the holding is full.
+// put implements sink. It waits while there is no room.
 func (h *holding) put(ctx context.Context, session *event.Session, e *event.Event) error {
 	for {
-		space, kept := h.keep(session, e)
+		freed, kept := h.keep(session, e)
 		if kept {
 			return nil
 		}
 		if h.isOpen() {
 			return h.out.put(ctx, session, h.afterOpen(e))
 		}
-		if space == nil { // muted
+		if freed == nil { // muted
 			if session == nil {
 				return nil
 			}
@@ -66,27 +59,24 @@ func (h *holding) put(ctx context.Context, session *event.Session, e *event.Even
 		}
 		select {
 		case <-h.opened:
-		case <-space:
+		case <-freed:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// keep keeps an event, unless the holding is muted, full or open. If it is full
-// or open, space is closed when there is room; if it is muted, space is nil.
-func (h *holding) keep(session *event.Session, e *event.Event) (space <-chan struct{}, kept bool) {
+// keep keeps an event, unless the holding is muted or open, or there is no room. In the
+// last case, freed is closed when there is more; otherwise it is nil.
+func (h *holding) keep(session *event.Session, e *event.Event) (freed <-chan struct{}, kept bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.muted {
+	if h.muted || h.isOpen() {
 		return nil, false
 	}
-	size := 0
-	if e != nil { // nil: only the session advances
-		size = len(e.Data)
-	}
-	if h.isOpen() || len(h.kept) > 0 && (len(h.kept) >= maxKeptEvents || h.bytes+size > maxKeptBytes) {
-		return h.space, false
+	size, freed, ok := h.room.take(e, len(h.kept) == 0)
+	if !ok {
+		return freed, false
 	}
 	h.kept = append(h.kept, keptEvent{session, e})
 	h.bytes += size
@@ -119,56 +109,59 @@ func (h *holding) putSoon(ctx context.Context, limit time.Duration, notices ...*
 // stored implements sink.
 func (h *holding) stored(sessionID string) int64 { return h.out.stored(sessionID) }
 
-// open passes on the kept events, and from then on keeps none. delivered says
-// how often the other connection delivered each dispatch: that many copies are
-// left out.
-func (h *holding) open(ctx context.Context, delivered map[event.Digest]int) error {
+// open passes on the kept events, and from then on keeps none. It leaves out the
+// copies of what the other connection delivered.
+func (h *holding) open(ctx context.Context, c *copies) error {
 	h.mu.Lock()
-	h.delivered, h.copiesUntil, h.justOpened = delivered, h.now().Add(copyLimit), true
+	h.copies, h.copiesUntil = c, h.now().Add(copyLimit)
 	h.mu.Unlock()
 	for {
-		kept := h.take()
+		kept, bytes := h.takeKept(true)
 		if kept == nil {
 			return nil
 		}
-		for _, e := range kept {
-			if err := h.out.put(ctx, e.session, h.unlessDelivered(e.event)); err != nil {
-				return err
-			}
+		err := h.passOn(ctx, kept)
+		h.room.give(bytes)
+		if err != nil {
+			return err
 		}
 	}
 }
 
-// take empties the holding. If it was empty, it is open from now on, and take
-// returns nil.
-func (h *holding) take() []keptEvent {
+func (h *holding) passOn(ctx context.Context, kept []keptEvent) error {
+	for _, k := range kept {
+		if err := h.out.put(ctx, k.session, h.unlessDelivered(k.event)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// discard gives up what is kept: the connection that put it does not take over.
+func (h *holding) discard() {
+	_, bytes := h.takeKept(false)
+	h.room.give(bytes)
+}
+
+// takeKept empties the holding, whose events take so many bytes of room. If it was
+// empty, and opens, it is open from now on.
+func (h *holding) takeKept(opens bool) (kept []keptEvent, bytes int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	kept := h.kept
+	kept, bytes = h.kept, h.bytes
 	h.kept, h.bytes = nil, 0
-	if kept == nil {
+	if kept == nil && opens {
 		close(h.opened)
-		return nil
 	}
-	close(h.space)
-	h.space = make(chan struct{})
-	return kept
+	return kept, bytes
 }
 
-// afterOpen is unlessDelivered for an event that came after the opening. Until
-// copiesUntil, such an event may be a copy that was still on its way.
+// afterOpen is unlessDelivered for an event that came after the opening: it may be a
+// copy that was still on its way.
 func (h *holding) afterOpen(e *event.Event) *event.Event {
 	h.mu.Lock()
-	if h.delivered != nil && e != nil {
-		if h.justOpened {
-			h.justOpened = false
-			if t := e.ReceivedAt.Add(h.margin); t.Before(h.copiesUntil) {
-				h.copiesUntil = t
-			}
-		}
-		if e.ReceivedAt.After(h.copiesUntil) {
-			h.delivered = nil
-		}
+	if h.copies != nil && e != nil && (!e.Late && h.copies.over(e.ReceivedAt) || h.now().After(h.copiesUntil)) {
+		h.copies = nil
 	}
 	h.mu.Unlock()
 	return h.unlessDelivered(e)
@@ -178,18 +171,10 @@ func (h *holding) afterOpen(e *event.Event) *event.Event {
 // it: then only the session advances.
 func (h *holding) unlessDelivered(e *event.Event) *event.Event {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.delivered) == 0 || e == nil || e.Seq == 0 {
-		return e
+	c := h.copies
+	h.mu.Unlock()
+	if c != nil && e != nil && e.Seq != 0 && c.take(e, &h.behind) {
+		return nil
 	}
-	k := digestOf(e)
-	switch n := h.delivered[k]; n {
-	case 0:
-		return e
-	case 1:
-		delete(h.delivered, k)
-	default:
-		h.delivered[k] = n - 1
-	}
-	return nil
+	return e
 }

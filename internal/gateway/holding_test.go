@@ -14,8 +14,8 @@ func TestHolding(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	o := newOutlet(t, m)
-	h := newHolding(o, usualTiming.margin, time.Now)
-	var delivered overlap
+	h := newHolding(o, newRoom(maxHeldBack), time.Now)
+	delivered := overlap{margin: usualTiming.margin}
 	delivered.begin(time.Now())
 	put := func(e *event.Event) {
 		t.Helper()
@@ -36,7 +36,7 @@ func TestHolding(t *testing.T) {
 	// The other connection delivered X twice; a third X is a new event.
 	delivered.add(named("X", 50))
 	delivered.add(named("X", 51))
-	if err := h.open(t.Context(), delivered.counts()); err != nil {
+	if err := h.open(t.Context(), delivered.copies(time.Now())); err != nil {
 		t.Fatal(err)
 	}
 	put(named("X", 6))
@@ -50,43 +50,58 @@ func TestHolding(t *testing.T) {
 	}
 }
 
-// TestHoldingIsBounded: a full holding makes the reader wait until it is
-// opened or the connection ends.
-func TestHoldingIsBounded(t *testing.T) {
+// TestHoldingsAreBounded: all shards of a server share one room. When it is used up, a
+// reader waits until there is more, or the connection ends.
+func TestHoldingsAreBounded(t *testing.T) {
 	t.Parallel()
+	const n = 10
+	size := keptOverhead + len(named("X", 1).Data)
+	room := newRoom(2 * n * size)
 	m := newMemory()
-	h := newHolding(newOutlet(t, m), usualTiming.margin, time.Now)
-	for i := range maxKeptEvents {
-		if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
-			t.Fatal(err)
+	one, two := newHolding(newOutlet(t, m), room, time.Now), newHolding(newOutlet(t, newMemory()), room, time.Now)
+	for i := range n {
+		for _, h := range []*holding{one, two} {
+			if err := h.put(t.Context(), nil, named("X", int64(i+1))); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	if h.len() != maxKeptEvents {
-		t.Errorf("%d are held back, want %d", h.len(), maxKeptEvents)
-	}
 	var gate, both shard
-	gate.tenure.Store(&tenure{gate: h})
-	both.tenure.Store(&tenure{gate: h})
-	both.upgrade.Store(h)
+	gate.tenure.Store(&tenure{gate: one})
+	both.tenure.Store(&tenure{gate: two})
+	both.upgrade.Store(two)
 	g := &Gateway{shards: map[event.Shard]*shard{{ID: 0, Count: 3}: &gate, {ID: 1, Count: 3}: &both, {ID: 2, Count: 3}: {}}}
-	if n := g.heldBack(); n != 3*maxKeptEvents {
-		t.Errorf("the gauge shows %v, want %d", n, 3*maxKeptEvents)
+	if got := g.heldBack(); got != 3*n {
+		t.Errorf("the gauge shows %v, want %d", got, 3*n)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errDrain)
-	if err := h.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {
+	if err := one.put(ctx, nil, named("X", 1)); !errors.Is(err, errDrain) {
 		t.Fatalf("error %v, want %v", err, errDrain)
 	}
-	last := make(chan error)
-	go func() { last <- h.put(t.Context(), nil, named("LAST", 1)) }()
-	if err := h.open(t.Context(), nil); err != nil {
+	if used, waits := room.load(2 * n * size); used != 2*n*size || waits != 1 {
+		t.Errorf("%d bytes are in use after %d waits, want %d after 1", used, waits, 2*n*size)
+	}
+	// A holding without events gets what it needs.
+	three := newHolding(newOutlet(t, newMemory()), room, time.Now)
+	if err := three.put(t.Context(), nil, named("X", 1)); err != nil {
 		t.Fatal(err)
 	}
+	last := make(chan error)
+	go func() { last <- one.put(t.Context(), nil, named("LAST", 1)) }()
+	two.discard() // its connection does not take over
 	if err := <-last; err != nil {
 		t.Fatal(err)
 	}
-	if got := m.all(); len(got) != maxKeptEvents+1 || got[maxKeptEvents].Name != "LAST" {
+	three.discard()
+	if err := one.open(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.all(); len(got) != n+1 || got[n].Name != "LAST" {
 		t.Errorf("%d events", len(got))
+	}
+	if used, _ := room.load(2 * n * size); used != 0 {
+		t.Errorf("%d bytes are in use at the end", used)
 	}
 }
 
@@ -95,16 +110,18 @@ func TestHoldingIsBounded(t *testing.T) {
 // only the session, without an event.
 func TestHoldingOverHolding(t *testing.T) {
 	t.Parallel()
-	gate := newHolding(&outlet{}, time.Second, time.Now)
-	upgrade := newHolding(gate, time.Second, time.Now)
+	room := newRoom(maxHeldBack)
+	gate, upgrade := newHolding(&outlet{}, room, time.Now), newHolding(nil, room, time.Now)
+	upgrade.out = gate
 	e := &event.Event{Name: "MESSAGE_CREATE", Seq: 2, Data: []byte(`{"id":"1"}`), ReceivedAt: time.Now()}
 	if err := upgrade.put(t.Context(), &event.Session{ID: "x", Seq: 2}, e); err != nil {
 		t.Fatal(err)
 	}
-	if err := upgrade.open(t.Context(), map[event.Digest]int{digestOf(e): 1}); err != nil {
+	delivered := []event.Delivered{{Digest: digestOf(e), ReceivedAt: e.ReceivedAt}}
+	if err := upgrade.open(t.Context(), newCopies(delivered, e.ReceivedAt, e.ReceivedAt, time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	if kept := gate.take(); len(kept) != 1 || kept[0].event != nil || kept[0].session.Seq != 2 {
+	if kept, _ := gate.takeKept(false); len(kept) != 1 || kept[0].event != nil || kept[0].session.Seq != 2 {
 		t.Errorf("the set's holding kept %+v", kept)
 	}
 }

@@ -55,8 +55,10 @@ type link struct {
 	// stuckAt is the last sequence number before a message that could not be
 	// inflated; 0 for none.
 	stuckAt int64
-	loading loading
+	loading *loading
 	origins *origins
+	// late: the reader was held up, so what it reads may have waited for it.
+	late bool
 
 	live           chan struct{} // closed at READY or RESUMED
 	beatAsked      chan struct{} // holds a token when Discord asks for a heartbeat
@@ -83,7 +85,7 @@ func newLink(s *shard, out sink, session event.Session) *link {
 	l := &link{
 		shard: s, out: out, session: session, log: s.log, intents: session.Intents,
 		origins: newOrigins(nil),
-		loading: loading{done: make(chan struct{})}, live: make(chan struct{}), beatAsked: make(chan struct{}, 1),
+		loading: newLoading(), live: make(chan struct{}), beatAsked: make(chan struct{}, 1),
 	}
 	l.sessionID.Store(&session.ID)
 	l.sessionIntents.Store(int64(session.Intents))
@@ -122,6 +124,7 @@ func (l *link) run(parent context.Context) ending {
 		_, reason := closeText(context.Cause(ctx))
 		l.conn.Close(discord.CodeKeepSession, reason)
 	})
+	tasks.Go(func() { l.load(ctx) })
 	end(l.receive(ctx, end, &tasks))
 	tasks.Wait()
 	l.conn.Release()
@@ -204,9 +207,10 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 	}
 	patience := time.AfterFunc(limit, func() { end(errNoHello) })
 	defer patience.Stop()
-	for {
+	for waits := time.Now(); ; {
 		f, err := l.conn.Read()
 		now := time.Now()
+		l.late = l.late && now.Sub(waits) < caughtUp
 		l.busySince.Store(now.UnixNano())
 		switch {
 		case ctx.Err() != nil:
@@ -225,7 +229,34 @@ func (l *link) receive(ctx context.Context, end context.CancelCauseFunc, tasks *
 			return err
 		}
 		l.busySince.Store(0)
-		l.busy.Add(int64(time.Since(now)))
+		waits = time.Now()
+		l.busy.Add(int64(waits.Sub(now)))
+		l.late = l.late || waits.Sub(now) > heldUp
+	}
+}
+
+const (
+	// heldUp is how long a payload takes to be handled before those behind it count as
+	// late. Then they do until the reader has waited for one for caughtUp.
+	heldUp   = time.Second
+	caughtUp = time.Millisecond
+)
+
+// load waits until the session has its guilds, and says which are missing.
+func (l *link) load(ctx context.Context) {
+	select {
+	case <-l.live:
+	case <-ctx.Done():
+		return
+	}
+	t := l.shard.timing
+	patience := t.load
+	if event.Intents(l.sessionIntents.Load())&event.IntentGuilds == 0 {
+		patience = t.settle
+	}
+	if missing := l.loading.watch(ctx, patience, t.loadBound); len(missing) > 0 {
+		l.log.LogAttrs(ctx, slog.LevelWarn, "guilds of the session did not come, it counts as complete without them",
+			slog.Int("missing", len(missing)), slog.Any("guilds", missing[:min(len(missing), 10)]))
 	}
 }
 
@@ -517,7 +548,7 @@ func (l *link) putDispatch(ctx context.Context, f discord.Frame) error {
 	l.ending.progress = true
 	e := &event.Event{
 		ID:   event.DispatchID(s.turns.ApplicationID(), l.session.ID, s.id, f.Seq),
-		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: s.now(), Data: data,
+		Name: s.metrics.event(f.Name), Shard: s.id, Seq: f.Seq, ReceivedAt: s.now(), Late: l.late || !l.isLive(), Data: data,
 	}
 	event.FindIDs(e)
 	at := time.Now().Add(l.conn.Ahead()) // by Discord's clock

@@ -16,7 +16,7 @@ func newOutlet(t *testing.T, m *memory) *outlet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTenure(claims[0], dutyDeliver, 0, nil, nil).out
+	return newTenure(claims[0], dutyDeliver, newRoom(maxHeldBack), nil, nil).out
 }
 
 func named(name string, seq int64) *event.Event {

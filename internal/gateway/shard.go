@@ -35,9 +35,10 @@ type shard struct {
 	relay          *Relay           // stores the presence; nil for none
 	outgrown       func(int)        // reports that Discord does not accept this number of shards
 	now            func() time.Time // Config.Now
-	// deliveredBefore lists the dispatches that the previous set of shards
-	// delivered while this set received them too.
-	deliveredBefore func(context.Context) ([]event.Digest, error)
+	// deliveredBefore recognizes what the previous set of shards delivered while this
+	// set received it too.
+	deliveredBefore func(context.Context) (*copies, error)
+	room            *room // for what is held back
 	timing          timing
 	log             *slog.Logger
 	metrics         *metrics
@@ -92,6 +93,9 @@ func (s *shard) run(ctx context.Context, t *tenure) {
 	ended := s.keepConnected(ctx, t)
 	t.end(errDrain)
 	tasks.Wait()
+	if t.gate != nil {
+		t.gate.discard()
+	}
 	s.letGo(ctx, t, ended)
 	s.setStatus(func(st *ShardStatus) {
 		st.State, st.Problem = StateStandby, ""

@@ -29,8 +29,8 @@ type Store interface {
 	// Holders returns, for people, which instance owns each shard of a set.
 	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
 	// Delivered returns the dispatches that a set of shards passed on since a
-	// time and that a listener wants.
-	Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error)
+	// time and that a listener wants, in order.
+	Delivered(ctx context.Context, count int, since time.Time) ([]event.Delivered, error)
 }
 
 // Claim is the right to run one shard. One goroutine at a time uses it, except

@@ -25,6 +25,7 @@ type memory struct {
 	busy    bool          // appends wait
 	waiting int           // how many appends have waited
 	frozen  bool          // appends are not committed
+	reads   int           // calls of Delivered
 	change  chan struct{} // closed and replaced at every change
 }
 
@@ -175,6 +176,9 @@ func (m *peer) Replan(_ context.Context, _ event.Snowflake, from, to event.Plan)
 	if to.Phase == event.Holding {
 		to.OverlapAt = m.since
 	}
+	if to.Phase == event.Overlapping {
+		to.HeldAt = m.since
+	}
 	m.plan = to
 	m.changed()
 	return true, nil
@@ -272,10 +276,11 @@ func (m *peer) Holders(_ context.Context, _ event.Snowflake, count int) (map[int
 	return holders, nil
 }
 
-func (m *peer) Delivered(_ context.Context, count int, since time.Time) (delivered []event.Digest, err error) {
+func (m *peer) Delivered(_ context.Context, count int, since time.Time) (delivered []event.Delivered, err error) {
+	m.do(func() { m.reads++ })
 	for _, e := range m.all() {
 		if e.Shard.Count == count && e.Seq > 0 && !e.ReceivedAt.Before(since) {
-			delivered = append(delivered, digestOf(e))
+			delivered = append(delivered, event.Delivered{Digest: digestOf(e), ReceivedAt: e.ReceivedAt})
 		}
 	}
 	return delivered, nil

@@ -29,7 +29,7 @@ type tenure struct {
 	ending   bool // cancel was called
 }
 
-func newTenure(claim Claim, d duty, margin time.Duration, now func() time.Time, cancel context.CancelCauseFunc) *tenure {
+func newTenure(claim Claim, d duty, r *room, now func() time.Time, cancel context.CancelCauseFunc) *tenure {
 	t := &tenure{
 		claim: claim, out: &outlet{claim: claim, cursor: claim.Session()}, cancel: cancel,
 		leave: make(chan struct{}), changed: make(chan struct{}, 1), duty: d,
@@ -39,7 +39,7 @@ func newTenure(claim Claim, d duty, margin time.Duration, now func() time.Time, 
 	// by now it has nothing to wait for.
 	heldBack := claim.Stage() == event.StageReady || claim.Stage() == event.StageHolding
 	if heldBack || d == dutyWarm || d == dutyHold {
-		t.gate = newHolding(t.out, margin, now)
+		t.gate = newHolding(t.out, r, now)
 		t.gate.muted = claim.Stage() != event.StageHolding
 	}
 	if d == dutyLeave {

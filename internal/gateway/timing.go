@@ -36,11 +36,11 @@ type timing struct {
 	notice time.Duration
 	// release bounds the release of a claim.
 	release time.Duration
-	// load is how long a new session waits for its guilds before it takes over.
-	// Its events begin with the guilds, but a guild in an outage may never come.
-	// settle replaces load for a session without the GUILDS intent, which
-	// receives no guilds.
-	load, settle time.Duration
+	// load is how long a new session waits for its next guild before it takes over,
+	// and loadBound for all of them. Its events begin with the guilds, but a guild in
+	// an outage may never come. settle replaces load for a session without the GUILDS
+	// intent, which receives no guilds.
+	load, loadBound, settle time.Duration
 }
 
 var usualTiming = timing{
@@ -58,5 +58,6 @@ var usualTiming = timing{
 	notice:    time.Second,
 	release:   5 * time.Second,
 	load:      15 * time.Second,
+	loadBound: 2 * time.Minute,
 	settle:    5 * time.Second,
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -46,12 +47,16 @@ func KnownApplication(ctx context.Context, pool *pgxpool.Pool) (event.Snowflake,
 }
 
 func (j *Journal) readPlan(ctx context.Context, applicationID event.Snowflake) (p event.Plan, err error) {
-	var overlap *time.Time
-	err = j.pool.QueryRow(ctx, `SELECT version, current_count, next_count, previous_count, phase, now() - since, overlap_at
+	var overlap, held *time.Time
+	err = j.pool.QueryRow(ctx, `SELECT version, current_count, next_count, previous_count, phase, now() - since, overlap_at,
+			CASE WHEN held_at >= overlap_at THEN held_at END
 		FROM shard_plans WHERE application_id = $1`, int64(applicationID)).
-		Scan(&p.Version, &p.Current, &p.Next, &p.Previous, &p.Phase, &p.Age, &overlap)
+		Scan(&p.Version, &p.Current, &p.Next, &p.Previous, &p.Phase, &p.Age, &overlap, &held)
 	if overlap != nil {
 		p.OverlapAt = *overlap
+	}
+	if held != nil {
+		p.HeldAt = *held
 	}
 	return p, err
 }
@@ -63,7 +68,8 @@ func (j *Journal) Replan(ctx context.Context, applicationID event.Snowflake, fro
 	err := pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `UPDATE shard_plans SET version = version + 1, current_count = $3, next_count = $4,
 				previous_count = $5, phase = $6, since = now(),
-				overlap_at = CASE WHEN $6 = 'holding' THEN now() ELSE overlap_at END
+				overlap_at = CASE WHEN $6 = 'holding' THEN now() ELSE overlap_at END,
+				held_at = CASE WHEN $6 = 'overlapping' THEN now() ELSE held_at END
 			WHERE application_id = $1 AND version = $2`,
 			int64(applicationID), from.Version, to.Current, to.Next, to.Previous, to.Phase)
 		if err != nil || tag.RowsAffected() == 0 {
@@ -159,24 +165,37 @@ func (j *Journal) Holders(ctx context.Context, applicationID event.Snowflake, co
 	return holders, nil
 }
 
+// deliveredPage is how many rows Delivered reads at once.
+const deliveredPage = 10_000
+
 // Delivered lists the wanted dispatches that a set of shards received at or after
-// a time.
-func (j *Journal) Delivered(ctx context.Context, count int, since time.Time) ([]event.Digest, error) {
+// a time, in the order of their commits.
+func (j *Journal) Delivered(ctx context.Context, count int, since time.Time) ([]event.Delivered, error) {
+	var delivered []event.Delivered
 	// A batch's number contains the time of its commit: this bound uses the index.
-	rows, err := j.pool.Query(ctx, `SELECT name, decode(md5(data), 'hex') FROM events
-		WHERE batch_id >= $1 AND shard_count = $2 AND received_at >= $3 AND seq > 0`,
-		j.store.At(since.Add(-time.Minute)), count, since)
-	if err != nil {
-		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
+	after := event.Key{Batch: j.store.At(since.Add(-time.Minute)) - 1, Ordinal: math.MaxInt32}
+	for {
+		rows, err := j.pool.Query(ctx, `SELECT batch_id, ordinal, name, decode(md5(data), 'hex'), received_at FROM events
+			WHERE (batch_id, ordinal) > ($1, $2) AND shard_count = $3 AND received_at >= $4 AND seq > 0
+			ORDER BY batch_id, ordinal LIMIT $5`, after.Batch, after.Ordinal, count, since, deliveredPage)
+		if err != nil {
+			return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
+		}
+		before := len(delivered)
+		var (
+			d   event.Delivered
+			sum []byte
+		)
+		_, err = pgx.ForEachRow(rows, []any{&after.Batch, &after.Ordinal, &d.Name, &sum, &d.ReceivedAt}, func() error {
+			copy(d.Sum[:], sum)
+			delivered = append(delivered, d)
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
+		}
+		if len(delivered)-before < deliveredPage {
+			return delivered, nil
+		}
 	}
-	delivered, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d event.Digest, err error) {
-		var sum []byte
-		err = row.Scan(&d.Name, &sum)
-		copy(d.Sum[:], sum)
-		return d, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the events that the set of %d shards delivered: %w", count, err)
-	}
-	return delivered, nil
 }
