@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -276,6 +277,40 @@ func TestServerFrozenInACommit(t *testing.T) {
 		return seen[w.a] > 1 && seen[w.b] > 1 && seen[c] > 1, fmt.Sprint(seen)
 	})
 	w.settle()
+}
+
+// TestSlowDatabase checks that a server whose database answers after seconds keeps its
+// lease, its shards and its events.
+func TestSlowDatabase(t *testing.T) {
+	t.Parallel()
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
+	url := postgrestest.URL(t)
+	proxy, slow := behindProxy(t, url)
+	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", "DATABASE_URL="+slow), b: newNamed(t, discord, "b", "DATABASE_URL="+url), ledger: newLedger(t)}
+	w.a.start()
+	awaitShards(t, discord, manyShards)
+	w.ledger.callback(w.a, "MESSAGE_CREATE")
+	w.stop = load(t, discord, w.ledger, 20*time.Millisecond)
+	w.b.start()
+	w.awaitFair()
+	proxy.slow(1250 * time.Millisecond) // 2.5 s there and back
+	w.flow(int(20 * time.Second / (20 * time.Millisecond)))
+	for _, p := range []*process{w.a, w.b} {
+		if out := p.output(); strings.Contains(out, "heartbeat failed") || strings.Contains(out, "under a new number") || strings.Contains(out, "took over from a dead instance") {
+			t.Errorf("%s was harmed: %s", p.name, warnings(out))
+		}
+	}
+	seen := w.connected(w.a, w.b)
+	if seen[w.a] == 0 || seen[w.a]+seen[w.b] != manyShards {
+		t.Errorf("connected: %v", seen)
+	}
+	proxy.slow(0)
+	w.settle()
+}
+
+// warnings returns the lines of a server's output that are warnings.
+func warnings(out string) string {
+	return strings.Join(slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return !strings.Contains(line, `"WARN"`) }), "\n")
 }
 
 // TestServerJoinsAndLeaves checks that a server that joins takes its share, and that

@@ -108,7 +108,8 @@ func (f *fleet) report(ctx context.Context, err error) {
 // step reads the plan and the owners of the shards once, and acts on them. It
 // starts over whenever it has changed the plan.
 func (f *fleet) step(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the database took longer than 10 s"))
+	// A claim makes some ten statements, and a slow database may take seconds for each.
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("the database took longer than 30 s"))
 	defer cancel()
 	for again := true; again; {
 		plan, err := f.store.Plan(ctx, f.turns.ApplicationID(), wished(f.configured, f.recommended, 0, false))

@@ -23,6 +23,10 @@ import (
 // pause of some seconds (a full disk, a slow failover of the database).
 const defaultLease = 8 * time.Second
 
+// maxRenewals is how many renewals may be under way at a time: an answer may take longer
+// than the time from one renewal to the next.
+const maxRenewals = 2
+
 // renewAgain is the wait after a failed renewal. It is short, so that the instance
 // soon notices when the database is back.
 const renewAgain = 500 * time.Millisecond
@@ -190,8 +194,17 @@ func (i *Instance) Hold(ctx context.Context) (int64, error) {
 	}
 }
 
-// Run renews the lease until ctx ends.
+// Run renews the lease until ctx ends. It does not wait for an answer before it renews
+// again, on another connection: an answer that comes late is better than none.
 func (i *Instance) Run(ctx context.Context) error {
+	answers := make(chan answer, maxRenewals)
+	waiting := 0
+	defer func() {
+		for range waiting {
+			<-answers
+		}
+	}()
+	last := time.Now()
 	timer := time.NewTimer(i.ttl / 4)
 	defer timer.Stop()
 	for {
@@ -199,39 +212,75 @@ func (i *Instance) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+			if waiting == maxRenewals {
+				continue // the next answer starts the timer
+			}
+			waiting++
+			last = time.Now()
+			go func() { answers <- i.renew(ctx) }()
+			timer.Reset(i.ttl / 4)
+		case a := <-answers:
+			waiting--
+			err := i.take(ctx, a)
+			i.health.Set(err)
+			timer.Reset(max(0, i.ttl/4-time.Since(last)))
+			if err != nil && ctx.Err() == nil {
+				i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
+					slog.Bool("lease_held", i.lease.Load().valid(time.Now())))
+				timer.Reset(renewAgain)
+			}
 		}
-		wait := i.ttl / 4
-		err := i.beat(ctx)
-		i.health.Set(err)
-		if err != nil && ctx.Err() == nil {
-			i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
-				slog.Bool("lease_held", i.lease.Load().valid(time.Now())))
-			wait = renewAgain
-		}
-		timer.Reset(wait)
 	}
 }
 
-// beat renews the lease, or joins again if an heir has taken over.
-func (i *Instance) beat(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl/4, errors.New("the heartbeat took too long"))
+// answer is what the register answered to a renewal.
+type answer struct {
+	id              int64     // whose lease it is
+	sent            time.Time // by the monotonic clock
+	local, answered time.Time // when it was sent and answered, by the machine's clock
+	alive           bool
+	now             time.Time // by the database's clock
+	err             error
+}
+
+// renew renews the lease in the database. It is given up only when its answer would
+// come too late for the lease: a slow database answers each one late.
+func (i *Instance) renew(ctx context.Context) (a answer) {
+	ctx, cancel := context.WithTimeoutCause(ctx, i.ttl*3/4, errors.New("the heartbeat took too long"))
 	defer cancel()
-	before, sent, local := i.lease.Load(), time.Now(), i.clock.local()
-	alive, now, err := i.register.renew(ctx, before.id)
+	a = answer{id: i.ID(), sent: time.Now(), local: i.clock.local()}
+	a.alive, a.now, a.err = i.register.renew(ctx, a.id)
+	a.answered = i.clock.local()
+	return a
+}
+
+// beat renews the lease once, and takes the answer.
+func (i *Instance) beat(ctx context.Context) error { return i.take(ctx, i.renew(ctx)) }
+
+// take takes an answer into account, and joins again if an heir has taken over.
+func (i *Instance) take(ctx context.Context, a answer) error {
+	before := i.lease.Load()
 	var after *lease
 	switch {
-	case err != nil:
+	case a.id != before.id:
+		return nil // of a number that is dead
+	case a.err != nil:
 		i.lease.Store(before.failed())
-		return err
-	case alive:
-		i.clock.learn(reading{local, i.clock.local(), now})
-		after = before.renewed(sent, time.Now(), now, i.ttl)
+		return a.err
+	case a.alive:
+		i.clock.learn(reading{a.local, a.answered, a.now})
+		after = before.renewed(a.sent, time.Now(), a.now, i.ttl)
+		if after.until.Before(before.until) {
+			return nil // a later renewal was answered before
+		}
 	default:
+		ctx, cancel := context.WithTimeoutCause(ctx, i.ttl, errors.New("joining again took too long"))
+		defer cancel()
 		// The renewal has told no time, and the machine may have been suspended.
 		if err := i.readClock(ctx); err != nil {
 			return err
 		}
-		sent = time.Now()
+		sent := time.Now()
 		m, err := i.register.join(ctx, false)
 		if err != nil {
 			return err
@@ -312,8 +361,9 @@ func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err e
 }
 
 func (r *instances) renew(ctx context.Context, id int64) (alive bool, now time.Time, err error) {
-	err = r.pool.QueryRow(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND name = $3 AND heir IS NULL
-		RETURNING clock_timestamp()`, id, r.ttl, r.home.Name).Scan(&now)
+	// Not prepared: on a new connection, that would take another round trip.
+	err = r.pool.QueryRow(ctx, `UPDATE instances SET lease_until = now() + $2 WHERE id = $1 AND name = $3::text::uuid AND heir IS NULL
+		RETURNING clock_timestamp()`, pgx.QueryExecModeExec, id, r.ttl, r.home.Name.String()).Scan(&now)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, now, nil

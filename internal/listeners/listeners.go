@@ -41,7 +41,7 @@ type Config struct {
 type Listeners struct {
 	cfg   Config
 	pool  postgres.DB
-	conn  *pgx.ConnConfig // of the connection that hears of changes
+	main  *pgxpool.Pool // the connection that hears of changes is beside it
 	log   *slog.Logger
 	table *table
 	stale chan struct{} // holds a token when the table may be out of date
@@ -52,7 +52,7 @@ type Listeners struct {
 // not sealed with it yet. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
 	s := &Listeners{
-		cfg: cfg, pool: postgres.On(pool), conn: pool.Config().ConnConfig, log: log,
+		cfg: cfg, pool: postgres.On(pool), main: pool, log: log,
 		table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery,
 	}
 	if err := s.sealStored(ctx); err != nil {
@@ -188,7 +188,7 @@ func (s *Listeners) listen(ctx context.Context) {
 }
 
 func (s *Listeners) listenOnce(ctx context.Context) error {
-	conn, err := pgx.ConnectConfig(ctx, s.conn)
+	conn, err := postgres.Connect(ctx, s.main)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-retry"
 
@@ -25,17 +24,22 @@ const connectTimeout = 60 * time.Second
 
 // session is what every connection sets.
 //
-// A transaction waits at most 3 s for its client: a process that is stopped must not
-// hold its locks for longer. This bound does not apply in the middle of a COPY or of
-// statements that were sent together.
+// A transaction waits at most 6 s for its client: a process that is stopped must not
+// hold its locks for longer. A slow network or pooler may need seconds for the way to the
+// client and back. This bound does not apply in the middle of a COPY or of statements that
+// were sent together.
 //
-// A statement waits at most 4 s for a lock: nothing that another process does, or
-// fails to do, may stop this one. That is longer than the 3 s, so that a statement
+// A statement waits at most 7 s for a lock: nothing that another process does, or
+// fails to do, may stop this one. That is longer than the 6 s, so that a statement
 // outwaits a transaction whose client is stopped.
 //
 // PostgreSQL notices within some 15 s that a machine died without a word.
-const session = `SET idle_in_transaction_session_timeout = 3000; SET lock_timeout = 4000;
-	SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3`
+//
+// PostgreSQL's default compression takes ten times as long for payloads of many
+// kilobytes as lz4, without which a server may have been built.
+const session = `SET idle_in_transaction_session_timeout = 6000; SET lock_timeout = 7000;
+	SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
+	SELECT set_config(name, 'lz4', false) FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)`
 
 // process tells the connections of this process from those of every other one.
 var process = uuid.NewString()
@@ -93,8 +97,26 @@ func totalOf(url secret.Value) (int32, error) {
 	return cfg.MaxConns, nil
 }
 
+// Connect opens a connection beside a pool, with the settings of the pool's. The caller
+// closes it.
+func Connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
+	if err != nil {
+		return nil, err
+	}
+	if err := setSession(ctx, conn); err != nil {
+		return nil, errors.Join(err, conn.Close(ctx))
+	}
+	return conn, nil
+}
+
+func setSession(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, session)
+	return err
+}
+
 // newPool makes a pool of at most so many connections. It does not wait for one. dial
-// bounds a connect; 0 leaves it as it is.
+// bounds a connect of a pool for the heartbeat; 0 is for any other pool.
 func newPool(ctx context.Context, url secret.Value, most int32, dial time.Duration) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
@@ -108,21 +130,14 @@ func newPool(ctx context.Context, url secret.Value, most int32, dial time.Durati
 	}
 	if dial > 0 {
 		cfg.ConnConfig.ConnectTimeout = min(cfg.ConnConfig.ConnectTimeout, dial)
+		// All are open before they are needed: to connect takes several round trips.
+		cfg.MinConns = most
+		// A ping would double the time of a renewal. One that fails is soon repeated.
+		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	}
 	// Not parameters of the connection: poolers refuse parameters that they
 	// don't know.
-	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, session); err != nil {
-			return err
-		}
-		// PostgreSQL's default compression takes ten times as long for payloads of
-		// many kilobytes. A server that was built without lz4 keeps that default.
-		_, err := conn.Exec(ctx, `SET default_toast_compression = 'lz4'`)
-		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
-			return nil
-		}
-		return err
-	}
+	cfg.AfterConnect = setSession
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)

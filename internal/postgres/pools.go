@@ -27,11 +27,12 @@ type Pools struct {
 }
 
 const (
-	// usualDial bounds a connect, if the URL does not.
-	usualDial = 5 * time.Second
-	// heartbeatDial bounds a connect of the heartbeat, whatever the URL says: another
-	// try is worth more than a longer wait.
-	heartbeatDial = 2 * time.Second
+	// usualDial bounds a connect, if the URL does not. With TLS and a password, a
+	// connect takes seven round trips.
+	usualDial = 20 * time.Second
+	// heartbeatDial bounds a connect of the heartbeat, whatever the URL says: after some
+	// time, another try is worth more than a longer wait.
+	heartbeatDial = 8 * time.Second
 )
 
 // OpenPools makes the pools. It does not wait for the database. The caller closes

@@ -75,7 +75,7 @@ func TestPoolsSetTheSameSession(t *testing.T) {
 		defer one.Close()
 		for _, pool := range append(pools.named(), namedPool{one, "shared"}) {
 			for setting, want := range map[string]string{
-				"application_name": want, "lock_timeout": "4s", "idle_in_transaction_session_timeout": "3s",
+				"application_name": want, "lock_timeout": "7s", "idle_in_transaction_session_timeout": "6s",
 			} {
 				var got string
 				if err := pool.QueryRow(t.Context(), `SELECT current_setting($1)`, setting).Scan(&got); err != nil {
