@@ -45,11 +45,13 @@ func (c *clock) Now() time.Time {
 	}
 }
 
-// learn takes a reading of the database's clock into account.
-func (c *clock) learn(r reading) {
+// learn takes a reading of the database's clock into account. It reports whether that
+// clock, or this machine's, was set since the last one.
+func (c *clock) learn(r reading) (set bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.est = c.est.after(r)
+	c.est, set = c.est.after(r)
+	return set
 }
 
 // reading is what the database's clock showed at some moment between a request and its
@@ -66,22 +68,23 @@ const drift = 500
 
 // after returns the estimate after one more reading. A quick answer tells more than a
 // slow one, so what the earlier ones told counts on, less and less as time passes.
-func (e estimate) after(r reading) estimate {
+// set reports whether a clock was set since then, or the machine slept.
+func (e estimate) after(r reading) (next estimate, set bool) {
 	fresh := estimate{at: r.answered, low: r.shown, high: r.shown.Add(r.answered.Sub(r.sent))}
 	if e.at.IsZero() {
-		return fresh
+		return fresh, false
 	}
 	passed := r.answered.Sub(e.at)
 	slack := passed / 1e6 * drift
 	low, high := e.low.Add(passed-slack), e.high.Add(passed+slack)
 	switch {
 	case low.After(fresh.high) || high.Before(fresh.low):
-		return fresh // one of the clocks was set, or the machine slept
+		return fresh, true
 	case fresh.low.After(low):
 		low = fresh.low
 	}
 	if fresh.high.Before(high) {
 		high = fresh.high
 	}
-	return estimate{at: r.answered, low: low, high: high}
+	return estimate{at: r.answered, low: low, high: high}, false
 }

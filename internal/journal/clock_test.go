@@ -41,7 +41,7 @@ func TestEstimateHoldsTheDatabasesTime(t *testing.T) {
 	} {
 		var e estimate
 		for _, a := range tt.answers {
-			e = e.after(reading{here.Add(a.sent), here.Add(a.answered), here.Add(a.shown)})
+			e, _ = e.after(reading{here.Add(a.sent), here.Add(a.answered), here.Add(a.shown)})
 		}
 		if low, high := e.low.Sub(here), e.high.Sub(here); low != tt.low || high != tt.high {
 			t.Errorf("%s: from %v to %v, want %v to %v", tt.name, low, high, tt.low, tt.high)
@@ -236,6 +236,63 @@ func TestClockAheadDoesNotRunBatchNumbersAhead(t *testing.T) {
 			t.Errorf("a clock that is wrong by %v: the batch is of %v, committed between %v and %v", offset, at, before, after)
 		}
 		j.stop()
+	}
+}
+
+// After the database's clock was set back, a lease that was renewed before is further
+// ahead than any can be: its owner is dead. But nobody judges before two renewals have
+// shown what time it is now, so the living have renewed theirs.
+func TestDatabaseClockSetBack(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	dead := open(t, pool, join(t, pool, uuid.New()), Config{})
+	b, _ := openHeir(t, pool)
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = lease_until + interval '1 day' WHERE id = $1`, dead.instance.ID()); err != nil {
+		t.Fatal(err)
+	}
+	heirs := func() int {
+		t.Helper()
+		if err := b.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return 1 - count(t, pool, `SELECT count(*) FROM instances WHERE id = $1`, dead.instance.ID())
+	}
+	// It was renewed an hour ahead.
+	l := *b.instance.lease.Load()
+	l.judgesSince, l.judgesUntil = l.judgesSince.Add(10*time.Hour), l.judgesUntil.Add(10*time.Hour)
+	b.instance.lease.Store(&l)
+	if heirs() != 0 {
+		t.Error("an instance judged by a time that had not come yet")
+	}
+	b.instance.clock.learn(reading{time.Now(), time.Now(), time.Now().Add(10 * time.Hour)})
+	for range 2 {
+		if err := b.instance.beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if heirs() != 0 {
+			t.Error("an instance judged before two renewals in a row after the clock was set")
+		}
+	}
+	for range 2 {
+		if err := b.instance.beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if heirs() != 1 {
+		t.Error("a dead instance was not taken over")
+	}
+	// A namesake's lease of that kind keeps nobody from starting.
+	home := Home{Name: uuid.New(), Directory: "/one"}
+	other, err := Join(t.Context(), pool, home, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = lease_until + interval '1 day' WHERE id = $1`, other.ID()); err != nil {
+		t.Fatal(err)
+	}
+	home.Directory = "/two"
+	if _, err := Join(t.Context(), pool, home, 0, slog.New(slog.DiscardHandler)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -268,8 +268,8 @@ func (i *Instance) take(ctx context.Context, a answer) error {
 		i.lease.Store(before.failed())
 		return a.err
 	case a.alive:
-		i.clock.learn(reading{a.local, a.answered, a.now})
-		after = before.renewed(a.sent, time.Now(), a.now, i.ttl)
+		set := i.clock.learn(reading{a.local, a.answered, a.now})
+		after = before.renewed(a.sent, time.Now(), a.now, set, i.ttl)
 		if after.until.Before(before.until) {
 			return nil // a later renewal was answered before
 		}
@@ -336,9 +336,9 @@ func (r *instances) tryJoin(ctx context.Context, starting bool) (m member, err e
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		var e NamesakeError
 		err := tx.QueryRow(ctx, `SELECT id, hostname, directory, lease_until FROM instances
-			WHERE name = $1 AND heir IS NULL AND lease_until > now()
+			WHERE name = $1 AND heir IS NULL AND lease_until > now() AND lease_until < now() + 2 * $6::interval
 				AND NOT ($2 AND (hostname, boot_id, directory) = ($3, $4, $5))`,
-			r.home.Name, starting, r.hostname, r.bootID, r.home.Directory).Scan(&e.id, &e.Host, &e.Directory, &e.until)
+			r.home.Name, starting, r.hostname, r.bootID, r.home.Directory, r.ttl).Scan(&e.id, &e.Host, &e.Directory, &e.until)
 		if err == nil {
 			return &e
 		}

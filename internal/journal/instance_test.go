@@ -178,11 +178,11 @@ func TestInstanceWithoutHeirKeepsItsNumber(t *testing.T) {
 		if d := time.Since(back); d > time.Second {
 			t.Errorf("the database was back for %v before it was noticed", d)
 		}
-		if !i.lease.Load().judgesUntil(testTTL).IsZero() {
+		if until := i.lease.Load().judgesUntil; !until.IsZero() {
 			t.Error("it judges others just after the outage")
 		}
 		time.Sleep(testTTL)
-		if !time.Now().Before(i.lease.Load().judgesUntil(testTTL)) {
+		if until := i.lease.Load().judgesUntil; !time.Now().Before(until) {
 			t.Error("it never judges others again")
 		}
 	})
@@ -232,8 +232,8 @@ func TestSlowAnswersKeepTheLease(t *testing.T) {
 					t.Fatalf("with answers that take %v, the lease ran out", delay)
 				}
 			}
-			if i.Err() != nil || i.lease.Load().judgesUntil(testTTL).IsZero() {
-				t.Errorf("with answers that take %v: %v; it judges until %v", delay, i.Err(), i.lease.Load().judgesUntil(testTTL))
+			if until := i.lease.Load().judgesUntil; i.Err() != nil || until.IsZero() {
+				t.Errorf("with answers that take %v: %v; it judges until %v", delay, i.Err(), until)
 			}
 		})
 	}
@@ -262,7 +262,7 @@ func TestWhoJudges(t *testing.T) {
 	database := start.Add(time.Hour) // its clock is another one
 	for name, c := range map[string]struct {
 		// steps are renewals, 2 s apart: r in time, f failed, l after the lease ran out,
-		// s sent in time, with an answer that came late.
+		// s sent in time, with an answer that came late, c in time after a clock was set.
 		steps  string
 		judges bool
 	}{
@@ -281,6 +281,9 @@ func TestWhoJudges(t *testing.T) {
 		"the answer was late":                {"rrrs", false},
 		"failed, then ran out":               {"rrfflr", false},
 		"on and off":                         {"rfrfrrfrr", false},
+		"a clock was set":                    {"rrrrc", false},
+		"two since, one regains":             {"rrrrcrr", false},
+		"two after the one that regains it":  {"rrrrcrrr", true},
 	} {
 		l, at := newLease(member{id: 1}, start, testTTL), time.Duration(0)
 		for _, step := range c.steps {
@@ -298,9 +301,9 @@ func TestWhoJudges(t *testing.T) {
 			if step == 's' {
 				answered = sent.Add(testTTL)
 			}
-			l = l.renewed(sent, answered, database.Add(at), testTTL)
+			l = l.renewed(sent, answered, database.Add(at), step == 'c', testTTL)
 		}
-		until := l.judgesUntil(testTTL)
+		until := l.judgesUntil
 		if want := database.Add(at + testTTL/2); c.judges && !until.Equal(want) || !c.judges && !until.IsZero() {
 			t.Errorf("%s: judges until %v", name, until)
 		}

@@ -107,7 +107,7 @@ func join(t *testing.T, pool *pgxpool.Pool, name uuid.UUID) *Instance {
 // judging lets an instance judge others, as after two renewals, for the time of a test.
 func judging(i *Instance) *Instance {
 	l := *i.lease.Load()
-	l.inTime, l.renewedAt = 2, time.Now().Add(time.Hour)
+	l.inTime, l.judgesSince, l.judgesUntil = 2, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	i.lease.Store(&l)
 	return i
 }

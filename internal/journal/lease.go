@@ -15,8 +15,14 @@ type lease struct {
 	// inTime is how many renewals in a row have succeeded before the lease ran out,
 	// since it was obtained, or regained after a renewal that failed or was late.
 	inTime int
-	// renewedAt is when it was last renewed, by the database's clock.
-	renewedAt time.Time
+	// Between judgesSince and judgesUntil, by the database's clock, this instance may
+	// declare others dead because their leases ran out; zero times are never. An outage of
+	// the database makes the leases of all run out, or most of them, and the first to be
+	// back must not judge those that are about to be back. So an instance judges after two
+	// renewals in a row without any trouble. A judgment that was on its way for longer
+	// than half a lease comes too late: there may have been an outage meanwhile. One that
+	// comes before the renewal comes after the database's clock was set back.
+	judgesSince, judgesUntil time.Time
 	// replaced is closed when a newer lease has replaced this one.
 	replaced chan struct{}
 }
@@ -26,11 +32,18 @@ func (l *lease) valid(now time.Time) bool {
 }
 
 // renewed returns the lease after a renewal that was sent and answered at these
-// times, and made at another by the database's clock.
-func (l *lease) renewed(sent, answered, at time.Time, ttl time.Duration) *lease {
+// times, and made at another by the database's clock. set means that a clock was set
+// since the one before: the leases of others are wrong until they have renewed them.
+func (l *lease) renewed(sent, answered, at time.Time, set bool, ttl time.Duration) *lease {
 	next := newLease(l.member, sent, ttl)
-	if next.renewedAt = at; l.valid(answered) {
+	switch {
+	case set:
+		next.inTime = -1
+	case l.valid(answered):
 		next.inTime = l.inTime + 1
+	}
+	if next.inTime >= 2 {
+		next.judgesSince, next.judgesUntil = at, at.Add(ttl/2)
 	}
 	return next
 }
@@ -39,20 +52,8 @@ func (l *lease) renewed(sent, answered, at time.Time, ttl time.Duration) *lease 
 func (l *lease) failed() *lease {
 	next := *l
 	next.inTime = -1 // the next renewal regains it
+	next.judgesSince, next.judgesUntil = time.Time{}, time.Time{}
 	return &next
-}
-
-// judgesUntil returns until when, by the database's clock, this instance may declare
-// others dead because their leases ran out; the zero time is never. An outage of the
-// database makes the leases of all run out, or most of them, and the first to be back
-// must not judge those that are about to be back. So an instance judges after two
-// renewals in a row without any trouble. A judgment that was on its way
-// for longer than half a lease comes too late: there may have been an outage meanwhile.
-func (l *lease) judgesUntil(ttl time.Duration) time.Time {
-	if l.inTime < 2 {
-		return time.Time{}
-	}
-	return l.renewedAt.Add(ttl / 2)
 }
 
 func newLease(m member, sent time.Time, ttl time.Duration) *lease {

@@ -96,7 +96,7 @@ type estate struct {
 func (j *Journal) inherit(ctx context.Context, me int64) ([]int64, error) {
 	// An instance that was itself cut off inherits only from instances that have
 	// left: the others may have been cut off with it.
-	judges := j.instance.lease.Load().judgesUntil(j.instance.ttl)
+	l := j.instance.lease.Load()
 	for {
 		// A locked row is being renewed or inherited: the next round sees the
 		// outcome. FOR UPDATE, because it excludes whileAlive and an ordinary
@@ -104,10 +104,13 @@ func (j *Journal) inherit(ctx context.Context, me int64) ([]int64, error) {
 		tag, err := j.pool.Exec(ctx, `WITH dead AS (
 				SELECT id FROM instances i
 				WHERE id <> $1 AND EXISTS (SELECT FROM instances WHERE id = $1 AND heir IS NULL)
-					AND CASE WHEN heir IS NULL THEN lease_until <= CASE WHEN now() < $2 THEN now() ELSE 'epoch'::timestamptz END
+					AND CASE WHEN heir IS NULL AND now() BETWEEN $2 AND $3
+							-- Further ahead is one that was renewed before the clock was set back.
+							THEN lease_until NOT BETWEEN now() AND now() + 2 * $4::interval
+						WHEN heir IS NULL THEN lease_until = 'epoch'
 						ELSE heir <> $1 AND NOT EXISTS (SELECT FROM instances h WHERE h.id = i.heir AND h.heir IS NULL) END
 				FOR UPDATE SKIP LOCKED
-			) UPDATE instances i SET heir = $1 FROM dead WHERE i.id = dead.id`, me, judges)
+			) UPDATE instances i SET heir = $1 FROM dead WHERE i.id = dead.id`, me, l.judgesSince, l.judgesUntil, j.instance.ttl)
 		if err != nil {
 			return nil, err
 		}

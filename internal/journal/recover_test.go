@@ -280,7 +280,7 @@ func TestLateJudgmentIsVoid(t *testing.T) {
 	unsettled(t, a, a.claim(t, shard0), 1)
 	b, h := openHeir(t, pool)
 	l := *b.instance.lease.Load()
-	if err := pool.QueryRow(t.Context(), `SELECT now() - interval '1 ms' - $1::interval`, b.instance.ttl/2).Scan(&l.renewedAt); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT now() - interval '1 ms'`).Scan(&l.judgesUntil); err != nil {
 		t.Fatal(err)
 	}
 	b.instance.lease.Store(&l)

@@ -42,14 +42,15 @@ func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
 
 // Learn implements Slots. Until the reset, the number only falls, because
 // Discord's answer may not yet include a start that another instance is making.
-// If no instance made one for a minute, Discord's number is taken as it is.
+// If no instance made one for a minute, Discord's number is taken as it is. One that was
+// made in the future was made before the database's clock was set back.
 func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
 	resetAfter += resetMargin
 	return b.insist(ctx, func(ctx context.Context) error {
 		_, err := b.pool.Exec(ctx, `INSERT INTO session_starts AS s (application_id, total, remaining, reset_at)
 			VALUES ($1, $2, $3, now() + $4)
 			ON CONFLICT (application_id) DO UPDATE SET total = $2, reset_at = now() + $4,
-				remaining = CASE WHEN s.reset_at <= now() OR s.spent_at < now() - interval '1 minute' THEN $3
+				remaining = CASE WHEN s.reset_at <= now() OR s.spent_at NOT BETWEEN now() - interval '1 minute' AND now() THEN $3
 					ELSE least(s.remaining, $3) END`,
 			int64(applicationID), total, remaining, resetAfter)
 		return err
@@ -83,6 +84,12 @@ func (b *Buckets) Take(ctx context.Context, applicationID event.Snowflake, bucke
 			ON CONFLICT (application_id, bucket) DO UPDATE SET next_at = clock_timestamp() + $3
 			WHERE b.next_at <= clock_timestamp()`, int64(applicationID), bucket, b.Slot)
 		if err != nil || tag.RowsAffected() == 1 {
+			return err
+		}
+		// A slot that is further away than slots are long was taken before the
+		// database's clock was set back. Nobody knows how long ago that was.
+		if _, err := b.pool.Exec(ctx, `UPDATE identify_buckets SET next_at = clock_timestamp() + $3
+			WHERE application_id = $1 AND bucket = $2 AND next_at > clock_timestamp() + 2 * $3::interval`, int64(applicationID), bucket, b.Slot); err != nil {
 			return err
 		}
 		err = b.pool.QueryRow(ctx, `SELECT next_at - clock_timestamp() FROM identify_buckets

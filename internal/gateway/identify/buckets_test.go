@@ -96,6 +96,38 @@ func TestBucketsTake(t *testing.T) {
 	}
 }
 
+// TestBucketsAfterTheClockWasSetBack: a slot that was taken in what is the future now
+// holds up no IDENTIFY for longer than a slot, and Discord's number of starts counts.
+func TestBucketsAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := NewBuckets(pool, quiet)
+	if wait, err := b.Take(t.Context(), 7, 0, ClassLost); err != nil || wait != 0 {
+		t.Fatal(wait, err)
+	}
+	if err := b.Learn(t.Context(), 7, 100, 5, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Spend(t.Context(), 7, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE identify_buckets SET next_at = next_at + interval '1 hour'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE session_starts SET spent_at = spent_at + interval '1 hour', reset_at = reset_at + interval '1 hour'`); err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := b.Take(t.Context(), 7, 0, ClassLost); err != nil || wait <= 0 || wait > SlotLength+time.Millisecond {
+		t.Errorf("waits %v (%v), want at most a slot", wait, err)
+	}
+	if err := b.Learn(t.Context(), 7, 100, 50, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := b.Spend(t.Context(), 7, 48); err != nil || wait != 0 {
+		t.Errorf("a start waits %v (%v) although Discord has 50 left", wait, err)
+	}
+}
+
 // TestBudget: whatever the number of instances, they start no more sessions
 // than Discord allows, less those that are kept back.
 func TestBudget(t *testing.T) {
