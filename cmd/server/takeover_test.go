@@ -279,6 +279,28 @@ func TestServerFrozenInACommit(t *testing.T) {
 	w.settle()
 }
 
+// TestServerCutOffFromTheDatabase checks that a server that can't reach the database
+// leaves its sessions before another one resumes them: Discord forbids two connections on
+// one session.
+func TestServerCutOffFromTheDatabase(t *testing.T) {
+	t.Parallel()
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
+	url := postgrestest.URL(t)
+	proxy, alone := behindProxy(t, url)
+	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", "DATABASE_URL="+alone), b: newNamed(t, discord, "b", "DATABASE_URL="+url), ledger: newLedger(t)}
+	w.a.start()
+	awaitShards(t, discord, manyShards)
+	w.ledger.callback(w.a, "MESSAGE_CREATE")
+	w.stop = load(t, discord, w.ledger, 20*time.Millisecond)
+	w.b.start()
+	w.awaitFair()
+	proxy.stall(true)
+	w.awaitAll(w.b)
+	proxy.stall(false)
+	w.awaitFair()
+	w.settle()
+}
+
 // TestSlowDatabase checks that a server whose database answers after seconds keeps its
 // lease, its shards and its events.
 func TestSlowDatabase(t *testing.T) {

@@ -17,6 +17,8 @@ type CloseCode int
 const (
 	// CodeInvalidShard: Discord does not accept this number of shards.
 	CodeInvalidShard CloseCode = 4010
+	// CodeSessionTaken: among others, another connection has resumed the session.
+	CodeSessionTaken CloseCode = 4006
 	// CodeShardingRequired: the shard has more guilds than Discord allows.
 	CodeShardingRequired CloseCode = 4011
 	// CodeInvalidIntents: Discord does not know one of the intents.
@@ -79,10 +81,10 @@ var closeCodes = map[CloseCode]closeCode{
 	},
 	4005: {CourseIdentify, "already authenticated", ""},
 	// Not documented. Seen where two connections used one session.
-	4006: {CourseIdentify, "session no longer valid", ""},
-	4007: {CourseIdentify, "invalid sequence number", ""},
-	4008: {CourseResume, "rate limited", ""},
-	4009: {CourseIdentify, "session timed out", ""},
+	CodeSessionTaken: {CourseIdentify, "session no longer valid", ""},
+	4007:             {CourseIdentify, "invalid sequence number", ""},
+	4008:             {CourseResume, "rate limited", ""},
+	4009:             {CourseIdentify, "session timed out", ""},
 	CodeInvalidShard: {
 		CourseStop, "invalid shard",
 		"Discord does not accept this shard: set GATEHOOK_SHARDS to auto, or to a multiple of the total that Discord assigned to this bot",

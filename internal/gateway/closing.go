@@ -25,9 +25,11 @@ var (
 	// connection fetches the remaining events, and ends with errReplaced.
 	errLeaving  = errors.New("another session takes over")
 	errReplaced = errors.New("another session took over")
-	errShared   = errors.New("another server gets its share of the shards")
-	errRestart  = errors.New("an API client asked for a restart of the shard")
-	errDrain    = errors.New("this server is shutting down")
+	// errLapsed: the lease is about to run out, and cannot be renewed.
+	errLapsed  = errors.New("this server cannot renew its lease: another one may resume the session")
+	errShared  = errors.New("another server gets its share of the shards")
+	errRestart = errors.New("an API client asked for a restart of the shard")
+	errDrain   = errors.New("this server is shutting down")
 	// errUnanswered: heartbeats are acknowledged, but nothing else comes.
 	errUnanswered = errors.New("no answer to a RESUME came")
 )
@@ -48,6 +50,7 @@ var localCauses = []struct {
 	{errClaimLost, "lease_lost"},
 	{errLeaving, "leaving"},
 	{errReplaced, "replaced"},
+	{errLapsed, "lapsed"},
 	{errShared, "shared"},
 	{errRestart, "restart"},
 	{errDrain, "shutdown"},

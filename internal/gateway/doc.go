@@ -24,6 +24,7 @@
 //
 //	Gateway.Run                     gateway.go   until the drain
 //	  Gateway.discover                           asks Discord who the bot is
+//	  go lapse.watch                lapse.go     leaves the sessions at the end of the lease
 //	  fleet.run                     fleet.go     every second, and when intents change:
 //	    fleet.step
 //	      Store.Plan                             how many shards there are
@@ -137,6 +138,7 @@
 //	dutyOf      plan.go      what the shards of a set do under the plan
 //	stageOf     handover.go  the stage of a shard of the next set
 //	decide      closing.go   resume, identify or stop after a connection
+//	isAway      lapse.go     whether to leave the sessions, without a lease
 //	pace.wait   pace.go      how long to wait before the next connection
 //	pulse.beat  heart.go     whether a connection is dead
 //	judge       advise.go    whether an event can come with some intents

@@ -33,6 +33,7 @@ type fleet struct {
 	dials *semaphore.Weighted
 	// silent are the resume URLs that do not answer.
 	silent *silentURLs
+	lapse  *lapse
 	// tenures is the parent context of all tenures; it ends with the drain.
 	tenures    context.Context
 	running    sync.WaitGroup
@@ -53,7 +54,7 @@ type fleet struct {
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
 	return &fleet{
-		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), silent: &silentURLs{at: make(map[string]time.Time)}, tenures: tenures,
+		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), silent: &silentURLs{at: make(map[string]time.Time)}, lapse: newLapse(g.store.Lease), tenures: tenures,
 		configured: g.cfg.Shards.Count, recommended: recommended, reconsider: make(chan struct{}, 1),
 	}
 }
@@ -257,6 +258,7 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 	if err != nil {
 		return sv, err
 	}
+	f.lapse.shared.Store(len(sv.Peers) > 1 || f.willing() != event.ShardRange{})
 	d := dutyOf(plan, count)
 	ending := 0
 	for _, s := range slices.Backward(shards) {
@@ -342,7 +344,7 @@ func (f *fleet) shardsOf(r event.ShardRange) []*shard {
 func (f *fleet) newShard(id event.Shard) *shard {
 	return &shard{
 		id: id, token: f.cfg.Token, dialer: f.dialer,
-		turns: f.turns, dials: f.dials, silent: f.silent, unnamed: cmp.Or(f.cfg.UnnamedCompression, discord.ZstdStream), intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
+		turns: f.turns, dials: f.dials, silent: f.silent, lapse: f.lapse, unnamed: cmp.Or(f.cfg.UnnamedCompression, discord.ZstdStream), intents: f.intents, intentsChanged: make(chan struct{}, 1), retryAsked: make(chan struct{}, 1),
 		relay: f.cfg.Relay, now: f.cfg.Now, outgrown: f.outgrown, deliveredBefore: f.deliveredBefore, room: f.room,
 		timing: f.timing, log: f.log.With(slog.String("shard", id.String())), metrics: f.metrics,
 		status: ShardStatus{Shard: id, State: StateStandby},

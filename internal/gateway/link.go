@@ -120,7 +120,15 @@ func (l *link) run(parent context.Context) ending {
 	ctx, end := context.WithCancelCause(parent)
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
-		<-ctx.Done()
+		select {
+		case <-ctx.Done():
+		case <-l.shard.lapse.leaves():
+			// A session that is not stored is nobody else's.
+			if *l.sessionID.Load() != "" {
+				end(errLapsed)
+			}
+			<-ctx.Done()
+		}
 		_, reason := closeText(context.Cause(ctx))
 		l.conn.Close(discord.CodeKeepSession, reason)
 	})

@@ -28,6 +28,7 @@ type shard struct {
 	turns          *identify.Turns
 	dials          *semaphore.Weighted
 	silent         *silentURLs
+	lapse          *lapse
 	unnamed        discord.Compression // Config.UnnamedCompression
 	intents        func() event.Intents
 	intentsChanged chan struct{}    // holds one token after the intents changed
@@ -137,7 +138,7 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		session = event.Session{}
 	}
 	s.pace.left = time.Now() // the session may live
-	failed := 0
+	failed, taken := 0, false
 	var before *ending
 	for {
 		if t.leaving() && session.ID == "" {
@@ -147,8 +148,12 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		if session.ID == "" {
 			s.turns.RefreshGrants(ctx)
 		}
+		if session.ID != "" && !s.lapse.wait(ctx, s.reportLapse) {
+			return false
+		}
 		l, end := s.runLink(ctx, t, s.nextLink(t, session, before))
 		session, before = l.session, &end
+		taken = taken && end.served < minServed
 		if session.ID == "" && !end.identified.IsZero() {
 			s.unbeginSession(ctx, t)
 		}
@@ -179,10 +184,18 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 			}
 		case next == discord.CourseIdentify && session.ID != "":
 			// Discord says so too if another instance resumed the session while this
-			// process was stopped. That instance has it now.
+			// process was stopped, or cut off from the database. That instance has it now.
+			if !s.lapse.regain(ctx, s.timing, s.reportLapse) {
+				return false
+			}
 			if s.confirm(ctx) != nil {
 				t.end(errClaimLost)
 				return false
+			}
+			// A server that was cut off may have resumed it, too. Whoever has the shard
+			// takes the session back, once.
+			if taken = !taken && end.served > 0 && end.code() == discord.CodeSessionTaken && s.lapse.shared.Load(); taken {
+				break
 			}
 			s.loseSession(ctx, t, session, lossOf(end))
 			session = event.Session{}
@@ -194,6 +207,14 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 			return false
 		}
 	}
+}
+
+// reportLapse says that the shard has no connection because this server has no lease.
+func (s *shard) reportLapse() {
+	s.setStatus(func(st *ShardStatus) {
+		st.State, st.ConnectedSince = StateResuming, time.Time{}
+		st.Problem = "this server can't reach the database to renew its lease, and another server may have the shard"
+	})
 }
 
 // reportWait says that the shard has no connection, and why it has no session for a

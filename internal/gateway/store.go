@@ -26,6 +26,10 @@ type Store interface {
 	Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]Claim, error)
 	// Withdraw tells the other instances that this one will not claim any shard.
 	Withdraw(ctx context.Context) error
+	// Lease returns how long this instance's claims are still its own for certain, and
+	// for how long that is renewed. After the end, left is negative: others may claim
+	// its shards.
+	Lease() (left, length time.Duration)
 	// Holders returns, for people, which instance owns each shard of a set.
 	Holders(ctx context.Context, applicationID event.Snowflake, count int) (map[int]event.Holder, error)
 	// Delivered returns the dispatches that a set of shards passed on since a

@@ -25,6 +25,7 @@ type memory struct {
 	busy    bool          // appends wait
 	waiting int           // how many appends have waited
 	frozen  bool          // appends are not committed
+	left    time.Duration // of everybody's lease
 	reads   int           // calls of Delivered
 	change  chan struct{} // closed and replaced at every change
 }
@@ -37,7 +38,7 @@ type memoryRow struct {
 }
 
 func newMemory() *memory {
-	return &memory{rows: make(map[event.Shard]*memoryRow), members: make(map[int64]*event.ShardRange), change: make(chan struct{})}
+	return &memory{left: time.Hour, rows: make(map[event.Shard]*memoryRow), members: make(map[int64]*event.ShardRange), change: make(chan struct{})}
 }
 
 func (m *memory) changed() {
@@ -257,6 +258,11 @@ func (m *peer) Claim(_ context.Context, _ event.Snowflake, shards []event.Shard)
 		claims = append(claims, c)
 	}
 	return claims, nil
+}
+
+func (m *peer) Lease() (left, length time.Duration) {
+	m.do(func() { left = m.left })
+	return left, 8 * time.Second
 }
 
 func (m *peer) Withdraw(context.Context) error {

@@ -21,6 +21,10 @@ type timing struct {
 	invalid time.Duration
 	// survey is how often to check which instance owns which shard.
 	survey time.Duration
+	// lease is how often to check the lease.
+	lease time.Duration
+	// lapsed is for how long after the end of the lease sessions are left alone.
+	lapsed time.Duration
 	// grants is how often to check whether a missing intent was switched on.
 	grants time.Duration
 	// recommend is how often to ask Discord for its recommended number of
@@ -51,6 +55,8 @@ var usualTiming = timing{
 	gather:    5 * time.Second,
 	invalid:   time.Second,
 	survey:    time.Second,
+	lease:     250 * time.Millisecond,
+	lapsed:    50 * time.Second,
 	grants:    time.Minute,
 	recommend: 10 * time.Minute,
 	overlap:   5 * time.Second,

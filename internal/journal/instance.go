@@ -177,6 +177,13 @@ func (i *Instance) ID() int64 { return i.lease.Load().id }
 // slot returns the instance's slot, which is the low bits of the numbers of its batches.
 func (i *Instance) slot() int64 { return i.lease.Load().slot }
 
+// Lease returns how long the lease is still valid, and for how long it is renewed. After
+// its end, left is negative.
+func (i *Instance) Lease() (left, length time.Duration) {
+	l, now := i.lease.Load(), time.Now()
+	return min(l.until.Sub(now), l.wall.Sub(now.Round(0))), i.ttl
+}
+
 // Hold waits until the lease is valid, and returns the instance's number. Work
 // under this number need not check the lease again: once there is an heir, the
 // rows no longer name the number. The error is the context's cause.

@@ -159,6 +159,10 @@ func (j *Journal) Run(ctx context.Context) error {
 // Stop closes the queue. Run then commits the queue's entries and returns.
 func (j *Journal) Stop() { j.queue.close() }
 
+// Lease returns how long this instance's lease is still valid, and for how long it is
+// renewed. After its end, left is negative.
+func (j *Journal) Lease() (left, length time.Duration) { return j.instance.Lease() }
+
 // Err returns why the journal can't commit at the moment, or nil.
 func (j *Journal) Err() error { return j.health.Err() }
 
