@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -35,27 +33,18 @@ type calls struct {
 
 var _ openapi.StrictServerInterface = calls{}
 
-// makeHTTP makes the HTTP server of the API and the metrics.
-func (s *server) makeHTTP(key secret.Value) error {
+// handler makes the handler of the API and the metrics.
+func (s *server) handler(key secret.Value) (http.Handler, error) {
 	parts := calls{s.calls, s.delivery, s.gateway.Handler(), s.commands, s}
 	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
 	if err != nil {
-		return fmt.Errorf("make the API: %w", err)
+		return nil, fmt.Errorf("make the API: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", onPool(h, s.pools.API))
 	// Prometheus' own handler negotiates the format and compresses.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(&snapshot{of: s.registry}, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
-	s.http = &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      60 * time.Second,
-		IdleTimeout:       120 * time.Second,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
-	return nil
+	return mux, nil
 }
 
 // onPool lets the calls of a handler use the connections of this pool.
@@ -92,27 +81,6 @@ func (s *snapshot) Gather() ([]*dto.MetricFamily, error) {
 		s.at = time.Now()
 	}
 	return s.families, s.err
-}
-
-// serveHTTP serves until stopHTTP was called and the requests are done.
-func (s *server) serveHTTP(listener net.Listener) error {
-	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve the API: %w", err)
-	}
-	<-s.httpDone
-	return nil
-}
-
-// stopHTTP gives requests in progress some seconds to finish.
-func (s *server) stopHTTP(ctx context.Context) {
-	go func() {
-		defer close(s.httpDone)
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		if err := s.http.Shutdown(ctx); err != nil {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "requests were cut off", slog.Any("error", errors.Join(err, s.http.Close())))
-		}
-	}()
 }
 
 // GetMetrics implements the contract only: the router sends GET /metrics to

@@ -61,6 +61,7 @@ type process struct {
 	t       *testing.T
 	discord *discordtest.Server
 	name    string
+	path    string // of another binary; "" for that of this source
 	env     []string
 	lives   int
 	cmd     *exec.Cmd
@@ -122,9 +123,12 @@ func (p *process) client() string { return fmt.Sprintf("%s-%d", p.name, p.lives)
 // start starts the server and returns when its API answers.
 func (p *process) start() {
 	p.t.Helper()
-	path, err := binary()
-	if err != nil {
-		p.t.Fatal(err)
+	path := p.path
+	if path == "" {
+		var err error
+		if path, err = binary(); err != nil {
+			p.t.Fatal(err)
+		}
 	}
 	p.lives++
 	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), path)

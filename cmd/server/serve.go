@@ -49,7 +49,8 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if err != nil {
 		return fmt.Errorf("GATEHOOK_ADDR=%q can't be listened on: %w", cfg.addr, err)
 	}
-	defer listener.Close() //nolint:errcheck // the HTTP server has closed it
+	door := openDoor(listener, log)
+	defer door.close()
 	profiler, err := openProfiler(ctx, cfg.pprofAddr, log)
 	if err != nil {
 		return err
@@ -88,7 +89,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 		l.add("pprof", profiler.run, profiler.stop)
 	}
 	l.add("tracing", traces.run, traces.stop)
-	s.start(l, listener) //nolint:contextcheck // the parts are stopped one by one, in order
+	s.start(l, door) //nolint:contextcheck // the parts are stopped one by one, in order
 	base := "http://" + listener.Addr().String()
 	log.LogAttrs(ctx, slog.LevelInfo, "the API answers", slog.String("url", base), slog.String("version", version()))
 	if ready != nil {
@@ -151,11 +152,12 @@ func migrate(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 }
 
 // start adds the parts to the lifecycle, consumers before producers.
-func (s *server) start(l *lifecycle, listener net.Listener) {
+func (s *server) start(l *lifecycle, door *door) {
 	l.addCancelled("instance", s.instance.Run)
 	l.addCancelled("listeners", s.listeners.Run)
 	l.add("delivery", s.delivery.Run, s.delivery.Stop)
-	l.add("http", func(context.Context) error { return s.serveHTTP(listener) }, func() { s.stopHTTP(l.ctx) })
+	door.open(s.api)
+	l.add("http", door.run, func() { door.stop(l.ctx) })
 	l.add("journal", s.runJournal, s.journal.Stop)
 	l.addCancelled("commands", func(ctx context.Context) error { return s.commands.Run(postgres.WithPool(ctx, s.pools.API)) })
 	l.addCancelled("gateway", s.gateway.Run)

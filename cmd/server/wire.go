@@ -32,8 +32,7 @@ type server struct {
 	gateway   *gateway.Gateway
 	commands  *gateway.Commands
 	registry  *prometheus.Registry
-	http      *http.Server
-	httpDone  chan struct{}
+	api       http.Handler
 	draining  atomic.Bool
 	// application is the id of the bot's application. Until Discord reports it, it is
 	// the id from an earlier run, or 0.
@@ -47,7 +46,7 @@ type server struct {
 func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools *postgres.Pools, traces delivery.Traces,
 	log *slog.Logger, registry *prometheus.Registry,
 ) (*server, error) {
-	s := &server{log: log, pools: pools, registry: registry, httpDone: make(chan struct{})}
+	s := &server{log: log, pools: pools, registry: registry}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	postgres.RegisterMetrics(s.registry, pools)
 	part := func(name string) *slog.Logger { return log.With(slog.String("part", name)) }
@@ -91,7 +90,8 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools
 	s.calls = listeners.NewCalls(s.listeners, listeners.CallsConfig{
 		AllowTargets: cfg.allowTargets, Gateway: s.gateway, Callbacks: s.delivery,
 	})
-	return s, s.makeHTTP(key)
+	s.api, err = s.handler(key)
+	return s, err
 }
 
 // leave ends this instance's lease, after all parts have stopped.

@@ -89,6 +89,9 @@ func (e *Error) Problem() Problem {
 	return p
 }
 
+// Refuse answers a request with an error, as the API does.
+func Refuse(w http.ResponseWriter, e *Error) { e.write(w) }
+
 // write answers with the problem document.
 func (e *Error) write(w http.ResponseWriter) {
 	h := w.Header()

@@ -307,8 +307,14 @@ func TestMigrateAtOnceAndAgain(t *testing.T) {
 	if _, err := pools[0].Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)`); err != nil {
 		t.Fatal(err)
 	}
+	if err := Migrate(t.Context(), pools[0], quiet); err != nil {
+		t.Errorf("a database with a newer schema that this build can use: %v", err)
+	}
+	if _, err := pools[0].Exec(t.Context(), `UPDATE schema_compatibility SET oldest_build = 999`); err != nil {
+		t.Fatal(err)
+	}
 	if err := Migrate(t.Context(), pools[0], quiet); err == nil || !strings.Contains(err.Error(), "newer") {
-		t.Errorf("a database with a newer schema: %v", err)
+		t.Errorf("a database with a newer schema that this build can't use: %v", err)
 	}
 	if _, err := pgx.ParseConfig(e.URL().Reveal()); err != nil {
 		t.Error(err)

@@ -85,12 +85,24 @@ func Pools(t testing.TB) *postgres.Pools {
 // is dropped when the test ends.
 func URL(t testing.TB) string {
 	t.Helper()
+	return create(t, func() string { return shared.template })
+}
+
+// EmptyURL is URL for a database without a schema.
+func EmptyURL(t testing.TB) string {
+	t.Helper()
+	return create(t, func() string { return "template0" })
+}
+
+// create makes a database from a template, which is known once the cluster has started.
+func create(t testing.TB, template func() string) string {
+	t.Helper()
 	admin, err := shared.get(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	name := "gatehook_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if err := execute(t.Context(), admin, `CREATE DATABASE `+name+` TEMPLATE `+shared.template); err != nil {
+	if err := execute(t.Context(), admin, `CREATE DATABASE `+name+` TEMPLATE `+template()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
