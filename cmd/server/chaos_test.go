@@ -42,6 +42,13 @@ func TestChaosTwoServers(t *testing.T) {
 	chaos(t, 2)
 }
 
+// TestChaosThreeServers is like TestChaosTwoServers, with three servers on a database with
+// a standby, which becomes the primary.
+func TestChaosThreeServers(t *testing.T) {
+	t.Parallel()
+	chaos(t, 3)
+}
+
 func chaos(t *testing.T, servers int) {
 	t.Helper()
 	length, seed := lengthAndSeed(t, chaosLength, shortLength)
@@ -80,6 +87,7 @@ type world struct {
 	t         *testing.T
 	discord   *discordtest.Server
 	database  *database
+	standby   *replicated // nil for none
 	servers   []*process
 	ledger    *ledger
 	callbacks callbacks
@@ -93,12 +101,18 @@ type world struct {
 func startWorld(t *testing.T, servers int, long bool) *world {
 	t.Helper()
 	w := &world{
-		t: t, ledger: newLedger(t), database: startDatabase(t), died: map[string]bool{},
+		t: t, ledger: newLedger(t), died: map[string]bool{},
 		disarm: map[kind]func(){}, done: map[kind]int{},
 		discord: startDiscordAs(t, discordtest.Config{
 			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second,
 			TrimAcked: true, // Discord may do this
 		}),
+	}
+	if servers > 2 {
+		w.standby = startReplicated(t, true)
+		w.database = &database{Server: w.standby.primary, proxy: w.standby.toPrimary, url: w.standby.url}
+	} else {
+		w.database = startDatabase(t)
 	}
 	level := "debug"
 	if long {
@@ -258,6 +272,7 @@ func (w *world) strike(f fault) {
 	p := w.servers[f.server]
 	p.alive()
 	over := time.After(f.lasts)
+	defer w.keepLeases(p, f.kind, time.Now())
 	switch f.kind {
 	case killed, killedLong:
 		w.dies(p)
@@ -294,12 +309,42 @@ func (w *world) strike(f fault) {
 		w.database.proxy.away(true)
 		<-over
 		w.database.proxy.away(false)
+	case promoted:
+		w.standby.fail()
+		w.database.Server, w.database.proxy = w.standby.standby, w.standby.toStandby
+		<-over
 	case databaseDown, databaseLong:
 		w.database.Stop()
 		<-over
 		w.database.Restart()
 	default:
 		w.t.Fatalf("no such fault: %v", f)
+	}
+}
+
+// keepLeases checks that a fault of one server, which began at a time, has cost no other
+// one its lease. Right at the beginning, they may still recover from the fault before.
+func (w *world) keepLeases(faulty *process, k kind, began time.Time) {
+	w.t.Helper()
+	switch k {
+	case killed, killedLong, stopped, paused, pausedLong:
+	default:
+		return // it is one of the database, which is everybody's
+	}
+	for _, p := range w.servers {
+		if p == faulty {
+			continue
+		}
+		for line := range strings.Lines(p.output()) {
+			var l struct {
+				Time time.Time
+				Held *bool `json:"lease_held"`
+			}
+			if !strings.Contains(line, `"lease_held":false`) || json.Unmarshal([]byte(line), &l) != nil || l.Time.Before(began.Add(5*time.Second)) {
+				continue
+			}
+			w.t.Errorf("%s had no lease during %q of %s: %s", p.name, k, faulty.name, line)
+		}
 	}
 }
 

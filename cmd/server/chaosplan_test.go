@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -67,6 +68,8 @@ const (
 	killedSlow   kind = "SIGKILL while the database is slow"
 	killedLong   kind = "SIGKILL, and away for longer than the lease"
 	databaseLong kind = "database stopped for longer than the lease"
+	// promoted happens once, in a run of three servers.
+	promoted kind = "standby promoted"
 )
 
 // heavyKinds lists how long each heavy fault lasts. For a process that ends, this
@@ -129,6 +132,9 @@ func planFaults(seed, cycle uint64, length time.Duration, servers int) plan {
 			p.heavy = append(p.heavy, f)
 			at += f.lasts + pause
 		}
+	}
+	if servers > 2 && cycle == 0 {
+		p.heavy = slices.Insert(p.heavy, len(p.heavy)/2, fault{kind: promoted, lasts: time.Second})
 	}
 	return p
 }

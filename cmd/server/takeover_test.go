@@ -21,6 +21,9 @@ type pair struct {
 	a, b    *process
 	ledger  *ledger
 	stop    func()
+	// renumbers: the database has lost commits, so what was delivered from them comes
+	// again under another number.
+	renumbers bool
 }
 
 // startPair starts the first server, registers listeners and starts the load. It
@@ -153,7 +156,9 @@ func (w *pair) settle() {
 	w.flow(400)
 	w.stop()
 	w.ledger.await(2 * time.Minute)
-	w.ledger.oneID()
+	if !w.renumbers {
+		w.ledger.oneID()
+	}
 	if n := w.discord.Count(discordtest.Identify, discordtest.AnyShard); n != manyShards {
 		w.t.Errorf("%d IDENTIFYs for %d shards", n, manyShards)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -208,27 +209,66 @@ func sweep() {
 
 // Server is a cluster that only one test uses, and that it may stop and start again.
 type Server struct {
-	t   testing.TB
-	dir string
-	pg  *postgres.Embedded
+	t        testing.TB
+	dir      string
+	settings []string
+	pg       *postgres.Embedded
 }
 
-// Start starts a cluster that only this test uses.
-func Start(t testing.TB) *Server {
+// Start starts a cluster that only this test uses. Settings are name=value.
+func Start(t testing.TB, settings ...string) *Server {
+	t.Helper()
+	s := newServer(t, settings)
+	s.Restart()
+	return s
+}
+
+func newServer(t testing.TB, settings []string) *Server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gatehook-test-own-") //nolint:usetesting // a user who runs PostgreSQL for root can't reach t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir}
+	s := &Server{t: t, dir: dir, settings: append([]string{"max_connections=100"}, settings...)}
 	t.Cleanup(func() {
 		s.Stop()
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
 	})
-	s.Restart()
 	return s
+}
+
+// Standby starts a hot standby of the cluster, which reads its log from where conninfo
+// says, with these settings. The cluster is stopped meanwhile, and started again.
+func (s *Server) Standby(conninfo string, settings ...string) *Server {
+	s.t.Helper()
+	s.Stop()
+	standby := newServer(s.t, append(settings, "primary_conninfo="+conninfo))
+	// With its owners: PostgreSQL wants to own its files.
+	if out, err := exec.CommandContext(s.t.Context(), "cp", "-a", s.dir+"/.", standby.dir).CombinedOutput(); err != nil {
+		s.t.Fatalf("copy the cluster: %v: %s", err, out)
+	}
+	clusters, err := filepath.Glob(filepath.Join(standby.dir, "*", "PG_VERSION"))
+	if err != nil || len(clusters) != 1 {
+		s.t.Fatalf("find the copy of the cluster: %v, %v", clusters, err)
+	}
+	// An empty file with the owner of another one.
+	signal := filepath.Join(filepath.Dir(clusters[0]), "standby.signal")
+	if out, err := exec.CommandContext(s.t.Context(), "cp", "-a", clusters[0], signal).CombinedOutput(); err != nil {
+		s.t.Fatalf("make a standby: %v: %s", err, out)
+	}
+	s.Restart()
+	standby.Restart()
+	return standby
+}
+
+// Promote makes a standby a primary.
+func (s *Server) Promote() {
+	s.t.Helper()
+	if err := execute(s.t.Context(), s.URL(), `SELECT pg_promote()`); err != nil {
+		s.t.Fatalf("promote the standby: %v", err)
+	}
 }
 
 // URL returns the URL to connect to. It is the same after a restart.
@@ -263,7 +303,7 @@ func (s *Server) Stop() {
 func (s *Server) Restart() {
 	s.t.Helper()
 	pg, err := postgres.StartEmbedded(context.WithoutCancel(s.t.Context()),
-		postgres.EmbeddedConfig{DataDir: s.dir, Logger: quiet, Settings: []string{"max_connections=100"}})
+		postgres.EmbeddedConfig{DataDir: s.dir, Logger: quiet, Settings: s.settings})
 	if err != nil {
 		s.t.Fatalf("start PostgreSQL: %v", err)
 	}
