@@ -3,8 +3,8 @@
 // checks them and serves their REST calls. Only this package accesses the tables
 // listeners, listener_secrets and listeners_version.
 //
-// A change made through this instance applies to the very next event, and a change
-// made through another instance applies within moments. While the database does not
+// A change that a client makes applies, once it is answered, to the very next event of
+// every instance, unless one does not learn of it within a second (see spread). While the database does not
 // answer, the package continues with the registrations that it knows.
 package listeners
 
@@ -34,6 +34,8 @@ type Config struct {
 	// Renew deletes the record of a listener's failures, in the transaction that
 	// enables the listener or gives it another URL.
 	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
+	// Peers are the instances on this database; nil means that there are no others.
+	Peers Peers
 }
 
 // Listeners holds the registrations as one instance sees them. Make it with Open, then
@@ -46,6 +48,8 @@ type Listeners struct {
 	table *table
 	stale chan struct{} // holds a token when the table may be out of date
 	poll  time.Duration // how often to check the version without a token
+
+	spread *spread // nil without peers
 }
 
 // Open reads the registrations, and seals with the first key every secret that is
@@ -54,6 +58,9 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger)
 	s := &Listeners{
 		cfg: cfg, pool: postgres.On(pool), main: pool, log: log,
 		table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery,
+	}
+	if cfg.Peers != nil {
+		s.spread = newSpread(cfg.Peers, log)
 	}
 	if err := s.sealStored(ctx); err != nil {
 		return nil, err
@@ -86,7 +93,7 @@ func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
 // calls only one disables the listener.
 func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
 	_, err := retryConflict(func() (*registration, error) {
-		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
+		after, _, err := s.apply(ctx, func(tx pgx.Tx) (int64, *registration, error) {
 			before, err := s.find(ctx, tx, `l.id = $1 AND l.enabled FOR UPDATE OF l`, id)
 			if err != nil {
 				return 0, nil, err
@@ -101,6 +108,7 @@ func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also f
 			after, err := s.find(ctx, tx, `l.id = $1`, before.ID)
 			return id, &after, err
 		})
+		return after, err
 	})
 	if err != nil && !errors.Is(err, errNone) {
 		return fmt.Errorf("disable listener %s: %w", event.ListenerID(id), err)
@@ -112,9 +120,9 @@ const (
 	// pollEvery is how often to check for changes without a notification: LISTEN
 	// does not work through every pooler.
 	pollEvery = 5 * time.Second
-	// gather is how long to wait for more changes before they are read, so that a
-	// script that registers hundreds of listeners does not cause hundreds of reads.
-	gather = 100 * time.Millisecond
+	// pause is how long to wait between two reads, in times that the last one took: a
+	// script that registers thousands of listeners must not keep the database busy.
+	pause = 3
 )
 
 // Run keeps the table up to date until ctx ends.
@@ -134,8 +142,20 @@ func (s *Listeners) Run(ctx context.Context) error {
 		case <-poll.C:
 		case <-s.stale:
 		}
-		if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
+		began := time.Now()
+		err := s.refresh(ctx)
+		if err == nil && s.spread != nil {
+			err = s.spread.tell(ctx, s.table.currentVersion())
+		}
+		if err != nil && ctx.Err() == nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "reading the listeners failed, continuing with the known ones", slog.Any("error", err))
+		}
+		again := time.NewTimer(min(pause*time.Since(began), s.poll))
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return nil
+		case <-again.C:
 		}
 	}
 }
@@ -200,13 +220,6 @@ func (s *Listeners) listenOnce(ctx context.Context) error {
 	for {
 		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return err
-		}
-		timer := time.NewTimer(gather)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
 		}
 		s.wake()
 	}

@@ -37,15 +37,22 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// change runs one change of a listener: f makes the change and returns the changed
-// registration, nil if it was removed. When change returns, the change is in this
-// instance's table, and the other instances are notified.
+// change runs one change of a listener that a client asked for, like apply. When it
+// returns, the change is also in the tables of the other instances, unless they are late.
 func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after *registration, err error)) (*registration, error) {
-	var (
-		id, version int64
-		after       *registration
-	)
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+	after, version, err := s.apply(ctx, f)
+	if err == nil && s.spread != nil {
+		s.spread.wait(ctx, version)
+	}
+	return after, err
+}
+
+// apply runs one change of a listener: f makes the change and returns the changed
+// registration, nil if it was removed. When apply returns, the change is in this
+// instance's table, and the other instances are notified.
+func (s *Listeners) apply(ctx context.Context, f func(pgx.Tx) (id int64, after *registration, err error)) (after *registration, version int64, err error) {
+	var id int64
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if id, after, err = f(tx); err != nil {
 			return err
 		}
@@ -54,7 +61,7 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 			SELECT version FROM v, pg_notify($1, '')`, channel).Scan(&version)
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var l *event.Listener
 	if after != nil {
@@ -67,7 +74,7 @@ func (s *Listeners) change(ctx context.Context, f func(pgx.Tx) (id int64, after 
 			s.wake()
 		}
 	}
-	return after, nil
+	return after, version, nil
 }
 
 // errVanished means that a conflicting listener was removed before we read it.
