@@ -40,7 +40,7 @@ func startDiscordAs(t *testing.T, cfg discordtest.Config) *discordtest.Server {
 	}
 	t.Cleanup(func() {
 		for _, e := range discord.Illegal() {
-			t.Errorf("broken rule on connection %d of shard %d: %s", e.Conn, e.Shard, e.Detail)
+			t.Errorf("broken rule at %s on connection %d of shard %d: %s", e.At.UTC().Format(time.TimeOnly+".000"), e.Conn, e.Shard, e.Detail)
 		}
 		discord.Close()
 	})

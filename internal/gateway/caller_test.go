@@ -26,6 +26,7 @@ import (
 // caller is a rig that also serves the API calls, with a real database.
 type caller struct {
 	*rig
+	pool     *pgxpool.Pool
 	commands *Commands
 	handler  http.Handler
 	stop     func()
@@ -45,7 +46,7 @@ func newCaller(t *testing.T, cfg discordtest.Config, pool *pgxpool.Pool) *caller
 	t.Helper()
 	r := newRig(t, cfg)
 	r.cfg.Relay = NewRelay(pool)
-	return &caller{rig: r}
+	return &caller{rig: r, pool: pool}
 }
 
 // beside makes another instance with the same Discord, database and journal.
@@ -54,8 +55,8 @@ func (c *caller) beside() *caller {
 		Server: c.Server, t: c.t, ctx: c.ctx, store: c.store, cfg: c.cfg, slots: c.slots, timing: c.timing,
 		changed: make(chan struct{}, 1), log: c.log,
 	}
-	other.cfg.Relay, other.cfg.IntentsChanged = &Relay{pool: c.cfg.Relay.pool, timeout: c.cfg.Relay.timeout}, other.changed
-	return &caller{rig: other}
+	other.cfg.Relay, other.cfg.IntentsChanged = NewRelay(c.pool), other.changed
+	return &caller{rig: other, pool: c.pool}
 }
 
 // start runs the Gateway and its commands.

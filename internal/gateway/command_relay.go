@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +20,7 @@ import (
 const (
 	// maxAnswerWait is how long another instance may take to answer a command.
 	maxAnswerWait = 5 * time.Second
-	// answerPollInterval is how often to check for the answer.
+	// answerPollInterval is how often to check for answers.
 	answerPollInterval = 100 * time.Millisecond
 	// maxTaken is how many commands are taken at a time. A connection would soon
 	// refuse more.
@@ -32,11 +35,18 @@ const (
 type Relay struct {
 	pool    postgres.DB
 	timeout time.Duration
+	// answers are those to the commands that callers wait for: all share one look.
+	answers *postgres.Shared[map[int64]commandError]
+
+	mu      sync.Mutex         // guards waiting
+	waiting map[int64]struct{} // the commands that callers wait for
 }
 
 // NewRelay returns a Relay that uses pool, which the caller closes.
 func NewRelay(pool *pgxpool.Pool) *Relay {
-	return &Relay{pool: postgres.On(pool), timeout: maxAnswerWait}
+	r := &Relay{pool: postgres.On(pool), timeout: maxAnswerWait, waiting: make(map[int64]struct{})}
+	r.answers = postgres.NewShared(r.look)
+	return r
 }
 
 // setPresence stores a presence, or returns how long to wait before it may be
@@ -82,10 +92,12 @@ func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard
 		VALUES ($1, $2, $3, $4, $5) RETURNING id`, int64(applicationID), shard.Count, shard.ID, op, []byte(d)).Scan(&id); err != nil {
 		return wrap(err, "hand over a command")
 	}
+	defer r.await(id)()
 	limit := time.NewTimer(r.timeout)
 	defer limit.Stop()
 	tick := time.NewTicker(answerPollInterval)
 	defer tick.Stop()
+	since := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -94,15 +106,47 @@ func (r *Relay) ask(parent context.Context, applicationID event.Snowflake, shard
 			return r.giveUp(ctx, id, shard)
 		case <-tick.C:
 		}
-		var result commandError
-		var wait int64
-		err := r.pool.QueryRow(ctx, `SELECT outcome, detail, retry_after_ms FROM shard_commands WHERE id = $1 AND answered_at IS NOT NULL`,
-			id).Scan(&result.outcome, &result.detail, &wait)
-		if !errors.Is(err, pgx.ErrNoRows) {
-			result.retryAfter = time.Duration(wait) * time.Millisecond
+		answers, asked, err := r.answers.Answer(ctx, since)
+		result, done := answers[id]
+		if err != nil || done {
 			return answered(err, result)
 		}
+		since = asked // next, whoever is the first to look does it for all
 	}
+}
+
+// await lets look look for the answer to a command, until done is called.
+func (r *Relay) await(id int64) (done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting[id] = struct{}{}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.waiting, id)
+	}
+}
+
+// look returns the answers that have come to the commands that callers wait for.
+func (r *Relay) look(ctx context.Context) (map[int64]commandError, error) {
+	r.mu.Lock()
+	ids := slices.Collect(maps.Keys(r.waiting))
+	r.mu.Unlock()
+	rows, err := r.pool.Query(ctx, `SELECT id, outcome, detail, retry_after_ms FROM shard_commands WHERE id = ANY($1) AND answered_at IS NOT NULL`, ids)
+	if err != nil {
+		return nil, err
+	}
+	answers := make(map[int64]commandError)
+	var (
+		id, wait int64
+		result   commandError
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &result.outcome, &result.detail, &wait}, func() error {
+		result.retryAfter = time.Duration(wait) * time.Millisecond
+		answers[id] = result
+		return nil
+	})
+	return answers, err
 }
 
 // answered returns the error for the answer to a command: nil if the command

@@ -1,14 +1,18 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
+	"github.com/gatehook/gatehook/internal/postgres"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
 )
 
@@ -69,6 +73,52 @@ func TestRelay(t *testing.T) {
 	var got *commandError
 	if err := <-asked; !errors.As(err, &got) || *got != want {
 		t.Errorf("answered: %v, want %v", err, want)
+	}
+}
+
+// TestRelaySharesLooks: callers that wait at once look for their answers together, and
+// each gets its own.
+func TestRelaySharesLooks(t *testing.T) {
+	t.Parallel()
+	r := NewRelay(postgrestest.New(t))
+	ctx := t.Context()
+	var looks atomic.Int64
+	r.answers = postgres.NewShared(func(ctx context.Context) (map[int64]commandError, error) {
+		looks.Add(1)
+		return r.look(ctx)
+	})
+	const callers = 50
+	var tasks sync.WaitGroup
+	for id := range callers {
+		tasks.Go(func() {
+			var got *commandError
+			err := r.ask(ctx, 7, event.Shard{ID: id, Count: callers}, discord.OpVoiceState, json.RawMessage(`{}`))
+			if !errors.As(err, &got) || got.outcome != outcomeLimited || got.detail != strconv.Itoa(id) {
+				t.Errorf("the caller of shard %d was answered: %v", id, err)
+			}
+		})
+	}
+	shards := make([]*shard, callers)
+	for id := range shards {
+		shards[id] = &shard{id: event.Shard{ID: id, Count: callers}}
+	}
+	began := time.Now()
+	for taken := 0; taken < callers; {
+		commands, _, err := r.take(ctx, 7, shards, presence{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken += len(commands)
+		for _, c := range commands {
+			if err := r.answer(ctx, c.id, &commandError{outcome: outcomeLimited, detail: strconv.Itoa(c.shard.ID)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tasks.Wait()
+	// A look serves every caller who looks before the next one is due.
+	if n, most := looks.Load(), int64(2*time.Since(began)/answerPollInterval)+4; n > most {
+		t.Errorf("%d callers looked %d times in %v; want at most %d", callers, n, time.Since(began), most)
 	}
 }
 
