@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
@@ -228,5 +229,30 @@ func (p *proxy) drop(conns ...net.Conn) {
 	for _, c := range conns {
 		delete(p.conns, c)
 		_ = c.Close() // either side may have closed it
+	}
+}
+
+// TestDrainRightAfterAFailover stops a server whose connections to the database have all
+// just ended, as after a failover: its lease must end with it, and the exit status is 0.
+func TestDrainRightAfterAFailover(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	db := startDatabase(t)
+	p := newProcess(t, discord, "DATABASE_URL="+db.url)
+	p.start()
+	awaitReady(t, discord)
+	db.proxy.away(true)
+	db.proxy.away(false)
+	p.drain()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, db.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // only read from
+	var leases int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM instances WHERE lease_until > now()`).Scan(&leases); err != nil || leases != 0 {
+		t.Errorf("%d leases are left (%v)", leases, err)
 	}
 }

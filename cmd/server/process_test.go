@@ -196,7 +196,7 @@ func (p *process) stop(signal syscall.Signal) int {
 func (p *process) drain() {
 	p.t.Helper()
 	if code := p.stop(syscall.SIGTERM); code != 0 {
-		p.t.Errorf("server %s: exit status %d", p.name, code)
+		p.t.Errorf("server %s: exit status %d\n%s", p.name, code, p.lastLines(30))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/sethvargo/go-retry"
 
 	"github.com/gatehook/gatehook/internal/delivery"
 	"github.com/gatehook/gatehook/internal/event"
@@ -94,11 +95,15 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools
 	return s, err
 }
 
-// leave ends this instance's lease, after all parts have stopped.
+// leave ends this instance's lease, after all parts have stopped. It tries for some
+// seconds: right after a failover of the database, the pool's connections are to the
+// server that failed.
 func (s *server) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	return s.instance.Leave(ctx)
+	return retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
+		return retry.RetryableError(s.instance.Leave(ctx))
+	})
 }
 
 // gatewayStore adapts the journal to the gateway. It converts the claims, because a
