@@ -1,7 +1,6 @@
 package discordtest
 
 import (
-	"slices"
 	"strings"
 )
 
@@ -56,9 +55,18 @@ func (c *conn) authenticateLocked(token string) (ok bool) {
 	return ok
 }
 
-// markAware records that a client knows that the session is dead.
-func (ss *session) markAware(client string) {
-	if !slices.Contains(ss.aware, client) {
-		ss.aware = append(ss.aware, client)
+// markAware records that a client was told that the session is dead.
+func (ss *session) markAware(client string) { ss.aware = append(ss.aware, client) }
+
+// knows reports whether a client must know that the session is dead. A named client is one
+// of several servers, and may be told twice: it can lose the shard, and what it was told
+// with it, and its close can cross the op 9.
+func (ss *session) knows(client string) bool {
+	told := 0
+	for _, c := range ss.aware {
+		if c == client {
+			told++
+		}
 	}
+	return told > 1 || told == 1 && client == ""
 }

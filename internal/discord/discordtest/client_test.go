@@ -23,7 +23,7 @@ func TestAwarePerClient(t *testing.T) {
 	session := c.ready()
 	do(t, srv, 0, discordtest.Invalidate(false))
 	c.expect("op 9 false")
-	for _, illegal := range [][]string{nil, {"RESUME of a session that the client knows is gone"}} {
+	for _, illegal := range [][]string{nil, nil, {"RESUME of a session that the client knows is gone"}} {
 		other := as(hello(t, srv, srv.ResumeURL()), "b")
 		other.resume(session, 1)
 		other.expect("op 9 false")

@@ -3,7 +3,6 @@ package discordtest
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -53,7 +52,7 @@ func (c *conn) resumeSessionLocked(d json.RawMessage) {
 		return
 	}
 	s.expireLocked(ss)
-	if slices.Contains(ss.aware, c.client) {
+	if ss.knows(c.client) {
 		s.illegalLocked(c, "RESUME of a session that the client knows is gone: %s", ss.dead)
 	}
 	if ss.dead == "" {

@@ -43,7 +43,7 @@ type session struct {
 	client       string    // the client of the last connection
 	dead         string    // why it can no longer be resumed; empty while it can
 	byClient     bool      // the client ended it
-	aware        []string  // the clients that know that it is dead
+	aware        []string  // the clients that were told that it is dead, each as often as it was
 }
 
 func newSessionID() string {
