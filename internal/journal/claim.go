@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,11 +28,11 @@ type Claim struct {
 	session       event.Session // at the claim
 	stage         event.Stage   // at the claim
 	begins        bool          // at the claim
+	cursorAt      time.Time     // when the cursor in the shard's row was stored
 	lost          chan struct{}
 
-	// These are used by the writer only.
-	opened bool          // openClaims has prepared for its events
-	last   event.Session // what the last commit stored, or what the claim found
+	// last is the session as it is in the shard's row. It is used by the writer only.
+	last event.Session
 
 	mu sync.Mutex // guards the fields below
 	// appended is the ID of the session that was appended to last. stored is that
@@ -45,6 +47,9 @@ type Claim struct {
 // its heir has taken over (see Recover). The caller releases each claim.
 func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shards []event.Shard) ([]*Claim, error) {
 	owner, err := j.beginClaim(ctx)
+	if err == nil {
+		err = j.supersede(ctx, owner, applicationID, shards)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
 	}
@@ -60,7 +65,7 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 			ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
 			SET owner = $4, epoch = s.epoch + 1, updated_at = now()
 			WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
-			RETURNING shard_id, shard_count, epoch, stage, session_begins, session_id, resume_url, seq, intents`,
+			RETURNING shard_id, shard_count, epoch, stage, session_begins, session_id, resume_url, seq, intents, coalesce(cursor_at, 'epoch')`,
 			int64(applicationID), counts, ids, owner)
 		if err != nil {
 			return err
@@ -68,12 +73,18 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 		claims, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Claim, error) {
 			c := &Claim{journal: j, owner: owner, applicationID: applicationID, lost: make(chan struct{})}
 			err := row.Scan(&c.shard.ID, &c.shard.Count, &c.epoch, &c.stage, &c.begins,
-				&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents)
-			c.appended, c.stored, c.last = c.session.ID, c.session.Seq, c.session
+				&c.session.ID, &c.session.ResumeURL, &c.session.Seq, &c.session.Intents, &c.cursorAt)
 			return c, err
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return j.findNewest(ctx, tx, claims)
 	})
+	if err == nil && len(claims) > 0 {
+		// Undelivered events of the previous owners are delivered first.
+		err = j.deliverer.Prepare(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("claim %d shards: %w", len(shards), err)
 	}
@@ -82,6 +93,70 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 	}
 	return claims, nil
 }
+
+// supersede ends the claims that this instance still has of these shards under its number,
+// and waits until what was appended to them is committed or dropped. No other fence does
+// that: the epoch is compared only when a cursor is stored.
+func (j *Journal) supersede(ctx context.Context, owner int64, applicationID event.Snowflake, shards []event.Shard) error {
+	j.mu.Lock()
+	var before []*Claim
+	for c := range j.claims {
+		if c.owner == owner && c.applicationID == applicationID && slices.Contains(shards, c.shard) {
+			before = append(before, c)
+		}
+	}
+	j.mu.Unlock()
+	if len(before) == 0 {
+		return nil
+	}
+	for _, c := range before {
+		c.lose()
+	}
+	return j.sync(ctx)
+}
+
+// findNewest moves the sessions of new claims to their newest stored events, which the
+// cursors in the rows can be behind. It also notes the newest batch: new ones get higher
+// numbers, even if the clock of a shard's previous owner was ahead.
+func (j *Journal) findNewest(ctx context.Context, tx pgx.Tx, claims []*Claim) error {
+	var (
+		b    pgx.Batch
+		last int64
+	)
+	b.Queue(`SELECT coalesce(max(batch_id), 0) FROM events`).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
+	for _, c := range claims {
+		c.appended, c.stored, c.last = c.session.ID, c.session.Seq, c.session
+		if c.session.ID == "" {
+			continue
+		}
+		// The ids of a session's events count up with their sequence numbers.
+		from := event.DispatchID(c.applicationID, c.session.ID, c.shard, c.session.Seq+1)
+		to := event.DispatchID(c.applicationID, c.session.ID, c.shard, math.MaxInt64)
+		b.Queue(`SELECT coalesce(max(seq), 0) FROM events WHERE id BETWEEN $1 AND $2 AND batch_id >= $3`,
+			from, to, j.store.At(c.cursorAt.Add(-cursorSlack))).
+			QueryRow(func(row pgx.Row) error {
+				var newest int64
+				err := row.Scan(&newest)
+				c.session.Seq = max(c.session.Seq, newest)
+				c.stored = c.session.Seq
+				return err
+			})
+	}
+	if err := tx.SendBatch(ctx, &b).Close(); err != nil {
+		return fmt.Errorf("look for the newest stored events: %w", err)
+	}
+	for {
+		floor := j.floor.Load()
+		if last <= floor || j.floor.CompareAndSwap(floor, last) {
+			return nil
+		}
+	}
+}
+
+// cursorSlack is by how much the time in a batch's number may be before the time at which
+// an earlier commit stored a cursor: instances know the database's time to within a round
+// trip.
+const cursorSlack = 10 * time.Minute
 
 // beginClaim takes over from dead instances and returns the instance number to
 // claim shards under.
@@ -198,19 +273,24 @@ func (c *Claim) End(ctx context.Context) error {
 // deliveries are visible to its next owner.
 func (c *Claim) drain(ctx context.Context) error {
 	c.journal.untrack(c)
+	if err := c.journal.sync(ctx); err != nil {
+		return err
+	}
+	return c.journal.deliverer.Yield(ctx, c.shard)
+}
+
+// sync waits until everything that was appended so far, and its cursors, are committed.
+func (j *Journal) sync(ctx context.Context) error {
 	done := make(chan error, 1)
-	if err := c.journal.queue.push(ctx, entry{done: done}); err != nil {
+	if err := j.queue.push(ctx, entry{done: done}); err != nil {
 		return err
 	}
 	select {
 	case err := <-done:
-		if err != nil {
-			return err
-		}
+		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return c.journal.deliverer.Yield(ctx, c.shard)
 }
 
 // update changes the shard's row if the claim's epoch is current; otherwise it
@@ -228,13 +308,13 @@ func (c *Claim) update(ctx context.Context, verb, set string, args ...any) error
 	return nil
 }
 
-// committed records that a session is committed up to its sequence number.
+// committed records that the events of a session are stored up to its sequence number:
+// a claim would find that.
 func (c *Claim) committed(session event.Session) {
-	c.last = session
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.appended == session.ID {
-		c.stored = session.Seq
+		c.stored = max(c.stored, session.Seq)
 	}
 }
 

@@ -2,8 +2,8 @@
 // the cursor of each shard's session.
 //
 // An event reaches delivery only after the transaction that stores it, and a
-// session's cursor moves only in the transaction that stores the events before
-// it. However the process dies, Discord replays the events that were not stored,
+// session's cursor moves in the transaction that stores the events before it, or
+// later. However the process dies, Discord replays the events that were not stored,
 // and stored events are dispatched again until their deliveries are settled. The
 // package never waits for a callback and never interprets a delivery's outcome.
 //
@@ -15,11 +15,10 @@
 //	Journal.Run                journal.go  the one writer
 //	  queue.take               queue.go    takes all waiting entries
 //	  Journal.collect          write.go    asks the Matcher who wants the event
-//	  Journal.flush            write.go
+//	  Journal.flush            write.go    takes the cursors along if they are due (Journal.takeCursors)
 //	    Journal.commit         write.go    repeats tryCommit until it succeeds
 //	      Journal.tryCommit    write.go    waits for a valid lease and numbers the batch
-//	        Journal.openClaims write.go    before a claim's first event: Deliverer.Prepare
-//	        Journal.transact   write.go    the batch row, the events and last the cursors, in one transaction
+//	        Journal.transact   write.go    the batch row, the events and the fence, in one transaction
 //	    Journal.dispatch       write.go    Deliverer.Deliver
 //
 // Besides the writer, Run starts upkeep, which takes over from dead instances
@@ -39,14 +38,22 @@
 // # Leases, claims and epochs
 //
 // Each instance has a lease, which it renews every two seconds; without a valid
-// lease it stores nothing. It claims shards, and each claim raises the shard's
-// epoch. A commit moves a shard's cursor only if the shard's row has the claim's
-// epoch, so an instance that was paused can't store anything for a shard that
-// another instance has claimed meanwhile. The row must also show what the claim's
-// last commit stored: otherwise the database has lost commits, and the shard is
-// claimed again. An instance whose lease ran out gets at most one heir. The heir
-// ends the dead instance's connections, raises the epochs of its shards, takes over
-// its batches and then frees the shards (see Recover).
+// lease it stores nothing. An instance whose lease ran out gets at most one heir. The
+// heir ends the dead instance's connections, raises the epochs of its shards, takes
+// over its batches and then frees the shards (see Recover).
+//
+// Each commit of events proves that the instance has no heir (Store.ProveAlive), so an
+// instance that was paused can't store anything for a shard that another instance has
+// claimed meanwhile. It also finds the batch that the instance stored before: otherwise
+// the database has lost commits, and all shards are claimed again.
+//
+// # Cursors
+//
+// The cursors that moved are stored once a second, and when a session begins or ends or
+// a shard is released. A claim continues after the cursor or the newest stored event of
+// its session, whichever is later. Each claim raises the shard's epoch, and a cursor is
+// stored only if the shard's row has the claim's epoch, and shows the cursor that the
+// claim stored before.
 //
 // # Tables
 //

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -38,7 +39,8 @@ type Deliverer interface {
 	// before the shard gets another owner.
 	Yield(ctx context.Context, s event.Shard) error
 	// Prepare reads which ordered deliveries other instances left, because newer
-	// ones must wait for them. The journal calls it before a claim's first event.
+	// ones must wait for them. The journal calls it for new claims, before their first
+	// events, while it commits those of others.
 	Prepare(ctx context.Context) error
 }
 
@@ -50,8 +52,8 @@ type Config struct {
 	QueueBytes  int
 	// BatchEvents limits the events of one transaction. Default 1024.
 	BatchEvents int
-	// CursorDelay is how long a cursor that moved only past unwanted events may
-	// wait for its commit. Default 1 s.
+	// CursorDelay is how long a cursor may be behind the events: a commit stores the
+	// events alone, and at most once in this time all cursors that moved. Default 1 s.
 	CursorDelay time.Duration
 	// Writer is the pool of the commits alone; nil means the store's.
 	Writer *pgxpool.Pool
@@ -78,7 +80,15 @@ type Journal struct {
 	instance  *Instance
 	queue     *queue
 	health    postgres.Health
-	lastBatch int64 // used by the writer only
+	// floor is the number of the newest batch that a claim found: those of its events
+	// have higher ones.
+	floor atomic.Int64
+
+	// These are used by the writer only.
+	lastBatch int64 // the number that was given last
+	// stored is the batch that was stored last. If it is gone, the database has gone back.
+	stored  int64
+	cursors map[*Claim]event.Session // that moved since they were stored
 
 	mu     sync.Mutex          // guards claims
 	claims map[*Claim]struct{} // neither released nor lost
@@ -96,8 +106,8 @@ func New(s *Store, m Matcher, d Deliverer, cfg Config, log *slog.Logger, reg pro
 	cfg = cfg.withDefaults()
 	j := &Journal{
 		cfg: cfg, store: s, pool: s.pool, instance: s.instance, matcher: m, deliverer: d, log: log,
-		queue:  newQueue(cfg.QueueEvents, cfg.QueueBytes),
-		claims: make(map[*Claim]struct{}), recovering: make(chan struct{}, 1),
+		queue:   newQueue(cfg.QueueEvents, cfg.QueueBytes),
+		cursors: make(map[*Claim]event.Session), claims: make(map[*Claim]struct{}), recovering: make(chan struct{}, 1),
 	}
 	j.metrics = newMetrics(reg, j.queue)
 	return j
@@ -137,17 +147,19 @@ func (j *Journal) Run(ctx context.Context) error {
 		for _, e := range j.queue.take() {
 			j.collect(c, e)
 			if len(c.batch.Events) >= j.cfg.BatchEvents {
-				if err := j.flush(ctx, c); err != nil {
+				if err := j.flush(ctx, c, false); err != nil {
 					return err
 				}
 				c = newCommit()
 			}
 		}
 		if c.urgent || due || last {
-			if err := j.flush(ctx, c); err != nil {
+			if err := j.flush(ctx, c, due || last); err != nil {
 				return err
 			}
 			c = newCommit()
+		}
+		if due {
 			delay.Reset(j.cfg.CursorDelay)
 		}
 		if last {

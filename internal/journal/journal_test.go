@@ -269,7 +269,7 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	}
 
 	// The first instance wakes up: nothing that it appends may be stored.
-	stored := count(t, pool, `SELECT count(*) FROM events`)
+	stored, cursor := count(t, pool, `SELECT count(*) FROM events`), count(t, pool, `SELECT seq FROM shards`)
 	if err := s.Append(t.Context(), session(4), wanted(shard0, 4)); err != nil {
 		t.Fatal(err)
 	}
@@ -285,8 +285,8 @@ func TestRestartResumesAndRecovers(t *testing.T) {
 	if n := count(t, pool, `SELECT count(*) FROM events`); n != stored {
 		t.Errorf("a stale owner stored %d events", n-stored)
 	}
-	if n := count(t, pool, `SELECT seq FROM shards`); n != 3 {
-		t.Errorf("a stale owner moved the cursor to %d", n)
+	if n := count(t, pool, `SELECT seq FROM shards`); n != cursor {
+		t.Errorf("a stale owner moved the cursor from %d to %d", cursor, n)
 	}
 }
 
@@ -337,13 +337,14 @@ func TestStoredCommitIsDeliveredWhateverBecameOfItsShards(t *testing.T) {
 			b.collect(c, entry{claim: s0, session: session(seq + 1), event: wanted(shard0, seq+1)})
 			b.collect(c, entry{claim: s1, session: session(seq + 1), event: wanted(shard1, seq+1)})
 		}
+		b.takeCursors(c)
 		if err := b.tryCommit(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
-		if again := b.claim(t, shard0).Session(); again != session(n) {
-			t.Errorf("the session stands at %+v", again)
+		if _, err := pool.Exec(t.Context(), `UPDATE shards SET epoch = epoch + 1, owner = owner + 1 WHERE shard_id = 0`); err != nil {
+			t.Fatal(err)
 		}
-		if err := b.flush(t.Context(), c); err != nil {
+		if err := b.flush(t.Context(), c, false); err != nil {
 			t.Fatal(err)
 		}
 		var keys []event.Key
@@ -375,6 +376,7 @@ func TestNextTryWaitsForTheOneUnderWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.takeCursors(c)
 	c.batch.ID, c.batch.Owner = b.nextBatch(time.Now()), b.instance.ID()
 	c.batch.Events[0].Key.Batch = c.batch.ID
 	var earlier pgx.Batch
@@ -388,7 +390,7 @@ func TestNextTryWaitsForTheOneUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- b.flush(t.Context(), c) }()
+	go func() { done <- b.commit(t.Context(), c) }()
 	for waiting := 0; waiting == 0; {
 		waiting = count(t, pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
 	}
@@ -398,31 +400,43 @@ func TestNextTryWaitsForTheOneUnderWay(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if got := b.sink.seqs(); !slices.Equal(got, []int64{1}) {
-		t.Errorf("delivered %v, want what is stored", got)
+	if n := count(t, pool, `SELECT count(*) FROM events`); n != len(c.batch.Events) || n != 1 {
+		t.Errorf("%d events are stored, and %d would be delivered", n, len(c.batch.Events))
 	}
 }
 
-// A shard was claimed again while events of its earlier claim waited for a commit: they
-// come again from Discord, those of the new claim are stored.
-func TestTwoClaimsOfOneShardInOneCommit(t *testing.T) {
+// A shard is claimed again while events of its earlier claim wait for a commit, and its
+// cursor in the database is behind: each event is stored once, by the one claim or the other.
+func TestClaimAgainWhileEventsWait(t *testing.T) {
 	t.Parallel()
 	pool := postgrestest.New(t)
-	b := open(t, pool, join(t, pool, uuid.New()), Config{})
-	before, after := b.claim(t, shard0), b.claim(t, shard0)
-	c := newCommit()
-	b.collect(c, entry{claim: before, session: session(2), event: wanted(shard0, 2)})
-	b.collect(c, entry{claim: after, session: session(1), event: wanted(shard0, 1)})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := b.flush(ctx, c); err != nil {
-		t.Fatal(err)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{CursorDelay: time.Hour}).start(t)
+	claim := b.claim(t, shard0)
+	var want []int64
+	seq := int64(0)
+	for range 10 {
+		for range 50 {
+			seq++
+			if err := claim.Append(t.Context(), session(seq), wanted(shard0, seq)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := claim
+		claim = b.claim(t, shard0)
+		if !before.isLost() || claim.isLost() {
+			t.Fatal("lost the wrong claim")
+		}
+		found := claim.Session().Seq
+		if stored := count(t, pool, `SELECT coalesce(max(seq), 0) FROM events`); found != int64(stored) || claim.Stored() != found {
+			t.Errorf("goes on at %d, %d are stored", found, stored)
+		}
+		for seq = found; len(want) < int(found); {
+			want = append(want, int64(len(want)+1))
+		}
 	}
-	if got := b.sink.seqs(); !slices.Equal(got, []int64{1}) {
-		t.Errorf("delivered %v", got)
-	}
-	if before.isLost() == after.isLost() {
-		t.Error("lost the wrong claim")
+	b.stop()
+	if got := b.sink.seqs(); !slices.Equal(got, want) {
+		t.Errorf("delivered %v, want %d", got, len(want))
 	}
 }
 
@@ -437,6 +451,7 @@ func TestBatchWhoseNumberIsTakenGetsAnother(t *testing.T) {
 			s := b.claim(t, shard0)
 			first := newCommit()
 			b.collect(first, entry{claim: s, session: session(1), event: wanted(shard0, 1)})
+			b.takeCursors(first)
 			if err := b.commit(t.Context(), first); err != nil {
 				t.Fatal(err)
 			}
@@ -458,7 +473,7 @@ func TestBatchWhoseNumberIsTakenGetsAnother(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			if err := b.flush(ctx, c); err != nil {
+			if err := b.flush(ctx, c, true); err != nil {
 				t.Fatalf("%d events, settled %v: %v", n, settled, err)
 			}
 			if c.batch.ID == id || count(t, pool, `SELECT count(*) FROM events WHERE batch_id = $1`, c.batch.ID) != int(n) ||
@@ -474,42 +489,65 @@ func TestBatchWhoseNumberIsTakenGetsAnother(t *testing.T) {
 	}
 }
 
-// A standby that lacks the last commits has become the primary: the shard goes on from
-// what it has, and not past what was lost.
+// A standby that lacks the last commits has become the primary: each shard goes on from
+// what is stored, and not past what was lost.
 func TestDatabaseThatWentBackIsNoticed(t *testing.T) {
 	t.Parallel()
 	shard1 := event.Shard{ID: 1, Count: 2}
-	for name, lose := range map[string]string{
-		"commits of the session":     `UPDATE shards SET seq = 1 WHERE shard_id = 0`,
-		"the beginning of a session": `UPDATE shards SET session_id = 'earlier', seq = 2 WHERE shard_id = 0`,
-		"the first commit":           `UPDATE shards SET session_id = '', seq = 0 WHERE shard_id = 0`,
-	} {
+	tests := map[string]struct {
+		// cursor is how the row of shard 0 is again; lost are its last events, gone with it.
+		cursor string
+		lost   int
+		// after: the lost commits are the last ones of this instance.
+		after bool
+	}{
+		"commits of the session":     {`session_id = 'sess', seq = 1`, 1, false},
+		"the beginning of a session": {`session_id = 'earlier', seq = 2`, 2, false},
+		"the first commit":           {`session_id = '', seq = 0`, 2, false},
+		"no cursor":                  {`seq = seq`, 1, true},
+	}
+	for name, tt := range tests {
 		pool := postgrestest.New(t)
 		b := open(t, pool, join(t, pool, uuid.New()), Config{})
 		s0, s1 := b.claim(t, shard0), b.claim(t, shard1)
-		unsettled(t, b, s0, 2)
-		unsettled(t, b, s1, 2)
-		if _, err := pool.Exec(t.Context(), lose); err != nil {
+		stored := unsettled(t, b, s0, 2)
+		if tt.after {
+			// An event whose cursor is not due.
+			c := newCommit()
+			b.collect(c, entry{claim: s0, session: session(3), event: wanted(shard0, 3)})
+			if err := b.commit(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			stored = append(stored, c.batch.ID)
+		} else {
+			unsettled(t, b, s1, 2)
+		}
+		if _, err := pool.Exec(t.Context(), `DELETE FROM events WHERE batch_id = ANY($1)`, stored[len(stored)-tt.lost:]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pool.Exec(t.Context(), `UPDATE shards SET `+tt.cursor+` WHERE shard_id = 0`); err != nil {
 			t.Fatal(err)
 		}
 		c := newCommit()
-		b.collect(c, entry{claim: s0, session: session(3), event: wanted(shard0, 3)})
+		b.collect(c, entry{claim: s0, session: session(4), event: wanted(shard0, 4)})
 		b.collect(c, entry{claim: s1, session: session(3), event: wanted(shard1, 3)})
-		if err := b.flush(t.Context(), c); err != nil {
+		if err := b.flush(t.Context(), c, !tt.after); err != nil {
 			t.Fatal(err)
 		}
-		if len(b.sink.delivered) != 1 || b.sink.delivered[0].Shard != shard1 || !s0.isLost() || s1.isLost() {
+		if tt.after {
+			// Any shard may have had events in what was lost.
+			if len(b.sink.delivered) != 0 || !s0.isLost() || !s1.isLost() || testutil.ToFloat64(b.metrics.reverted) != 2 {
+				t.Errorf("%s: delivered %+v", name, b.sink.delivered)
+			}
+		} else if len(b.sink.delivered) != 1 || b.sink.delivered[0].Shard != shard1 || !s0.isLost() || s1.isLost() || testutil.ToFloat64(b.metrics.reverted) != 1 {
 			t.Errorf("%s: delivered %+v", name, b.sink.delivered)
-		}
-		if n := testutil.ToFloat64(b.metrics.reverted); n != 1 {
-			t.Errorf("%s: %v reverted cursors, want 1", name, n)
 		}
 		found := event.Session{}
 		if err := pool.QueryRow(t.Context(), `SELECT session_id, seq FROM shards WHERE shard_id = 0`).Scan(&found.ID, &found.Seq); err != nil {
 			t.Fatal(err)
 		}
 		again := b.claim(t, shard0).Session()
-		if again.ID != found.ID || again.Seq != found.Seq || again.Seq == 3 {
+		if again.ID != found.ID || again.Seq != found.Seq || again.Seq > 2 {
 			t.Errorf("%s: goes on at %+v, the database has %+v", name, again, found)
 		}
 	}
@@ -527,7 +565,7 @@ func TestEpochOfAnotherOwnerMovesNoCursor(t *testing.T) {
 	}
 	c := newCommit()
 	b.collect(c, entry{claim: s, session: session(1), event: wanted(shard0, 1)})
-	if err := b.flush(t.Context(), c); err != nil {
+	if err := b.flush(t.Context(), c, true); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM events`) + len(b.sink.delivered); n != 0 || !s.isLost() {
@@ -546,6 +584,7 @@ func TestCursorThatIsThereAlreadyIsMoved(t *testing.T) {
 	s := b.claim(t, shard0)
 	c := newCommit()
 	b.collect(c, entry{claim: s, session: session(4)})
+	b.takeCursors(c)
 	for range 2 {
 		if err := b.tryCommit(t.Context(), c); err != nil {
 			t.Fatal(err)
@@ -782,5 +821,116 @@ func BenchmarkJournal(b *testing.B) {
 				b.Fatal(err)
 			}
 		})
+	}
+}
+
+// Commits leave the row of the shard alone: each update of it would add to a chain of
+// versions, which a backup's snapshot keeps. A claim finds the newest stored event all the
+// same, however the instance ended.
+func TestCommitsOfEventsDoNotTouchTheShard(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{CursorDelay: time.Hour}).start(t)
+	s := b.claim(t, shard0)
+	version := func() int { return count(t, pool, `SELECT xmin::text::bigint FROM shards`) }
+	s.appendAll(t, wanted(shard0, 1)) // a session begins
+	b.sink.await(t, 1)
+	begun := version()
+	for seq := int64(2); seq <= 20; seq++ {
+		s.appendAll(t, wanted(shard0, seq))
+		b.sink.await(t, 1)
+		if s.Stored() != seq {
+			t.Errorf("%d is stored, the claim says %d", seq, s.Stored())
+		}
+	}
+	if err := s.Append(t.Context(), session(25), nil); err != nil { // unwanted ones
+		t.Fatal(err)
+	}
+	if version() != begun {
+		t.Error("commits of events updated the row of the shard")
+	}
+	lapse(t, pool, b.instance)
+	other, _ := openHeir(t, pool)
+	if got := other.claim(t, shard0).Session(); got != session(20) {
+		t.Errorf("after a crash, the next one goes on at %+v", got)
+	}
+
+	// Released, the shard has its cursor in its row.
+	c := open(t, pool, join(t, pool, uuid.New()), Config{CursorDelay: time.Hour}).start(t)
+	shard1 := event.Shard{ID: 1, Count: 2}
+	s1 := c.claim(t, shard1)
+	s1.appendAll(t, wanted(shard1, 1), wanted(shard1, 2))
+	if err := s1.Append(t.Context(), session(9), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s1.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, pool, `SELECT seq FROM shards WHERE shard_id = 1`); n != 9 {
+		t.Errorf("released at %d", n)
+	}
+}
+
+type counting struct {
+	discard
+	delivered chan int
+}
+
+func (d counting) Deliver(_ context.Context, b *event.Batch) error {
+	d.delivered <- len(b.Events)
+	return nil
+}
+
+// BenchmarkCommitsBesideASnapshot commits events of 20 of 1,000 shards at a time, while a
+// backup keeps a snapshot open.
+func BenchmarkCommitsBesideASnapshot(b *testing.B) {
+	const n = 1000
+	pool := postgrestest.New(b)
+	i, err := Join(b.Context(), pool, Home{Name: uuid.New()}, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := OpenStore(b.Context(), pool, i, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	go i.Run(b.Context()) //nolint:errcheck // ends with the benchmark
+	d := counting{delivered: make(chan int, n)}
+	j := New(s, wantsOnly("WANTED"), d, Config{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	shards := make([]event.Shard, n)
+	for k := range shards {
+		shards[k] = event.Shard{ID: k, Count: n}
+	}
+	claims, err := j.Claim(b.Context(), app, shards)
+	if err != nil || len(claims) != n {
+		b.Fatal(len(claims), err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- j.Run(b.Context()) }()
+	backup, err := pool.BeginTx(b.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer backup.Rollback(b.Context()) //nolint:errcheck // it changes nothing
+	if _, err := backup.Exec(b.Context(), `SELECT count(*) FROM shards`); err != nil {
+		b.Fatal(err)
+	}
+	seq := int64(0)
+	for b.Loop() {
+		seq++
+		for k, c := range claims {
+			if (int64(k)+seq)%50 == 0 {
+				if err := c.Append(b.Context(), session(seq), wanted(c.shard, seq)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		for waiting := n / 50; waiting > 0; {
+			waiting -= <-d.delivered
+		}
+	}
+	j.Stop()
+	if err := <-done; err != nil {
+		b.Fatal(err)
 	}
 }

@@ -72,7 +72,8 @@ func unsettled(t *testing.T, b *bundle, s *Claim, n int) (ids []int64) {
 	t.Helper()
 	for seq := range int64(n) {
 		c := newCommit()
-		b.collect(c, entry{claim: s, session: session(seq + 1), event: wanted(shard0, seq+1)})
+		b.collect(c, entry{claim: s, session: session(seq + 1), event: wanted(s.shard, seq+1)})
+		b.takeCursors(c)
 		if err := b.commit(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
@@ -473,12 +474,14 @@ func TestNothingIsOrphaned(t *testing.T) {
 			for _, s := range claimed {
 				c := newCommit()
 				j.collect(c, entry{claim: s, session: session(s.Session().Seq + 1), event: wanted(shard, s.Session().Seq+1)})
+				j.takeCursors(c)
 				if err := j.commit(t.Context(), c); err != nil {
 					t.Fatal(err)
 				}
 				if len(c.batch.Events) > 0 { // otherwise it was taken over meanwhile
 					stored[c.batch.ID] = true
 				}
+				j.untrack(s) // as Release does
 			}
 		}
 		if _, err := pool.Exec(t.Context(), `UPDATE instances SET lease_until = now() - interval '1 ms'`); err != nil {

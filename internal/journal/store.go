@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/gatehook/gatehook/internal/postgres"
@@ -73,11 +74,21 @@ func (s *Store) Unsettled(ctx context.Context, ids []int64) ([]int64, error) {
 // becoming it until the transaction ends. It is the last statement of a transaction that
 // gives rows an owner: whoever inherits from that owner later sees these rows.
 func (*Store) ProveAlive(ctx context.Context, tx pgx.Tx, owner int64) error {
-	tag, err := tx.Exec(ctx, `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR KEY SHARE`, owner)
-	if err == nil && tag.RowsAffected() == 0 {
-		err = errDisinherited
+	tag, err := tx.Exec(ctx, proveAlive, owner)
+	if err != nil {
+		return err
 	}
-	return err
+	return isAlive(tag)
+}
+
+const proveAlive = `SELECT FROM instances WHERE id = $1 AND heir IS NULL FOR KEY SHARE`
+
+// isAlive checks the result of proveAlive.
+func isAlive(tag pgconn.CommandTag) error {
+	if tag.RowsAffected() == 0 {
+		return errDisinherited
+	}
+	return nil
 }
 
 // LockOwned returns those of the batches that belong to an owner, and keeps heirs

@@ -21,32 +21,37 @@ import (
 type commit struct {
 	batch event.Batch
 	// from has, for each event of the batch, the claim that it was appended to.
-	from    []*Claim
+	from []*Claim
+	// newest has the sessions up to their newest events in the batch.
+	newest map[*Claim]event.Session
+	// cursors are those to be stored.
 	cursors map[*Claim]event.Session
-	// urgent means that the commit must not wait for CursorDelay: it has a wanted
-	// event, a mark, or the beginning or end of a session.
+	// urgent means that the commit must not wait: it has a wanted event, or moves.
 	urgent bool
-	marks  []chan error
+	// moves means that the cursors must be stored: of a mark, or because a session began
+	// or ended.
+	moves bool
+	marks []chan error
 	// taken means that the batch's number was found to be taken.
 	taken bool
 }
 
-func newCommit() *commit { return &commit{cursors: make(map[*Claim]event.Session)} }
+func newCommit() *commit { return &commit{newest: make(map[*Claim]event.Session)} }
 
 // collect adds an entry to a commit.
 func (j *Journal) collect(c *commit, e entry) {
 	if e.done != nil {
 		c.marks = append(c.marks, e.done)
-		c.urgent = true
+		c.urgent, c.moves = true, true
 		return
 	}
 	if e.claim.isLost() {
 		return
 	}
-	if before, ok := c.cursors[e.claim]; (ok && before.ID != e.session.ID) || e.claim.last.ID != e.session.ID {
-		c.urgent = true
+	if before, ok := j.cursors[e.claim]; (ok && before.ID != e.session.ID) || e.claim.last.ID != e.session.ID {
+		c.urgent, c.moves = true, true
 	}
-	c.cursors[e.claim] = e.session
+	j.cursors[e.claim] = e.session
 	if e.event == nil {
 		return
 	}
@@ -61,12 +66,30 @@ func (j *Journal) collect(c *commit, e entry) {
 		Key: event.Key{Ordinal: int32(len(c.batch.Events))},
 	})
 	c.from = append(c.from, e.claim)
+	if e.event.Seq > 0 { // not a notice
+		c.newest[e.claim] = e.session
+	}
+}
+
+// takeCursors makes a commit store the cursors that moved.
+//
+// Most commits don't: a row that is updated with every commit grows a chain of dead
+// versions, and while a backup or another old snapshot keeps these, each update takes
+// longer than the one before. The events hold the sequence numbers, so a claim continues
+// after the newest one (see findNewest).
+func (j *Journal) takeCursors(c *commit) {
+	maps.DeleteFunc(j.cursors, func(claim *Claim, _ event.Session) bool { return claim.isLost() })
+	c.cursors, j.cursors = j.cursors, make(map[*Claim]event.Session)
 }
 
 // flush runs a commit and dispatches its batch. It tries until it succeeds or ctx
-// ends, and takes shards that were lost to another instance out of the commit.
-func (j *Journal) flush(ctx context.Context, c *commit) error {
-	if len(c.cursors) > 0 {
+// ends, and takes shards that were lost to another instance out of the commit. due means
+// that the cursors are due.
+func (j *Journal) flush(ctx context.Context, c *commit, due bool) error {
+	if due || c.moves {
+		j.takeCursors(c)
+	}
+	if len(c.cursors) > 0 || len(c.batch.Events) > 0 {
 		if err := j.commit(ctx, c); err != nil {
 			return err
 		}
@@ -125,7 +148,14 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	for i := range c.batch.Events {
 		j.metrics.lag.Observe(now.Sub(c.batch.Events[i].ReceivedAt).Seconds())
 	}
+	if len(c.batch.Events) > 0 {
+		j.stored = c.batch.ID
+	}
+	for claim, session := range c.newest {
+		claim.committed(session)
+	}
 	for claim, session := range c.cursors {
+		claim.last = session
 		claim.committed(session)
 	}
 	return nil
@@ -139,7 +169,7 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 		return err
 	}
 	stale := &fencedError{}
-	for claim := range c.cursors {
+	for _, claim := range c.claims() {
 		if claim.owner != owner {
 			stale.claims = append(stale.claims, claim)
 		}
@@ -158,8 +188,8 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 			c.batch.ID, c.taken = 0, false // by another instance
 		}
 	}
-	if err := j.openClaims(ctx, c); err != nil {
-		return err
+	if len(c.batch.Events) == 0 && len(c.cursors) == 0 {
+		return nil // all of it was dropped
 	}
 	c.batch.Owner = owner
 	if c.batch.ID == 0 {
@@ -180,38 +210,22 @@ func (j *Journal) owns(ctx context.Context, me, batch int64) (stored bool, err e
 	return stored, nil
 }
 
-// openClaims prepares for the first events of new claims. Events of a shard's
-// previous owner are older, even if that owner's clock was ahead of ours. So new
-// batches get higher numbers, and undelivered events of the previous owner are
-// delivered first.
-func (j *Journal) openClaims(ctx context.Context, c *commit) error {
-	opening := make(map[*Claim]bool)
+// claims returns the claims that a commit has events or cursors of.
+func (c *commit) claims() []*Claim {
+	claims := make(map[*Claim]struct{}, len(c.cursors))
 	for _, claim := range c.from {
-		if !claim.opened {
-			opening[claim] = true
-		}
+		claims[claim] = struct{}{}
 	}
-	if len(opening) == 0 {
-		return nil
+	for claim := range c.cursors {
+		claims[claim] = struct{}{}
 	}
-	last := int64(0)
-	if err := j.pool.QueryRow(ctx, `SELECT coalesce(max(batch_id), 0) FROM events`).Scan(&last); err != nil {
-		return fmt.Errorf("read the number of the last batch: %w", err)
-	}
-	j.lastBatch = max(j.lastBatch, last)
-	if err := j.deliverer.Prepare(ctx); err != nil {
-		return err
-	}
-	for claim := range opening {
-		claim.opened = true
-	}
-	return nil
+	return slices.Collect(maps.Keys(claims))
 }
 
 // nextBatch returns the number of the next batch.
 func (j *Journal) nextBatch(now time.Time) int64 {
 	// The clock may have stood still or jumped back.
-	micros := max(now.UnixMicro(), j.lastBatch>>batchShift+1)
+	micros := max(now.UnixMicro(), max(j.lastBatch, j.floor.Load())>>batchShift+1)
 	id := micros<<batchShift | j.instance.slot()
 	j.lastBatch = id
 	return id
@@ -242,8 +256,10 @@ func (j *Journal) drop(ctx context.Context, c *commit, lost *fencedError) {
 		}
 		claim.lose()
 		delete(c.cursors, claim)
+		delete(c.newest, claim)
+		delete(j.cursors, claim)
 		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost", slog.String("shard", claim.shard.String()),
-			slog.String("reason", reason), slog.Int64("stored_seq", claim.last.Seq))
+			slog.String("reason", reason), slog.Int64("stored_seq", claim.Stored()))
 	}
 	events, from := c.batch.Events[:0], c.from[:0]
 	for i, claim := range c.from {
@@ -284,18 +300,37 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 			b.Queue(addBatch, c.batch.ID, c.batch.Owner).Exec(inserted(1))
 			queueEvents(&b, &c.batch).Exec(inserted(n))
 		}
-		// The cursors come last. Only their rows are ones that others wait for, and a
-		// process can be stopped anywhere: in the middle of a COPY, PostgreSQL would
-		// wait for it without a limit.
+		gone := false
+		if n := len(c.batch.Events); n > 0 && j.stored != 0 && j.instance.Now().Sub(j.store.Committed(j.stored)) < checkedFor {
+			b.Queue(`SELECT NOT EXISTS (SELECT FROM events WHERE batch_id = $1)`, j.stored).
+				QueryRow(func(row pgx.Row) error { return row.Scan(&gone) })
+		}
+		// The cursors, and this instance's row, come last. Only these rows are ones that
+		// others wait for, and a process can be stopped anywhere: in the middle of a COPY,
+		// PostgreSQL would wait for it without a limit.
 		claims := slices.Collect(maps.Keys(c.cursors))
 		args := cursorArgs(c, claims)
 		var moved []int
-		b.Queue(moveCursors, args...).Query(func(rows pgx.Rows) (err error) {
-			moved, err = pgx.CollectRows(rows, pgx.RowTo[int])
+		if len(claims) > 0 {
+			b.Queue(moveCursors, args...).Query(func(rows pgx.Rows) (err error) {
+				moved, err = pgx.CollectRows(rows, pgx.RowTo[int])
+				return err
+			})
+		}
+		if len(c.batch.Events) > 0 {
+			b.Queue(proveAlive, c.batch.Owner).Exec(isAlive)
+		}
+		err := tx.SendBatch(ctx, &b).Close()
+		switch {
+		case errors.Is(err, errDisinherited):
+			return &fencedError{claims: j.allClaims(c)}
+		case err != nil:
 			return err
-		})
-		if err := tx.SendBatch(ctx, &b).Close(); err != nil {
-			return err
+		case gone:
+			// The database has lost commits, and any shard may have had events in them.
+			j.stored = 0
+			all := j.allClaims(c)
+			return &fencedError{claims: all, reverted: all}
 		}
 		if len(moved) == len(claims) {
 			return nil
@@ -323,6 +358,27 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	})
 }
 
+// checkedFor is how long a stored batch is looked for by the next commit. No standby that
+// becomes the primary is further behind, and retention keeps events for longer.
+const checkedFor = 10 * time.Minute
+
+// allClaims returns all claims of a commit's owner, with those of the commit itself, of
+// which one can be about to be released.
+func (j *Journal) allClaims(c *commit) []*Claim {
+	claims := c.claims()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, claim := range claims {
+		delete(j.claims, claim) // drop ends them
+	}
+	for claim := range j.claims {
+		if claim.owner == c.batch.Owner {
+			claims = append(claims, claim)
+		}
+	}
+	return claims
+}
+
 // errTaken means that something is stored under a batch's number: by an earlier try
 // of the same commit that has just succeeded, or by another instance.
 var errTaken = errors.New("the number of the batch is taken")
@@ -345,12 +401,12 @@ const cursorsOf = `unnest($2::bigint[], $3::int[], $4::int[], $5::bigint[], $6::
 		AND s.owner = $1 AND s.epoch = u.epoch`
 
 const (
-	// moveCursors moves cursors from where the claim's last commit left them. One that
+	// moveCursors moves cursors from where the claim left them. One that
 	// an earlier try has moved may be there already. One that is elsewhere was lost with
 	// other commits: a standby without them has become the primary.
 	moveCursors = `UPDATE shards s
 		SET session_id = u.session_id, resume_url = u.resume_url, seq = u.seq, intents = u.intents,
-			session_begins = s.session_begins AND u.session_id = '', updated_at = now()
+			session_begins = s.session_begins AND u.session_id = '', updated_at = now(), cursor_at = now()
 		FROM ` + cursorsOf + `
 			AND ((s.session_id, s.seq) = (u.last_id, u.last_seq) OR (s.session_id, s.seq) = (u.session_id, u.seq))
 		RETURNING u.n`
