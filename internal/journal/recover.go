@@ -36,9 +36,13 @@ import (
 // No step waits for a lock without a limit, and none holds a lock that a living
 // instance needs to renew its lease. Recover repeats what it could not do.
 
-// recoverBatches is how many batches are taken over at a time. It limits the
-// memory that they take.
-const recoverBatches = 32
+// recoverBatches and recoverBytes are how many batches are taken over at a time, and how
+// large their payloads are together; a larger one is taken over alone. They limit the memory
+// that a takeover needs.
+const (
+	recoverBatches = 32
+	recoverBytes   = 16 << 20
+)
 
 // recoverEvery is how often to look for dead instances.
 const recoverEvery = time.Second
@@ -196,7 +200,7 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64, e *estate) ([]*even
 	var ids []int64
 	for len(ids) == 0 {
 		if len(e.adopted) == 0 {
-			next, err := j.ids(ctx, `SELECT id FROM batches WHERE owner = $1 ORDER BY id LIMIT $2`, dead, recoverBatches)
+			next, err := j.ids(ctx, oldestBatches, dead, recoverBatches, recoverBytes)
 			if err != nil || len(next) == 0 {
 				return nil, err
 			}
@@ -226,6 +230,15 @@ func (j *Journal) adopt(ctx context.Context, me, dead int64, e *estate) ([]*even
 	}
 	return batches, nil
 }
+
+// oldestBatches returns the oldest batches of an owner, a number of them at most, and
+// besides the first only those with which the payloads are not larger than a limit.
+const oldestBatches = `SELECT id FROM (
+		SELECT b.id, row_number() OVER oldest AS n, sum(size.bytes) OVER oldest AS total
+		FROM (SELECT id FROM batches WHERE owner = $1 ORDER BY id LIMIT $2) b,
+			LATERAL (SELECT coalesce(sum(octet_length(data)), 0) AS bytes FROM events WHERE batch_id = b.id) size
+		WINDOW oldest AS (ORDER BY b.id)
+	) AS b WHERE n = 1 OR total <= $3 ORDER BY id`
 
 // inheritBatches makes this instance the owner of those of the batches that the
 // dead one owns, and returns them and those that it already owns.

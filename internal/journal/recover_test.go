@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -25,6 +26,7 @@ type heir struct {
 	*sink
 	fail  error
 	freed []int64
+	sizes []int // how many events Recover got each time
 	// prepared is called before the first event of a shard.
 	prepared func()
 }
@@ -33,6 +35,11 @@ func (h *heir) Recover(ctx context.Context, batches []*event.Batch) error {
 	if h.fail != nil {
 		return h.fail
 	}
+	n := 0
+	for _, b := range batches {
+		n += len(b.Events)
+	}
+	h.sizes = append(h.sizes, n)
 	return h.sink.Recover(ctx, batches)
 }
 
@@ -681,5 +688,39 @@ func TestDeadNamesakeIsWaitedOut(t *testing.T) {
 	var other *NamesakeError
 	if err := lease.beat(t.Context()); !errors.As(err, &other) {
 		t.Errorf("it renews its lease: %v", err)
+	}
+}
+
+// What a takeover holds in memory is bounded, however large the batches are.
+func TestTakeoverIsBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	a := open(t, pool, join(t, pool, uuid.New()), Config{})
+	s := a.claim(t, shard0)
+	large := bytes.Repeat([]byte("x"), recoverBytes/4)
+	var want []int64
+	for seq, events := range []int{1, 1, 6, 1, 1, 1, 1, 1, 5} {
+		c := newCommit()
+		for k := range events {
+			n := int64(10*seq + k + 1)
+			e := wanted(shard0, n)
+			e.Data = large
+			a.collect(c, entry{claim: s, session: session(n), event: e})
+		}
+		if err := a.commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, c.batch.ID)
+	}
+	b, h := openHeir(t, pool)
+	lapse(t, pool, a.instance)
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.inherited(); !slices.Equal(got, want) {
+		t.Errorf("inherited %v, want %v", got, want)
+	}
+	if want := []int{2, 6, 4, 1, 5}; !slices.Equal(h.sizes, want) {
+		t.Errorf("took over %v large events at a time, want %v", h.sizes, want)
 	}
 }
