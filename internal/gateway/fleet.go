@@ -98,7 +98,8 @@ func (f *fleet) report(ctx context.Context, err error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if len(f.shards) == 0 {
-			f.problem = "the shards are not known: " + err.Error()
+			// Anybody may read this at /readyz, and errors of the database name its address.
+			f.problem = "the shards are not known: they can't be read from the database at the moment; the log says why"
 		}
 	case err == nil && f.failing:
 		f.failing = false

@@ -4380,10 +4380,10 @@ type SessionLost struct {
 	// AfterSeq The last sequence number that was received in that session; 0 if session_id is empty.
 	AfterSeq int `json:"after_seq"`
 
-	// NextSeq The first sequence number of the next session.
+	// NextSeq The first sequence number of the next session; 0 if next_session_id is empty.
 	NextSeq int `json:"next_seq"`
 
-	// NextSessionId The session that followed.
+	// NextSessionId The session that followed; empty if none follows, because another number of shards takes over.
 	NextSessionId string `json:"next_session_id"`
 
 	// Reason Why the session could not be resumed.
