@@ -363,13 +363,22 @@ func (l *link) identify(ctx context.Context) error {
 	l.presence.Store(presence.version)
 	s.metrics.identifies.Inc()
 	s.setStatus(func(st *ShardStatus) { st.Identifies++ })
-	return l.conn.Send(ctx, discord.OpIdentify, discord.Identify{
+	err := l.conn.Send(ctx, discord.OpIdentify, discord.Identify{
 		Token:      s.token.Reveal(),
 		Properties: discord.Properties{OS: runtime.GOOS, Browser: "gatehook", Device: "gatehook"},
 		Shard:      [2]int{s.id.ID, s.id.Count},
 		Intents:    int64(l.intents),
 		Presence:   presence.d,
 	})
+	if err != nil {
+		return err
+	}
+	late, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	defer cancel()
+	if err := l.turn.Sent(late); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not note that an IDENTIFY was sent late", slog.Any("error", err))
+	}
+	return nil
 }
 
 // failSend ends the connection if a send failed. It first gives the reader time

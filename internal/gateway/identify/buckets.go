@@ -17,7 +17,11 @@ import (
 // SlotLength is the time between two IDENTIFYs of a bucket: Discord's 5 s
 // (Discord: Max Concurrency), and a bit more, because Discord counts from their
 // arrival.
-const SlotLength = 5*time.Second + 250*time.Millisecond
+const SlotLength = 5*time.Second + slotMargin
+
+// slotMargin is by how much the time from a slot's begin to the arrival of its IDENTIFY
+// may differ between two IDENTIFYs.
+const slotMargin = 250 * time.Millisecond
 
 // resetMargin makes up for the truncation of reset_after to whole milliseconds:
 // a start before the reset would be one too many.
@@ -98,6 +102,15 @@ func (b *Buckets) Take(ctx context.Context, applicationID event.Snowflake, bucke
 		return err
 	})
 	return wait, err
+}
+
+// Extend implements Slots.
+func (b *Buckets) Extend(ctx context.Context, applicationID event.Snowflake, bucket int) error {
+	return b.insist(ctx, func(ctx context.Context) error {
+		_, err := b.pool.Exec(ctx, `UPDATE identify_buckets SET next_at = clock_timestamp() + $3 WHERE application_id = $1 AND bucket = $2`,
+			int64(applicationID), bucket, b.Slot)
+		return err
+	})
 }
 
 // insist calls f until the database answers or ctx ends.

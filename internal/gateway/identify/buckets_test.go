@@ -84,6 +84,12 @@ func TestBucketsTake(t *testing.T) {
 	if wait := take(8, 0, ClassWarming); wait != 0 {
 		t.Errorf("another application waits %v", wait)
 	}
+	if _, err := b.pool.Exec(t.Context(), `UPDATE identify_buckets SET next_at = next_at - interval '4 s' WHERE application_id = 7 AND bucket = 0`); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Extend(t.Context(), 7, 0); err != nil {
+		t.Fatal(err)
+	}
 	// Waits for one slot do not add up.
 	const late = 2 * time.Second // on a busy machine
 	for range 3 {

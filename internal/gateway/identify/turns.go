@@ -47,6 +47,8 @@ type Slots interface {
 	// before the next try: a bit less for a more urgent class, which then goes first
 	// when several shards wait for the same slot.
 	Take(ctx context.Context, applicationID event.Snowflake, bucket int, class Class) (wait time.Duration, err error)
+	// Extend makes the bucket's slot begin now.
+	Extend(ctx context.Context, applicationID event.Snowflake, bucket int) error
 }
 
 // Config of Turns.
@@ -154,6 +156,8 @@ type Turn struct {
 	queue  *queue
 	member *member
 	once   sync.Once
+	taken  time.Time // when the slot was asked for
+	bucket int       // whose slot it is
 }
 
 // Turn waits until no other shard of the same or a more urgent class is about to
@@ -208,6 +212,7 @@ func (u *Turn) Permit(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		u.taken, u.bucket = time.Now(), bucket
 		wait, err := t.slots.Take(ctx, t.applicationID, bucket, u.class)
 		if err != nil {
 			return fmt.Errorf("wait for identify bucket %d: %w", bucket, err)
@@ -219,6 +224,17 @@ func (u *Turn) Permit(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// Sent is called once the IDENTIFY was sent. If that was late, because the database was
+// slow since it gave the slot, the next IDENTIFY must wait from now on: Discord counts
+// from its arrival. If the database does not answer before ctx ends, the next one may come
+// too early.
+func (u *Turn) Sent(ctx context.Context) error {
+	if time.Since(u.taken) < slotMargin/2 {
+		return nil
+	}
+	return u.turns.slots.Extend(ctx, u.turns.applicationID, u.bucket)
 }
 
 // giveWay waits until no shard of a more urgent class wants to IDENTIFY in the

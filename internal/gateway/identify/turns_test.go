@@ -222,3 +222,32 @@ func TestTurnsWaitForReset(t *testing.T) {
 		t.Errorf("%d questions, bucket %d", asked.Load(), bucket)
 	}
 }
+
+// TestLateIdentify: if the database is slow between the slot and the IDENTIFY of one shard,
+// and quick for the next one, the two are still 5 s apart.
+func TestLateIdentify(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		info := discord.GatewayInfo{Limit: discord.StartLimit{Total: 1000, Remaining: 1000, MaxConcurrency: 1}}
+		turns := newTurns(info, nil, &identifytest.Slots{Slot: identify.SlotLength})
+		var before time.Time
+		for i, slow := range []time.Duration{4 * time.Second, 0, 200 * time.Millisecond, 0, 0} {
+			turn, err := turns.Turn(t.Context(), identify.ClassFirst, i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := turn.Permit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(slow)
+			if gap := time.Since(before); gap < 5*time.Second {
+				t.Errorf("IDENTIFY %d is %v after the one before", i, gap)
+			}
+			before = time.Now()
+			if err := turn.Sent(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			turn.Release()
+		}
+	})
+}

@@ -60,3 +60,14 @@ func (s *Slots) Take(ctx context.Context, _ event.Snowflake, bucket int, _ ident
 	s.next[bucket] = time.Now().Add(s.Slot)
 	return 0, nil
 }
+
+// Extend implements identify.Slots.
+func (s *Slots) Extend(_ context.Context, _ event.Snowflake, bucket int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next == nil {
+		s.next = make(map[int]time.Time)
+	}
+	s.next[bucket] = time.Now().Add(s.Slot)
+	return nil
+}
