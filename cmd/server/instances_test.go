@@ -193,6 +193,9 @@ func (n *node) run(ctx context.Context, t *testing.T) {
 	go func() { delivered <- n.delivery.Run(ctx) }()
 	go func() { stored <- n.journal.Run(ctx) }()
 	n.stop = sync.OnceFunc(func() {
+		// Its journal has cursors to store, for which it needs a lease.
+		n.pause()
+		n.resume()
 		n.journal.Stop()
 		if err := <-stored; err != nil {
 			t.Errorf("%s: %v", n.name, err)
