@@ -47,14 +47,15 @@ func NewBuckets(pool *pgxpool.Pool, log *slog.Logger) *Buckets {
 // Learn implements Slots. Until the reset, the number only falls, because
 // Discord's answer may not yet include a start that another instance is making.
 // If no instance made one for a minute, Discord's number is taken as it is. One that was
-// made in the future was made before the database's clock was set back.
+// made in the future was made before the database's clock was set back; while this waited
+// for the row, others may have made some, so now() would be too early.
 func (b *Buckets) Learn(ctx context.Context, applicationID event.Snowflake, total, remaining int, resetAfter time.Duration) error {
 	resetAfter += resetMargin
 	return b.insist(ctx, func(ctx context.Context) error {
 		_, err := b.pool.Exec(ctx, `INSERT INTO session_starts AS s (application_id, total, remaining, reset_at)
 			VALUES ($1, $2, $3, now() + $4)
 			ON CONFLICT (application_id) DO UPDATE SET total = $2, reset_at = now() + $4,
-				remaining = CASE WHEN s.reset_at <= now() OR s.spent_at NOT BETWEEN now() - interval '1 minute' AND now() THEN $3
+				remaining = CASE WHEN s.reset_at <= now() OR s.spent_at NOT BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp() THEN $3
 					ELSE least(s.remaining, $3) END`,
 			int64(applicationID), total, remaining, resetAfter)
 		return err
