@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -31,8 +32,11 @@ type Claim struct {
 	cursorAt      time.Time     // when the cursor in the shard's row was stored
 	lost          chan struct{}
 
-	// last is the session as it is in the shard's row. It is used by the writer only.
-	last event.Session
+	// These are used by the writer only. last is the session as it is in the shard's row.
+	// proven means that events were stored together with a look at that row: from then on,
+	// a database that has lost the claim has also lost a batch (see Journal.stored).
+	last   event.Session
+	proven bool
 
 	mu sync.Mutex // guards the fields below
 	// appended is the ID of the session that was appended to last. stored is that
@@ -65,7 +69,8 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 			ON CONFLICT (application_id, shard_count, shard_id) DO UPDATE
 			SET owner = $4, epoch = s.epoch + 1, updated_at = now()
 			WHERE s.stage <> 'ended' AND (s.owner IS NULL OR s.owner = $4)
-			RETURNING shard_id, shard_count, epoch, stage, session_begins, session_id, resume_url, seq, intents, coalesce(cursor_at, 'epoch')`,
+			RETURNING shard_id, shard_count, epoch, stage, session_begins, session_id, resume_url, seq, intents,
+				least(coalesce(cursor_at, 'epoch'), now())`, // the clock may have been set back since
 			int64(applicationID), counts, ids, owner)
 		if err != nil {
 			return err
@@ -96,7 +101,8 @@ func (j *Journal) Claim(ctx context.Context, applicationID event.Snowflake, shar
 
 // supersede ends the claims that this instance still has of these shards under its number,
 // and waits until what was appended to them is committed or dropped. No other fence does
-// that: the epoch is compared only when a cursor is stored.
+// that: the epoch is compared only when a cursor is stored. Until that has succeeded, the
+// claims stay tracked: if ctx ends first, the next call waits too.
 func (j *Journal) supersede(ctx context.Context, owner int64, applicationID event.Snowflake, shards []event.Shard) error {
 	j.mu.Lock()
 	var before []*Claim
@@ -112,7 +118,13 @@ func (j *Journal) supersede(ctx context.Context, owner int64, applicationID even
 	for _, c := range before {
 		c.lose()
 	}
-	return j.sync(ctx)
+	if err := j.sync(ctx); err != nil {
+		return err
+	}
+	for _, c := range before {
+		j.untrack(c)
+	}
+	return nil
 }
 
 // findNewest moves the sessions of new claims to their newest stored events, which the
@@ -193,7 +205,7 @@ func (c *Claim) Begin(ctx context.Context) error {
 // found is still to be reported. The error is ErrLost if another instance has the
 // shard.
 func (c *Claim) Unbegin(ctx context.Context) error {
-	return c.update(ctx, "end the beginning of the session of", `session_begins = session_begins AND $5`, c.begins)
+	return c.update(ctx, "end the beginning of the session of", `session_begins = session_begins AND $6`, c.begins)
 }
 
 // Append hands over an event, and the session with the event's sequence number.
@@ -245,41 +257,49 @@ func (c *Claim) Confirm(ctx context.Context) error {
 // Mark stores the shard's stage. The error is ErrLost if another instance has the
 // shard.
 func (c *Claim) Mark(ctx context.Context, stage event.Stage) error {
-	return c.update(ctx, "mark", `stage = $5`, string(stage))
+	return c.update(ctx, "mark", `stage = $6`, string(stage))
 }
 
 // Release waits until everything appended is committed and then frees the shard,
 // so that another instance need not wait for the lease to run out. The caller must
-// not append after calling it.
+// not append after calling it. The error is ErrLost if the claim was lost before, and
+// with it, perhaps, what was appended last.
 func (c *Claim) Release(ctx context.Context) error {
-	if err := c.drain(ctx); err != nil {
-		return fmt.Errorf("release shard %v: %w", c.shard, err)
-	}
 	// A loss that an earlier owner left, and that is not reported yet, is the next
 	// owner's to report.
-	return c.update(ctx, "release", `owner = NULL, session_begins = session_begins AND $5`, c.begins)
+	return c.leave(ctx, "release", `owner = NULL, session_begins = session_begins AND $6`, c.begins)
 }
 
 // End is like Release, for a shard whose set was replaced: it also forgets the
 // session, and the shard is never claimed again.
 func (c *Claim) End(ctx context.Context) error {
-	if err := c.drain(ctx); err != nil {
-		return fmt.Errorf("end shard %v: %w", c.shard, err)
-	}
-	return c.update(ctx, "end", `owner = NULL, session_begins = false, session_id = '', resume_url = '', seq = 0, stage = $5`, string(event.StageEnded))
+	return c.leave(ctx, "end", `owner = NULL, session_begins = false, session_id = '', resume_url = '', seq = 0, stage = $6`, string(event.StageEnded))
 }
 
-// drain waits until everything appended is committed, and the shard's ordered
-// deliveries are visible to its next owner.
-func (c *Claim) drain(ctx context.Context) error {
-	c.journal.untrack(c)
-	if err := c.journal.sync(ctx); err != nil {
+// leave waits until everything appended is committed, and the shard's ordered deliveries
+// are visible to its next owner. Then it changes the shard's row. Until that has succeeded
+// the claim stays tracked: a loss may still be noticed, and another claim of this instance
+// has to wait for what is in the queue.
+func (c *Claim) leave(ctx context.Context, verb, set string, args ...any) error {
+	err := c.journal.sync(ctx)
+	if err == nil && c.isLost() {
+		err = ErrLost
+	}
+	if err == nil {
+		err = c.journal.deliverer.Yield(ctx, c.shard)
+	}
+	if err != nil {
+		return fmt.Errorf("%s shard %v: %w", verb, c.shard, err)
+	}
+	if err := c.update(ctx, verb, set, args...); err != nil {
 		return err
 	}
-	return c.journal.deliverer.Yield(ctx, c.shard)
+	c.journal.untrack(c)
+	return nil
 }
 
-// sync waits until everything that was appended so far, and its cursors, are committed.
+// sync waits until everything that was appended so far, and its cursors, are committed,
+// and what was committed before is found to be there still.
 func (j *Journal) sync(ctx context.Context) error {
 	done := make(chan error, 1)
 	if err := j.queue.push(ctx, entry{done: done}); err != nil {
@@ -293,16 +313,26 @@ func (j *Journal) sync(ctx context.Context) error {
 	}
 }
 
-// update changes the shard's row if the claim's epoch is current; otherwise it
-// returns ErrLost.
+// update changes the shard's row, if it is this claim's and this instance is alive. If
+// not, the claim is lost, and the error is ErrLost. The additional arguments are $6 and up.
 func (c *Claim) update(ctx context.Context, verb, set string, args ...any) error {
-	tag, err := c.journal.pool.Exec(ctx, `UPDATE shards SET `+set+`, updated_at = now()
-		WHERE application_id = $1 AND shard_count = $2 AND shard_id = $3 AND epoch = $4`,
-		append([]any{int64(c.applicationID), c.shard.Count, c.shard.ID, c.epoch}, args...)...)
-	if err == nil && tag.RowsAffected() == 0 {
-		err = ErrLost
-	}
-	if err != nil {
+	// One round trip, because a shard waits for it between its slot and its IDENTIFY. The
+	// proof locks this instance's row before the shard's: of the others, that holds up an
+	// heir only, for a second at most.
+	var b pgx.Batch
+	b.Queue(waitBriefly)
+	b.Queue(`UPDATE shards SET `+set+`, updated_at = now()
+		WHERE application_id = $1 AND shard_count = $2 AND shard_id = $3 AND owner = $4 AND epoch = $5
+			AND EXISTS (SELECT FROM instances WHERE id = $4 AND heir IS NULL FOR KEY SHARE)`,
+		append([]any{int64(c.applicationID), c.shard.Count, c.shard.ID, c.owner, c.epoch}, args...)...).
+		Exec(func(tag pgconn.CommandTag) error {
+			if tag.RowsAffected() == 0 {
+				c.lose()
+				return ErrLost
+			}
+			return nil
+		})
+	if err := c.journal.pool.SendBatch(ctx, &b).Close(); err != nil {
 		return fmt.Errorf("%s shard %v: %w", verb, c.shard, err)
 	}
 	return nil
@@ -318,14 +348,16 @@ func (c *Claim) committed(session event.Session) {
 	}
 }
 
-func (c *Claim) lose() {
-	c.journal.untrack(c)
+// lose ends the claim, and reports whether it had not been lost before.
+func (c *Claim) lose() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.gone {
-		c.gone = true
-		close(c.lost)
+	if c.gone {
+		return false
 	}
+	c.gone = true
+	close(c.lost)
+	return true
 }
 
 func (c *Claim) isLost() bool {
@@ -334,7 +366,8 @@ func (c *Claim) isLost() bool {
 	return c.gone
 }
 
-// track remembers a claim until it is released or lost.
+// track remembers a claim until it is released, or lost and nothing more of it is going to
+// be committed.
 func (j *Journal) track(c *Claim) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -361,7 +394,9 @@ func (j *Journal) loseStale(ctx context.Context) {
 	}
 	j.mu.Unlock()
 	for _, c := range stale {
-		c.lose()
-		j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", c.shard.String()))
+		j.untrack(c) // the writer stores nothing under a dead number
+		if c.lose() {
+			j.log.LogAttrs(ctx, slog.LevelWarn, "shard lost to another instance", slog.String("shard", c.shard.String()))
+		}
 	}
 }

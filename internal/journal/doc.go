@@ -42,18 +42,19 @@
 // heir ends the dead instance's connections, raises the epochs of its shards, takes
 // over its batches and then frees the shards (see Recover).
 //
-// Each commit of events proves that the instance has no heir (Store.ProveAlive), so an
-// instance that was paused can't store anything for a shard that another instance has
-// claimed meanwhile. It also finds the batch that the instance stored before: otherwise
-// the database has lost commits, and all shards are claimed again.
+// Each commit, and each other change of a shard's row, proves that the instance has no heir
+// (Store.ProveAlive), so an instance that was paused can't change anything of a shard that
+// another instance has claimed meanwhile. Each commit also finds the batch that the instance
+// stored before: otherwise the database has lost commits, and all shards are claimed again.
 //
 // # Cursors
 //
-// The cursors that moved are stored once a second, and when a session begins or ends or
-// a shard is released. A claim continues after the cursor or the newest stored event of
-// its session, whichever is later. Each claim raises the shard's epoch, and a cursor is
-// stored only if the shard's row has the claim's epoch, and shows the cursor that the
-// claim stored before.
+// The cursors that moved are stored once a second, when a session begins or ends, when a
+// shard is released, and with the first event after a claim. A claim continues after the
+// cursor or the newest stored event of its session, whichever is later. Each claim raises the
+// shard's epoch, and a cursor is stored only if the shard's row has the claim's epoch, and
+// shows the cursor that the claim stored before. So with the first event the claim is
+// found to be there, and afterwards it can't be lost without the batch of that event.
 //
 // # Tables
 //

@@ -91,7 +91,7 @@ type Journal struct {
 	cursors map[*Claim]event.Session // that moved since they were stored
 
 	mu     sync.Mutex          // guards claims
-	claims map[*Claim]struct{} // neither released nor lost
+	claims map[*Claim]struct{} // whose events may still be on their way (see track)
 
 	recovering chan struct{} // holds a token while Recover works; guards the fields below
 	// estates are those of dead instances that this one inherited under the number

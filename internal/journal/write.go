@@ -28,12 +28,14 @@ type commit struct {
 	cursors map[*Claim]event.Session
 	// urgent means that the commit must not wait: it has a wanted event, or moves.
 	urgent bool
-	// moves means that the cursors must be stored: of a mark, or because a session began
-	// or ended.
+	// moves means that the cursors must be stored: of a mark, because a session began or
+	// ended, or because a claim is not proven yet.
 	moves bool
 	marks []chan error
 	// taken means that the batch's number was found to be taken.
 	taken bool
+	// dropped means that events or cursors were taken out of the commit.
+	dropped bool
 }
 
 func newCommit() *commit { return &commit{newest: make(map[*Claim]event.Session)} }
@@ -61,6 +63,7 @@ func (j *Journal) collect(c *commit, e entry) {
 		return
 	}
 	c.urgent = true
+	c.moves = c.moves || !e.claim.proven
 	c.batch.Events = append(c.batch.Events, event.Stored{
 		Event: *e.event, Listeners: listeners,
 		Key: event.Key{Ordinal: int32(len(c.batch.Events))},
@@ -89,7 +92,7 @@ func (j *Journal) flush(ctx context.Context, c *commit, due bool) error {
 	if due || c.moves {
 		j.takeCursors(c)
 	}
-	if len(c.cursors) > 0 || len(c.batch.Events) > 0 {
+	if len(c.cursors) > 0 || len(c.batch.Events) > 0 || len(c.marks) > 0 {
 		if err := j.commit(ctx, c); err != nil {
 			return err
 		}
@@ -151,6 +154,9 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 	if len(c.batch.Events) > 0 {
 		j.stored = c.batch.ID
 	}
+	for _, claim := range c.from {
+		claim.proven = true
+	}
 	for claim, session := range c.newest {
 		claim.committed(session)
 	}
@@ -188,11 +194,11 @@ func (j *Journal) tryCommit(ctx context.Context, c *commit) error {
 			c.batch.ID, c.taken = 0, false // by another instance
 		}
 	}
-	if len(c.batch.Events) == 0 && len(c.cursors) == 0 {
-		return nil // all of it was dropped
+	if c.dropped && len(c.batch.Events) == 0 && len(c.cursors) == 0 {
+		return nil // nothing is left
 	}
 	c.batch.Owner = owner
-	if c.batch.ID == 0 {
+	if c.batch.ID == 0 && len(c.batch.Events) > 0 {
 		c.batch.ID = j.nextBatch(j.instance.Now())
 		for i := range c.batch.Events {
 			c.batch.Events[i].Key.Batch = c.batch.ID
@@ -255,6 +261,7 @@ func (j *Journal) drop(ctx context.Context, c *commit, lost *fencedError) {
 			reason = "the database went back to an earlier state: the shard resumes from there"
 		}
 		claim.lose()
+		j.untrack(claim)
 		delete(c.cursors, claim)
 		delete(c.newest, claim)
 		delete(j.cursors, claim)
@@ -268,6 +275,7 @@ func (j *Journal) drop(ctx context.Context, c *commit, lost *fencedError) {
 		}
 	}
 	c.batch.Events, c.from = events, from
+	c.dropped = true
 }
 
 // transact runs the transaction.
@@ -301,7 +309,8 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 			queueEvents(&b, &c.batch).Exec(inserted(n))
 		}
 		gone := false
-		if n := len(c.batch.Events); n > 0 && j.stored != 0 && j.instance.Now().Sub(j.store.Committed(j.stored)) < checkedFor {
+		// An old batch may have been dropped.
+		if j.stored != 0 && j.instance.Now().Sub(j.store.Committed(j.stored)) < j.store.parts.Retention/2 {
 			b.Queue(`SELECT NOT EXISTS (SELECT FROM events WHERE batch_id = $1)`, j.stored).
 				QueryRow(func(row pgx.Row) error { return row.Scan(&gone) })
 		}
@@ -317,9 +326,7 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 				return err
 			})
 		}
-		if len(c.batch.Events) > 0 {
-			b.Queue(proveAlive, c.batch.Owner).Exec(isAlive)
-		}
+		b.Queue(proveAlive, c.batch.Owner).Exec(isAlive)
 		err := tx.SendBatch(ctx, &b).Close()
 		switch {
 		case errors.Is(err, errDisinherited):
@@ -358,21 +365,14 @@ func (j *Journal) transact(ctx context.Context, c *commit) error {
 	})
 }
 
-// checkedFor is how long a stored batch is looked for by the next commit. No standby that
-// becomes the primary is further behind, and retention keeps events for longer.
-const checkedFor = 10 * time.Minute
-
-// allClaims returns all claims of a commit's owner, with those of the commit itself, of
-// which one can be about to be released.
+// allClaims returns all claims of a commit's owner, and those of the commit itself, which
+// can be lost already.
 func (j *Journal) allClaims(c *commit) []*Claim {
 	claims := c.claims()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, claim := range claims {
-		delete(j.claims, claim) // drop ends them
-	}
 	for claim := range j.claims {
-		if claim.owner == c.batch.Owner {
+		if claim.owner == c.batch.Owner && !slices.Contains(claims, claim) {
 			claims = append(claims, claim)
 		}
 	}
