@@ -342,22 +342,32 @@ func (l *link) resume(ctx context.Context) error {
 	return l.conn.Send(ctx, discord.OpResume, discord.Resume{Token: s.token.Reveal(), SessionID: l.session.ID, Seq: seq})
 }
 
-func (l *link) identify(ctx context.Context) error {
-	s := l.shard
-	presence := s.presence(ctx)
+// permit waits until the shard may IDENTIFY.
+func (l *link) permit(ctx context.Context) error {
 	if err := l.turn.Permit(ctx); err != nil {
 		return err
 	}
-	if err := s.confirm(ctx); err != nil {
+	if err := l.shard.confirm(ctx); err != nil {
 		return err
 	}
-	defer l.turn.Release()
 	// Another shard may have been refused while this one waited.
-	if err := s.turns.Allowed(l.intents, s.id.Count); err != nil {
+	return l.shard.turns.Allowed(l.intents, l.shard.id.Count)
+}
+
+func (l *link) identify(ctx context.Context) error {
+	s := l.shard
+	presence := s.presence(ctx)
+	defer l.turn.Release()
+	if err := l.permit(ctx); err != nil {
 		return err
 	}
 	if err := s.beginSession(ctx); err != nil {
 		return err
+	}
+	for !l.turn.Holds() {
+		if err := l.permit(ctx); err != nil {
+			return err
+		}
 	}
 	l.ending.identified = time.Now()
 	l.presence.Store(presence.version)

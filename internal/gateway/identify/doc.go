@@ -26,7 +26,7 @@
 //
 // It never connects to the gateway and never sends an IDENTIFY. The shards do,
 // in this order: RefreshGrants, Turn, Allowed, the dial, Turn.Permit, Allowed once
-// more, the IDENTIFY, Turn.Release. If Discord refuses an IDENTIFY, they pass the
+// more, Turn.Holds, the IDENTIFY, Turn.Sent, Turn.Release. If Discord refuses an IDENTIFY, they pass the
 // close code to Refuse.
 //
 // It owns the tables identify_buckets and session_starts. It starts no

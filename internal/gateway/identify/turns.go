@@ -156,6 +156,7 @@ type Turn struct {
 	queue  *queue
 	member *member
 	once   sync.Once
+	spent  bool      // a session start
 	taken  time.Time // when the slot was asked for
 	bucket int       // whose slot it is
 }
@@ -200,11 +201,14 @@ func (u *Turn) Release() {
 	})
 }
 
-// Permit returns when the shard may send its IDENTIFY, and counts it as sent.
-// The error wraps the one that ended ctx.
+// Permit returns when the shard may send its IDENTIFY, and counts it as sent: once, if it
+// is called again. The error wraps the one that ended ctx.
 func (u *Turn) Permit(ctx context.Context) error {
-	if err := u.spend(ctx); err != nil {
-		return err
+	if !u.spent {
+		if err := u.spend(ctx); err != nil {
+			return err
+		}
+		u.spent = true
 	}
 	t := u.turns
 	for {
@@ -225,6 +229,11 @@ func (u *Turn) Permit(ctx context.Context) error {
 		}
 	}
 }
+
+// Holds reports whether the slot is still this turn's. If the database, or this process,
+// took so long since Permit that another shard can get the next slot before Sent has said
+// when the IDENTIFY was sent, the caller calls Permit again.
+func (u *Turn) Holds() bool { return time.Since(u.taken) < SlotLength*3/4 }
 
 // Sent is called once the IDENTIFY was sent. If that was late, because the database was
 // slow since it gave the slot, the next IDENTIFY must wait from now on: Discord counts

@@ -223,31 +223,80 @@ func TestTurnsWaitForReset(t *testing.T) {
 	}
 }
 
-// TestLateIdentify: if the database is slow between the slot and the IDENTIFY of one shard,
-// and quick for the next one, the two are still 5 s apart.
+// TestLateIdentify: however late IDENTIFYs are sent after their slots, because the database
+// is slow or the process is stopped, they are 5 s apart, with another instance too.
 func TestLateIdentify(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		info := discord.GatewayInfo{Limit: discord.StartLimit{Total: 1000, Remaining: 1000, MaxConcurrency: 1}}
-		turns := newTurns(info, nil, &identifytest.Slots{Slot: identify.SlotLength})
-		var before time.Time
-		for i, slow := range []time.Duration{4 * time.Second, 0, 200 * time.Millisecond, 0, 0} {
-			turn, err := turns.Turn(t.Context(), identify.ClassFirst, i)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := turn.Permit(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(slow)
-			if gap := time.Since(before); gap < 5*time.Second {
-				t.Errorf("IDENTIFY %d is %v after the one before", i, gap)
-			}
-			before = time.Now()
-			if err := turn.Sent(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			turn.Release()
-		}
-	})
+	for name, slow := range map[string][]time.Duration{
+		"once":               {4 * time.Second},
+		"then a bit":         {3800 * time.Millisecond, 0, 200 * time.Millisecond},
+		"longer than a slot": {10 * time.Second},
+		"more and more":      {time.Second, 3 * time.Second, 5 * time.Second, 5300 * time.Millisecond, 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				info := discord.GatewayInfo{Limit: discord.StartLimit{Total: 1000, Remaining: 1000, MaxConcurrency: 1}}
+				slots := &spending{Slots: identifytest.Slots{Slot: identify.SlotLength}}
+				var (
+					instances sync.WaitGroup
+					mu        sync.Mutex
+					sent      []time.Time
+				)
+				for _, slow := range [][]time.Duration{slow, nil} {
+					turns := newTurns(info, nil, slots)
+					synctest.Wait() // the slow one takes the first slot
+					instances.Go(func() {
+						for i := range 3 {
+							turn, err := turns.Turn(t.Context(), identify.ClassFirst, i)
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							for holds := false; !holds; holds = turn.Holds() {
+								if err := turn.Permit(t.Context()); err != nil {
+									t.Error(err)
+									return
+								}
+								if len(slow) > 0 {
+									time.Sleep(slow[0])
+									slow = slow[1:]
+								}
+							}
+							mu.Lock()
+							sent = append(sent, time.Now())
+							mu.Unlock()
+							if err := turn.Sent(t.Context()); err != nil {
+								t.Error(err)
+							}
+							turn.Release()
+						}
+					})
+				}
+				instances.Wait()
+				for i, at := range sent[1:] {
+					if gap := at.Sub(sent[i]); gap < 5*time.Second {
+						t.Errorf("IDENTIFY %d is %v after the one before", i+1, gap)
+					}
+				}
+				if n := int(slots.starts.Load()); n != len(sent) {
+					t.Errorf("%d IDENTIFYs took %d session starts", len(sent), n)
+				}
+			})
+		})
+	}
+}
+
+// spending counts the session starts that were taken.
+type spending struct {
+	identifytest.Slots
+	starts atomic.Int32
+}
+
+func (s *spending) Spend(ctx context.Context, id event.Snowflake, floor int) (time.Duration, error) {
+	wait, err := s.Slots.Spend(ctx, id, floor)
+	if wait == 0 {
+		s.starts.Add(1)
+	}
+	return wait, err
 }
