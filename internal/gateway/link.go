@@ -383,7 +383,8 @@ func (l *link) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	late, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	// Although the connection may have ended: the IDENTIFY was sent.
+	late, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the database is slow"))
 	defer cancel()
 	if err := l.turn.Sent(late); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "could not note that an IDENTIFY was sent late", slog.Any("error", err))

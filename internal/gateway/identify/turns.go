@@ -84,6 +84,9 @@ type Turns struct {
 	delivering int            // how many shards deliver
 	queues     map[int]*queue // by bucket
 	refused    refusal
+	// late is when a bucket's last IDENTIFY was sent, if it was sent late and the slot could
+	// not be extended.
+	late map[int]time.Time
 }
 
 // refusal remembers a fatal close code that concerns every shard, so that the
@@ -112,7 +115,7 @@ func NewTurns(cfg Config) *Turns {
 	return &Turns{
 		applicationID: cfg.Application.ID, rest: cfg.REST, slots: cfg.Slots, log: cfg.Log, left: cfg.Left,
 		grants: newGrants(cfg.Application, cfg.REST, cfg.Log),
-		info:   cfg.Info, fetchedAt: time.Now(), queues: make(map[int]*queue),
+		info:   cfg.Info, fetchedAt: time.Now(), queues: make(map[int]*queue), late: make(map[int]time.Time),
 	}
 }
 
@@ -216,6 +219,9 @@ func (u *Turn) Permit(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := discord.Sleep(ctx, t.untilFree(bucket)); err != nil {
+			return err
+		}
 		u.taken, u.bucket = time.Now(), bucket
 		wait, err := t.slots.Take(ctx, t.applicationID, bucket, u.class)
 		if err != nil {
@@ -237,13 +243,37 @@ func (u *Turn) Holds() bool { return time.Since(u.taken) < SlotLength*3/4 }
 
 // Sent is called once the IDENTIFY was sent. If that was late, because the database was
 // slow since it gave the slot, the next IDENTIFY must wait from now on: Discord counts
-// from its arrival. If the database does not answer before ctx ends, the next one may come
-// too early.
+// from its arrival. If the database does not answer before ctx ends, this instance's shards
+// wait nevertheless, but another instance's may come too early.
 func (u *Turn) Sent(ctx context.Context) error {
-	if time.Since(u.taken) < slotMargin/2 {
+	sent := time.Now()
+	if sent.Sub(u.taken) < slotMargin/2 {
 		return nil
 	}
-	return u.turns.slots.Extend(ctx, u.turns.applicationID, u.bucket)
+	t := u.turns
+	err := t.slots.Extend(ctx, t.applicationID, u.bucket)
+	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.late[u.bucket] = sent
+	}
+	return err
+}
+
+// untilFree returns how long a bucket's slot must not be taken because of a late IDENTIFY
+// that the database does not know of.
+func (t *Turns) untilFree(bucket int) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sent, ok := t.late[bucket]
+	if !ok {
+		return 0
+	}
+	wait := SlotLength - time.Since(sent)
+	if wait <= 0 {
+		delete(t.late, bucket)
+	}
+	return max(0, wait)
 }
 
 // giveWay waits until no shard of a more urgent class wants to IDENTIFY in the

@@ -300,3 +300,39 @@ func (s *spending) Spend(ctx context.Context, id event.Snowflake, floor int) (ti
 	}
 	return wait, err
 }
+
+// TestLateIdentifyWithoutTheDatabase: if the slot of a late IDENTIFY can't be extended, the
+// next one of this instance is 5 s later nevertheless.
+func TestLateIdentifyWithoutTheDatabase(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		info := discord.GatewayInfo{Limit: discord.StartLimit{Total: 1000, Remaining: 1000, MaxConcurrency: 1}}
+		turns := newTurns(info, nil, unextended{&identifytest.Slots{Slot: identify.SlotLength}})
+		var before time.Time
+		for i, slow := range []time.Duration{3 * time.Second, time.Second, 0, 0} {
+			turn, err := turns.Turn(t.Context(), identify.ClassFirst, i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := turn.Permit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(slow)
+			if gap := time.Since(before); gap < 5*time.Second || i > 0 && gap > 2*identify.SlotLength {
+				t.Errorf("IDENTIFY %d is %v after the one before", i, gap)
+			}
+			before = time.Now()
+			if err := turn.Sent(t.Context()); (err != nil) != (slow > 0) {
+				t.Errorf("IDENTIFY %d was sent %v late: %v", i, slow, err)
+			}
+			turn.Release()
+		}
+	})
+}
+
+// unextended are slots whose database is away after each IDENTIFY.
+type unextended struct{ *identifytest.Slots }
+
+func (unextended) Extend(context.Context, event.Snowflake, int) error {
+	return errors.New("the database is away")
+}
