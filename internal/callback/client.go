@@ -70,8 +70,8 @@ func (c *Client) Opened() int64 { return c.opened.Load() }
 
 // Request is one POST of a delivery.
 type Request struct {
-	// ID is the delivery's id, the same at every attempt (Webhook-Id). Name is the
-	// event's name for this listener (Gatehook-Event).
+	// ID is the delivery's id, the same at every attempt (webhook-id). Name is the
+	// event's name for this listener (gatehook-event).
 	ID, Name string
 	// Event is the event to deliver. The tokens of its payload are redacted in the
 	// response.
@@ -100,14 +100,14 @@ func (c *Client) Send(ctx context.Context, t *Target, r *Request) Result {
 // appendFields appends the header fields that describe and sign a delivery.
 func (c *Client) appendFields(dst []byte, t *Target, r *Request, at time.Time) []byte {
 	timestamp := strconv.FormatInt(at.Unix(), 10)
-	dst = appendField(dst, "Webhook-Id", r.ID)
-	dst = appendField(dst, "Webhook-Timestamp", timestamp)
-	dst = appendField(dst, "Webhook-Signature", t.signer.sign(r.ID, timestamp, r.Body))
-	dst = appendField(dst, "Gatehook-Event", r.Name)
-	dst = appendField(dst, "Gatehook-Event-Id", r.Event.ID.String())
-	dst = appendField(dst, "Gatehook-Attempt", strconv.Itoa(r.Attempt))
-	dst = appendField(dst, "Gatehook-Shard", r.Event.Shard.String())
-	dst = appendField(dst, "Traceparent", r.Traceparent)
+	dst = appendField(dst, "webhook-id", r.ID)
+	dst = appendField(dst, "webhook-timestamp", timestamp)
+	dst = appendField(dst, "webhook-signature", t.signer.sign(r.ID, timestamp, r.Body))
+	dst = appendField(dst, "gatehook-event", r.Name)
+	dst = appendField(dst, "gatehook-event-id", r.Event.ID.String())
+	dst = appendField(dst, "gatehook-attempt", strconv.Itoa(r.Attempt))
+	dst = appendField(dst, "gatehook-shard", r.Event.Shard.String())
+	dst = appendField(dst, "traceparent", r.Traceparent)
 	if t.discord {
 		dst = appendDiscord(dst, c.key().sign(timestamp, r.Body), timestamp)
 	}
@@ -117,41 +117,58 @@ func (c *Client) appendFields(dst []byte, t *Target, r *Request, at time.Time) [
 // appendDiscord appends the header fields with which Discord signs (Discord: Security
 // and Authorization).
 func appendDiscord(dst []byte, signature, timestamp string) []byte {
-	return appendField(appendField(dst, "X-Signature-Ed25519", signature), "X-Signature-Timestamp", timestamp)
+	return appendField(appendField(dst, "x-signature-ed25519", signature), "x-signature-timestamp", timestamp)
 }
 
 // do makes a POST. fields appends the header fields that are specific to it.
 func (c *Client) do(ctx context.Context, t *Target, deadline time.Time, body []byte, fields func(head []byte) []byte) Result {
-	conn := c.idle.take(t.endpoint, deadline)
-	if conn == nil {
-		var err error
-		if conn, err = c.dialer.connect(ctx, t, deadline); err != nil {
-			return failed(ctx, err)
-		}
-		c.opened.Add(1)
-	}
 	buf, _ := c.heads.Get().(*[]byte)
 	defer c.heads.Put(buf)
-	head := appendField(append((*buf)[:0], t.head...), "User-Agent", c.userAgent)
-	head = appendField(fields(head), "Content-Length", strconv.Itoa(len(body)))
+	head := appendField(append((*buf)[:0], t.head...), "user-agent", c.userAgent)
+	head = appendField(fields(head), "content-length", strconv.Itoa(len(body)))
 	head = append(head, "\r\n"...)
 	if len(head)+len(body) <= inline {
 		head, body = append(head, body...), nil
 	}
 	*buf = head
-	var (
-		a    reply
-		keep bool
-		err  error
-	)
+	conn := c.idle.take(t.endpoint, deadline)
+	if conn != nil {
+		a, err := c.post(ctx, t, conn, head, body)
+		if err == nil || !a.silent {
+			return c.result(ctx, a, err)
+		}
+		// The connection ended or went mute while it was idle, and so may have the others.
+		c.idle.drop(t.endpoint)
+		if !isEnd(err) || ctx.Err() != nil {
+			return c.result(ctx, a, err)
+		}
+		// It ended at the moment of this POST, before a byte of an answer. That is no
+		// attempt: the callback may be well.
+	}
+	conn, err := c.dialer.connect(ctx, t, deadline)
+	if err != nil {
+		return failed(ctx, err)
+	}
+	c.opened.Add(1)
+	a, err := c.post(ctx, t, conn, head, body)
+	return c.result(ctx, a, err)
+}
+
+// post makes a POST on a connection, and keeps or closes it.
+func (c *Client) post(ctx context.Context, t *Target, conn *conn, head, body []byte) (a reply, err error) {
+	keep := false
 	uninterrupted := interruptible(ctx, conn, func() { a, keep, err = conn.post(head, body) })
 	if keep && uninterrupted {
 		c.idle.put(t.endpoint, conn, keptFor(a.header))
 	} else {
 		_ = conn.Close()
 	}
+	return a, err
+}
+
+// result returns the result of a POST. An incomplete response is not an answer.
+func (c *Client) result(ctx context.Context, a reply, err error) Result {
 	if err != nil {
-		// An incomplete response is not an answer.
 		r := failed(ctx, err)
 		r.Status, r.Response = a.status, a.body
 		return r

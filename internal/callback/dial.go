@@ -67,8 +67,10 @@ func (d *dialer) connect(ctx context.Context, t *Target, deadline time.Time) (*c
 	if err == nil {
 		raw, err = rawOf(socket)
 	}
+	var c *conn
 	if err == nil {
-		err = end.SetDeadline(deadline)
+		c = newConn(end, raw)
+		err = c.expire(deadline)
 	}
 	if err != nil {
 		if socket != nil {
@@ -76,7 +78,7 @@ func (d *dialer) connect(ctx context.Context, t *Target, deadline time.Time) (*c
 		}
 		return nil, err
 	}
-	return newConn(end, raw), nil
+	return c, nil
 }
 
 func rawOf(c net.Conn) (syscall.RawConn, error) {

@@ -30,8 +30,8 @@
 //
 // # What it never does
 //
-// The package follows no redirect and never repeats a POST: a POST that fails on a kept
-// connection has failed.
+// The package follows no redirect. It repeats a POST in one case only: a kept connection
+// ended before the first byte of an answer. Then the callback had closed it as idle.
 //
 // # Who owns what
 //

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/net/http/httpguts"
 )
 
 // RefusedAddressError reports that a callback's address may not be dialed.
@@ -64,7 +62,6 @@ var special = []struct {
 	{netip.MustParsePrefix("::1/128"), "it is a loopback address"},
 	{netip.MustParsePrefix("::/96"), "it is an IPv4 address written as IPv6"},
 	{netip.MustParsePrefix("::ffff:0:0:0/96"), "it is a translated IPv4 address"},
-	{netip.MustParsePrefix("64:ff9b::/96"), "it is a translated IPv4 address"},
 	{netip.MustParsePrefix("64:ff9b:1::/48"), "it is a translated IPv4 address"},
 	{netip.MustParsePrefix("100::/64"), "it is a discard address"},
 	{netip.MustParsePrefix("100:0:0:1::/64"), "it is a dummy address"},
@@ -94,7 +91,7 @@ func (g guard) check(to netip.AddrPort, plain bool) error {
 	addr := to.Addr().Unmap().WithZone("")
 	reason := refusedPort(uint64(to.Port()))
 	if reason == "" && !g.allowed(addr) {
-		switch reason = refusedAddr(addr); {
+		switch reason = refusedAddr(untranslated(addr)); {
 		case reason != "":
 			reason += " (GATEHOOK_ALLOW_TARGETS can allow it)"
 		case plain:
@@ -107,9 +104,23 @@ func (g guard) check(to netip.AddrPort, plain bool) error {
 	return &RefusedAddressError{Addr: to, Reason: reason}
 }
 
+// translation is the prefix under which a network without IPv4 reaches IPv4 addresses
+// (DNS64; RFC 6052, section 2.1).
+var translation = netip.MustParsePrefix("64:ff9b::/96")
+
+// untranslated returns the IPv4 address that is reached through a translated one: behind
+// DNS64, names that have only IPv4 addresses resolve to these.
+func untranslated(addr netip.Addr) netip.Addr {
+	if !translation.Contains(addr) {
+		return addr
+	}
+	b := addr.As16()
+	return netip.AddrFrom4([4]byte(b[12:]))
+}
+
 func (g guard) allowed(addr netip.Addr) bool {
 	for _, p := range g.allow {
-		if p.Contains(addr) {
+		if p.Contains(addr) || p.Contains(untranslated(addr)) {
 			return true
 		}
 	}
@@ -160,8 +171,8 @@ func (g guard) dialer(r *net.Resolver) *net.Dialer {
 	}
 }
 
-// CheckTarget returns why a callback at a URL can never be dialed, or nil. It resolves
-// no name, because the addresses of a name are checked when it is dialed.
+// CheckTarget returns why a callback at a URL of ParseURL can never be dialed, or nil. It
+// resolves no name, because the addresses of a name are checked when it is dialed.
 func CheckTarget(allow []netip.Prefix, u *url.URL) error {
 	g := guard{allow: allow}
 	plain := u.Scheme == "http"
@@ -224,11 +235,7 @@ func Locate(ctx context.Context, allow []netip.Prefix, r *net.Resolver, u *url.U
 	}
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
-	var addrs []netip.Addr
-	name, err := httpguts.PunycodeHostPort(host) // as it is dialed
-	if err == nil {
-		addrs, err = r.LookupNetIP(ctx, "ip", name)
-	}
+	addrs, err := r.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return fmt.Errorf("plain http:// is for the addresses of GATEHOOK_ALLOW_TARGETS only, and %s does not resolve: use https://", host)
 	}

@@ -35,9 +35,16 @@ func (p *idlePool) take(endpoint string, deadline time.Time) *conn {
 		if c == nil {
 			return nil
 		}
-		if time.Now().Before(c.until) && c.SetDeadline(deadline) == nil && !c.spent() {
+		if time.Now().Before(c.until) && !c.spent() && c.expire(deadline) == nil {
 			return c
 		}
+		_ = c.Close()
+	}
+}
+
+// drop closes an endpoint's connections.
+func (p *idlePool) drop(endpoint string) {
+	for c := p.pop(endpoint); c != nil; c = p.pop(endpoint) {
 		_ = c.Close()
 	}
 }

@@ -83,7 +83,7 @@ func TestLocate(t *testing.T) {
 			addr, _ := netip.ParseAddr(map[bool]string{false: tt.v4, true: tt.v6}[v6])
 			return addr
 		})
-		u, err := url.Parse(tt.url)
+		u, err := callback.ParseURL(tt.url)
 		if err != nil {
 			t.Fatal(err)
 		}

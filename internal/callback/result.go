@@ -90,22 +90,28 @@ func excerpt(r *Result, data []byte) []byte {
 
 var errTimeout = errors.New("no complete response within the attempt timeout")
 
-// failed turns an error into a result whose text is safe to show.
+// maxProblem bounds the text of an error, in bytes.
+const maxProblem = 300
+
+// failed turns an error into a result whose text is safe to show, and short.
 func failed(ctx context.Context, err error) Result {
+	r := explain(ctx, err)
+	if text := r.Err.Error(); len(text) > maxProblem {
+		r.Err = errors.New(strings.ToValidUTF8(text[:maxProblem], ""))
+	}
+	return r
+}
+
+func explain(ctx context.Context, err error) Result {
 	if cause := context.Cause(ctx); cause != nil {
 		return Result{Class: ClassConnection, Err: fmt.Errorf("the attempt was ended: %w", cause)}
 	}
 	var (
-		refused  *RefusedAddressError
-		before   refusal
-		dns      *net.DNSError
-		verify   *tls.CertificateVerificationError
-		unknown  x509.UnknownAuthorityError
-		hostname x509.HostnameError
-		record   tls.RecordHeaderError
-		alert    tls.AlertError
-		op       *net.OpError
-		timeout  net.Error
+		refused *RefusedAddressError
+		before  refusal
+		dns     *net.DNSError
+		op      *net.OpError
+		timeout net.Error
 	)
 	switch {
 	case errors.As(err, &refused):
@@ -114,8 +120,8 @@ func failed(ctx context.Context, err error) Result {
 		return Result{Class: ClassRefused, Err: before.error}
 	case errors.As(err, &dns):
 		return Result{Class: ClassDNS, Err: fmt.Errorf("the name %s does not resolve: %s", dns.Name, dns.Err)}
-	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname), errors.As(err, &record), errors.As(err, &alert):
-		return Result{Class: ClassTLS, Err: fmt.Errorf("TLS: %w", err)}
+	case tlsProblem(err) != "":
+		return Result{Class: ClassTLS, Err: errors.New("TLS: " + tlsProblem(err))}
 	case errors.Is(err, errTimeout), errors.As(err, &timeout) && timeout.Timeout():
 		return Result{Class: ClassTimeout, Err: errTimeout}
 	case errors.As(err, &op):
@@ -125,6 +131,34 @@ func failed(ctx context.Context, err error) Result {
 	default:
 		return Result{Class: ClassConnection, Err: unquoted(err)}
 	}
+}
+
+// tlsProblem describes an error of the handshake, or returns "" for any other one. The
+// errors' own texts quote the certificate, which can have any length.
+func tlsProblem(err error) string {
+	var (
+		verify   *tls.CertificateVerificationError
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		record   tls.RecordHeaderError
+		alert    tls.AlertError
+	)
+	switch {
+	case errors.As(err, &hostname):
+		return "the certificate is not valid for the host of the url"
+	case errors.As(err, &unknown):
+		return "the certificate was not issued by a trusted authority"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the certificate has expired or is not valid yet"
+	case errors.As(err, &invalid), errors.As(err, &verify):
+		return "the certificate can't be verified"
+	case errors.As(err, &record):
+		return "the server does not speak TLS on this port"
+	case errors.As(err, &alert):
+		return "the server refused the handshake: " + alert.Error()
+	}
+	return ""
 }
 
 // unquoted returns an error without the text that it quotes. The other side sent that

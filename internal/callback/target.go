@@ -1,11 +1,10 @@
 package callback
 
 import (
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
+	"strings"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -30,30 +29,25 @@ type Target struct {
 // NewTarget prepares a listener's callback. The error names the part of the
 // registration that must be set again, and quotes neither the URL nor a secret.
 func NewTarget(l *event.Listener) (*Target, error) {
-	u, err := url.Parse(l.URL)
+	// An older version may have stored a URL that is not normalized.
+	u, err := ParseURL(l.URL)
 	if err != nil {
-		// The error's text is left out, because it contains the whole URL.
-		return nil, errors.New("the listener's url can't be parsed: set it again")
+		return nil, fmt.Errorf("the listener's url can't be used, set it again: %w", err)
 	}
 	t := &Target{url: u, discord: l.Format == event.FormatDiscord}
 	if t.signer, err = newSigner(l); err != nil {
 		return nil, err
 	}
-	host, err := httpguts.PunycodeHostPort(u.Host)
-	if err != nil {
-		return nil, errors.New("the host in the listener's url is not a valid name: set the url again")
-	}
-	ascii := url.URL{Scheme: u.Scheme, Host: host}
-	t.address = net.JoinHostPort(ascii.Hostname(), portOf(&ascii))
+	t.address = net.JoinHostPort(u.Hostname(), portOf(u))
 	t.endpoint = u.Scheme + "://" + t.address
 	t.head = append(t.head, "POST "+u.RequestURI()+" HTTP/1.1\r\n"...)
-	t.head = appendField(t.head, "Host", host)
-	t.head = appendField(t.head, "Content-Type", "application/json")
+	t.head = appendField(t.head, "host", u.Host)
+	t.head = appendField(t.head, "content-type", "application/json")
 	for name, value := range l.Headers {
 		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 			return nil, fmt.Errorf("the listener's header %q can't be sent: set it again", name)
 		}
-		t.head = appendField(t.head, http.CanonicalHeaderKey(name), value)
+		t.head = appendField(t.head, strings.ToLower(name), value)
 	}
 	return t, nil
 }

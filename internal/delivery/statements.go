@@ -65,6 +65,9 @@ type attemptRows struct {
 	responses [][]byte
 }
 
+// maxError bounds the text of a stored error, in bytes.
+const maxError = 300
+
 func (a *attemptRows) add(rec *record) {
 	a.keyRows.add(rec.job.id())
 	a.numbers = append(a.numbers, int32(rec.attempt()))
@@ -76,6 +79,9 @@ func (a *attemptRows) add(rec *record) {
 	if rec.result.Err != nil {
 		// PostgreSQL accepts neither NUL nor invalid UTF-8 in a text.
 		text = strings.ToValidUTF8(strings.ReplaceAll(rec.result.Err.Error(), "\x00", ""), "\uFFFD")
+		if len(text) > maxError {
+			text = strings.ToValidUTF8(text[:maxError], "")
+		}
 	}
 	a.errors = append(a.errors, text)
 	kept := rec.result.Response

@@ -40,7 +40,7 @@ type calls struct {
 	rest
 }
 
-// nowhere is a plain http:// callback that does not resolve. No resolver is asked,
+// nowhere is a plain http:// callback whose host can have no address,
 // because a label longer than 63 bytes is not valid (RFC 1035, section 2.3.4).
 var nowhere = "http://" + strings.Repeat("n", 64) + ".example/"
 
@@ -352,7 +352,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{`{"event":"READY","url":"e.com"}`, 400, "url", "https://"},
 		{`{"event":"READY","url":"ftp://e.com"}`, 400, "url", ""},
 		{`{"event":"READY","url":"http://93.184.216.34/"}`, 400, "url", "https://"},
-		{`{"event":"READY","url":"` + nowhere + `"}`, 400, "url", "does not resolve"},
+		{`{"event":"READY","url":"` + nowhere + `"}`, 400, "url", "is not the name of a host"},
 		{`{"event":"READY","url":"https://u:p@e.com"}`, 400, "url", "password"},
 		{`{"event":"READY","url":"https://e.com/#x"}`, 400, "url", "fragment"},
 		{`{"event":"READY","url":"https://e.com/` + strings.Repeat("€", 1000) + `"}`, 400, "url", "2048 bytes"},
@@ -824,5 +824,28 @@ func TestDisabledOnce(t *testing.T) {
 	}
 	if err := a.Disable(t.Context(), id+1, "gone", nil); err != nil {
 		t.Errorf("a listener that does not exist: %v", err)
+	}
+}
+
+// TestURLsAreNormalized: a URL is shown as it is called, and two forms of one URL are one
+// registration.
+func TestURLsAreNormalized(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	const raw, normal = "HTTPS://BÜCHER.example:443/ü?q=ü", "https://xn--bcher-kva.example/%C3%BC?q=%C3%BC"
+	made := a.call(t, "POST", "/listeners", `{"event":"READY","url":"`+raw+`"}`)
+	if made.status != 201 || made.body["url"] != normal {
+		t.Fatalf("%d: %v", made.status, made.body)
+	}
+	if again := a.call(t, "POST", "/listeners", `{"event":"READY","url":"`+normal+`"}`); again.status != 409 {
+		t.Errorf("the same URL in its normal form: %d", again.status)
+	}
+	for _, form := range []string{raw, normal} {
+		if list := a.call(t, "GET", "/listeners?url="+url.QueryEscape(form), ""); len(list.body["data"].([]any)) != 1 {
+			t.Errorf("not found by %s: %v", form, list.body)
+		}
+	}
+	if gone := a.call(t, "DELETE", "/listeners?event=READY&url="+url.QueryEscape(raw), ""); gone.status != 204 {
+		t.Errorf("not removed by the form it was registered in: %d %v", gone.status, gone.body)
 	}
 }

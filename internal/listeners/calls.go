@@ -127,7 +127,11 @@ func (c *Calls) ListListeners(ctx context.Context, req openapi.ListListenersRequ
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	// One more than requested, to see whether there is another page.
-	list, err := c.listeners.page(ctx, req.Params.Event, req.Params.Url, before, limit+1)
+	var urls []string
+	if req.Params.Url != nil {
+		urls = forms(*req.Params.Url)
+	}
+	list, err := c.listeners.page(ctx, req.Params.Event, urls, before, limit+1)
 	if err != nil {
 		return nil, answer(err)
 	}
@@ -283,7 +287,7 @@ func (c *Calls) DeleteListenerByPair(ctx context.Context, req openapi.DeleteList
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := c.listeners.remove(ctx, `l.event = $1 AND l.url = $2`, req.Params.Event, req.Params.Url)
+	err := c.listeners.remove(ctx, `l.id = (SELECT id FROM listeners WHERE event = $1 AND url = ANY($2) ORDER BY id LIMIT 1)`, req.Params.Event, forms(req.Params.Url))
 	if errors.Is(err, errNone) {
 		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", req.Params.Event))
 	}
@@ -321,6 +325,15 @@ func checkPair(name, url *string) error {
 		p.storable("url", *url)
 	}
 	return p.err()
+}
+
+// forms returns how a URL of a query can be stored: normalized, or as an older version
+// stored it.
+func forms(raw string) []string {
+	if u, err := callback.ParseURL(raw); err == nil {
+		return []string{raw, u.String()}
+	}
+	return []string{raw}
 }
 
 func noListener(id string) error {

@@ -231,11 +231,12 @@ func (s *Listeners) remove(ctx context.Context, where string, args ...any) error
 	return err
 }
 
-// page returns listeners that are older than a given one, the newest first.
-func (s *Listeners) page(ctx context.Context, eventName, url *string, before int64, limit int) ([]registration, error) {
+// page returns listeners that are older than a given one, the newest first. A nil name or
+// nil urls stand for all.
+func (s *Listeners) page(ctx context.Context, eventName *string, urls []string, before int64, limit int) ([]registration, error) {
 	rows, err := s.pool.Query(ctx, `SELECT `+columns+` FROM listeners l
-		WHERE ($1::text IS NULL OR l.event = $1) AND ($2::text IS NULL OR l.url = $2) AND l.id < $3
-		ORDER BY l.id DESC LIMIT $4`, eventName, url, before, limit)
+		WHERE ($1::text IS NULL OR l.event = $1) AND ($2::text[] IS NULL OR l.url = ANY($2)) AND l.id < $3
+		ORDER BY l.id DESC LIMIT $4`, eventName, urls, before, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list listeners: %w", err)
 	}

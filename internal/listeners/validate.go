@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -160,17 +159,16 @@ func (p *problems) event(s string, allowUnknown bool) string {
 	return s
 }
 
-// checkURL refuses a URL to which nothing can ever be delivered. The addresses
-// that a name resolves to are checked when it is dialed.
+// checkURL refuses a URL to which nothing can ever be delivered, and normalizes any other
+// one. The addresses that a name resolves to are checked when it is dialed.
 func (c *Calls) checkURL(p *problems, raw string) string {
-	u, err := url.Parse(raw)
+	u, err := callback.ParseURL(raw)
 	switch {
-	case len(raw) > maxURLBytes:
+	case err != nil:
+		p.add("url", "%v", err)
+		return raw
+	case len(raw) > maxURLBytes || len(u.String()) > maxURLBytes:
 		p.add("url", "it is longer than %d bytes", maxURLBytes)
-	case err != nil || strings.ContainsAny(raw, " \t\r\n\x00"):
-		p.add("url", "it is not a URL such as https://example.com/discord")
-	case u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
-		p.add("url", "%q is not a URL such as https://example.com/discord", raw)
 	case u.User != nil:
 		p.add("url", "it contains a user or password: put credentials into headers")
 	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
@@ -180,7 +178,7 @@ func (c *Calls) checkURL(p *problems, raw string) string {
 			p.add("url", "%v", err)
 		}
 	}
-	return raw
+	return u.String()
 }
 
 // reserved are the headers that a delivery sets itself, or that control the
