@@ -45,7 +45,7 @@ func (o *singleListener) Match(e *event.Event) (ids []int64, missed bool) {
 
 func (o *singleListener) Listener(int64) *event.Listener { return (*event.Listener)(o) }
 
-func (o *singleListener) Disable(context.Context, int64, string, func(context.Context, pgx.Tx) error) error {
+func (o *singleListener) Disable(context.Context, int64, string, string, func(context.Context, pgx.Tx) error) error {
 	return nil
 }
 

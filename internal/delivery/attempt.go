@@ -35,7 +35,7 @@ func (l *lane) attempt(j job, t *callback.Target, listener *event.Listener, bad 
 	}
 	rec.outcome = decide(rec.result, decision{
 		attempt: j.attempt + 1, now: l.d.now(), random: rand.Float64(), schedule: l.d.cfg.Schedule,
-		receivedAt: j.stored.ReceivedAt, maxAge: listener.MaxAge,
+		receivedAt: j.stored.ReceivedAt, maxAge: listener.MaxAge, asked: j.asked,
 	})
 	l.observe(rec, listener)
 	return rec

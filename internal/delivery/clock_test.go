@@ -107,6 +107,12 @@ func TestBulkCallsAreBounded(t *testing.T) {
 		go func() { done <- replay() }()
 		<-reading
 	}
+	// Some more wait for their turn, and all others are refused at once.
+	waiting := make(chan error)
+	for range bulkWaiting {
+		go func() { waiting <- retry() }()
+	}
+	eventually(t, "they wait", func() bool { return b.bulkWaiting.Load() == 2+bulkWaiting })
 	for name, call := range map[string]func() error{"a replay": replay, "a bulk retry": retry} {
 		refused := (*openapi.Error)(nil)
 		if err := call(); !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || refused.RetryAfter != bulkAgain {
@@ -117,6 +123,11 @@ func TestBulkCallsAreBounded(t *testing.T) {
 	for range 2 {
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	}
+	for range bulkWaiting {
+		if err := <-waiting; err != nil {
+			t.Errorf("one that waited: %v", err)
 		}
 	}
 	if err := retry(); err != nil {

@@ -81,6 +81,8 @@ type decision struct {
 	// maxAge bounds the age of the event since receivedAt; 0 for no bound.
 	receivedAt time.Time
 	maxAge     time.Duration
+	// asked: somebody asked for the delivery again, however old the event is.
+	asked bool
 }
 
 // unattempted decides before the POST. If ok is true, no attempt is made: the listener
@@ -130,7 +132,7 @@ func decide(r callback.Result, d decision) outcome {
 	if o.at.Before(o.notBefore) {
 		o.at = o.notBefore
 	}
-	if d.maxAge > 0 && o.at.Sub(d.receivedAt) > d.maxAge {
+	if d.maxAge > 0 && !d.asked && o.at.Sub(d.receivedAt) > d.maxAge {
 		o.kind, o.at = expired, time.Time{}
 	}
 	return o

@@ -61,6 +61,21 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestAskedForHasNoAge: what somebody asked for again goes through its schedule, however
+// old its event is.
+func TestAskedForHasNoAge(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	d := decision{attempt: 1, now: now, random: 0.5, schedule: Schedule{time.Minute}, receivedAt: now.Add(-time.Hour), maxAge: 3 * time.Second, asked: true}
+	if got := decide(callback.Result{Status: 500}, d); got.kind != retryAt {
+		t.Errorf("after one failure it is %v", got.kind)
+	}
+	d.asked = false
+	if got := decide(callback.Result{Status: 500}, d); got.kind != expired {
+		t.Errorf("what nobody asked for is %v", got.kind)
+	}
+}
+
 func TestEveryKindHasAName(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}

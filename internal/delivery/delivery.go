@@ -36,8 +36,8 @@ type Listeners interface {
 	Match(e *event.Event) (ids []int64, missed bool)
 	// Disable stops deliveries to a listener; its registration shows the reason. also
 	// runs in the same transaction, and its error rolls the transaction back. also does
-	// not run if the listener is already disabled.
-	Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error
+	// not run if the listener is already disabled, or has another URL by now.
+	Disable(ctx context.Context, id int64, url, reason string, also func(context.Context, pgx.Tx) error) error
 }
 
 // Store gives access to the journal: stored events and unsettled batches.
@@ -159,6 +159,8 @@ type Delivery struct {
 	health    health
 	parts     postgres.Partitions
 	bulk      chan struct{} // has a token of each replay and bulk retry
+	// bulkWaiting counts those, and the calls that wait for their turn.
+	bulkWaiting atomic.Int32
 
 	mu    sync.RWMutex    // guards the fields below, up to the blank line
 	lanes map[int64]*lane // by listener

@@ -65,7 +65,7 @@ func (r *registry) Match(e *event.Event) (ids []int64, missed bool) {
 
 // Disable locks as a transaction would: of several calls at once, one disables the
 // listener.
-func (r *registry) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
+func (r *registry) Disable(ctx context.Context, id int64, url, reason string, also func(context.Context, pgx.Tx) error) error {
 	r.disabling.Lock()
 	defer r.disabling.Unlock()
 	if !r.Listener(id).Enabled {
@@ -231,6 +231,10 @@ func (j *journal) Events(ctx context.Context, keys []event.Key) (out []event.Sto
 
 func (j *journal) Span(_ context.Context, _, _ time.Time, _ string, take func([]event.Stored) error) error {
 	return j.span(take)
+}
+
+func (*journal) Within(_ context.Context, keys []event.Key, _, _ time.Time) ([]event.Key, error) {
+	return keys, nil
 }
 
 func (j *journal) Add(context.Context, *event.Event, []int64) (event.Key, error) { return j.add(), nil }

@@ -63,7 +63,7 @@ func (d *Delivery) disable(rec *record, l *event.Listener, reason string, e *eve
 		notices := d.notice(e, l.ID)
 		err := d.store.Ensure(ctx)
 		if err == nil {
-			err = d.listeners.Disable(ctx, l.ID, reason, func(ctx context.Context, tx pgx.Tx) error {
+			err = d.listeners.Disable(ctx, l.ID, l.URL, reason, func(ctx context.Context, tx pgx.Tx) error {
 				if reason == reasonFailing {
 					if err := stillFailing(ctx, tx, l.ID, rec.startedAt); err != nil {
 						return err

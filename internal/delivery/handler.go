@@ -169,21 +169,42 @@ func (d *Delivery) RetryDelivery(ctx context.Context, req openapi.RetryDeliveryR
 	return openapi.RetryDelivery202JSONResponse(show(&e, l)), nil
 }
 
-// bulkAgain is when a replay or a bulk retry that found no room should come back.
-const bulkAgain = 10 * time.Second
+const (
+	// bulkWait is how long a replay or a bulk retry waits for its turn. It holds no
+	// connection meanwhile.
+	bulkWait = 10 * time.Second
+	// bulkWaiting bounds those that wait.
+	bulkWaiting = 16
+	// bulkAgain is when one that did not get its turn should come back.
+	bulkAgain = 10 * time.Second
+)
 
-// beginBulk makes room for a replay or a bulk retry, which calls the function when it
-// has ended, or refuses it.
-func (d *Delivery) beginBulk() (end func(), err error) {
+// beginBulk waits for the turn of a replay or a bulk retry, which calls the function when
+// it has ended, or refuses it.
+func (d *Delivery) beginBulk(ctx context.Context) (end func(), err error) {
+	refused := &openapi.Error{
+		Status: http.StatusServiceUnavailable, RetryAfter: bulkAgain,
+		Detail: fmt.Sprintf("%d replays or retries of listeners are under way here, which is as many as may be, and others wait: try again later", cap(d.bulk)),
+	}
+	if d.bulkWaiting.Add(1) > int32(bulkWaiting+cap(d.bulk)) {
+		d.bulkWaiting.Add(-1)
+		return nil, refused
+	}
+	turn := time.NewTimer(bulkWait)
+	defer turn.Stop()
 	select {
 	case d.bulk <- struct{}{}:
-		return func() { <-d.bulk }, nil
-	default:
-		return nil, &openapi.Error{
-			Status: http.StatusServiceUnavailable, RetryAfter: bulkAgain,
-			Detail: fmt.Sprintf("%d replays or retries of listeners are under way here, which is as many as may be: try again later", cap(d.bulk)),
-		}
+		return func() {
+			<-d.bulk
+			d.bulkWaiting.Add(-1)
+		}, nil
+	case <-turn.C:
+		err = refused
+	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
+	d.bulkWaiting.Add(-1)
+	return nil, err
 }
 
 // span returns the span of time that a call names. Without since it starts with the
@@ -212,7 +233,7 @@ func (d *Delivery) ReplayListener(ctx context.Context, req openapi.ReplayListene
 	if err != nil {
 		return nil, err
 	}
-	end, err := d.beginBulk()
+	end, err := d.beginBulk(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +261,7 @@ func (d *Delivery) RetryListener(ctx context.Context, req openapi.RetryListenerR
 	for i, s := range req.Body.Status {
 		states[i] = string(s)
 	}
-	end, err := d.beginBulk()
+	end, err := d.beginBulk(ctx)
 	if err != nil {
 		return nil, err
 	}

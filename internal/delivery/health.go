@@ -51,7 +51,7 @@ func streaks(recs []record) map[int64]streak {
 	for pass := range 2 {
 		for i := range recs {
 			r := &recs[i]
-			if !r.attempted || r.outcome.kind == unparsable {
+			if !r.attempted || r.outcome.kind == unparsable || r.moved {
 				continue // nothing was sent to the callback
 			}
 			s, ok := all[r.job.listener], r.outcome.kind == delivered

@@ -40,6 +40,8 @@ type lane struct {
 	// spilled: retries may hold due deliveries that only wait for room. postponed: the
 	// same for background deliveries.
 	spilled, postponed bool
+	// moved: the listener has another URL since deliveries waited for the old one's hour.
+	moved bool
 	// typical is the average size, in bytes, of the payloads taken up from retries.
 	typical int
 
@@ -232,6 +234,24 @@ func (l *lane) refreshLocked() {
 	if before == nil || before.MaxInFlight != now.MaxInFlight || before.URL != now.URL || before.Enabled != now.Enabled {
 		l.pace = newPace(now.MaxInFlight, l.d.cfg.Schedule) // the old pace no longer applies
 	}
+	l.moved = l.moved || before != nil && before.URL != now.URL
+}
+
+// takeMoved reports, once, that the listener has another URL.
+func (l *lane) takeMoved() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refreshLocked()
+	moved := l.moved
+	l.moved = false
+	return moved
+}
+
+// notMoved takes back takeMoved.
+func (l *lane) notMoved() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.moved = true
 }
 
 // startLocked starts a worker if a job is ready and the pace allows one more in flight.
@@ -261,6 +281,9 @@ func (l *lane) work() {
 			l.forsake(j)
 		default:
 			rec := l.attempt(j, target, listener, bad)
+			if now := l.d.listeners.Listener(l.id); now != nil && listener != nil && now.URL != listener.URL {
+				rec.elsewhere(l.d.now())
+			}
 			l.d.condemn(&rec, listener)
 			l.finish(j, rec)
 		}
@@ -332,7 +355,7 @@ func (l *lane) record(rec record) {
 // down, the deliveries that wait in memory move to the database: adaptLocked returns
 // their records, and the caller hands them to the recorder.
 func (l *lane) adaptLocked(rec record) (drained []record) {
-	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil {
+	if !rec.attempted || rec.outcome.kind == unparsable || l.listener == nil || rec.moved {
 		return nil // this says nothing about the callback
 	}
 	seen := observation{

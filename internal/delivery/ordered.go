@@ -20,6 +20,20 @@ const (
 	unparkAtOnce = 1000
 )
 
+// asked marks the ordering keys of deliveries that somebody asked for again. They are
+// ordered among themselves, and never stand before what is received: one that fails again
+// would hold up the newer events of its guild or channel for its whole schedule.
+const asked = "asked:"
+
+// askedKey returns the ordering key of a delivery that somebody asked for again.
+func askedKey(l *event.Listener, e *event.Event) string {
+	key := event.OrderKey(l.Ordering, e)
+	if key == "" {
+		return ""
+	}
+	return asked + key
+}
+
 // orderKey is the state of one ordering key that is not idle. Its deliveries are made
 // from memory or through the database. Once one of them has a row in retries, every
 // older unfinished one has a row too. So whichever instance takes up the oldest row

@@ -19,6 +19,8 @@ type record struct {
 	began   time.Time
 	result  callback.Result
 	outcome outcome
+	// moved: the listener has another URL by now, about which the attempt says nothing.
+	moved bool
 	// inHand: the delivery is still under way here, and gets a row with this instance
 	// as its owner.
 	inHand bool
@@ -34,6 +36,17 @@ func (r *record) owner() int64 {
 		return r.settle.owner
 	}
 	return r.job.owner
+}
+
+// elsewhere notes that the listener has another URL than the attempt's. Unless the
+// delivery was accepted or is too old, it is made there, at once: what the old URL asked
+// for, even to be left alone, is not asked by the new one.
+func (r *record) elsewhere(now time.Time) {
+	r.moved = true
+	switch r.outcome.kind {
+	case retryAt, exhausted, disable:
+		r.outcome = outcome{kind: retryAt, at: now}
+	}
 }
 
 // attempt returns the number of the attempt, or of the previous one if none was made.

@@ -158,7 +158,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		err := r.try(ctx, s)
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "23514" {
-			err = errors.Join(err, r.d.parts.Ensure(ctx, recs[0].startedAt), r.d.parts.Maintain(ctx, r.d.now()))
+			err = errors.Join(err, r.ensure(ctx, recs))
 			if len(s.notices) > 0 {
 				err = errors.Join(err, r.d.store.Ensure(ctx))
 			}
@@ -187,6 +187,21 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 	s.notices.trace(ctx, r.d.cfg.Traces, r.d.now())
 	if s.freed || len(s.notices) > 0 {
 		r.d.wake()
+	}
+	return nil
+}
+
+// ensure makes the partitions of the records' attempts. Some may be past the retention by
+// now, if the database was away for long: they are dropped again later.
+func (r *recorder) ensure(ctx context.Context, recs []record) error {
+	var last time.Time
+	for i := range recs {
+		if at := recs[i].startedAt; recs[i].attempted && !at.Truncate(time.Hour).Equal(last) {
+			last = at.Truncate(time.Hour)
+			if err := r.d.parts.Ensure(ctx, at); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

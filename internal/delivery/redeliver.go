@@ -23,9 +23,10 @@ func (d *Delivery) again(ctx context.Context, e *entry, l *event.Listener) error
 	}
 	if _, err := d.pool.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked)
 		VALUES ($1, $2, $3, 'pending', $4, now(), $5, true)
-		ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE SET state = 'pending', due_at = now(), asked = true, background = false, updated_at = now()
+		ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE SET state = 'pending', due_at = now(), asked = true, background = false, updated_at = now(),
+			order_key = CASE WHEN r.state = 'pending' THEN r.order_key ELSE excluded.order_key END
 		WHERE r.owner IS NULL`,
-		e.id.Key.Batch, e.id.Key.Ordinal, e.id.Listener, attempts, event.OrderKey(l.Ordering, &e.event.Event)); err != nil {
+		e.id.Key.Batch, e.id.Key.Ordinal, e.id.Listener, attempts, askedKey(l, &e.event.Event)); err != nil {
 		return fmt.Errorf("queue a delivery again: %w", err)
 	}
 	d.wake()
@@ -54,14 +55,15 @@ func (d *Delivery) replay(ctx context.Context, l *event.Listener, since, until t
 			for i := range page {
 				if l.Wants(&page[i].Event) && !isSample(&page[i].Event) && !underWay[page[i].Key] {
 					rows.keyRows.add(ID{page[i].Key, l.ID})
-					rows.orderKeys = append(rows.orderKeys, event.OrderKey(l.Ordering, &page[i].Event))
+					rows.orderKeys = append(rows.orderKeys, askedKey(l, &page[i].Event))
 				}
 			}
 			tag, err := tx.Exec(ctx, `INSERT INTO retries AS r (batch_id, ordinal, listener_id, state, attempt, due_at, order_key, asked, background)
 				SELECT batch_id, ordinal, listener_id, 'pending', 0, now(), order_key, true, true
 				FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[]) AS u (batch_id, ordinal, listener_id, order_key)
 				ON CONFLICT (batch_id, ordinal, listener_id) DO UPDATE
-				SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now()
+				SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now(),
+					order_key = CASE WHEN r.state = 'pending' THEN r.order_key ELSE excluded.order_key END
 				WHERE r.owner IS NULL`, rows.batches, rows.ordinals, rows.listeners, rows.orderKeys)
 			queued += tag.RowsAffected()
 			return err
@@ -140,10 +142,11 @@ func (d *Delivery) retryAll(ctx context.Context, listener int64, states []string
 			for _, k := range wanted {
 				keys.add(ID{k, listener})
 			}
-			tag, err := tx.Exec(ctx, `UPDATE retries t SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now()
+			tag, err := tx.Exec(ctx, `UPDATE retries t SET state = 'pending', attempt = 0, due_at = now(), asked = true, background = true, updated_at = now(),
+					order_key = CASE WHEN t.order_key = '' OR starts_with(t.order_key, $5) THEN t.order_key ELSE $5 || t.order_key END
 				FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS u (batch_id, ordinal, listener_id)
 				WHERE t.batch_id = u.batch_id AND t.ordinal = u.ordinal AND t.listener_id = u.listener_id AND t.owner IS NULL AND t.state = ANY($4)`,
-				keys.batches, keys.ordinals, keys.listeners, states)
+				keys.batches, keys.ordinals, keys.listeners, states, asked)
 			if err != nil {
 				return err
 			}

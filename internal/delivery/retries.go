@@ -178,6 +178,12 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 		if l == nil {
 			continue // deleted; upkeep removes its rows
 		}
+		if d.lane(id).takeMoved() {
+			if err := d.hasten(ctx, id); err != nil {
+				d.lane(id).notMoved()
+				return nil, err
+			}
+		}
 		if l.MaxAge > 0 && d.lane(id).isPaused(time.Now()) {
 			if err := d.expirePaused(ctx, l, now); err != nil {
 				return nil, err
@@ -188,6 +194,24 @@ func (d *Delivery) withRoom(ctx context.Context) (rooms []room, err error) {
 		}
 	}
 	return rooms, nil
+}
+
+// hastenAtOnce bounds the deliveries that become due in one step.
+const hastenAtOnce = 5000
+
+// hasten makes deliveries due that wait for the hour of a listener's old URL.
+func (d *Delivery) hasten(ctx context.Context, listener int64) error {
+	tag, err := d.pool.Exec(ctx, `UPDATE retries SET due_at = now(), updated_at = now() WHERE ctid = ANY (ARRAY(
+			SELECT ctid FROM retries WHERE listener_id = $1 AND state = 'pending' AND owner IS NULL AND due_at > now()
+			LIMIT $2 FOR UPDATE SKIP LOCKED))`, listener, hastenAtOnce)
+	if err != nil {
+		return fmt.Errorf("hasten the deliveries of listener %s, which has another URL: %w", event.ListenerID(listener), err)
+	}
+	if tag.RowsAffected() == hastenAtOnce {
+		d.lane(listener).notMoved() // there are more
+		d.wake()
+	}
+	return nil
 }
 
 // expirePaused expires, without an attempt, the deliveries that became too old while

@@ -24,13 +24,15 @@ func (s *Store) Key() event.Key {
 // deliveries: without a batch row, nothing would dispatch the events again.
 func (*Store) Put(b *pgx.Batch, events []event.Stored) {
 	for i := range events {
+		asStored(&events[i].Event)
 		queueEvents(b, &event.Batch{ID: events[i].Key.Batch, Events: events[i : i+1]})
 	}
 }
 
 // Add stores an event for these listeners, without a batch. The caller makes its
-// deliveries.
+// deliveries. Add may change the event to what will be read again; so does Put.
 func (s *Store) Add(ctx context.Context, e *event.Event, listeners []int64) (event.Key, error) {
+	asStored(e)
 	stored := event.Stored{Event: *e, Key: s.Key(), Listeners: listeners}
 	var b pgx.Batch
 	s.Put(&b, []event.Stored{stored})

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -363,5 +364,36 @@ func TestSessionsChangeWithinABatch(t *testing.T) {
 	heir, _ := openHeir(t, pool)
 	if again := heir.claim(t, shard0).Session(); again.ID != "a" || again.Seq != 11 {
 		t.Errorf("goes on at %+v", again)
+	}
+}
+
+// An event is delivered now as it will be when it is read again: bodies are the same bytes
+// at every attempt.
+func TestEventIsWhatIsReadAgain(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	b := open(t, pool, join(t, pool, uuid.New()), Config{}).start(t)
+	c := b.claim(t, shard0)
+	e := wanted(shard0, 1)
+	e.ReceivedAt = e.ReceivedAt.Add(123 * time.Nanosecond)
+	c.appendAll(t, e)
+	b.sink.await(t, 1)
+	now := b.sink.delivered[0]
+	again, err := b.store.Events(t.Context(), []event.Key{now.Key})
+	if err != nil || len(again) != 1 {
+		t.Fatal(again, err)
+	}
+	again[0].ReceivedAt, now.ReceivedAt = again[0].ReceivedAt.UTC(), now.ReceivedAt.UTC()
+	if diff := cmp.Diff(now, again[0]); diff != "" {
+		t.Errorf("delivered at first and read again differ:\n%s", diff)
+	}
+	sample := *wanted(shard0, 2)
+	sample.ReceivedAt = sample.ReceivedAt.Add(999 * time.Nanosecond)
+	key, err := b.store.Add(t.Context(), &sample, []int64{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err = b.store.Events(t.Context(), []event.Key{key}); err != nil || !again[0].ReceivedAt.Equal(sample.ReceivedAt) {
+		t.Errorf("a sample of %v is read again as of %v, %v", sample.ReceivedAt, again[0].ReceivedAt, err)
 	}
 }

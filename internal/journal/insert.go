@@ -81,6 +81,14 @@ func arrayLiteral(ids []int64) string {
 	return string(append(b, '}'))
 }
 
+// asStored makes an event what it will be when it is read again: PostgreSQL keeps
+// microseconds. The body of a delivery must not depend on whether it is made before or
+// after that.
+func asStored(e *event.Event) {
+	e.ReceivedAt = e.ReceivedAt.Truncate(time.Microsecond)
+	e.Name = text(e.Name)
+}
+
 // text removes or replaces the bytes that PostgreSQL refuses in a string: a single
 // one would block the journal forever.
 func text(s string) string {

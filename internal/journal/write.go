@@ -64,10 +64,9 @@ func (j *Journal) collect(c *commit, e entry) {
 	}
 	c.urgent = true
 	c.moves = c.moves || !e.claim.proven
-	c.batch.Events = append(c.batch.Events, event.Stored{
-		Event: *e.event, Listeners: listeners,
-		Key: event.Key{Ordinal: int32(len(c.batch.Events))},
-	})
+	stored := event.Stored{Event: *e.event, Listeners: listeners, Key: event.Key{Ordinal: int32(len(c.batch.Events))}}
+	asStored(&stored.Event)
+	c.batch.Events = append(c.batch.Events, stored)
 	c.from = append(c.from, e.claim)
 	if e.event.Seq > 0 { // not a notice
 		c.newest[e.claim] = e.session

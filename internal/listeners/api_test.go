@@ -805,15 +805,19 @@ func TestDisabledOnce(t *testing.T) {
 	t.Parallel()
 	a := setup(t)
 	id, _ := event.ParseListenerID(fmt.Sprint(a.create(t, `{"event":"READY","url":"https://example.com/a"}`).body["id"]))
+	const calledURL = "https://example.com/a"
 	broken := errors.New("broken")
-	if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { return broken }); !errors.Is(err, broken) || !a.Listener(id).Enabled {
+	if err := a.Disable(t.Context(), id, calledURL+"/old", "gone", nil); err != nil || !a.Listener(id).Enabled {
+		t.Errorf("what another URL answered: %v, enabled %v", err, a.Listener(id).Enabled)
+	}
+	if err := a.Disable(t.Context(), id, calledURL, "gone", func(context.Context, pgx.Tx) error { return broken }); !errors.Is(err, broken) || !a.Listener(id).Enabled {
 		t.Errorf("%v, enabled %v", err, a.Listener(id).Enabled)
 	}
 	var disabled atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			if err := a.Disable(t.Context(), id, "gone", func(context.Context, pgx.Tx) error { disabled.Add(1); return nil }); err != nil {
+			if err := a.Disable(t.Context(), id, calledURL, "gone", func(context.Context, pgx.Tx) error { disabled.Add(1); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -822,7 +826,7 @@ func TestDisabledOnce(t *testing.T) {
 	if disabled.Load() != 1 || a.Listener(id).Enabled {
 		t.Errorf("disabled %d times, enabled %v", disabled.Load(), a.Listener(id).Enabled)
 	}
-	if err := a.Disable(t.Context(), id+1, "gone", nil); err != nil {
+	if err := a.Disable(t.Context(), id+1, calledURL, "gone", nil); err != nil {
 		t.Errorf("a listener that does not exist: %v", err)
 	}
 }
@@ -847,5 +851,40 @@ func TestURLsAreNormalized(t *testing.T) {
 	}
 	if gone := a.call(t, "DELETE", "/listeners?event=READY&url="+url.QueryEscape(raw), ""); gone.status != 204 {
 		t.Errorf("not removed by the form it was registered in: %d %v", gone.status, gone.body)
+	}
+}
+
+// TestRotations: each replaced secret signs for 24 h more, however often a client repeats
+// the call, but there are ten at most; and none signs for longer.
+func TestRotations(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	made := a.create(t, `{"event":"READY","url":"https://example.com/r"}`)
+	path := "/listeners/" + made.body["id"].(string)
+	id, _ := event.ParseListenerID(made.body["id"].(string))
+	all := []string{made.body["secret"].(string)}
+	signing := func() (out []string) {
+		for _, s := range a.Listener(id).Secrets {
+			out = append(out, s.Reveal())
+		}
+		slices.Reverse(out)
+		return out
+	}
+	for range 12 {
+		all = append(all, a.call(t, "POST", path+"/rotate-secret", "").body["secret"].(string))
+		if want := all[max(0, len(all)-10):]; !slices.Equal(signing(), want) {
+			t.Errorf("after %d rotations %d secrets sign, want the last %d", len(all)-1, len(signing()), len(want))
+		}
+	}
+	// 24 h later.
+	if _, err := a.pool.Exec(t.Context(), `UPDATE listener_secrets SET expires_at = now() + interval '50 ms' WHERE expires_at IS NOT NULL`); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(60 * time.Millisecond)
+	if err := a.refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := signing(); !slices.Equal(got, all[len(all)-1:]) {
+		t.Errorf("24 h after the last rotation %d secrets sign", len(got))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,6 +49,8 @@ type Listeners struct {
 	table *table
 	stale chan struct{} // holds a token when the table may be out of date
 	poll  time.Duration // how often to check the version without a token
+	// loaded is when the table was loaded, by the database's clock.
+	loaded atomic.Pointer[time.Time]
 
 	spread *spread // nil without peers
 }
@@ -88,13 +91,14 @@ func (s *Listeners) Needs() event.Intents { return s.table.intents() }
 func (s *Listeners) NeedsChanged() <-chan struct{} { return s.table.changed }
 
 // Disable disables a listener and stores the reason. also runs in the same
-// transaction; its error undoes everything. If the listener is gone or already
-// disabled, Disable does nothing and does not run also. So of several concurrent
-// calls only one disables the listener.
-func (s *Listeners) Disable(ctx context.Context, id int64, reason string, also func(context.Context, pgx.Tx) error) error {
+// transaction; its error undoes everything. If the listener is gone, already disabled or
+// has another URL by now, Disable does nothing and does not run also: what an old URL
+// answered says nothing about a new one. So of several concurrent calls only one disables
+// the listener.
+func (s *Listeners) Disable(ctx context.Context, id int64, url, reason string, also func(context.Context, pgx.Tx) error) error {
 	_, err := retryConflict(func() (*registration, error) {
 		after, _, err := s.apply(ctx, func(tx pgx.Tx) (int64, *registration, error) {
-			before, err := s.find(ctx, tx, `l.id = $1 AND l.enabled FOR UPDATE OF l`, id)
+			before, err := s.find(ctx, tx, `l.id = $1 AND l.url = $2 AND l.enabled FOR UPDATE OF l`, id, url)
 			if err != nil {
 				return 0, nil, err
 			}
@@ -160,15 +164,20 @@ func (s *Listeners) Run(ctx context.Context) error {
 	}
 }
 
-// refresh reads the registrations if their version has changed.
+// refresh reads the registrations if their version has changed, or if a replaced secret has
+// expired since: it must not sign any longer.
 func (s *Listeners) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the listeners took longer than 30 s"))
 	defer cancel()
-	var version int64
-	if err := s.pool.QueryRow(ctx, `SELECT version FROM listeners_version`).Scan(&version); err != nil {
+	var (
+		version int64
+		expired bool
+	)
+	if err := s.pool.QueryRow(ctx, `SELECT version, EXISTS (SELECT FROM listener_secrets WHERE expires_at > $1 AND expires_at <= now())
+		FROM listeners_version`, *s.loaded.Load()).Scan(&version, &expired); err != nil {
 		return fmt.Errorf("read the version of the listeners: %w", err)
 	}
-	if version == s.table.currentVersion() {
+	if version == s.table.currentVersion() && !expired {
 		return nil
 	}
 	return s.load(ctx)

@@ -190,11 +190,15 @@ func (s *Listeners) tryUpdate(ctx context.Context, id int64, f func(registration
 	return after, err
 }
 
-// rotationOverlap is how long a replaced secret continues to sign.
-const rotationOverlap = 24 * time.Hour
+const (
+	// rotationOverlap is how long a replaced secret continues to sign.
+	rotationOverlap = 24 * time.Hour
+	// maxSecrets is how many secrets sign at once.
+	maxSecrets = 10
+)
 
-// rotate gives a listener a new secret. The previous secret still signs for
-// rotationOverlap; older ones no longer do.
+// rotate gives a listener a new secret. Each replaced one still signs for rotationOverlap,
+// however often this is called: a client may have lost the answer to its last call.
 func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*registration, error) {
 	return retryConflict(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
@@ -202,8 +206,9 @@ func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*regis
 				return 0, nil, err
 			}
 			var b pgx.Batch
-			b.Queue(`DELETE FROM listener_secrets WHERE listener_id = $1 AND expires_at IS NOT NULL`, id)
-			b.Queue(`UPDATE listener_secrets SET expires_at = now() + $2::interval WHERE listener_id = $1`, id, rotationOverlap)
+			b.Queue(`UPDATE listener_secrets SET expires_at = now() + $2::interval WHERE listener_id = $1 AND expires_at IS NULL`, id, rotationOverlap)
+			b.Queue(`DELETE FROM listener_secrets WHERE listener_id = $1 AND (expires_at <= now()
+				OR id NOT IN (SELECT id FROM listener_secrets WHERE listener_id = $1 ORDER BY id DESC LIMIT $2))`, id, maxSecrets-1)
 			b.Queue(`UPDATE listeners SET updated_at = now() WHERE id = $1`, id)
 			if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 				return 0, nil, fmt.Errorf("rotate a listener's secret: %w", err)
@@ -251,10 +256,11 @@ func (s *Listeners) page(ctx context.Context, eventName *string, urls []string, 
 func (s *Listeners) load(ctx context.Context) error {
 	var (
 		version int64
+		at      time.Time
 		all     []*event.Listener
 	)
 	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT version FROM listeners_version`).Scan(&version); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT version, now() FROM listeners_version`).Scan(&version, &at); err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, `SELECT `+columns+` FROM listeners l`)
@@ -271,5 +277,6 @@ func (s *Listeners) load(ctx context.Context) error {
 		return fmt.Errorf("load the listeners: %w", err)
 	}
 	s.table.replace(version, all)
+	s.loaded.Store(&at)
 	return nil
 }

@@ -35,7 +35,8 @@ type Partitions struct {
 }
 
 // Maintain creates the partitions around now, and drops those that are older than the
-// retention.
+// retention. One that can't be dropped now, because a backup reads it, say, is dropped
+// another time: the error is about those that are needed.
 func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 	first := now.Add(-partitionWidth).Truncate(partitionWidth)
 	for at := first; at.Before(now.Add(partitionsAhead)); at = at.Add(partitionWidth) {
@@ -43,9 +44,7 @@ func (p Partitions) Maintain(ctx context.Context, now time.Time) error {
 			return fmt.Errorf("make a partition of %s: %w", p.Table, err)
 		}
 	}
-	if err := p.dropBefore(ctx, now.Add(-p.Retention)); err != nil {
-		return fmt.Errorf("drop old partitions of %s: %w", p.Table, err)
-	}
+	p.dropBefore(ctx, now.Add(-p.Retention))
 	return nil
 }
 
@@ -84,15 +83,13 @@ func (p Partitions) create(ctx context.Context, from time.Time) error {
 	return err
 }
 
-func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
-	rows, err := On(p.Pool).Query(ctx, `SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-		WHERE i.inhparent = to_regclass($1)`, p.Table)
+// dropBefore drops the partitions that end before a time, each on its own.
+func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) {
+	names, err := p.list(ctx)
 	if err != nil {
-		return err
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return err
+		p.Logger.LogAttrs(ctx, slog.LevelWarn, "could not look for partitions past their retention, trying again later",
+			slog.String("table", p.Table), slog.Any("error", err))
+		return
 	}
 	for _, name := range names {
 		if len(name) <= len(p.Table)+1 {
@@ -102,14 +99,23 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) error {
 		if err != nil || from.Add(partitionWidth).After(cutoff) {
 			continue
 		}
-		// If the lock is not free within a second, the next time drops it: while
-		// this statement waits, every insert queues behind it.
-		_, err = On(p.Pool).Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '1s'; DROP TABLE IF EXISTS %s`,
+		// While this statement waits for its locks, every insert queues behind it.
+		_, err = On(p.Pool).Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '200ms'; DROP TABLE IF EXISTS %s`,
 			pgx.Identifier{name}.Sanitize()))
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			p.Logger.LogAttrs(ctx, slog.LevelWarn, "could not drop a partition past its retention, trying again later",
+				slog.String("partition", name), slog.Any("error", err))
+			continue
 		}
 		p.Logger.LogAttrs(ctx, slog.LevelInfo, "dropped a partition past its retention", slog.String("partition", name))
 	}
-	return nil
+}
+
+func (p Partitions) list(ctx context.Context) ([]string, error) {
+	rows, err := On(p.Pool).Query(ctx, `SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+		WHERE i.inhparent = to_regclass($1)`, p.Table)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
