@@ -161,19 +161,18 @@ func (r *receiver) problem(err error) {
 	r.problems = append(r.problems, err)
 }
 
-// field returns the value of a header field, or "". The name must be spelled as
-// the client spells it.
+// field returns the value of a header field, or "". The name is in lower case.
 func field(head []byte, name string) string {
-	i := bytes.Index(head, []byte("\r\n"+name+": "))
-	if i < 0 {
-		return ""
+	for line := range bytes.SplitSeq(head, []byte("\r\n")) {
+		if len(line) > len(name)+1 && line[len(name)] == ':' && bytes.EqualFold(line[:len(name)], []byte(name)) {
+			return string(bytes.TrimSpace(line[len(name)+1:]))
+		}
 	}
-	value := head[i+len(name)+4:]
-	return string(value[:bytes.IndexByte(value, '\r')])
+	return ""
 }
 
 func contentLength(head []byte) (int, error) {
-	n, err := strconv.Atoi(field(head, "Content-Length"))
+	n, err := strconv.Atoi(field(head, "content-length"))
 	if err != nil {
 		return 0, fmt.Errorf("a request without a usable Content-Length: %q", head)
 	}

@@ -66,7 +66,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		dataDir:         r.text("GATEHOOK_DATA_DIR", ".gatehook"),
 		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
 		pprofAddr:       r.loopback("GATEHOOK_PPROF_ADDR"),
-		apiKey:          secret.New(strings.TrimSpace(getenv("GATEHOOK_API_KEY"))),
+		apiKey:          r.apiKey("GATEHOOK_API_KEY"),
 		encryption:      r.keys("GATEHOOK_ENCRYPTION_KEY"),
 		allowTargets:    r.prefixes("GATEHOOK_ALLOW_TARGETS"),
 		proxy:           r.proxy(),
@@ -150,8 +150,27 @@ func (r *reader) databaseURL(name string) secret.Value {
 		return secret.Value{}
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		r.problem(name, "[redacted]", "a URL such as postgres://user:password@host:5432/database", nil)
+	switch {
+	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql":
+		r.problem(name, "[redacted]", "a URL such as postgres://user:password@host:5432/database", errEncode)
+	case strings.Count(s, "@") > 1 || strings.Contains(s, "@") && u.User == nil:
+		// Parsers take parts of such a password for a host, a port or the name of the
+		// database, which errors and logs show, and don't agree which.
+		r.problem(name, "[redacted]", "a URL such as postgres://user:password@host:5432/database", errEncode)
+	}
+	return secret.New(s)
+}
+
+var errEncode = errors.New("in the user and the password, percent-encode @ : / ? # [ ] and %, as %40 %3A %2F %3F %23 %5B %5D and %25")
+
+// minAPIKey is the length of the shortest API key that a person may give.
+const minAPIKey = 16
+
+// apiKey reads the key of the API; "" if one is to be generated. It never shows the value.
+func (r *reader) apiKey(name string) secret.Value {
+	s := r.text(name, "")
+	if s != "" && len(s) < minAPIKey {
+		r.problem(name, "[redacted]", fmt.Sprintf("at least %d characters, such as those of `openssl rand -hex 16`", minAPIKey), fmt.Errorf("it has %d", len(s)))
 	}
 	return secret.New(s)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/gatehook/gatehook/internal/discord"
 	"github.com/gatehook/gatehook/internal/event"
@@ -139,6 +140,35 @@ func TestConfigProblems(t *testing.T) {
 	}
 	if _, err := readConfig(env(), false); err != nil {
 		t.Errorf("migrate without a token: %v", err)
+	}
+}
+
+// TestSecretsOfTheEnvironment: a password that is not percent-encoded, or a key that is too
+// short, is refused with what to do, and nothing of it is shown.
+func TestSecretsOfTheEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, password := range []string{"hunter/2", "1234/hunter2", "1234?hunter2", "1234#hunter2", "hun:ter/2", "a@hunter2/b", "1@2/hunter2@", "[hunter2", "%hunter2", "a@hunter2"} {
+		_, err := readConfig(env("DATABASE_URL", "postgres://user:"+password+"@db.example:5432/gatehook"), false)
+		if err == nil || !strings.Contains(err.Error(), "percent-encode") || strings.Contains(err.Error(), "hun") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("the password %s: %v", password, err)
+		}
+	}
+	for _, password := range []string{"hunter2", "hunter%2F2", "a:b", "a%40b"} {
+		c, err := readConfig(env("DATABASE_URL", "postgres://user:"+password+"@db.example:5432/gatehook?sslmode=require"), false)
+		if err != nil {
+			t.Errorf("the password %s: %v", password, err)
+			continue
+		}
+		at, err := pgx.ParseConfig(c.databaseURL.Reveal())
+		if err != nil || at.Host != "db.example" || at.Database != "gatehook" || at.User != "user" {
+			t.Errorf("the password %s: connects to %v, %v", password, at, err)
+		}
+	}
+	if _, err := readConfig(env("GATEHOOK_API_KEY", "hunter2hunter22"), false); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "16") {
+		t.Errorf("a key of 15 characters: %v", err)
+	}
+	if _, err := readConfig(env("GATEHOOK_API_KEY", "hunter2hunter222"), false); err != nil {
+		t.Errorf("a key of 16 characters: %v", err)
 	}
 }
 

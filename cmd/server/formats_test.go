@@ -26,9 +26,9 @@ func TestDiscordFormat(t *testing.T) {
 	awaitReady(t, discord)
 
 	var public atomic.Pointer[[]byte]
-	trust := func(path, method string) {
+	trust := func(path, method, body string) {
 		t.Helper()
-		status, body := p.call(method, path, "")
+		status, body := p.call(method, path, body)
 		var keys struct {
 			Data []struct {
 				PublicKey string `json:"public_key"`
@@ -73,7 +73,7 @@ func TestDiscordFormat(t *testing.T) {
 	}))
 	t.Cleanup(srv.Close)
 
-	trust("/signing-keys", http.MethodGet)
+	trust("/signing-keys", http.MethodGet, "")
 	register := fmt.Sprintf(`{"event":"RAW_MESSAGE_CREATE","url":%q,"format":"discord"}`, srv.URL)
 	if status, body := p.call(http.MethodPost, "/listeners", register); status != http.StatusCreated {
 		t.Fatalf("register: %d %s", status, body)
@@ -94,7 +94,7 @@ func TestDiscordFormat(t *testing.T) {
 		}
 	}
 	deliver(1)
-	trust("/signing-keys/rotate", http.MethodPost)
+	trust("/signing-keys/rotate", http.MethodPost, `{"activate_after":"0s"}`)
 	deliver(2)
 
 	// A callback that accepts any signature is not registered.

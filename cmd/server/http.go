@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -36,7 +38,7 @@ var _ openapi.StrictServerInterface = calls{}
 // handler makes the handler of the API and the metrics.
 func (s *server) handler(key secret.Value) (http.Handler, error) {
 	parts := calls{s.calls, s.delivery, s.gateway.Handler(), s.commands, s}
-	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Logger: s.log})
+	h, err := openapi.NewHandler(parts, openapi.Options{APIKey: key, Refused: s.countRefused(), Logger: s.log})
 	if err != nil {
 		return nil, fmt.Errorf("make the API: %w", err)
 	}
@@ -45,6 +47,36 @@ func (s *server) handler(key secret.Value) (http.Handler, error) {
 	// Prometheus' own handler negotiates the format and compresses.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(&snapshot{of: s.registry}, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	return mux, nil
+}
+
+// refusedEvery is how often refused keys are logged at most.
+const refusedEvery = time.Minute
+
+// countRefused returns the function that counts requests whose key is missing or wrong,
+// and logs some: somebody may be guessing, or a client has an old key.
+func (s *server) countRefused() func(*http.Request) {
+	refused := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gatehook_api_refused_total", Help: "Requests to the API whose key was missing or wrong.",
+	})
+	s.registry.MustRegister(refused)
+	var (
+		mu       sync.Mutex // guards the variables below
+		logged   time.Time
+		unlogged int
+	)
+	return func(r *http.Request) {
+		refused.Inc()
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(logged) < refusedEvery {
+			unlogged++
+			return
+		}
+		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		s.log.LogAttrs(r.Context(), slog.LevelWarn, "the key of an API request is missing or wrong",
+			slog.String("from", from), slog.String("method", r.Method), slog.Int("not_logged", unlogged))
+		logged, unlogged = time.Now(), 0
+	}
 }
 
 // onPool lets the calls of a handler use the connections of this pool.

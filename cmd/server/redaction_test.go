@@ -97,7 +97,11 @@ func echoes(t *testing.T) map[string]*echo {
 		"fails as chat-sdk":      newEcho(t, "chat-sdk", true, quote),
 		"closes the connection":  newEcho(t, "standard", true, func(string) string { return "" }),
 		"answers without HTTP":   newEcho(t, "standard", true, func(body string) string { return body + "\r\n\r\n" }),
-		"has a malformed header": newEcho(t, "standard", true, func(body string) string { return "HTTP/1.1 200 OK\r\n" + body + "\r\n\r\n" }),
+		"has a malformed header": newEcho(t, "standard", false, func(body string) string { return "HTTP/1.1 200 OK\r\n" + body + "\r\n\r\n" }),
+		"has a malformed status": newEcho(t, "standard", true, func(body string) string { return "HTTP/1.1 " + body + "\r\n\r\n" }),
+		"has two lengths": newEcho(t, "standard", true, func(body string) string {
+			return "HTTP/1.1 200 OK\r\nX: " + body + "\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n" + body
+		}),
 		// net/http logs bytes that follow a response without a body.
 		"sends a body after a 204": newEcho(t, "standard", false, func(body string) string { return "HTTP/1.1 204 No Content\r\n\r\n" + body }),
 		// The kept part of the response ends within the token.

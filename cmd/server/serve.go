@@ -71,6 +71,10 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if cfg.encryption.Empty() {
 		log.LogAttrs(ctx, slog.LevelWarn, "secrets are stored in plain text: set GATEHOOK_ENCRYPTION_KEY to encrypt them (openssl rand -base64 32)")
 	}
+	if total := cfg.schedule.Total(); cfg.retention < total {
+		log.LogAttrs(ctx, slog.LevelWarn, "GATEHOOK_RETENTION is shorter than GATEHOOK_RETRY_SCHEDULE: deliveries that still wait by then expire",
+			slog.Duration("retention", cfg.retention), slog.Duration("schedule", total))
+	}
 	registry := prometheus.NewRegistry()
 	traces, err := openTracing(ctx, cfg.tracing, log.With(slog.String("part", "tracing")), registry)
 	if err != nil {

@@ -183,7 +183,7 @@ func (r *soakRound) judgeCustomer(c *customer, b *soakBooks, v *soakVerdict) (wr
 			a = &account{}
 		}
 		if c.habit == deleted {
-			if a.delivered > a.accepted || a.accepted > a.delivered+a.unanswered && !r.kills {
+			if a.delivered > a.accepted || a.accepted > a.delivered+a.unanswered+a.repeated && !r.kills {
 				wrong = append(wrong, fmt.Sprintf("event %d: recorded as delivered %d times, accepted %d times", e, a.delivered, a.accepted))
 			}
 			if e >= r.deletedAt && a.posts > 0 && len(r.servers) == 1 { // a second server may not know yet

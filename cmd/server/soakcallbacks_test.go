@@ -53,6 +53,10 @@ type account struct {
 	id              string
 	otherIDs        int
 	posts, accepted int
+	// repeated counts the POSTs of the same attempt as the one before: a kept connection
+	// that ends without a byte of an answer costs no attempt.
+	repeated    int
+	lastAttempt uint64
 	// From the API: the ids and states of its deliveries.
 	ids, states []string
 	// From the attempts: how many were recorded, how many of them as delivered,
@@ -180,6 +184,10 @@ func (c *customer) begin(e soakEvent, got received) reply {
 	if err != nil || attempt == 0 {
 		c.wrong = append(c.wrong, fmt.Sprintf("event %d arrived with gatehook-attempt %q", e, got.attempt))
 	}
+	if attempt == a.lastAttempt {
+		a.repeated++
+	}
+	a.lastAttempt = attempt
 	c.state.inFlight++
 	s := c.state
 	s.flapped = s.flapped && time.Since(c.start)%(3*time.Second) < 1200*time.Millisecond

@@ -67,13 +67,13 @@ func judgeAccount(a *account, t terms) (f finding) {
 	}
 	// Every recorded attempt was made, and every attempt made is recorded, unless
 	// the server was killed in between.
-	lost := min(a.unanswered, a.accepted) // acceptances that the server may not have learned of
+	lost := min(a.unanswered+a.repeated, a.accepted) // acceptances that the server may not have learned of
 	switch {
 	case a.delivered > a.accepted:
 		blame("recorded as delivered %d times, accepted %d times", a.delivered, a.accepted)
 	case a.recorded-a.unanswered > a.posts:
 		blame("%d answers recorded, %d POSTs arrived", a.recorded-a.unanswered, a.posts)
-	case a.posts > a.recorded && !t.killed:
+	case a.posts-a.repeated > a.recorded && !t.killed:
 		blame("%d POSTs arrived, %d attempts are recorded", a.posts, a.recorded)
 	}
 	f.unrecorded = a.accepted > a.delivered+lost

@@ -197,7 +197,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 		cfg: cfg, pool: postgres.On(pool), listeners: l, store: store, instance: instance, log: log, keyring: keys,
 		client: callback.New(callback.Config{
 			Allow: cfg.AllowTargets, Proxy: cfg.Proxy, Timeout: cfg.AttemptTimeout, Version: cfg.Version,
-			Key: func() callback.Key { return keys.newest().Key },
+			Key: func() callback.Key { return keys.current(instance.Now()).Key },
 		}),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,

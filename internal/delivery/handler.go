@@ -24,6 +24,10 @@ const (
 	// timeout for a response.
 	replayTimeout = 50 * time.Second
 	defaultLimit  = 50
+	// activateAfter is when a new signing key begins to sign if the call does not say, and
+	// maxActivateAfter the latest time that it may say.
+	activateAfter    = 24 * time.Hour
+	maxActivateAfter = 720 * time.Hour
 )
 
 // answer replaces the error of an unavailable database with the one that the call
@@ -42,23 +46,31 @@ func limited(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // ListSigningKeys implements GET /signing-keys.
 func (d *Delivery) ListSigningKeys(context.Context, openapi.ListSigningKeysRequestObject) (openapi.ListSigningKeysResponseObject, error) {
-	return openapi.ListSigningKeys200JSONResponse(showKeys(d.keyring.all())), nil
+	return openapi.ListSigningKeys200JSONResponse(d.showKeys()), nil
 }
 
 // RotateSigningKey implements POST /signing-keys/rotate.
-func (d *Delivery) RotateSigningKey(ctx context.Context, _ openapi.RotateSigningKeyRequestObject) (openapi.RotateSigningKeyResponseObject, error) {
+func (d *Delivery) RotateSigningKey(ctx context.Context, req openapi.RotateSigningKeyRequestObject) (openapi.RotateSigningKeyResponseObject, error) {
+	after := activateAfter
+	if req.Body != nil && req.Body.ActivateAfter != nil {
+		var err error
+		if after, err = time.ParseDuration(*req.Body.ActivateAfter); err != nil || after < 0 || after > maxActivateAfter {
+			return nil, openapi.FieldError("activate_after", fmt.Sprintf("%q is not a duration from 0s to 720h such as 24h", *req.Body.ActivateAfter))
+		}
+	}
 	ctx, cancel := limited(ctx)
 	defer cancel()
-	if err := d.keyring.rotate(ctx); err != nil {
+	if err := d.keyring.rotate(ctx, after); err != nil {
 		return nil, answer(err)
 	}
-	return openapi.RotateSigningKey200JSONResponse(showKeys(d.keyring.all())), nil
+	return openapi.RotateSigningKey200JSONResponse(d.showKeys()), nil
 }
 
-func showKeys(keys []signingKey) openapi.SigningKeys {
+func (d *Delivery) showKeys() openapi.SigningKeys {
+	keys, current := d.keyring.all(), d.keyring.current(d.now()).id
 	out := openapi.SigningKeys{Data: make([]openapi.SigningKey, len(keys))}
 	for i, k := range keys {
-		out.Data[i] = openapi.SigningKey{PublicKey: k.Public(), CreatedAt: k.createdAt.UTC(), Signs: i == 0}
+		out.Data[i] = openapi.SigningKey{PublicKey: k.Public(), CreatedAt: k.createdAt.UTC(), SignsFrom: k.signsFrom.UTC(), Signs: k.id == current}
 	}
 	return out
 }

@@ -26,11 +26,11 @@ const keysPoll = 5 * time.Second
 // signingKey is a stored key that signs deliveries in the format discord.
 type signingKey struct {
 	callback.Key
-	id        int64
-	createdAt time.Time
+	id                   int64
+	createdAt, signsFrom time.Time
 }
 
-// keyring holds the signing keys, newest first. The newest one signs.
+// keyring holds the signing keys, newest first. The newest one whose time has come signs.
 type keyring struct {
 	pool postgres.DB
 	seal secret.Keys
@@ -41,7 +41,7 @@ type keyring struct {
 // seals, with the first sealing key, all keys that are not sealed with it.
 func openKeyring(ctx context.Context, pool *pgxpool.Pool, seal secret.Keys) (*keyring, error) {
 	r := &keyring{pool: postgres.On(pool), seal: seal}
-	if err := r.add(ctx, true); err != nil {
+	if err := r.add(ctx, true, 0); err != nil {
 		return nil, fmt.Errorf("make the first signing key: %w", err)
 	}
 	if err := r.sealStored(ctx); err != nil {
@@ -86,23 +86,33 @@ func (r *keyring) sealStored(ctx context.Context) error {
 	})
 }
 
-// newest returns the key that signs.
-func (r *keyring) newest() signingKey { return (*r.keys.Load())[0] }
+// current returns the key that signs at a time, by the database's clock. At the first
+// key's beginning, that is the first one.
+func (r *keyring) current(now time.Time) signingKey {
+	keys := *r.keys.Load()
+	for _, k := range keys {
+		if !k.signsFrom.After(now) {
+			return k
+		}
+	}
+	return keys[len(keys)-1]
+}
 
 // all lists the keys, newest first.
 func (r *keyring) all() []signingKey { return *r.keys.Load() }
 
-// rotate makes a new key, which signs from now on. Other instances follow within
+// rotate makes a new key, which signs after some time. Other instances know it within
 // keysPoll.
-func (r *keyring) rotate(ctx context.Context) error {
-	if err := r.add(ctx, false); err != nil {
+func (r *keyring) rotate(ctx context.Context, after time.Duration) error {
+	if err := r.add(ctx, false, after); err != nil {
 		return fmt.Errorf("make a signing key: %w", err)
 	}
 	return r.load(ctx)
 }
 
-// add creates a key. If onlyFirst is true, it does so only if there is none yet.
-func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
+// add creates a key, which signs after some time. If onlyFirst is true, it does so only if
+// there is none yet.
+func (r *keyring) add(ctx context.Context, onlyFirst bool, after time.Duration) error {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -112,18 +122,18 @@ func (r *keyring) add(ctx context.Context, onlyFirst bool) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE signing_keys IN EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO signing_keys (public_key, seed)
-			SELECT $1, $2 WHERE NOT $3 OR NOT EXISTS (SELECT FROM signing_keys)`, []byte(public),
-			[]byte(r.seal.Seal(string(private.Seed()), seedRow(public))), onlyFirst)
+		_, err := tx.Exec(ctx, `INSERT INTO signing_keys (public_key, seed, signs_from)
+			SELECT $1, $2, now() + $4::interval WHERE NOT $3 OR NOT EXISTS (SELECT FROM signing_keys)`, []byte(public),
+			[]byte(r.seal.Seal(string(private.Seed()), seedRow(public))), onlyFirst, after)
 		return err
 	})
 }
 
 func (r *keyring) load(ctx context.Context) error {
-	rows, _ := r.pool.Query(ctx, `SELECT id, public_key, seed, created_at FROM signing_keys ORDER BY id DESC`)
+	rows, _ := r.pool.Query(ctx, `SELECT id, public_key, seed, created_at, coalesce(signs_from, created_at) FROM signing_keys ORDER BY id DESC`)
 	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k signingKey, err error) {
 		var public, stored []byte
-		if err := row.Scan(&k.id, &public, &stored, &k.createdAt); err != nil {
+		if err := row.Scan(&k.id, &public, &stored, &k.createdAt, &k.signsFrom); err != nil {
 			return k, err
 		}
 		seed, err := r.seal.Open(string(stored), seedRow(public))
@@ -159,7 +169,7 @@ func (r *keyring) follow(ctx context.Context, log *slog.Logger) {
 		}
 		var id int64
 		err := r.pool.QueryRow(ctx, `SELECT max(id) FROM signing_keys`).Scan(&id)
-		if err == nil && id != r.newest().id {
+		if err == nil && id != r.all()[0].id {
 			err = r.load(ctx)
 		}
 		if err != nil && ctx.Err() == nil {

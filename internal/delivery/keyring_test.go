@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gatehook/gatehook/internal/callback"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
@@ -30,13 +31,13 @@ func TestKeyring(t *testing.T) {
 		})
 	}
 	all.Wait()
-	first := rings[0].newest()
+	first := rings[0].current(time.Now())
 	for _, r := range rings {
-		if len(r.all()) != 1 || r.newest().Public() != first.Public() {
-			t.Fatalf("%d keys, %v", len(r.all()), r.newest())
+		if len(r.all()) != 1 || r.current(time.Now()).Public() != first.Public() {
+			t.Fatalf("%d keys, %v", len(r.all()), r.current(time.Now()))
 		}
 	}
-	if err := rings[0].rotate(t.Context()); err != nil {
+	if err := rings[0].rotate(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := rings[1].load(t.Context()); err != nil {
@@ -48,8 +49,34 @@ func TestKeyring(t *testing.T) {
 		}
 	}
 	again, err := openKeyring(t.Context(), pool, secret.Keys{})
-	if err != nil || len(again.all()) != 2 || again.newest().Public() != rings[0].newest().Public() {
+	if err != nil || len(again.all()) != 2 || again.current(time.Now()).Public() != rings[0].current(time.Now()).Public() {
 		t.Errorf("after a later start: %v, %v", again.all(), err)
+	}
+}
+
+// TestKeyIsKnownBeforeItSigns: receivers can learn a new key before it signs.
+func TestKeyIsKnownBeforeItSigns(t *testing.T) {
+	t.Parallel()
+	pool := postgrestest.New(t)
+	ring, err := openKeyring(t.Context(), pool, secret.Keys{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := ring.all()[0].Public()
+	if err := ring.rotate(t.Context(), 24*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	second := ring.all()[0].Public()
+	if err := ring.rotate(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	third := ring.all()[0].Public()
+	for after, want := range map[time.Duration]string{
+		-24 * time.Hour: first, 0: first, 59 * time.Minute: first, 61 * time.Minute: third, 25 * time.Hour: third,
+	} {
+		if got := ring.current(time.Now().Add(after)).Public(); got != want {
+			t.Errorf("after %v, %s signs; the keys are %s, %s and %s", after, got, first, second, third)
+		}
 	}
 }
 
@@ -90,12 +117,12 @@ func TestSigningKeysAreSealed(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i == 0 {
-			first = r.newest().Public()
+			first = r.current(time.Now()).Public()
 			if err := pool.QueryRow(t.Context(), `SELECT seed FROM signing_keys`).Scan(&plain); err != nil || callback.KeyFromSeed(plain).Public() != first {
 				t.Fatalf("a key that is not sealed is stored as %x, %v", plain, err)
 			}
 		}
-		if err := r.rotate(t.Context()); err != nil {
+		if err := r.rotate(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
 		if all := r.all(); len(all) != i+2 || all[i+1].Public() != first {

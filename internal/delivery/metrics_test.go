@@ -51,6 +51,16 @@ func nonzero(shown map[string]string, text string) map[string]string {
 	return found
 }
 
+// Logs show the host of a callback, and nothing that may be secret.
+func TestHostOf(t *testing.T) {
+	t.Parallel()
+	for _, rest := range []string{"", "/", "/hunter2", "?token=hunter2", "#hunter2", "/a?token=hunter2"} {
+		if got := hostOf(&event.Listener{URL: "https://example.com:8443" + rest}); got != "example.com:8443" {
+			t.Errorf("%s: %s", rest, got)
+		}
+	}
+}
+
 // Every attempt and every final state is counted for its listener.
 func TestMetricsByListener(t *testing.T) {
 	t.Parallel()

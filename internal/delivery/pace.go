@@ -112,7 +112,7 @@ type pace struct {
 func newPace(maxInFlight int, s Schedule) pace {
 	return pace{
 		maxLimit: maxInFlight, limit: maxInFlight, threshold: maxInFlight,
-		maxPause: max(minPause, min(maxPause, s.total()/8)), goesDown: s.total() >= downSchedule,
+		maxPause: max(minPause, min(maxPause, s.Total()/8)), goesDown: s.Total() >= downSchedule,
 	}
 }
 

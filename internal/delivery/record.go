@@ -95,8 +95,10 @@ func (r *record) failure() (kind, text string) {
 // hostOf returns the host of a callback's URL. Logs may show no other part of it.
 func hostOf(l *event.Listener) string {
 	_, rest, _ := strings.Cut(l.URL, "://")
-	host, _, _ := strings.Cut(rest, "/")
-	return host
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		return rest[:end]
+	}
+	return rest
 }
 
 // spill returns the record that moves a delivery to retries, due now.

@@ -44,10 +44,10 @@ func TestRefusedWhereverItIsDialed(t *testing.T) {
 func TestPing(t *testing.T) {
 	t.Parallel()
 	b := setup(t, Config{Application: func() event.Snowflake { return 77 }})
-	if err := b.keyring.rotate(t.Context()); err != nil {
+	if err := b.keyring.rotate(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	public, err := hex.DecodeString(b.keyring.newest().Public())
+	public, err := hex.DecodeString(b.keyring.current(b.now()).Public())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,8 @@ func ParseSchedule(s string) (Schedule, error) {
 	return out, nil
 }
 
-// total returns how long a delivery is tried, from its first attempt to its last.
-func (s Schedule) total() (d time.Duration) {
+// Total returns how long a delivery is tried, from its first attempt to its last.
+func (s Schedule) Total() (d time.Duration) {
 	for _, wait := range s {
 		d += wait
 	}

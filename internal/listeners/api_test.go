@@ -50,6 +50,7 @@ type api struct {
 	*Listeners
 	pool    *pgxpool.Pool
 	handler http.Handler
+	ifMatch string // sent with each call, unless it is empty
 }
 
 // others takes the place of the gateway and the delivery package.
@@ -204,6 +205,9 @@ func (a *api) call(t testing.TB, method, path, body string) answered {
 	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
 	req.Header.Set("Authorization", "Bearer "+apiKey)
+	if a.ifMatch != "" {
+		req.Header.Set("If-Match", a.ifMatch)
+	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -886,5 +890,68 @@ func TestRotations(t *testing.T) {
 	}
 	if got := signing(); !slices.Equal(got, all[len(all)-1:]) {
 		t.Errorf("24 h after the last rotation %d secrets sign", len(got))
+	}
+}
+
+// TestEntityTags: a change or a removal that was decided on an older state is refused.
+func TestEntityTags(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	made := a.create(t, `{"event":"READY","url":"https://example.com/e"}`)
+	path, tag := "/listeners/"+made.body["id"].(string), made.header.Get("ETag")
+	if read := a.call(t, "GET", path, ""); tag == "" || read.header.Get("ETag") != tag {
+		t.Errorf("created as %q, read as %q", tag, read.header.Get("ETag"))
+	}
+	match := func(method, tag, body string) answered {
+		t.Helper()
+		a.ifMatch = tag
+		defer func() { a.ifMatch = "" }()
+		return a.call(t, method, path, body)
+	}
+	changed := match("PATCH", tag, `{"description":"one"}`)
+	if changed.status != 200 || changed.header.Get("ETag") == tag {
+		t.Errorf("%d, ETag %q, before %q", changed.status, changed.header.Get("ETag"), tag)
+	}
+	for _, old := range []string{tag, `"other"`, `W/` + changed.header.Get("ETag"), ""} {
+		want := map[bool]int{true: 412, false: 200}[old != ""]
+		if got := match("PATCH", old, `{"description":"two"}`); got.status != want {
+			t.Errorf("PATCH with If-Match %q: %d, want %d", old, got.status, want)
+		}
+	}
+	if got := match("DELETE", tag, ""); got.status != 412 {
+		t.Errorf("DELETE with the first ETag: %d", got.status)
+	}
+	rotated := a.call(t, "POST", path+"/rotate-secret", "")
+	if now := a.call(t, "GET", path, "").header.Get("ETag"); rotated.header.Get("ETag") != now {
+		t.Errorf("after a rotation %q, the answer said %q", now, rotated.header.Get("ETag"))
+	}
+	if got := match("PATCH", `"x", `+rotated.header.Get("ETag"), `{"description":"three"}`); got.status != 200 {
+		t.Errorf("one of several: %d", got.status)
+	}
+	if got := match("DELETE", "*", ""); got.status != 204 {
+		t.Errorf("any: %d", got.status)
+	}
+	if got := match("DELETE", "*", ""); got.status != 404 {
+		t.Errorf("none is left: %d", got.status)
+	}
+}
+
+// TestNothingIsIgnored: what a call does not know is refused, and so is an empty list,
+// which would mean everything or nothing.
+func TestNothingIsIgnored(t *testing.T) {
+	t.Parallel()
+	a := setup(t)
+	for _, tt := range []struct{ method, path, body, field string }{
+		{"GET", "/listeners?evnt=READY", "", "evnt"},
+		{"GET", "/listeners?limit=1&offset=2", "", "offset"},
+		{"POST", "/listeners?dry_run=1", `{"event":"READY","url":"https://example.com/n"}`, "dry_run"},
+		{"POST", "/listeners", `{"event":"READY","url":"https://example.com/n","filter":{"guild_ids":[]}}`, "filter.guild_ids"},
+		{"POST", "/listeners", `{"event":"READY","url":"https://example.com/n","filter":{"channel_ids":[]}}`, "filter.channel_ids"},
+		{"POST", "/listeners", `{"event":"READY","url":"https://example.com/n","filter":{"guild_ids":["1"],"user_ids":[]}}`, "filter.user_ids"},
+	} {
+		got := a.call(t, tt.method, tt.path, tt.body)
+		if got.status != http.StatusBadRequest || deref(got.problem.Field) != tt.field {
+			t.Errorf("%s %s %s: %d, field %q: %s", tt.method, tt.path, tt.body, got.status, deref(got.problem.Field), got.problem.Detail)
+		}
 	}
 }

@@ -84,7 +84,7 @@ func (c *Calls) CreateListener(ctx context.Context, req openapi.CreateListenerRe
 	}
 	location := "/listeners/" + event.ListenerID(after.ID)
 	return openapi.CreateListener201JSONResponse{
-		Headers: openapi.CreateListener201ResponseHeaders{Location: &location}, Body: showSecret(after, r.newSecret, notes),
+		Headers: openapi.CreateListener201ResponseHeaders{Location: &location, ETag: etag(after)}, Body: showSecret(after, r.newSecret, notes),
 	}, nil
 }
 
@@ -105,7 +105,9 @@ func (c *Calls) RotateListenerSecret(ctx context.Context, req openapi.RotateList
 	if err != nil {
 		return nil, answer(err)
 	}
-	return openapi.RotateListenerSecret200JSONResponse(showSecret(after, made, nil)), nil
+	return openapi.RotateListenerSecret200JSONResponse{
+		Body: showSecret(after, made, nil), Headers: openapi.RotateListenerSecret200ResponseHeaders{ETag: etag(after)},
+	}, nil
 }
 
 // ListListeners implements GET /listeners.
@@ -160,7 +162,7 @@ func (c *Calls) GetListener(ctx context.Context, req openapi.GetListenerRequestO
 	if err != nil {
 		return nil, answer(err)
 	}
-	return openapi.GetListener200JSONResponse(show(&r)), nil
+	return openapi.GetListener200JSONResponse{Body: show(&r), Headers: openapi.GetListener200ResponseHeaders{ETag: etag(&r)}}, nil
 }
 
 // UpdateListener implements PATCH /listeners/{id}.
@@ -169,13 +171,18 @@ func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRe
 	if !ok {
 		return nil, noListener(req.Id)
 	}
-	notes, err := c.checkUpdate(ctx, id, req.Body)
+	notes, err := c.checkUpdate(ctx, id, req)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	after, err := c.listeners.update(ctx, id, func(r registration) (registration, error) { return c.withUpdate(r, req.Body) })
+	after, err := c.listeners.update(ctx, id, func(r registration) (registration, error) {
+		if err := checkMatch(req.Params.IfMatch, &r); err != nil {
+			return r, err
+		}
+		return c.withUpdate(r, req.Body)
+	})
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -184,18 +191,22 @@ func (c *Calls) UpdateListener(ctx context.Context, req openapi.UpdateListenerRe
 	}
 	shown := show(after)
 	shown.Notes = &notes
-	return openapi.UpdateListener200JSONResponse(shown), nil
+	return openapi.UpdateListener200JSONResponse{Body: shown, Headers: openapi.UpdateListener200ResponseHeaders{ETag: etag(after)}}, nil
 }
 
 // checkUpdate runs advise, locate and ping for a change, and returns the notes. It
 // runs before the transaction, which must wait neither for a callback nor for
 // Discord. An error of the database is left to the transaction.
-func (c *Calls) checkUpdate(ctx context.Context, id int64, in *openapi.ListenerUpdate) ([]string, error) {
+func (c *Calls) checkUpdate(ctx context.Context, id int64, req openapi.UpdateListenerRequestObject) ([]string, error) {
+	in := req.Body
 	read, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	before, err := c.listeners.find(read, c.listeners.pool, `l.id = $1`, id)
 	if err != nil {
 		return []string{}, nil //nolint:nilerr // the transaction reports it
+	}
+	if err := checkMatch(req.Params.IfMatch, &before); err != nil {
+		return nil, err
 	}
 	after, err := c.withUpdate(before, in)
 	if err != nil {
@@ -270,7 +281,7 @@ func (c *Calls) DeleteListener(ctx context.Context, req openapi.DeleteListenerRe
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := c.listeners.remove(ctx, `l.id = $1`, id)
+	err := c.listeners.remove(ctx, func(r *registration) error { return checkMatch(req.Params.IfMatch, r) }, `l.id = $1`, id)
 	if errors.Is(err, errNone) {
 		return nil, noListener(req.Id)
 	}
@@ -287,7 +298,7 @@ func (c *Calls) DeleteListenerByPair(ctx context.Context, req openapi.DeleteList
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := c.listeners.remove(ctx, `l.id = (SELECT id FROM listeners WHERE event = $1 AND url = ANY($2) ORDER BY id LIMIT 1)`, req.Params.Event, forms(req.Params.Url))
+	err := c.listeners.remove(ctx, nil, `l.id = (SELECT id FROM listeners WHERE event = $1 AND url = ANY($2) ORDER BY id LIMIT 1)`, req.Params.Event, forms(req.Params.Url))
 	if errors.Is(err, errNone) {
 		return nil, openapi.NotFound(fmt.Sprintf("no listener is registered for %q and this url", req.Params.Event))
 	}

@@ -222,15 +222,22 @@ func (s *Listeners) rotate(ctx context.Context, id int64, secret string) (*regis
 	})
 }
 
-// remove deletes a listener and the deliveries that wait for it.
-func (s *Listeners) remove(ctx context.Context, where string, args ...any) error {
+// remove deletes a listener and the deliveries that wait for it, unless check, which may be
+// nil, has an error.
+func (s *Listeners) remove(ctx context.Context, check func(*registration) error, where string, args ...any) error {
 	_, err := retryConflict(func() (*registration, error) {
 		return s.change(ctx, func(tx pgx.Tx) (int64, *registration, error) {
-			var id int64
-			if err := tx.QueryRow(ctx, `DELETE FROM listeners l WHERE `+where+` RETURNING id`, args...).Scan(&id); err != nil {
+			r, err := s.find(ctx, tx, where+` FOR UPDATE OF l`, args...)
+			if err == nil && check != nil {
+				err = check(&r)
+			}
+			if err != nil {
 				return 0, nil, err
 			}
-			return id, nil, s.cfg.Forget(ctx, tx, id)
+			if _, err := tx.Exec(ctx, `DELETE FROM listeners WHERE id = $1`, r.ID); err != nil {
+				return 0, nil, err
+			}
+			return r.ID, nil, s.cfg.Forget(ctx, tx, r.ID)
 		})
 	})
 	return err

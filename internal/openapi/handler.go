@@ -12,8 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -33,7 +35,9 @@ type Options struct {
 	// APIKey is the bearer key that all calls except for the open ones require. If
 	// it is empty, those calls are always refused.
 	APIKey secret.Value
-	Logger *slog.Logger
+	// Refused, if not nil, is called for each request whose key is missing or wrong.
+	Refused func(*http.Request)
+	Logger  *slog.Logger
 }
 
 // Contract returns api/openapi.yaml as JSON.
@@ -56,7 +60,8 @@ func NewHandler(server StrictServerInterface, o Options) (http.Handler, error) {
 	}
 	doc.Servers = nil // requests are valid under any host and base path
 	r := chi.NewRouter()
-	r.Use(recoverer(o.Logger), headIsGet, limitBody, authorize(o.APIKey, openPaths(doc)), routed(r), wellFormed, validate(doc))
+	open := openPaths(doc)
+	r.Use(recoverer(o.Logger), headIsGet, limitBody, authorize(o.APIKey, open, o.Refused), routed(r), knownQuery(r, doc, open), wellFormed, validate(doc))
 	strict := NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: func(w http.ResponseWriter, _ *http.Request, err error) { requestError(err).write(w) },
 		ResponseErrorHandlerFunc: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -149,6 +154,51 @@ func routed(routes chi.Routes) func(http.Handler) http.Handler {
 	}
 }
 
+// knownQuery refuses parameters that a call does not have: one that is misspelled would be
+// taken for one that was left out. The open paths take any: monitors add their own.
+func knownQuery(routes chi.Routes, doc *openapi3.T, open map[string]bool) func(http.Handler) http.Handler {
+	names := make(map[string][]string) // by method and pattern
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			known := []string{}
+			for _, parameters := range []openapi3.Parameters{item.Parameters, op.Parameters} {
+				for _, p := range parameters {
+					if p.Value.In == openapi3.ParameterInQuery {
+						known = append(known, p.Value.Name)
+					}
+				}
+			}
+			names[method+" "+path] = known
+		}
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.RawQuery == "" || open[r.URL.Path] {
+				next.ServeHTTP(w, r)
+				return
+			}
+			c := chi.NewRouteContext()
+			routes.Match(c, r.Method, r.URL.EscapedPath())
+			known := names[r.Method+" "+c.RoutePattern()]
+			var fields []FieldProblem
+			for _, name := range slices.Sorted(maps.Keys(r.URL.Query())) {
+				if !slices.Contains(known, name) {
+					detail := "this call has no such parameter"
+					if len(known) > 0 {
+						detail += "; it has " + strings.Join(known, ", ")
+					}
+					fields = append(fields, FieldProblem{Field: cut(name), Detail: detail})
+				}
+			}
+			if len(fields) > 0 {
+				FieldErrors(fields).write(w)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
 func noPath(r *http.Request) *Error {
 	return NotFound(fmt.Sprintf("there is no %s: GET /openapi.json lists all paths", cut(r.URL.Path)))
 }
@@ -169,7 +219,10 @@ func allowedMethods(routes chi.Routes, path string) string {
 }
 
 // authorize requires the key, which it compares in constant time.
-func authorize(key secret.Value, open map[string]bool) func(http.Handler) http.Handler {
+func authorize(key secret.Value, open map[string]bool, refused func(*http.Request)) func(http.Handler) http.Handler {
+	if refused == nil {
+		refused = func(*http.Request) {}
+	}
 	want := sha256.Sum256([]byte(key.Reveal()))
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -180,8 +233,10 @@ func authorize(key secret.Value, open map[string]bool) func(http.Handler) http.H
 			case valid || open[r.URL.Path]:
 				next.ServeHTTP(w, r)
 			case r.Header.Get("Authorization") == "":
+				refused(r)
 				(&Error{Status: http.StatusUnauthorized, Detail: "no API key was given: send Authorization: Bearer KEY"}).write(w)
 			default:
+				refused(r)
 				(&Error{Status: http.StatusUnauthorized, Detail: "the API key is wrong: send this server's key as Authorization: Bearer KEY"}).write(w)
 			}
 		})

@@ -43,7 +43,7 @@ func (s *stub) UpdateListener(context.Context, openapi.UpdateListenerRequestObje
 }
 
 func (s *stub) GetListener(_ context.Context, r openapi.GetListenerRequestObject) (openapi.GetListenerResponseObject, error) {
-	return openapi.GetListener200JSONResponse{Id: r.Id}, nil
+	return openapi.GetListener200JSONResponse{Body: openapi.Listener{Id: r.Id}}, nil
 }
 
 func (s *stub) ListShards(ctx context.Context, _ openapi.ListShardsRequestObject) (openapi.ListShardsResponseObject, error) {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -1796,9 +1797,14 @@ type FileComponent struct {
 
 // Filter An event passes if every given list contains the event's ID of that kind.
 type Filter struct {
+	// ChannelIds An empty list would let either every event pass or none, and is refused.
 	ChannelIds *Snowflakes `json:"channel_ids,omitempty"`
-	GuildIds   *Snowflakes `json:"guild_ids,omitempty"`
-	UserIds    *Snowflakes `json:"user_ids,omitempty"`
+
+	// GuildIds An empty list would let either every event pass or none, and is refused.
+	GuildIds *Snowflakes `json:"guild_ids,omitempty"`
+
+	// UserIds An empty list would let either every event pass or none, and is refused.
+	UserIds *Snowflakes `json:"user_ids,omitempty"`
 }
 
 // Format The format of a delivery's body. `standard` is an envelope with the event's ID, shard and
@@ -4500,6 +4506,15 @@ type SigningKey struct {
 
 	// Signs Whether this key signs the deliveries that are sent now.
 	Signs bool `json:"signs"`
+
+	// SignsFrom When the key begins to sign.
+	SignsFrom time.Time `json:"signs_from"`
+}
+
+// SigningKeyRotation defines model for SigningKeyRotation.
+type SigningKeyRotation struct {
+	// ActivateAfter When the key begins to sign, from 0s to 720h.
+	ActivateAfter *string `json:"activate_after,omitempty"`
 }
 
 // SigningKeys defines model for SigningKeys.
@@ -4546,7 +4561,7 @@ type SnapshotMessage struct {
 	Type nullable.Nullable[int] `json:"type"`
 }
 
-// Snowflakes defines model for Snowflakes.
+// Snowflakes An empty list would let either every event pass or none, and is refused.
 type Snowflakes = []string
 
 // SoundboardSound A sound of a soundboard.
@@ -5326,6 +5341,9 @@ type DeliveryID = string
 // GuildInPath defines model for GuildInPath.
 type GuildInPath = string
 
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
 // ListenerID defines model for ListenerID.
 type ListenerID = string
 
@@ -5348,6 +5366,18 @@ type ListListenersParams struct {
 
 	// Cursor The `next_cursor` of the previous page.
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteListenerParams defines parameters for DeleteListener.
+type DeleteListenerParams struct {
+	// IfMatch The `ETag` of the listener as it was read, several, or `*`. If it is another one by now, the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateListenerParams defines parameters for UpdateListener.
+type UpdateListenerParams struct {
+	// IfMatch The `ETag` of the listener as it was read, several, or `*`. If it is another one by now, the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
@@ -5388,6 +5418,9 @@ type RetryListenerJSONRequestBody = RetryFilter
 
 // SetPresenceJSONRequestBody defines body for SetPresence for application/json ContentType.
 type SetPresenceJSONRequestBody = SetPresence
+
+// RotateSigningKeyJSONRequestBody defines body for RotateSigningKey for application/json ContentType.
+type RotateSigningKeyJSONRequestBody = SigningKeyRotation
 
 // AsChannel0 returns the union data inside the Channel as a Channel0
 func (t Channel) AsChannel0() (Channel0, error) {
@@ -5973,13 +6006,13 @@ type ServerInterface interface {
 	CreateListener(w http.ResponseWriter, r *http.Request)
 	// DeleteListener Remove a listener
 	// (DELETE /listeners/{id})
-	DeleteListener(w http.ResponseWriter, r *http.Request, id string)
+	DeleteListener(w http.ResponseWriter, r *http.Request, id string, params DeleteListenerParams)
 	// GetListener Get a listener
 	// (GET /listeners/{id})
 	GetListener(w http.ResponseWriter, r *http.Request, id string)
 	// UpdateListener Change a listener
 	// (PATCH /listeners/{id})
-	UpdateListener(w http.ResponseWriter, r *http.Request, id string)
+	UpdateListener(w http.ResponseWriter, r *http.Request, id string, params UpdateListenerParams)
 	// ListDeliveries List a listener's deliveries, newest first
 	// (GET /listeners/{id}/deliveries)
 	ListDeliveries(w http.ResponseWriter, r *http.Request, id ListenerID, params ListDeliveriesParams)
@@ -6090,7 +6123,7 @@ func (_ Unimplemented) CreateListener(w http.ResponseWriter, r *http.Request) {
 
 // DeleteListener Remove a listener
 // (DELETE /listeners/{id})
-func (_ Unimplemented) DeleteListener(w http.ResponseWriter, r *http.Request, id string) {
+func (_ Unimplemented) DeleteListener(w http.ResponseWriter, r *http.Request, id string, params DeleteListenerParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -6102,7 +6135,7 @@ func (_ Unimplemented) GetListener(w http.ResponseWriter, r *http.Request, id st
 
 // UpdateListener Change a listener
 // (PATCH /listeners/{id})
-func (_ Unimplemented) UpdateListener(w http.ResponseWriter, r *http.Request, id string) {
+func (_ Unimplemented) UpdateListener(w http.ResponseWriter, r *http.Request, id string, params UpdateListenerParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -6504,8 +6537,32 @@ func (siw *ServerInterfaceWrapper) DeleteListener(w http.ResponseWriter, r *http
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteListenerParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.DeleteListener(w, r, id)
+		siw.Handler.DeleteListener(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -6556,8 +6613,32 @@ func (siw *ServerInterfaceWrapper) UpdateListener(w http.ResponseWriter, r *http
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateListenerParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.UpdateListener(w, r, id)
+		siw.Handler.UpdateListener(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -7430,6 +7511,7 @@ type CreateListenerResponseObject interface {
 }
 
 type CreateListener201ResponseHeaders struct {
+	ETag     *string
 	Location *string
 }
 
@@ -7445,6 +7527,9 @@ func (response CreateListener201JSONResponse) VisitCreateListenerResponse(w http
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	if response.Headers.Location != nil {
 		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
 	}
@@ -7471,7 +7556,8 @@ func (response CreateListenerdefaultApplicationProblemPlusJSONResponse) VisitCre
 }
 
 type DeleteListenerRequestObject struct {
-	Id string `json:"id"`
+	Id     string `json:"id"`
+	Params DeleteListenerParams
 }
 
 type DeleteListenerResponseObject interface {
@@ -7511,15 +7597,25 @@ type GetListenerResponseObject interface {
 	VisitGetListenerResponse(w http.ResponseWriter) error
 }
 
-type GetListener200JSONResponse Listener
+type GetListener200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetListener200JSONResponse struct {
+	Body    Listener
+	Headers GetListener200ResponseHeaders
+}
 
 func (response GetListener200JSONResponse) VisitGetListenerResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -7543,23 +7639,34 @@ func (response GetListenerdefaultApplicationProblemPlusJSONResponse) VisitGetLis
 }
 
 type UpdateListenerRequestObject struct {
-	Id   string `json:"id"`
-	Body *UpdateListenerJSONRequestBody
+	Id     string `json:"id"`
+	Params UpdateListenerParams
+	Body   *UpdateListenerJSONRequestBody
 }
 
 type UpdateListenerResponseObject interface {
 	VisitUpdateListenerResponse(w http.ResponseWriter) error
 }
 
-type UpdateListener200JSONResponse Listener
+type UpdateListener200ResponseHeaders struct {
+	ETag *string
+}
+
+type UpdateListener200JSONResponse struct {
+	Body    Listener
+	Headers UpdateListener200ResponseHeaders
+}
 
 func (response UpdateListener200JSONResponse) VisitUpdateListenerResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -7710,15 +7817,25 @@ type RotateListenerSecretResponseObject interface {
 	VisitRotateListenerSecretResponse(w http.ResponseWriter) error
 }
 
-type RotateListenerSecret200JSONResponse ListenerCreated
+type RotateListenerSecret200ResponseHeaders struct {
+	ETag *string
+}
+
+type RotateListenerSecret200JSONResponse struct {
+	Body    ListenerCreated
+	Headers RotateListenerSecret200ResponseHeaders
+}
 
 func (response RotateListenerSecret200JSONResponse) VisitRotateListenerSecretResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -8059,6 +8176,7 @@ func (response ListSigningKeysdefaultApplicationProblemPlusJSONResponse) VisitLi
 }
 
 type RotateSigningKeyRequestObject struct {
+	Body *RotateSigningKeyJSONRequestBody
 }
 
 type RotateSigningKeyResponseObject interface {
@@ -8496,10 +8614,11 @@ func (sh *strictHandler) CreateListener(w http.ResponseWriter, r *http.Request) 
 }
 
 // DeleteListener operation middleware
-func (sh *strictHandler) DeleteListener(w http.ResponseWriter, r *http.Request, id string) {
+func (sh *strictHandler) DeleteListener(w http.ResponseWriter, r *http.Request, id string, params DeleteListenerParams) {
 	var request DeleteListenerRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.DeleteListener(ctx, request.(DeleteListenerRequestObject))
@@ -8548,10 +8667,11 @@ func (sh *strictHandler) GetListener(w http.ResponseWriter, r *http.Request, id 
 }
 
 // UpdateListener operation middleware
-func (sh *strictHandler) UpdateListener(w http.ResponseWriter, r *http.Request, id string) {
+func (sh *strictHandler) UpdateListener(w http.ResponseWriter, r *http.Request, id string, params UpdateListenerParams) {
 	var request UpdateListenerRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	var body UpdateListenerJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
@@ -8930,6 +9050,16 @@ func (sh *strictHandler) ListSigningKeys(w http.ResponseWriter, r *http.Request)
 // RotateSigningKey operation middleware
 func (sh *strictHandler) RotateSigningKey(w http.ResponseWriter, r *http.Request) {
 	var request RotateSigningKeyRequestObject
+
+	var body RotateSigningKeyJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.RotateSigningKey(ctx, request.(RotateSigningKeyRequestObject))

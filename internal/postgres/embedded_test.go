@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -277,6 +278,36 @@ func TestOpenDoesNotShowThePassword(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+// TestChildKnowsNoSecrets: every process of the database's user can read its environment.
+func TestChildKnowsNoSecrets(t *testing.T) {
+	t.Setenv("DISCORD_TOKEN", "hunter2")
+	t.Setenv("ANYTHING_ELSE", "hunter2")
+	pool, err := Open(t.Context(), start(t, dataDir(t)).URL(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var backend, postmaster int
+	if err := pool.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", backend))
+	if err != nil {
+		t.Skipf("this system has no /proc: %v", err)
+	}
+	_, after, _ := strings.Cut(string(status), ") ")
+	if postmaster, err = strconv.Atoi(strings.Fields(after)[1]); err != nil {
+		t.Fatal(err)
+	}
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", postmaster))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(environ), "LC_ALL=C") || strings.Contains(string(environ), "hunter2") {
+		t.Errorf("the environment of PostgreSQL is %q", strings.Split(string(environ), "\x00"))
 	}
 }
 

@@ -48,15 +48,31 @@ func findOwner() (owner, error) {
 func (o owner) command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = "/" // the owner may not be able to enter our directory
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
+	cmd.Env = environment(o.other)
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if o.other {
-		cmd.Env = append(cmd.Env, "HOME=/")
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.uid, Gid: o.gid}
 	}
 	// A terminal's Ctrl-C must not reach the child: we end it after the drain.
 	cmd.SysProcAttr.Setpgid = true
 	return cmd
+}
+
+// environment returns the environment of PostgreSQL's programs. They get nothing of ours
+// that they don't need: every process of their user can read it, and ours has the bot's
+// token and the keys.
+func environment(otherUser bool) []string {
+	env := []string{"LC_ALL=C", "TZ=UTC"}
+	for _, name := range []string{"PATH", "LD_LIBRARY_PATH", "TMPDIR", "HOME"} {
+		value, ok := os.LookupEnv(name)
+		if name == "HOME" && otherUser {
+			value, ok = "/", true
+		}
+		if ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // mkdir makes a directory for the owner alone.
