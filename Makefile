@@ -12,7 +12,7 @@ BENCH ?= .
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/gatehook
@@ -29,6 +29,10 @@ test: ## Run all tests
 .PHONY: race
 race: ## Run all tests with the race detector, in random order
 	go test -race -shuffle=on ./...
+
+.PHONY: test-pgbouncer
+test-pgbouncer: ## Run the tests through PgBouncer in transaction mode (needs pgbouncer)
+	.ci/through-pgbouncer
 
 CHAOS ?= 10m
 .PHONY: chaos

@@ -25,6 +25,8 @@ type config struct {
 	token       secret.Value
 	discordURL  string
 	databaseURL secret.Value // contains a password
+	// directURL is databaseURL without a pooler between; empty for the same.
+	directURL   secret.Value
 	dataDir     string
 	addr        string
 	pprofAddr   string // "" for none
@@ -63,6 +65,7 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 		token:           r.token("DISCORD_TOKEN", needToken),
 		discordURL:      r.httpURL("DISCORD_API_URL", "https://discord.com/api/v10"),
 		databaseURL:     r.databaseURL("DATABASE_URL"),
+		directURL:       r.databaseURL("DATABASE_DIRECT_URL"),
 		dataDir:         r.text("GATEHOOK_DATA_DIR", ".gatehook"),
 		addr:            r.addr("GATEHOOK_ADDR", "127.0.0.1:8080"),
 		pprofAddr:       r.loopback("GATEHOOK_PPROF_ADDR"),
@@ -88,6 +91,9 @@ func readConfig(getenv func(string) string, needToken bool) (config, error) {
 	c.schedule = parsed(&r, "GATEHOOK_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,14h,20h,24h",
 		"waits joined with commas such as 5s,5m,1h", delivery.ParseSchedule)
 	c.tracing = r.tracing()
+	if !c.directURL.Empty() && c.databaseURL.Empty() {
+		r.problems = append(r.problems, errors.New("DATABASE_DIRECT_URL is set without DATABASE_URL: it names the same database without a pooler between"))
+	}
 	return c, errors.Join(r.problems...)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gatehook/gatehook/internal/event"
 )
@@ -103,8 +104,8 @@ func (b *books) problems() (problems []error) {
 		if raw.id != "" && !bytes.Equal(raw.data, e.data) {
 			problems = append(problems, fmt.Errorf("%s differs from the bytes sent", bookKey(raw.event, seq)))
 		}
-		if parsed.id != "" && !json.Valid(parsed.data) {
-			problems = append(problems, fmt.Errorf("%s is not JSON", bookKey(parsed.event, seq)))
+		if parsed.id != "" && (!json.Valid(parsed.data) || !utf8.Valid(parsed.data)) { // many libraries refuse what is not UTF-8
+			problems = append(problems, fmt.Errorf("%s is not JSON in UTF-8", bookKey(parsed.event, seq)))
 		}
 		if raw.eventID != parsed.eventID || raw.id == parsed.id && raw.id != "" {
 			problems = append(problems, fmt.Errorf("event %d has the ids %s and %s, its deliveries %s and %s", seq, raw.eventID, parsed.eventID, raw.id, parsed.id))

@@ -89,6 +89,11 @@ func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...str
 	if err != nil {
 		t.Fatal(err)
 	}
+	if os.Getenv("DATABASE_DIRECT_URL") != "" && !slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "DATABASE_URL=") }) {
+		// Through the pooler (make test-pgbouncer).
+		url := postgrestest.URL(t)
+		env = append([]string{"DATABASE_URL=" + url, "DATABASE_DIRECT_URL=" + postgrestest.Direct(t, url)}, env...)
+	}
 	kept := t.ArtifactDir() // called now: the first call in a cleanup would remove the directory too early
 	p := &process{t: t, discord: discord, name: name, env: append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),

@@ -62,7 +62,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 		return err
 	}
 	defer func() { err = errors.Join(err, closeServer()) }()
-	pools, err := postgres.OpenPools(ctx, url, log)
+	pools, err := postgres.OpenPools(ctx, url, cfg.directURL, log)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,11 @@ func openDatabase(ctx context.Context, cfg config, log *slog.Logger) (url secret
 		}
 		url, closeServer = pg.URL(), pg.Close
 	}
-	pool, err := postgres.Open(ctx, url, log)
+	migrator := url
+	if !cfg.directURL.Empty() {
+		migrator = cfg.directURL
+	}
+	pool, err := postgres.Open(ctx, migrator, log)
 	if err != nil {
 		return url, nil, errors.Join(err, closeServer())
 	}

@@ -61,7 +61,7 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools
 	}
 	s.application.Store(uint64(known))
 	if s.listeners, err = listeners.Open(ctx, pools.Engine, listeners.Config{
-		Keys: cfg.encryption, Forget: delivery.Forget, Renew: delivery.Renew, Peers: journal.NewPeers(pools.Engine, s.instance),
+		Keys: cfg.encryption, Forget: delivery.Forget, Renew: delivery.Renew, Direct: pools.Direct, Peers: journal.NewPeers(pools.Engine, s.instance),
 	}, part("listeners")); err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func TestHeirEndsTheCommitOfAFrozenInstance(t *testing.T) {
 func TestHeirEndsTheConnectionsOfAllPurposes(t *testing.T) {
 	t.Parallel()
 	database := postgrestest.URL(t)
-	pools, err := postgres.OpenPools(t.Context(), named(t, database, "frozen"), slog.New(slog.DiscardHandler))
+	pools, err := postgres.OpenPools(t.Context(), named(t, database, "frozen"), secret.Value{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

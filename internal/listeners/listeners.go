@@ -9,6 +9,7 @@
 package listeners
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ type Config struct {
 	// Renew deletes the record of a listener's failures, in the transaction that
 	// enables the listener or gives it another URL.
 	Renew func(ctx context.Context, tx pgx.Tx, listenerID int64) error
+	// Direct has the settings of the connection that hears of changes, if it is made
+	// another way than the pool's; nil means that it is not.
+	Direct *pgxpool.Pool
 	// Peers are the instances on this database; nil means that there are no others.
 	Peers Peers
 }
@@ -44,7 +48,7 @@ type Config struct {
 type Listeners struct {
 	cfg   Config
 	pool  postgres.DB
-	main  *pgxpool.Pool // the connection that hears of changes is beside it
+	hear  *pgxpool.Pool // the connection that hears of changes is beside it
 	log   *slog.Logger
 	table *table
 	stale chan struct{} // holds a token when the table may be out of date
@@ -59,7 +63,7 @@ type Listeners struct {
 // not sealed with it yet. It starts nothing.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config, log *slog.Logger) (*Listeners, error) {
 	s := &Listeners{
-		cfg: cfg, pool: postgres.On(pool), main: pool, log: log,
+		cfg: cfg, pool: postgres.On(pool), hear: cmp.Or(cfg.Direct, pool), log: log,
 		table: newTable(), stale: make(chan struct{}, 1), poll: pollEvery,
 	}
 	if cfg.Peers != nil {
@@ -217,7 +221,7 @@ func (s *Listeners) listen(ctx context.Context) {
 }
 
 func (s *Listeners) listenOnce(ctx context.Context) error {
-	conn, err := postgres.Connect(ctx, s.main)
+	conn, err := postgres.Connect(ctx, s.hear)
 	if err != nil {
 		return err
 	}

@@ -55,14 +55,32 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	if err != nil {
 		return nil, err
 	}
-	pool, err := newPool(ctx, url, max(total, minTotal), 0)
+	pooled, err := await(ctx, url, log)
 	if err != nil {
 		return nil, err
 	}
+	return newPool(ctx, url, kind{most: max(total, minTotal), pooled: pooled})
+}
+
+// await waits up to connectTimeout for the database, and reports whether a pooler is
+// between: then two statements of a connection can come to two processes of PostgreSQL,
+// which know nothing of each other's prepared statements.
+func await(ctx context.Context, url secret.Value, log *slog.Logger) (pooled bool, err error) {
+	pool, err := newPool(ctx, url, kind{most: 1, pooled: true})
+	if err != nil {
+		return false, err
+	}
+	defer pool.Close()
 	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
 	logged := false
 	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
-		err := pool.Ping(ctx)
+		err := pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+			var pid uint32
+			err := c.QueryRow(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
+			// A pooler makes up a number for the connection that it accepts.
+			pooled = err == nil && pid != c.Conn().PgConn().PID()
+			return err
+		})
 		if err != nil && !logged {
 			logged = true
 			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))
@@ -71,10 +89,9 @@ func Open(ctx context.Context, url secret.Value, log *slog.Logger) (*pgxpool.Poo
 	})
 	if err != nil {
 		at := pool.Config().ConnConfig
-		pool.Close()
-		return nil, fmt.Errorf("the database at %s:%d does not answer: %w", at.Host, at.Port, err)
+		return false, fmt.Errorf("the database at %s:%d does not answer: %w", at.Host, at.Port, err)
 	}
-	return pool, nil
+	return pooled, nil
 }
 
 // errURL leaves out pgx's own text, which quotes the URL with some of its secrets.
@@ -115,12 +132,23 @@ func setSession(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// newPool makes a pool of at most so many connections. It does not wait for one. dial
-// bounds a connect of a pool for the heartbeat; 0 is for any other pool.
-func newPool(ctx context.Context, url secret.Value, most int32, dial time.Duration) (*pgxpool.Pool, error) {
+// kind is what a pool is like.
+type kind struct {
+	most   int32         // connections
+	dial   time.Duration // bounds a connect of a pool for the heartbeat; 0 for any other pool
+	pooled bool          // a pooler is between
+}
+
+// newPool makes a pool. It does not wait for a connection.
+func newPool(ctx context.Context, url secret.Value, k kind) (*pgxpool.Pool, error) {
+	most, dial := k.most, k.dial
 	cfg, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
 		return nil, errURL
+	}
+	if k.pooled && cfg.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		// Nothing is prepared under a name. PostgreSQL parses and plans each statement anew.
+		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
 	cfg.MaxConns, cfg.MinConns, cfg.MinIdleConns = most, min(cfg.MinConns, most), min(cfg.MinIdleConns, most)
 	name := cmp.Or(cfg.ConnConfig.RuntimeParams["application_name"], "gatehook")

@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehook/gatehook/internal/secret"
 )
 
 // A process that is stopped in the middle of a transaction, with its connection open,
@@ -54,7 +56,7 @@ func TestStoppedTransactionLetsOthersContinue(t *testing.T) {
 // TestPoolMetrics checks that the metrics show waits for connections, and of which pool.
 func TestPoolMetrics(t *testing.T) {
 	t.Parallel()
-	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), quiet)
+	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), secret.Value{}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

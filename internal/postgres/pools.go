@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -24,6 +25,9 @@ type Pools struct {
 	Engine *pgxpool.Pool
 	// API is for the calls of the API.
 	API *pgxpool.Pool
+	// Direct is for what needs a session (Connect). No pooler is between, if the server was
+	// told how to connect without one.
+	Direct *pgxpool.Pool
 }
 
 const (
@@ -35,30 +39,55 @@ const (
 	heartbeatDial = 8 * time.Second
 )
 
-// OpenPools makes the pools. It does not wait for the database. The caller closes
-// them.
-func OpenPools(ctx context.Context, url secret.Value, log *slog.Logger) (*Pools, error) {
+// OpenPools makes the pools. It waits up to a minute for a database that is starting up, to
+// see whether a pooler is between. An empty direct stands for url. The caller closes the
+// pools.
+func OpenPools(ctx context.Context, url, direct secret.Value, log *slog.Logger) (*Pools, error) {
 	total, err := totalOf(url)
 	if err != nil {
 		return nil, err
 	}
 	if total < minTotal {
-		log.LogAttrs(ctx, slog.LevelWarn, "pool_max_conns is too small, using more connections",
-			slog.Int("pool_max_conns", int(total)), slog.Int("used", minTotal))
+		return nil, fmt.Errorf("pool_max_conns=%d in the database URL is too small: a server needs at least %d connections", total, minTotal)
 	}
-	s := split(total)
-	var p Pools
+	pooled, err := await(ctx, url, log)
+	if err != nil {
+		return nil, err
+	}
+	directPooled := pooled
+	if !direct.Empty() && pooled {
+		if directPooled, err = await(ctx, direct, log); err != nil {
+			return nil, err
+		}
+	}
+	if pooled {
+		log.LogAttrs(ctx, slog.LevelInfo, "a pooler is between this server and PostgreSQL: no statement is prepared")
+	}
+	if directPooled {
+		log.LogAttrs(ctx, slog.LevelWarn, "without a connection past the pooler, changes of listeners are heard of some seconds late: set DATABASE_DIRECT_URL")
+	}
+	return newPools(ctx, url, direct, total, pooled, directPooled)
+}
+
+// newPools makes the pools of so many connections. It does not wait for the database.
+func newPools(ctx context.Context, url, direct secret.Value, total int32, pooled, directPooled bool) (*Pools, error) {
+	if direct.Empty() {
+		direct = url
+	}
+	p, s := Pools{}, split(total)
+	var err error
 	for _, one := range []struct {
 		into **pgxpool.Pool
-		most int32
-		dial time.Duration // 0 for the usual one
+		url  secret.Value
+		kind kind
 	}{
-		{&p.Heartbeat, s.heartbeat, heartbeatDial},
-		{&p.Journal, s.journal, 0},
-		{&p.Engine, s.engine, 0},
-		{&p.API, s.api, 0},
+		{&p.Heartbeat, url, kind{s.heartbeat, heartbeatDial, pooled}},
+		{&p.Journal, url, kind{s.journal, 0, pooled}},
+		{&p.Engine, url, kind{s.engine, 0, pooled}},
+		{&p.API, url, kind{s.api, 0, pooled}},
+		{&p.Direct, direct, kind{1, 0, directPooled}},
 	} {
-		if *one.into, err = newPool(ctx, url, one.most, one.dial); err != nil {
+		if *one.into, err = newPool(ctx, one.url, one.kind); err != nil {
 			p.Close()
 			return nil, err
 		}
@@ -72,6 +101,9 @@ func (p *Pools) Close() {
 		if pool.Pool != nil {
 			pool.Close()
 		}
+	}
+	if p.Direct != nil {
+		p.Direct.Close()
 	}
 }
 
@@ -101,10 +133,9 @@ const (
 // shares are how many connections each purpose may open.
 type shares struct{ heartbeat, journal, engine, api int32 }
 
-// split divides the connections. One is left out: on it the server hears of changed
-// listeners.
+// split divides the connections, at least minTotal. One is left out: on it the server hears
+// of changed listeners.
 func split(total int32) shares {
-	total = max(total, minTotal)
 	s := shares{heartbeat: 1, journal: 1}
 	if total >= spareFrom {
 		s = shares{heartbeat: 2, journal: 2}

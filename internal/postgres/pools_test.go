@@ -15,7 +15,6 @@ import (
 func TestPoolsSplitWhatTheURLAllows(t *testing.T) {
 	t.Parallel()
 	for total, want := range map[int32]shares{
-		1:            {1, 1, 1, 1}, // too few: the least that works
 		minTotal:     {1, 1, 1, 1},
 		6:            {1, 1, 2, 1},
 		7:            {1, 1, 2, 2},
@@ -28,7 +27,7 @@ func TestPoolsSplitWhatTheURLAllows(t *testing.T) {
 		if got != want {
 			t.Errorf("%d connections are split into %+v, want %+v", total, got, want)
 		}
-		if sum := got.heartbeat + got.journal + got.engine + got.api + 1; sum != max(total, minTotal) {
+		if sum := got.heartbeat + got.journal + got.engine + got.api + 1; sum != total {
 			t.Errorf("of %d connections %d may be opened", total, sum)
 		}
 	}
@@ -40,7 +39,7 @@ func TestPoolsSplitWhatTheURLAllows(t *testing.T) {
 		if got, err := totalOf(secret.New(url)); err != nil || got != want {
 			t.Errorf("%s allows %d connections (%v), want %d", url, got, err, want)
 		}
-		pools, err := OpenPools(t.Context(), secret.New(url), quiet)
+		pools, err := newPools(t.Context(), secret.New(url), secret.Value{}, want, false, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,8 +48,11 @@ func TestPoolsSplitWhatTheURLAllows(t *testing.T) {
 		}
 		pools.Close()
 	}
-	if _, err := OpenPools(t.Context(), secret.New("postgres://u:pa ss@h:x/"), quiet); !errors.Is(err, errURL) {
+	if _, err := OpenPools(t.Context(), secret.New("postgres://u:pa ss@h:x/"), secret.Value{}, quiet); !errors.Is(err, errURL) {
 		t.Errorf("a URL that can't be parsed: %v", err)
+	}
+	if _, err := OpenPools(t.Context(), secret.New("postgres://localhost/gatehook?pool_max_conns=4"), secret.Value{}, quiet); err == nil || !strings.Contains(err.Error(), "at least 5") {
+		t.Errorf("too few connections: %v", err)
 	}
 }
 
@@ -63,7 +65,7 @@ func TestPoolsSetTheSameSession(t *testing.T) {
 		db.URL().Reveal(): "gatehook " + process,
 		db.URL().Reveal() + "&application_name=" + strings.Repeat("long", 20): strings.Repeat("long", 20)[:maxApplicationName-1-len(process)] + " " + process,
 	} {
-		pools, err := OpenPools(t.Context(), secret.New(url), quiet)
+		pools, err := OpenPools(t.Context(), secret.New(url), secret.Value{}, quiet)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +95,7 @@ func TestPoolsSetTheSameSession(t *testing.T) {
 // purpose, else to the package's own.
 func TestContextSaysWhereStatementsGo(t *testing.T) {
 	t.Parallel()
-	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), quiet)
+	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), secret.Value{}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

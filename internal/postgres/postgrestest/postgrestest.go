@@ -1,9 +1,11 @@
 // Package postgrestest gives tests a real PostgreSQL: one cluster per test binary,
 // run by the same code as the server's own, and one migrated database per test.
-// With DATABASE_URL set the databases are made on that server instead.
+// With DATABASE_URL set the databases are made on that server instead. If that goes
+// through a pooler, DATABASE_DIRECT_URL is the way past it, on which they are made.
 package postgrestest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,7 +76,7 @@ func New(t testing.TB) *pgxpool.Pool {
 // Pools returns a server's pools on such a database.
 func Pools(t testing.TB) *postgres.Pools {
 	t.Helper()
-	pools, err := postgres.OpenPools(t.Context(), secret.New(URL(t)), quiet)
+	pools, err := postgres.OpenPools(t.Context(), secret.New(URL(t)), secret.Value{}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +89,21 @@ func Pools(t testing.TB) *postgres.Pools {
 func URL(t testing.TB) string {
 	t.Helper()
 	return create(t, func() string { return shared.template })
+}
+
+// Direct returns the URL of a test's database without the pooler that DATABASE_URL goes
+// through, if any.
+func Direct(t testing.TB, database string) string {
+	t.Helper()
+	admin, err := shared.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return withDatabase(admin, strings.TrimPrefix(u.Path, "/"))
 }
 
 // EmptyURL is URL for a database without a schema.
@@ -111,7 +128,7 @@ func create(t testing.TB, template func() string) string {
 			t.Error(err)
 		}
 	})
-	return withDatabase(admin, name)
+	return withDatabase(shared.visitor(), name)
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -130,6 +147,14 @@ type cluster struct {
 	dir      string
 }
 
+// visitor is how tests connect, with the name of another database.
+func (c *cluster) visitor() string {
+	if direct := os.Getenv("DATABASE_DIRECT_URL"); direct != "" {
+		return os.Getenv("DATABASE_URL")
+	}
+	return c.admin
+}
+
 func (c *cluster) get(ctx context.Context) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,7 +168,7 @@ func (c *cluster) get(ctx context.Context) (string, error) {
 func (c *cluster) start(ctx context.Context) error {
 	sweep()
 	c.template = "gatehook_template_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if c.admin = os.Getenv("DATABASE_URL"); c.admin == "" {
+	if c.admin = cmp.Or(os.Getenv("DATABASE_DIRECT_URL"), os.Getenv("DATABASE_URL")); c.admin == "" {
 		var err error
 		if c.dir, err = os.MkdirTemp("", dirPattern); err != nil {
 			return err
