@@ -30,6 +30,13 @@ test: ## Run all tests
 race: ## Run all tests with the race detector, in random order
 	go test -race -shuffle=on ./...
 
+MAJORS ?= 14 15 16 17 18
+.PHONY: test-postgres
+test-postgres: ## Run the database's tests on each major version of PostgreSQL (MAJORS="14 18")
+	@for major in $(MAJORS); do \
+		echo "== PostgreSQL $$major"; GATEHOOK_TEST_POSTGRES=$$major go test -count 1 ./internal/postgres/... ./internal/journal ./internal/listeners ./internal/delivery ./internal/gateway/... || exit 1; \
+	done
+
 .PHONY: test-pgbouncer
 test-pgbouncer: ## Run the tests through PgBouncer in transaction mode (needs pgbouncer)
 	.ci/through-pgbouncer

