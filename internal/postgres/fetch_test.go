@@ -31,7 +31,7 @@ func TestForgedArchiveIsRefused(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 	left, err := filepath.Glob(filepath.Join(cache, "gatehook", "*"))
-	if err != nil || len(left) != 0 {
+	if err != nil || len(left) != 1 || filepath.Base(left[0]) != "fetch.lock" {
 		t.Errorf("%v is left, %v", left, err)
 	}
 }
