@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/gatehook/gatehook/internal/discord/discordtest"
 	"github.com/gatehook/gatehook/internal/event"
 	"github.com/gatehook/gatehook/internal/postgres/postgrestest"
@@ -356,6 +358,65 @@ func TestWhatIsServed(t *testing.T) {
 		if status, body := p.get(path); status != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("GET %s: %d without %s: %.300s", path, status, want, body)
 		}
+	}
+}
+
+// TestSettingsOfTheDatabase checks that the server does not depend on what a database or
+// a role sets for everybody: another schema, other isolation, time limits.
+func TestSettingsOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	url := postgrestest.EmptyURL(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := conn.Config().Database
+	for _, s := range []string{
+		`CREATE SCHEMA of_its_own`, `DROP SCHEMA public`,
+		`ALTER DATABASE ` + name + ` SET search_path = of_its_own`,
+		`ALTER DATABASE ` + name + ` SET default_transaction_isolation = 'serializable'`,
+		`ALTER DATABASE ` + name + ` SET statement_timeout = '30ms'`,
+		`ALTER DATABASE ` + name + ` SET lock_timeout = '1ms'`,
+		`ALTER DATABASE ` + name + ` SET idle_session_timeout = '500ms'`,
+		`ALTER DATABASE ` + name + ` SET idle_in_transaction_session_timeout = '10ms'`,
+		`ALTER DATABASE ` + name + ` SET TimeZone = 'Asia/Kathmandu'`,
+		`ALTER DATABASE ` + name + ` SET DateStyle = 'German, DMY'`,
+		`ALTER DATABASE ` + name + ` SET default_transaction_read_only = on`, // until it is promoted
+	} {
+		if _, err := conn.Exec(t.Context(), s); err != nil {
+			t.Fatalf("%s: %v", s, err)
+		}
+	}
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+url)
+	promoted := make(chan error, 1)
+	go func() {
+		for !strings.Contains(p.output(), "the database takes no changes, waiting") {
+			if t.Context().Err() != nil {
+				promoted <- t.Context().Err()
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		_, err := conn.Exec(t.Context(), `ALTER DATABASE `+name+` SET default_transaction_read_only = off`)
+		promoted <- err
+	}()
+	p.start()
+	if err := <-promoted; err != nil {
+		t.Fatal(err)
+	}
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	flow(t, discord, l, 400, nil)
+	l.await(time.Minute)
+	for line := range strings.SplitSeq(p.output(), "\n") {
+		if strings.Contains(line, "SQLSTATE") {
+			t.Errorf("an error of the database: %s", line)
+		}
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -35,10 +35,15 @@ const connectTimeout = 60 * time.Second
 //
 // PostgreSQL notices within some 15 s that a machine died without a word.
 //
+// The other limits of a role or a database are for people: each call here has its own, and
+// the statements are written for the isolation that PostgreSQL has by default.
+//
 // PostgreSQL's default compression takes ten times as long for payloads of many
 // kilobytes as lz4, without which a server may have been built.
 const session = `SET idle_in_transaction_session_timeout = 6000; SET lock_timeout = 7000;
+	SET default_transaction_isolation = 'read committed';
 	SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
+	SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout');
 	SELECT set_config(name, 'lz4', false) FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)`
 
 // process tells the connections of this process from those of every other one.
@@ -71,16 +76,54 @@ func await(ctx context.Context, url secret.Value, log *slog.Logger) (pooled bool
 		return false, err
 	}
 	defer pool.Close()
+	readOnly := false
+	for {
+		pooled, err = look(ctx, pool, log)
+		if !errors.Is(err, errReadOnly) {
+			return pooled, err
+		}
+		if !readOnly {
+			readOnly = true
+			log.LogAttrs(ctx, slog.LevelWarn, "the database takes no changes, waiting until it does: it is a standby, or default_transaction_read_only is set")
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// errReadOnly means that the database is a standby, or that its sessions may only read. It
+// may be promoted, so whoever needs it waits.
+var errReadOnly = errors.New("the database takes no changes")
+
+// look connects, waiting up to connectTimeout for a database that is starting up.
+func look(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (pooled bool, err error) {
 	backoff := retry.WithMaxDuration(connectTimeout, retry.WithCappedDuration(2*time.Second, retry.NewExponential(50*time.Millisecond)))
 	logged := false
 	err = retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
-			var pid uint32
-			err := c.QueryRow(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
+			var (
+				pid      uint32
+				readOnly bool
+			)
+			err := c.QueryRow(ctx, `SELECT pg_backend_pid(), pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`,
+				pgx.QueryExecModeSimpleProtocol).Scan(&pid, &readOnly)
+			if err != nil {
+				return err
+			}
 			// A pooler makes up a number for the connection that it accepts.
-			pooled = err == nil && pid != c.Conn().PgConn().PID()
-			return err
+			pooled = pid != c.Conn().PgConn().PID()
+			if readOnly {
+				_ = c.Conn().Close(ctx) // its settings are those from when it was opened
+				return errReadOnly
+			}
+			return nil
 		})
+		if errors.Is(err, errReadOnly) {
+			return err
+		}
 		if err != nil && !logged {
 			logged = true
 			log.LogAttrs(ctx, slog.LevelWarn, "waiting for the database", slog.Any("error", err))

@@ -66,7 +66,25 @@ func OpenPools(ctx context.Context, url, direct secret.Value, log *slog.Logger) 
 	if directPooled {
 		log.LogAttrs(ctx, slog.LevelWarn, "without a connection past the pooler, changes of listeners are heard of some seconds late: set DATABASE_DIRECT_URL")
 	}
-	return newPools(ctx, url, direct, total, pooled, directPooled)
+	p, err := newPools(ctx, url, direct, total, pooled, directPooled)
+	if err == nil && !pooled {
+		p.warnOfLimit(ctx, total, log)
+	}
+	return p, err
+}
+
+// warnOfLimit says so if the role may have fewer connections than a server opens: later,
+// statements would fail one by one.
+func (p *Pools) warnOfLimit(ctx context.Context, total int32, log *slog.Logger) {
+	var (
+		role  string
+		limit int32
+	)
+	err := p.Engine.QueryRow(ctx, `SELECT rolname, rolconnlimit FROM pg_roles WHERE rolname = current_user`).Scan(&role, &limit)
+	if err == nil && limit >= 0 && limit < total {
+		log.LogAttrs(ctx, slog.LevelWarn, "the role may have fewer connections than this server opens: raise its CONNECTION LIMIT, or set pool_max_conns in the database URL",
+			slog.String("role", role), slog.Int("connection_limit", int(limit)), slog.Int("needed_for_each_server", int(total)))
+	}
 }
 
 // newPools makes the pools of so many connections. It does not wait for the database.

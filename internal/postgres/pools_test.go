@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -91,6 +92,31 @@ func TestPoolsSetTheSameSession(t *testing.T) {
 	}
 }
 
+// A role that may have too few connections is told of at the start.
+func TestLimitOfARole(t *testing.T) {
+	t.Parallel()
+	url := start(t, dataDir(t)).URL()
+	owner, err := Open(t.Context(), url, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close()
+	if _, err := owner.Exec(t.Context(), `CREATE ROLE few LOGIN CONNECTION LIMIT 7`); err != nil {
+		t.Fatal(err)
+	}
+	for extra, told := range map[string]bool{"": true, "&pool_max_conns=7": false} {
+		var logged strings.Builder
+		pools, err := OpenPools(t.Context(), secret.New(strings.Replace(url.Reveal(), "user=gatehook", "user=few", 1)+extra), secret.Value{}, slog.New(slog.NewTextHandler(&logged, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pools.Close()
+		if got := strings.Contains(logged.String(), "role=few connection_limit=7 needed_for_each_server=12"); got != told {
+			t.Errorf("with %q, logged: %s", extra, &logged)
+		}
+	}
+}
+
 // The context decides where a statement goes: to its transaction, else to the pool of its
 // purpose, else to the package's own.
 func TestContextSaysWhereStatementsGo(t *testing.T) {
@@ -104,7 +130,10 @@ func TestContextSaysWhereStatementsGo(t *testing.T) {
 	if WithPool(ctx, nil) != ctx {
 		t.Error("no pool is not the same as the one before")
 	}
-	used := func() [2]int64 { return [2]int64{pools.Engine.Stat().AcquireCount(), pools.API.Stat().AcquireCount()} }
+	before := pools.Engine.Stat().AcquireCount() // to look at the role
+	used := func() [2]int64 {
+		return [2]int64{pools.Engine.Stat().AcquireCount() - before, pools.API.Stat().AcquireCount()}
+	}
 	for _, step := range []struct {
 		name string
 		do   func() error
