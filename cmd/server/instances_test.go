@@ -241,7 +241,9 @@ func (n *node) claim(t *testing.T) (s *journal.Claim) {
 	until(t, n.name+" has the shard", func() bool {
 		claimed, err := n.journal.Claim(t.Context(), nodeApp, []event.Shard{nodeShard})
 		if err != nil {
-			t.Fatal(err)
+			// On a busy machine the lease, which is short here, may have run out. The
+			// next try is under a new number.
+			t.Logf("%s claims again: %v", n.name, err)
 		}
 		if len(claimed) == 0 {
 			return false
