@@ -74,7 +74,7 @@ func fillEvents(ctx context.Context, pool *pgxpool.Pool, s setup, log *slog.Logg
 	from := time.Now().Add(-filledOver)
 	for _, p := range []postgres.Partitions{
 		{Table: "events", Bound: func(t time.Time) string { return strconv.FormatInt(t.UnixMicro()<<batchShift, 10) }},
-		{Table: "attempts", Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" }},
+		{Table: "attempts", Bound: func(t time.Time) string { return t.UTC().Format(time.RFC3339) }},
 	} {
 		p.Pool, p.Logger, p.Retention = pool, log, 2*filledOver
 		for at := from; at.Before(time.Now()); at = at.Add(time.Hour) {

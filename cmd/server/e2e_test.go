@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -417,6 +418,64 @@ func TestSettingsOfTheDatabase(t *testing.T) {
 	}
 	if err := conn.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRoleThatOwnsNothing checks that a server needs only the rights that the README
+// grants, once the owner has migrated.
+func TestRoleThatOwnsNothing(t *testing.T) {
+	t.Parallel()
+	owner := postgrestest.URL(t)
+	conn, err := pgx.Connect(t.Context(), owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := "serves_" + conn.Config().Database
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, grants, _ := strings.Cut(string(readme), "-- As the owner, after `server migrate`:\n")
+	grants, _, ok := strings.Cut(grants, "```")
+	if !ok {
+		t.Fatal("the README has no grants")
+	}
+	for _, s := range []string{`CREATE ROLE ` + role + ` LOGIN`, strings.ReplaceAll(grants, "gatehook_server", role)} {
+		if _, err := conn.Exec(t.Context(), s); err != nil {
+			t.Fatalf("%s: %v", s, err)
+		}
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if _, err := conn.Exec(ctx, `DROP OWNED BY `+role+`; DROP ROLE `+role); err != nil {
+			t.Error(err)
+		}
+		if err := conn.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	discord := startDiscord(t)
+	p := newProcess(t, discord, "DATABASE_URL="+strings.Replace(owner, "user="+conn.Config().User, "user="+role, 1))
+	p.start()
+	awaitReady(t, discord)
+	l := newLedger(t)
+	l.callback(p, "MESSAGE_CREATE")
+	flow(t, discord, l, 400, nil)
+	l.await(time.Minute)
+	p.drain()
+	for line := range strings.SplitSeq(p.output(), "\n") {
+		if strings.Contains(line, "SQLSTATE") {
+			t.Errorf("an error of the database: %s", line)
+		}
+	}
+	var foreign int
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_class WHERE relowner = $1::regrole`, role).Scan(&foreign); err != nil || foreign != 0 {
+		t.Errorf("the role owns %d tables, %v", foreign, err)
+	}
+	for _, s := range []string{`SELECT make_partition('listeners', 'listeners_20260101t00', '1', '2')`, `SELECT drop_partition('events', 'listeners')`, `SELECT drop_partition('events', 'events')`} {
+		if _, err := conn.Exec(t.Context(), s); err == nil {
+			t.Errorf("%s is done", s)
+		}
 	}
 }
 

@@ -201,7 +201,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, l Listeners, store Store, ins
 		}),
 		parts: postgres.Partitions{
 			Pool: pool, Logger: log, Table: "attempts", Retention: cfg.Retention,
-			Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" },
+			Bound: func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		},
 		lanes: make(map[int64]*lane), bulk: make(chan struct{}, cfg.Bulk),
 		kick: make(chan struct{}, 1), replan: make(chan struct{}, 1),

@@ -27,7 +27,7 @@ type Partitions struct {
 	Logger *slog.Logger
 	// Table is the partitioned table.
 	Table string
-	// Bound returns the SQL literal of the partition key for a time.
+	// Bound returns the partition key for a time, as text.
 	Bound func(time.Time) string
 	// Retention is the least time for which rows are kept. A partition is dropped
 	// when its whole range is older.
@@ -59,9 +59,9 @@ func (p Partitions) Ensure(ctx context.Context, at time.Time) error {
 	return nil
 }
 
-// create creates one partition if it is missing. It attaches a table instead of
-// creating the partition in place, because ATTACH does not block writers of the other
-// partitions.
+// create creates one partition if it is missing. Functions of the schema create and drop
+// partitions (migrations/00031_partition_functions.sql), because the server's role need not
+// own the tables.
 func (p Partitions) create(ctx context.Context, from time.Time) error {
 	from = from.UTC()
 	name := p.Table + "_" + from.Format(partitionStamp)
@@ -69,14 +69,7 @@ func (p Partitions) create(ctx context.Context, from time.Time) error {
 	if err := On(p.Pool).QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
 		return err
 	}
-	err := pgx.BeginFunc(ctx, On(p.Pool), func(tx pgx.Tx) error {
-		table, part := pgx.Identifier{p.Table}.Sanitize(), pgx.Identifier{name}.Sanitize()
-		_, err := tx.Exec(ctx, fmt.Sprintf(
-			`CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
-			 ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)`,
-			part, table, table, part, p.Bound(from), p.Bound(from.Add(partitionWidth))))
-		return err
-	})
+	_, err := On(p.Pool).Exec(ctx, `SELECT make_partition($1, $2, $3, $4)`, p.Table, name, p.Bound(from), p.Bound(from.Add(partitionWidth)))
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && (pgErr.Code == "42P07" || pgErr.Code == "23505") {
 		return nil // another instance made it meanwhile
 	}
@@ -100,9 +93,10 @@ func (p Partitions) dropBefore(ctx context.Context, cutoff time.Time) {
 			continue
 		}
 		// While this statement waits for its locks, every insert queues behind it.
-		_, err = On(p.Pool).Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = '200ms'; DROP TABLE IF EXISTS %s`,
-			pgx.Identifier{name}.Sanitize()))
-		if err != nil {
+		var b pgx.Batch
+		b.Queue(`SELECT set_config('lock_timeout', '200ms', true)`)
+		b.Queue(`SELECT drop_partition($1, $2)`, p.Table, name)
+		if err := On(p.Pool).SendBatch(ctx, &b).Close(); err != nil {
 			p.Logger.LogAttrs(ctx, slog.LevelWarn, "could not drop a partition past its retention, trying again later",
 				slog.String("partition", name), slog.Any("error", err))
 			continue

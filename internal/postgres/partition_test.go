@@ -17,13 +17,13 @@ func TestPartitionInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	if _, err := pool.Exec(t.Context(), `CREATE TABLE attempts (started_at timestamptz NOT NULL) PARTITION BY RANGE (started_at)`); err != nil {
+	if err := Migrate(t.Context(), pool, quiet); err != nil {
 		t.Fatal(err)
 	}
 	var logged strings.Builder
 	p := Partitions{
 		Pool: pool, Logger: slog.New(slog.NewTextHandler(&logged, nil)), Table: "attempts", Retention: time.Hour,
-		Bound: func(t time.Time) string { return "'" + t.UTC().Format(time.RFC3339) + "'" },
+		Bound: func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	}
 	now := time.Now()
 	ages := []time.Duration{24 * time.Hour, 36 * time.Hour, 48 * time.Hour}
