@@ -376,7 +376,7 @@ func TestSettingsOfTheDatabase(t *testing.T) {
 		`CREATE SCHEMA of_its_own`, `DROP SCHEMA public`,
 		`ALTER DATABASE ` + name + ` SET search_path = of_its_own`,
 		`ALTER DATABASE ` + name + ` SET default_transaction_isolation = 'serializable'`,
-		`ALTER DATABASE ` + name + ` SET statement_timeout = '30ms'`,
+		`ALTER DATABASE ` + name + ` SET statement_timeout = '100ms'`,
 		`ALTER DATABASE ` + name + ` SET lock_timeout = '1ms'`,
 		`ALTER DATABASE ` + name + ` SET idle_session_timeout = '500ms'`,
 		`ALTER DATABASE ` + name + ` SET idle_in_transaction_session_timeout = '10ms'`,

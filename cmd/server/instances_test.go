@@ -259,7 +259,7 @@ func send(t *testing.T, s *journal.Claim, from, to int64, channels int64) {
 	t.Helper()
 	for seq := from; seq <= to; seq++ {
 		e := &event.Event{
-			ID: uuid.New(), Name: "MESSAGE_CREATE", Shard: nodeShard, Seq: seq, ReceivedAt: time.Now(),
+			ID: event.DispatchID(nodeApp, "session", nodeShard, seq), Name: "MESSAGE_CREATE", Shard: nodeShard, Seq: seq, ReceivedAt: time.Now(),
 			GuildID: 1, ChannelID: event.Snowflake(1 + seq%channels), Data: fmt.Appendf(nil, `{"id":"%d","channel_id":"%d","author":{"id":"3"}}`, seq+1, 1+seq%channels),
 		}
 		if err := s.Append(t.Context(), event.Session{ID: "session", Seq: seq}, e); err != nil {
@@ -303,6 +303,7 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	for range 2 {
 		<-c.arrived
 	}
+	until(t, "all events are stored", func() bool { return rows(t, pool, `SELECT count(*) FROM events`) == 10 })
 	a.pause()
 	until(t, "the lease has run out", func() bool { return a.lapsed(t) })
 	send(t, s, 11, 20, 3) // received before the pause, never stored
@@ -342,7 +343,7 @@ func TestPausedInstanceNeitherStoresNorDelivers(t *testing.T) {
 	if want := [4]int{10, 12, 0, 0}; got != want {
 		t.Errorf("events, attempts, unsettled batches, retries: %v, want %v", got, want)
 	}
-	if n := rows(t, pool, `SELECT seq FROM shards`); n != 10 {
+	if n := rows(t, pool, `SELECT seq FROM shards`); n > 10 { // it may be behind the events
 		t.Errorf("a moved the cursor to %d", n)
 	}
 }

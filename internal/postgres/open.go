@@ -36,14 +36,15 @@ const connectTimeout = 60 * time.Second
 // PostgreSQL notices within some 15 s that a machine died without a word.
 //
 // The other limits of a role or a database are for people: each call here has its own, and
-// the statements are written for the isolation that PostgreSQL has by default.
+// the statements are written for the isolation that PostgreSQL has by default. The limit
+// of a statement comes first: it applies to each of these.
 //
 // PostgreSQL's default compression takes ten times as long for payloads of many
 // kilobytes as lz4, without which a server may have been built.
-const session = `SET idle_in_transaction_session_timeout = 6000; SET lock_timeout = 7000;
+const session = `SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 6000; SET lock_timeout = 7000;
 	SET default_transaction_isolation = 'read committed';
 	SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
-	SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout');
+	SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('transaction_timeout', 'idle_session_timeout');
 	SELECT set_config(name, 'lz4', false) FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)`
 
 // process tells the connections of this process from those of every other one.
