@@ -306,6 +306,41 @@ func TestServerCutOffFromTheDatabase(t *testing.T) {
 	w.settle()
 }
 
+// TestStoppedServerThatWasAlone checks that a server that was stopped (SIGSTOP) does not
+// rely on what it knew before: it was alone, but while it was stopped another one started,
+// and has its sessions. It can't learn that at once: the database is away when it wakes up.
+func TestStoppedServerThatWasAlone(t *testing.T) {
+	t.Parallel()
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
+	url := postgrestest.URL(t)
+	proxy, alone := behindProxy(t, url)
+	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", "DATABASE_URL="+alone), b: newNamed(t, discord, "b", "DATABASE_URL="+url), ledger: newLedger(t)}
+	w.a.start()
+	awaitShards(t, discord, manyShards)
+	w.ledger.callback(w.a, "MESSAGE_CREATE")
+	w.stop = load(t, discord, w.ledger, 20*time.Millisecond)
+	w.flow(50)
+	w.a.signal(syscall.SIGSTOP)
+	discord.Suspend(w.a.client())
+	for shard := range manyShards {
+		if err := discord.Do(shard, discordtest.Drop()); err != nil { // otherwise 4006 says who has the session
+			t.Fatal(err)
+		}
+	}
+	w.b.start()
+	w.awaitAll(w.b)
+	proxy.away(true)
+	discord.Continue(w.a.client())
+	w.a.signal(syscall.SIGCONT)
+	w.flow(int(10 * time.Second / (20 * time.Millisecond)))
+	if seen := w.connected(w.a, w.b); seen[w.b] != manyShards {
+		t.Errorf("connected: %d to the server that was stopped, %d to the other", seen[w.a], seen[w.b])
+	}
+	proxy.away(false)
+	w.awaitFair()
+	w.settle()
+}
+
 // TestSlowDatabase checks that a server whose database answers after seconds keeps its
 // lease, its shards and its events.
 func TestSlowDatabase(t *testing.T) {

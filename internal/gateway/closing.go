@@ -103,7 +103,7 @@ func decide(e ending, failed int) (discord.Course, int) {
 	switch {
 	case e.progress:
 		failed = 0
-	case e.skipped:
+	case e.skipped, errors.Is(e.cause, errLapsed): // no RESUME was sent
 	case e.greeted:
 		failed++
 	}

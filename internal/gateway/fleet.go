@@ -54,7 +54,7 @@ type fleet struct {
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
 	return &fleet{
-		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), silent: &silentURLs{at: make(map[string]time.Time)}, lapse: newLapse(g.store.Lease), tenures: tenures,
+		Gateway: g, turns: turns, dials: semaphore.NewWeighted(maxDials), silent: &silentURLs{at: make(map[string]time.Time)}, lapse: newLapse(g.store.Lease, g.timing), tenures: tenures,
 		configured: g.cfg.Shards.Count, recommended: recommended, reconsider: make(chan struct{}, 1),
 	}
 }
@@ -259,7 +259,7 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 	if err != nil {
 		return sv, err
 	}
-	f.lapse.shared.Store(len(sv.Peers) > 1 || f.willing() != event.ShardRange{})
+	f.lapse.surveyed(len(sv.Peers) > 1 || f.willing() != event.ShardRange{})
 	d := dutyOf(plan, count)
 	ending := 0
 	for _, s := range slices.Backward(shards) {

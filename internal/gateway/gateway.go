@@ -139,7 +139,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	tenures, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(errDrain)
 	f := g.newFleet(tenures, turns, recommended)
-	f.running.Go(func() { f.lapse.watch(tenures, f.timing) })
+	f.running.Go(func() { f.lapse.watch(tenures) })
 	f.run(ctx)
 	f.stop(ctx, end)
 	return nil

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
@@ -14,38 +13,62 @@ import (
 // forbids two connections on one session. A server cannot know whether the database is
 // away for all of them or for itself alone.
 type lapse struct {
-	// shared: other servers run shards of the application. Alone, there is nobody to
-	// resume the sessions.
-	shared atomic.Bool
 	lease  func() (left, length time.Duration) // Store.Lease
+	timing timing
 
 	mu   sync.Mutex // guards the fields below
+	seen lapseView
 	away chan struct{}
 	back chan struct{}
 }
 
-func newLapse(lease func() (left, length time.Duration)) *lapse {
-	l := &lapse{lease: lease, away: make(chan struct{}), back: make(chan struct{})}
+// lapseView is what a server knows about its lease.
+type lapseView struct {
+	// left is what was left of the lease at the last look; negative after it ran out.
+	left time.Duration
+	// shared: other servers may run shards of the application. Alone, there is nobody to
+	// resume the sessions.
+	shared bool
+	// missed: this server was stopped for as long as Discord keeps a session. Those that
+	// live, another server has.
+	missed bool
+}
+
+// look returns what a server knows once left is left of its lease, which is of a length.
+//
+// A server that was stopped while its lease ran out (SIGSTOP, a suspended machine) does
+// not know what others did meanwhile: what its last survey showed is as old as that.
+func (v lapseView) look(left, length time.Duration, t timing) lapseView {
+	if stopped := left <= 0 && v.left-left > length/2; stopped {
+		v.shared = true
+		v.missed = left <= -t.lapsed
+	}
+	v.left = left
+	v.missed = v.missed && left <= 0
+	return v
+}
+
+// isAway decides whether shards stay away from their sessions. They leave shortly before
+// the end of the lease. Discord keeps a session for a minute or so: before that is over,
+// they resume them once, whoever has them. If somebody else has, that one takes them back,
+// and this server stays away until it has a lease (regain).
+func (v lapseView) isAway(length time.Duration, t timing) bool {
+	return v.shared && v.left <= length/8 && (v.left > -t.lapsed || v.missed)
+}
+
+func newLapse(lease func() (left, length time.Duration), t timing) *lapse {
+	l := &lapse{lease: lease, timing: t, away: make(chan struct{}), back: make(chan struct{})}
+	l.seen.left, _ = lease()
 	close(l.back)
 	return l
 }
 
-// isAway decides whether shards stay away from their sessions, given what is left of a
-// lease (negative after it ran out) of a length. They leave shortly before its end.
-// Discord keeps a session for a minute or so: before that is over, they resume them once,
-// whoever has them. If somebody else has, that one takes them back, and this server stays
-// away until it has a lease (regain).
-func isAway(left, length time.Duration, shared bool, t timing) bool {
-	return shared && left <= length/8 && left > -t.lapsed
-}
-
 // watch brings the shards away and back as the lease demands, until ctx ends.
-func (l *lapse) watch(ctx context.Context, t timing) {
-	tick := time.NewTicker(t.lease)
+func (l *lapse) watch(ctx context.Context) {
+	tick := time.NewTicker(l.timing.lease)
 	defer tick.Stop()
 	for {
-		left, length := l.lease()
-		l.set(isAway(left, length, l.shared.Load(), t))
+		l.look()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -54,19 +77,47 @@ func (l *lapse) watch(ctx context.Context, t timing) {
 	}
 }
 
-func (l *lapse) set(away bool) {
+// look looks at the lease, and reports whether sessions have to be left. Whoever is about
+// to resume a session calls it: when a stopped process wakes up, watch may be the last to
+// notice.
+func (l *lapse) look() (away bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if away == isClosed(l.away) {
-		return
-	}
-	if away {
+	return l.lookLocked()
+}
+
+func (l *lapse) lookLocked() (away bool) {
+	left, length := l.lease()
+	l.seen = l.seen.look(left, length, l.timing)
+	away = l.seen.isAway(length, l.timing)
+	switch {
+	case away == isClosed(l.away):
+	case away:
 		close(l.away)
 		l.back = make(chan struct{})
-	} else {
+	default:
 		close(l.back)
 		l.away = make(chan struct{})
 	}
+	return away
+}
+
+// surveyed notes whether a survey has shown other servers. Without a lease, an answer that
+// shows none may be from before this process was stopped.
+func (l *lapse) surveyed(others bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lookLocked()
+	if others || l.seen.left > 0 {
+		l.seen.shared = others
+	}
+}
+
+// isShared reports whether other servers may run shards of the application.
+func (l *lapse) isShared() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seen.shared
 }
 
 // leaves returns a channel that is closed once sessions have to be left, and stays so
@@ -81,9 +132,9 @@ func (l *lapse) leaves() <-chan struct{} {
 // false if ctx ends.
 func (l *lapse) wait(ctx context.Context, waits func()) bool {
 	l.mu.Lock()
-	back := l.back
+	away, back := l.lookLocked(), l.back
 	l.mu.Unlock()
-	if !isClosed(back) {
+	if away {
 		waits()
 	}
 	select {
@@ -95,13 +146,13 @@ func (l *lapse) wait(ctx context.Context, waits func()) bool {
 
 // regain waits for a valid lease, unless no other server can have taken the shards, and
 // calls waits if it has to. It returns false if ctx ends.
-func (l *lapse) regain(ctx context.Context, t timing, waits func()) bool {
-	for l.shared.Load() {
+func (l *lapse) regain(ctx context.Context, waits func()) bool {
+	for l.isShared() {
 		if left, _ := l.lease(); left > 0 {
 			break
 		}
 		waits()
-		if discord.Sleep(ctx, t.lease) != nil {
+		if discord.Sleep(ctx, l.timing.lease) != nil {
 			return false
 		}
 	}

@@ -161,7 +161,7 @@ func (l *link) connect(ctx context.Context) (err error) {
 	}
 	// Before the wait for a slot: while the database is away, confirm takes its
 	// time.
-	if err := s.confirm(ctx); err != nil {
+	if err := l.confirm(ctx); err != nil {
 		return err
 	}
 	if err := s.dials.Acquire(ctx, 1); err != nil {
@@ -324,6 +324,16 @@ func (l *link) greet(ctx context.Context, f discord.Frame, end context.CancelCau
 	return nil
 }
 
+// confirm is shard.confirm, and returns errLapsed if the link is to resume a session that
+// another instance may have by now.
+func (l *link) confirm(ctx context.Context) error {
+	err := l.shard.confirm(ctx)
+	if err == nil && l.session.ID != "" && l.shard.lapse.look() {
+		err = errLapsed
+	}
+	return err
+}
+
 // resume sends RESUME with the stored sequence number, not the received one: an
 // event that is not stored yet would be lost with this process.
 func (l *link) resume(ctx context.Context) error {
@@ -332,7 +342,7 @@ func (l *link) resume(ctx context.Context) error {
 	if seq == 0 || seq > l.session.Seq {
 		seq = l.session.Seq
 	}
-	if err := s.confirm(ctx); err != nil {
+	if err := l.confirm(ctx); err != nil {
 		return err
 	}
 	l.unanswered++

@@ -185,7 +185,7 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		case next == discord.CourseIdentify && session.ID != "":
 			// Discord says so too if another instance resumed the session while this
 			// process was stopped, or cut off from the database. That instance has it now.
-			if !s.lapse.regain(ctx, s.timing, s.reportLapse) {
+			if !s.lapse.regain(ctx, s.reportLapse) {
 				return false
 			}
 			if s.confirm(ctx) != nil {
@@ -194,7 +194,7 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 			}
 			// A server that was cut off may have resumed it, too. Whoever has the shard
 			// takes the session back, once.
-			if taken = !taken && end.served > 0 && end.code() == discord.CodeSessionTaken && s.lapse.shared.Load(); taken {
+			if taken = !taken && end.served > 0 && end.code() == discord.CodeSessionTaken && s.lapse.isShared(); taken {
 				break
 			}
 			s.loseSession(ctx, t, session, lossOf(end))
@@ -374,11 +374,14 @@ func (s *shard) liveLink() *running {
 	return r
 }
 
-// confirm returns errClaimLost if another instance has the shard. Call it
-// before every step that would end the connection of that instance: a paused
+// confirm returns errClaimLost if another instance has the shard, or the cause of ctx.
+// Call it before every step that would end the connection of that instance: a paused
 // process can wake up at any point.
 func (s *shard) confirm(ctx context.Context) error {
 	if t := s.tenure.Load(); t != nil && t.claim.Confirm(ctx) != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return errClaimLost
 	}
 	return nil

@@ -64,8 +64,9 @@ type Claim interface {
 	Stored() int64
 	// Lost is closed when another instance has the claim.
 	Lost() <-chan struct{}
-	// Confirm returns an error if another instance has the claim. After a pause
-	// of this process it may wait some seconds for the answer.
+	// Confirm returns an error if another instance has the claim, or ctx ends. After a
+	// pause of this process it waits for the answer, but not for long: nil can mean that
+	// there is none.
 	Confirm(ctx context.Context) error
 	// Mark stores the stage of the shard on the way from one set to the next.
 	Mark(ctx context.Context, stage event.Stage) error

@@ -240,18 +240,23 @@ func (c *Claim) Lost() <-chan struct{} { return c.lost }
 // was paused renews its lease within a second if the database answers.
 const confirmTimeout = 2 * time.Second
 
-// Confirm returns ErrLost if another instance has the shard. While the lease is
-// valid it returns at once. An instance that was paused learns of its loss from
-// the next renewal of its lease, so Confirm waits for that. If no renewal succeeds
-// in time, no instance reaches the database, so nobody has taken the shard.
+// Confirm returns ErrLost if another instance has the shard, and the cause of ctx if that
+// ends. While the lease is valid it returns at once. An instance that was paused learns of
+// its loss from the next renewal of its lease, so Confirm waits for that. If no renewal
+// succeeds in time, it returns nil, and nobody knows: whether to go on without a lease is
+// the caller's decision (see Journal.Lease).
 func (c *Claim) Confirm(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, confirmTimeout, errors.New("the lease could not be renewed in time"))
+	bounded, cancel := context.WithTimeoutCause(ctx, confirmTimeout, errors.New("the lease could not be renewed in time"))
 	defer cancel()
-	if owner, err := c.journal.instance.Hold(ctx); err == nil && owner != c.owner {
+	switch owner, err := c.journal.instance.Hold(bounded); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err == nil && owner != c.owner:
 		c.lose()
 		return ErrLost
+	default:
+		return nil
 	}
-	return nil
 }
 
 // Mark stores the shard's stage. The error is ErrLost if another instance has the

@@ -123,7 +123,8 @@ func (s *Server) fenceLocked(c *conn, ss *session) {
 	t.Stop()
 	s.mu.Lock()
 	if ss.conn != nil && ss.conn != c {
-		s.illegalLocked(c, "two connections on one session")
+		s.illegalLocked(c, "two connections on one session: %q resumed it on connection %d, and %q has it on %d (suspended: %t)",
+			c.client, c.id, ss.conn.client, ss.conn.id, ss.conn.suspended)
 		s.expelLocked(ss.conn)
 	}
 }
