@@ -41,6 +41,10 @@ test-postgres: ## Run the database's tests on each major version of PostgreSQL (
 test-pgbouncer: ## Run the tests through PgBouncer in transaction mode (needs pgbouncer)
 	.ci/through-pgbouncer
 
+.PHONY: test-patroni
+test-patroni: ## Switch PostgreSQL over and let it fail over under load (needs patroni, etcd, pgbouncer)
+	go test -tags patroni -count=1 -timeout 30m -v -run '^TestPatroni$$' ./cmd/server
+
 CHAOS ?= 10m
 .PHONY: chaos
 chaos: ## Break everything around the real servers (CHAOS=10m), with a new plan every minute

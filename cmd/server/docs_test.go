@@ -54,6 +54,31 @@ func TestGuidesNameWhatExists(t *testing.T) {
 	}
 }
 
+// TestOperationsNameTests checks that the tests exist that show what a failure costs.
+func TestOperationsNameTests(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operate.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests []string
+	for _, f := range files {
+		tests = append(tests, declaredIn(t, f)...)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1)
+	for _, m := range named {
+		if !slices.Contains(tests, m[1]) {
+			t.Errorf("docs/operate.md names %s, which does not exist", m[1])
+		}
+	}
+	if len(named) < 5 {
+		t.Errorf("docs/operate.md names %d tests: the pattern no longer finds them", len(named))
+	}
+}
+
 // TestDrawnCallsExist checks that each function in the package comments' trees of calls
 // is in the file that is named beside it.
 func TestDrawnCallsExist(t *testing.T) {

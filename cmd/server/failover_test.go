@@ -127,3 +127,30 @@ func TestFailoverAsynchronous(t *testing.T) {
 		t.Error("no shard was resumed: the standby had every commit")
 	}
 }
+
+// TestDatabaseCrashesWithoutSynchronousCommit: PostgreSQL confirms commits before they are
+// on disk, and loses some in a crash. Their events are resumed from Discord.
+func TestDatabaseCrashesWithoutSynchronousCommit(t *testing.T) {
+	t.Parallel()
+	// Its writer would write them after 200 ms.
+	db := postgrestest.Start(t, "synchronous_commit=off", "wal_writer_delay=10s", "wal_writer_flush_after=1GB", "wal_buffers=16MB")
+	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
+	url := "DATABASE_URL=" + db.URL()
+	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", url), b: newNamed(t, discord, "b", url), ledger: newLedger(t), renumbers: true}
+	w.a.start()
+	awaitShards(t, discord, manyShards)
+	for _, name := range []string{"MESSAGE_CREATE", "RAW_MESSAGE_CREATE"} {
+		w.ledger.callback(w.a, name)
+	}
+	w.stop = load(t, discord, w.ledger, 5*time.Millisecond)
+	w.b.start()
+	w.awaitFair()
+	w.flow(400)
+	db.Crash()
+	w.flow(400)
+	w.awaitFair()
+	w.settle()
+	if n := w.a.metric("gatehook_journal_cursors_reverted_total") + w.b.metric("gatehook_journal_cursors_reverted_total"); n == 0 {
+		t.Error("no shard was resumed: no commit was lost")
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-retry"
 
@@ -176,6 +177,9 @@ func setSession(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
+// readOnlyTransaction is the code of a change that a database does not take.
+const readOnlyTransaction = "25006"
+
 // kind is what a pool is like.
 type kind struct {
 	most   int32         // connections
@@ -210,6 +214,12 @@ func newPool(ctx context.Context, url secret.Value, k kind) (*pgxpool.Pool, erro
 	// Not parameters of the connection: poolers refuse parameters that they
 	// don't know.
 	cfg.AfterConnect = setSession
+	// A connection through a pooler outlives a switchover, but it leads to what is a standby
+	// now: every change would fail on it for ever. A new connection finds the primary.
+	keeps := cfg.ConnConfig.OnPgError
+	cfg.ConnConfig.OnPgError = func(c *pgconn.PgConn, err *pgconn.PgError) bool {
+		return keeps(c, err) && err.Code != readOnlyTransaction
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)

@@ -53,6 +53,45 @@ func TestStoppedTransactionLetsOthersContinue(t *testing.T) {
 	}
 }
 
+// TestReadOnlyConnectionIsClosed: a pool does not keep a connection on which no change is
+// possible, such as one through a pooler to what has become a standby.
+func TestReadOnlyConnectionIsClosed(t *testing.T) {
+	t.Parallel()
+	pools, err := OpenPools(t.Context(), start(t, dataDir(t)).URL(), secret.Value{}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pools.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := pools.Engine.Exec(ctx, `CREATE TABLE changes (id int)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, pool := range pools.named() {
+		stale := pool.Config().MaxConns
+		held := make([]*pgxpool.Conn, stale)
+		for i := range held {
+			if held[i], err = pool.Acquire(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := held[i].Exec(ctx, `SET default_transaction_read_only = on`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range held {
+			c.Release()
+		}
+		for i := range stale {
+			if _, err := pool.Exec(ctx, `INSERT INTO changes VALUES (1)`); !Unavailable(err) {
+				t.Fatalf("%s: change %d on a connection that takes none: %v", pool.name, i, err)
+			}
+		}
+		if _, err := pool.Exec(ctx, `INSERT INTO changes VALUES (1)`); err != nil {
+			t.Errorf("%s: no new connection is used: %v", pool.name, err)
+		}
+	}
+}
+
 // TestPoolMetrics checks that the metrics show waits for connections, and of which pool.
 func TestPoolMetrics(t *testing.T) {
 	t.Parallel()

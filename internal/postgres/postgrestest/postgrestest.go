@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -330,6 +331,28 @@ func (s *Server) Stop() {
 		s.t.Errorf("stop PostgreSQL: %v", err)
 	}
 	s.pg = nil
+}
+
+// Crash kills the cluster, as a power failure does: what is not on disk is lost. It is
+// started again by itself.
+func (s *Server) Crash() {
+	s.t.Helper()
+	files, err := filepath.Glob(filepath.Join(s.dir, "*", "postmaster.pid"))
+	if err != nil || len(files) != 1 {
+		s.t.Fatalf("find the process of the cluster: %v, %v", files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil {
+		s.t.Fatalf("%s: %v", files[0], err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil { // its children end with it
+		s.t.Fatalf("kill PostgreSQL: %v", err)
+	}
 }
 
 // Restart starts a stopped cluster with its data.
