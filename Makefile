@@ -56,7 +56,7 @@ soak: ## Balance the books of callbacks that fail in every way (SOAK=10m), in ro
 	GATEHOOK_SOAK=$(SOAK) go test -count=1 -timeout 2h -v -run '^TestSoak(One|Two)' ./cmd/server
 
 .PHONY: examples
-examples: ## Check the examples' types and run each on its platform's own runtime (needs Node.js)
+examples: ## Check the examples' types and run each on its platform's own runtime (needs Node.js, Python and PHP)
 	examples/internal/check
 
 .PHONY: bench

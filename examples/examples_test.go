@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +37,8 @@ var examples = []struct {
 	{"aws-lambda", "standard", node("aws-lambda")},
 	{"vercel-nextjs", "standard", node("vercel-nextjs")},
 	{"go", "standard", []string{"go", "run", "-C", "go", "."}},
+	{"python", "standard", []string{"python/.venv/bin/python", "python/receiver.py"}},
+	{"php", "standard", node("php")},
 	{"google-cloud-functions", "standard", node("google-cloud-functions")},
 	{"deno", "standard", deno},
 	{"discord-format", "discord", node("discord-format")},
@@ -79,8 +82,14 @@ func TestExamples(t *testing.T) {
 func standard(t *testing.T, s *server, run []string) {
 	t.Helper()
 	secret := newSecret()
-	example := start(t, run, "GATEHOOK_SECRET="+secret, "KV_PATH=:memory:", "DISCORD_API_URL="+s.rest.url)
+	example := start(t, run, "GATEHOOK_SECRET="+secret, "KV_PATH=:memory:", "MEMORY="+filepath.Join(t.TempDir(), "memory"), "DISCORD_API_URL="+s.rest.url)
+	// Without the tap, which changes how the names of headers are written.
 	channel := s.newChannel()
+	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"secret":%q,"filter":{"channel_ids":[%q]}}`,
+		strings.Replace(example, "//0.0.0.0:", "//127.0.0.1:", 1), secret, channel))
+	s.say(t, channel, "!ping", false)
+	s.rest.wait(t, channel, 1)
+	channel = s.newChannel()
 	tap := newTap(t, example)
 	s.register(t, fmt.Sprintf(`{"event":"MESSAGE_CREATE","url":%q,"secret":%q,"filter":{"channel_ids":[%q]},"ordering":"channel"}`, tap.url, secret, channel))
 	answers(t, s, tap, channel)
