@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -169,6 +170,24 @@ func TestSecretsOfTheEnvironment(t *testing.T) {
 	}
 	if _, err := readConfig(env("GATEHOOK_API_KEY", "hunter2hunter222"), false); err != nil {
 		t.Errorf("a key of 16 characters: %v", err)
+	}
+}
+
+// TestDemoUsesItsOwn: the demo runs where the variables of a real server are set.
+func TestDemoUsesItsOwn(t *testing.T) {
+	t.Parallel()
+	got, err := demoConfig(env("DATABASE_URL", "postgres://pooler/gatehook", "DATABASE_DIRECT_URL", "postgres://database/gatehook",
+		"DISCORD_TOKEN", "token-of-the-bot", "DISCORD_API_URL", "http://127.0.0.1:1", "GATEHOOK_SHARDS", "2-3/8", "GATEHOOK_INTENTS", "512"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := demoConfig(env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.databaseURL != want.databaseURL || got.directURL != want.directURL || got.token != want.token ||
+		got.discordURL != want.discordURL || got.shards != want.shards || !reflect.DeepEqual(got.intents, want.intents) {
+		t.Errorf("the demo uses what belongs to a real server: %+v, want %+v", got, want)
 	}
 }
 

@@ -80,7 +80,7 @@ func demo(ctx context.Context, args []string, getenv func(string) string, stdout
 func demoConfig(getenv func(string) string) (config, error) {
 	cfg, err := readConfig(func(name string) string {
 		switch name {
-		case "DATABASE_URL", "DISCORD_TOKEN", "DISCORD_API_URL": // the demo uses its own
+		case "DATABASE_URL", "DATABASE_DIRECT_URL", "DISCORD_TOKEN", "DISCORD_API_URL", "GATEHOOK_SHARDS": // the demo uses its own
 			return ""
 		case "GATEHOOK_LOG_LEVEL":
 			if getenv(name) == "" {

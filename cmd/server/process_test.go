@@ -61,7 +61,8 @@ type process struct {
 	t       *testing.T
 	discord *discordtest.Server
 	name    string
-	path    string // of another binary; "" for that of this source
+	path    string   // of another binary; "" for that of this source
+	wrap    []string // a command that runs the binary, which is its last argument
 	env     []string
 	lives   int
 	cmd     *exec.Cmd
@@ -89,10 +90,16 @@ func newNamed(t *testing.T, discord *discordtest.Server, name string, env ...str
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Getenv("DATABASE_DIRECT_URL") != "" && !slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "DATABASE_URL=") }) {
-		// Through the pooler (make test-pgbouncer).
-		url := postgrestest.URL(t)
-		env = append([]string{"DATABASE_URL=" + url, "DATABASE_DIRECT_URL=" + postgrestest.Direct(t, url)}, env...)
+	if pooler := os.Getenv("DATABASE_URL"); os.Getenv("DATABASE_DIRECT_URL") != "" { // make test-pgbouncer
+		at := slices.IndexFunc(env, func(s string) bool { return strings.HasPrefix(s, "DATABASE_URL=") })
+		if at < 0 {
+			env, at = append([]string{"DATABASE_URL=" + postgrestest.URL(t)}, env...), 0
+		}
+		_, url, _ := strings.Cut(env[at], "=")
+		// A database that a test has started itself is not behind the pooler.
+		if strings.HasPrefix(url, strings.TrimSuffix(pooler, "/postgres")) {
+			env = append([]string{"DATABASE_DIRECT_URL=" + postgrestest.Direct(t, url)}, env...)
+		}
 	}
 	kept := t.ArtifactDir() // called now: the first call in a cleanup would remove the directory too early
 	p := &process{t: t, discord: discord, name: name, env: append([]string{
@@ -136,7 +143,8 @@ func (p *process) start() {
 		}
 	}
 	p.lives++
-	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), path)
+	command := append(slices.Clip(p.wrap), path)
+	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), command[0], command[1:]...)
 	p.cmd.Env, p.cmd.Dir = append(slices.Clip(p.env), "DISCORD_TOKEN=Bot "+p.discord.TokenOf(p.client())), os.TempDir()
 	p.cmd.Stdout = p
 	stderr, err := p.cmd.StderrPipe()
