@@ -45,6 +45,10 @@ test-pgbouncer: ## Run the tests through PgBouncer in transaction mode (needs pg
 test-patroni: ## Switch PostgreSQL over and let it fail over under load (needs patroni, etcd, pgbouncer)
 	go test -tags patroni -count=1 -timeout 30m -v -run '^TestPatroni$$' ./cmd/server
 
+.PHONY: test-disk
+test-disk: ## Fill the disk of the embedded PostgreSQL under load (needs root)
+	go test -tags root -count=1 -v -run '^TestDiskFull$$' ./cmd/server
+
 CHAOS ?= 10m
 .PHONY: chaos
 chaos: ## Break everything around the real servers (CHAOS=10m), with a new plan every minute

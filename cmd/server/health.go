@@ -50,7 +50,10 @@ func (s *server) unready() (reasons []string) {
 // whole error.
 func cause(err error) string {
 	refused := (*pgconn.PgError)(nil)
+	remedy := postgres.Remedy(err)
 	switch {
+	case remedy != "":
+		return remedy
 	case errors.As(err, &refused):
 		return "SQLSTATE " + refused.Code
 	case postgres.Unavailable(err):

@@ -170,7 +170,7 @@ func (r *recorder) write(ctx context.Context, recs []record) error {
 		if ctx.Err() == nil {
 			r.d.metrics.recordFailures.Inc()
 			r.d.log.LogAttrs(ctx, slog.LevelWarn, "recording attempts failed, trying again",
-				slog.Int("records", len(recs)), slog.Any("error", err))
+				slog.Int("records", len(recs)), slog.Any("error", postgres.Explain(err)))
 		}
 		return retry.RetryableError(err)
 	})

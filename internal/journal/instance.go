@@ -232,7 +232,7 @@ func (i *Instance) Run(ctx context.Context) error {
 			i.health.Set(err)
 			timer.Reset(max(0, i.ttl/4-time.Since(last)))
 			if err != nil && ctx.Err() == nil {
-				i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", err),
+				i.log.LogAttrs(ctx, slog.LevelWarn, "instance heartbeat failed", slog.Any("error", postgres.Explain(err)),
 					slog.Bool("lease_held", i.lease.Load().valid(time.Now())))
 				timer.Reset(renewAgain)
 			}

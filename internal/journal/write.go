@@ -139,7 +139,7 @@ func (j *Journal) commit(ctx context.Context, c *commit) error {
 		if ctx.Err() == nil {
 			j.metrics.retried.Inc()
 			j.health.Set(err)
-			j.log.LogAttrs(ctx, slog.LevelWarn, "commit failed, trying again", slog.Int("events", len(c.batch.Events)), slog.Any("error", err))
+			j.log.LogAttrs(ctx, slog.LevelWarn, "commit failed, trying again", slog.Int("events", len(c.batch.Events)), slog.Any("error", postgres.Explain(err)))
 		}
 		return retry.RetryableError(err)
 	})

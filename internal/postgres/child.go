@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +44,12 @@ func (e *Embedded) runChild(ctx context.Context) error {
 		defer close(stopped)
 		e.shutDown(ctx, cmd, ended)
 	}()
-	last := e.logLines(ctx, stderr)
+	why := e.logLines(ctx, stderr)
 	err = cmd.Wait()
 	close(ended)
 	<-stopped
 	if err != nil {
-		return fmt.Errorf("PostgreSQL: %w: %s", err, last)
+		return fmt.Errorf("PostgreSQL: %w: %s", err, why)
 	}
 	return nil
 }
@@ -77,8 +78,9 @@ func (e *Embedded) shutDown(ctx context.Context, cmd *exec.Cmd, ended <-chan str
 	}
 }
 
-// logLines logs PostgreSQL's output, and returns the last line.
-func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
+// logLines logs PostgreSQL's output, and returns the line that says why it ended.
+func (e *Embedded) logLines(ctx context.Context, r io.Reader) (why string) {
+	var last string
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
@@ -94,7 +96,13 @@ func (e *Embedded) logLines(ctx context.Context, r io.Reader) (last string) {
 		if strings.Contains(line, "the database system is ") || errors.Is(context.Cause(ctx), errStopped) {
 			level = slog.LevelDebug
 		}
+		if level == slog.LevelWarn {
+			why = line
+		}
+		if strings.Contains(line, "No space left on device") {
+			why = line + ": " + remedies[diskFull]
+		}
 		e.log.LogAttrs(ctx, level, "PostgreSQL says", slog.String("line", line))
 	}
-	return last
+	return cmp.Or(why, last)
 }
