@@ -57,7 +57,7 @@ chaos: ## Break everything around the real servers (CHAOS=10m), with a new plan 
 SOAK ?= 10m
 .PHONY: soak
 soak: ## Balance the books of callbacks that fail in every way (SOAK=10m), in rounds of a minute
-	GATEHOOK_SOAK=$(SOAK) go test -count=1 -timeout 2h -v -run '^TestSoak(One|Two)' ./cmd/server
+	GATEHOOK_SOAK=$(SOAK) go test -count=1 -timeout 2h -v -run '^TestSoak(One|Two|Calls)' ./cmd/server
 
 .PHONY: examples
 examples: ## Check the examples' types and run each on its platform's own runtime (needs Node.js, Python and PHP)

@@ -63,6 +63,7 @@ type soak struct {
 	next    soakEvent
 	numbers map[string]soakEvent // by event id
 	last    [manyShards]int64    // each shard's last sequence number
+	sent    map[soakEvent]time.Time
 }
 
 // soakRound is a period of load with its own listeners.
@@ -81,7 +82,7 @@ func startSoak(t *testing.T, servers int) *soak {
 	t.Helper()
 	url := postgrestest.URL(t)
 	s := &soak{
-		t: t, numbers: map[string]soakEvent{},
+		t: t, numbers: map[string]soakEvent{}, sent: map[soakEvent]time.Time{},
 		discord: startDiscordAs(t, discordtest.Config{
 			Shards: manyShards, HeartbeatInterval: time.Second, HeartbeatGrace: 2 * time.Second, TrimAcked: true,
 		}),
@@ -106,6 +107,7 @@ func (s *soak) round(seed, number uint64, length time.Duration) {
 	s.t.Helper()
 	r := &soakRound{soak: s, seed: seed + number<<32, kills: kills(number, len(s.servers)), began: time.Now(), first: s.next, done: map[kind]int{}}
 	clear(s.numbers)
+	clear(s.sent)
 	r.awaitStored() // each session needs a stored event, otherwise its loss can't be reported
 	for _, reg := range registrations {
 		r.register(reg.habit, reg.event, reg.more)
@@ -140,6 +142,7 @@ func (r *soakRound) send() {
 	defer r.mu.Unlock()
 	e := r.next
 	r.next++
+	r.sent[e] = time.Now()
 	sent, err := r.discord.Dispatch(e.shard(), e.name(), e.data())
 	if err != nil {
 		r.t.Errorf("event %d: %v", e, err)

@@ -21,6 +21,7 @@ type customer struct {
 	*httptest.Server
 	habit    habit
 	event    string // the pattern of the listener
+	called   bool   // the API is called about the listener, for samples too
 	id       string // the id of the listener
 	seed     uint64
 	receiver receiver
@@ -53,6 +54,7 @@ type account struct {
 	id              string
 	otherIDs        int
 	posts, accepted int
+	arrived         time.Time // the first POST
 	// repeated counts the POSTs of the same attempt as the one before: a kept connection
 	// that ends without a byte of an answer costs no attempt.
 	repeated    int
@@ -170,7 +172,7 @@ func (c *customer) begin(e soakEvent, got received) reply {
 	defer c.mu.Unlock()
 	a := c.accounts[e]
 	if a == nil {
-		a = &account{id: got.id}
+		a = &account{id: got.id, arrived: time.Now()}
 		c.accounts[e] = a
 	}
 	a.posts++
