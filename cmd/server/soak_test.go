@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net/http"
 	"slices"
@@ -164,7 +163,7 @@ func (r *soakRound) register(h habit, eventName, more string) {
 	r.t.Helper()
 	c := newCustomer(r.t, h, eventName, r.seed)
 	c.set(func(s *callbackState) { s.flapped = true })
-	secret := "whsec_" + base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%32s", c.URL))
+	secret := c.secret()
 	if err := c.receiver.trust(secret); err != nil {
 		r.t.Fatal(err)
 	}

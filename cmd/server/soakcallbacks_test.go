@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ type customer struct {
 	id       string // the id of the listener
 	seed     uint64
 	receiver receiver
+	older    *receiver // has the secret before the newest one; guarded by mu
 	start    time.Time
 
 	mu       sync.Mutex // guards the fields below
@@ -75,6 +77,11 @@ func newCustomer(t *testing.T, h habit, eventName string, seed uint64) *customer
 	c.Server = httptest.NewServer(c)
 	t.Cleanup(c.Close)
 	return c
+}
+
+// secret returns the secret with which the listener is registered.
+func (c *customer) secret() string {
+	return "whsec_" + base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%32s", c.URL))
 }
 
 // set changes how the callback behaves from now on.
@@ -138,7 +145,7 @@ func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // the server was killed while it sent the request
 	}
-	got, err := c.receiver.read(r, body)
+	got, err := c.read(r, body)
 	if err != nil {
 		c.blame(err.Error())
 		http.Error(w, "the signature is not valid", http.StatusUnauthorized)
@@ -164,6 +171,30 @@ func (c *customer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "1")
 	}
 	w.WriteHeader(reply.status)
+}
+
+// read verifies a delivery. One that was signed before a rotation may arrive after it.
+func (c *customer) read(r *http.Request, body []byte) (received, error) {
+	c.mu.Lock()
+	older := c.older
+	c.mu.Unlock()
+	got, err := c.receiver.read(r, body)
+	if err != nil && older != nil {
+		got, err = older.read(r, body)
+	}
+	return got, err
+}
+
+// trust changes the secret, and keeps the one before.
+func (c *customer) trust(before, secret string) error {
+	older := &receiver{}
+	if err := older.trust(before); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.older = older
+	c.mu.Unlock()
+	return c.receiver.trust(secret)
 }
 
 // begin records a POST and decides the reply.

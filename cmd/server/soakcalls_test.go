@@ -49,7 +49,7 @@ func TestSoakCalls(t *testing.T) {
 	<-time.After(length / 2)
 	called := r.upcoming()
 	posts := s.servers[0].metric("gatehook_delivery_attempts_total")
-	c := &calling{soakRound: r, seed: seed, over: make(chan struct{}), answers: map[string]int{}}
+	c := &calling{soakRound: r, seed: seed, over: make(chan struct{}), secrets: map[*customer]string{}, answers: map[string]int{}}
 	for n := range uint64(callers) {
 		c.all.Go(func() { c.call(n) })
 	}
@@ -77,7 +77,8 @@ type calling struct {
 	all   sync.WaitGroup
 	calls atomic.Int64
 
-	rotating sync.Mutex // a receiver trusts the newest secret
+	rotating sync.Mutex // guards secrets: a receiver trusts the two newest
+	secrets  map[*customer]string
 
 	mu      sync.Mutex // guards answers
 	answers map[string]int
@@ -144,7 +145,11 @@ func (c *calling) rotate(to *customer) {
 		c.t.Errorf("rotate: %v: %s", err, answer)
 		return
 	}
-	if err := to.receiver.trust(rotated.Secret); err != nil {
+	before := c.secrets[to]
+	if c.secrets[to] = rotated.Secret; before == "" {
+		before = to.secret()
+	}
+	if err := to.trust(before, rotated.Secret); err != nil {
 		c.t.Error(err)
 	}
 }
