@@ -22,30 +22,41 @@ type lapse struct {
 	back chan struct{}
 }
 
-// lapseView is what a server knows about its lease.
+// lapseView is what a server knows about its lease, and about others.
 type lapseView struct {
-	// left is what was left of the lease at the last look; negative after it ran out.
+	// at is when the server last looked. Then left was left of the lease; negative after it
+	// ran out.
+	at   time.Time
 	left time.Duration
-	// shared: other servers may run shards of the application. Alone, there is nobody to
-	// resume the sessions.
-	shared bool
+	// others is when another server was last known; zero for never.
+	others time.Time
+	// unsure: another server may have started since the last survey.
+	unsure bool
 	// missed: this server was stopped for as long as Discord keeps a session. Those that
 	// live, another server has.
 	missed bool
 }
 
-// look returns what a server knows once left is left of its lease, which is of a length.
+// look returns what a server knows at a time, when left is left of its lease.
 //
-// A server that was stopped while its lease ran out (SIGSTOP, a suspended machine) does
-// not know what others did meanwhile: what its last survey showed is as old as that.
-func (v lapseView) look(left, length time.Duration, t timing) lapseView {
-	if stopped := left <= 0 && v.left-left > length/2; stopped {
-		v.shared = true
+// A server that was stopped for a while (SIGSTOP, a suspended machine) does not know what
+// others did meanwhile: another one may have started since the last survey.
+func (v lapseView) look(at time.Time, left time.Duration, t timing) lapseView {
+	// The monotonic clock stops while a machine is suspended, the other one does not.
+	since := max(at.Sub(v.at), at.Round(0).Sub(v.at.Round(0)))
+	if since > t.stopped {
+		v.unsure = true
 		v.missed = left <= -t.lapsed
 	}
-	v.left = left
+	v.at, v.left = at, left
 	v.missed = v.missed && left <= 0
 	return v
+}
+
+// isShared decides whether other servers may run shards of the application. Alone, there is
+// nobody to resume the sessions. A server that was there a while ago may come back.
+func (v lapseView) isShared(t timing) bool {
+	return v.unsure || !v.others.IsZero() && v.at.Sub(v.others) < t.alone
 }
 
 // isAway decides whether shards stay away from their sessions. They leave shortly before
@@ -53,11 +64,12 @@ func (v lapseView) look(left, length time.Duration, t timing) lapseView {
 // they resume them once, whoever has them. If somebody else has, that one takes them back,
 // and this server stays away until it has a lease (regain).
 func (v lapseView) isAway(length time.Duration, t timing) bool {
-	return v.shared && v.left <= length/8 && (v.left > -t.lapsed || v.missed)
+	return v.isShared(t) && v.left <= length/8 && (v.left > -t.lapsed || v.missed)
 }
 
 func newLapse(lease func() (left, length time.Duration), t timing) *lapse {
 	l := &lapse{lease: lease, timing: t, away: make(chan struct{}), back: make(chan struct{})}
+	l.seen.at = time.Now()
 	l.seen.left, _ = lease()
 	close(l.back)
 	return l
@@ -88,7 +100,7 @@ func (l *lapse) look() (away bool) {
 
 func (l *lapse) lookLocked() (away bool) {
 	left, length := l.lease()
-	l.seen = l.seen.look(left, length, l.timing)
+	l.seen = l.seen.look(time.Now(), left, l.timing)
 	away = l.seen.isAway(length, l.timing)
 	switch {
 	case away == isClosed(l.away):
@@ -108,8 +120,22 @@ func (l *lapse) surveyed(others bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lookLocked()
-	if others || l.seen.left > 0 {
-		l.seen.shared = others
+	if others {
+		l.seen.others = l.seen.at
+	}
+	if l.seen.left > 0 {
+		l.seen.unsure = false
+	}
+}
+
+// taken notes that Discord gave a session to another connection: without a lease, that
+// proves that there is another server.
+func (l *lapse) taken() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lookLocked(); l.seen.left <= 0 {
+		l.seen.others = l.seen.at
+		l.lookLocked()
 	}
 }
 
@@ -117,7 +143,7 @@ func (l *lapse) surveyed(others bool) {
 func (l *lapse) isShared() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.seen.shared
+	return l.seen.isShared(l.timing)
 }
 
 // leaves returns a channel that is closed once sessions have to be left, and stays so

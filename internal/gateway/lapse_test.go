@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gatehook/gatehook/internal/discord"
@@ -15,14 +16,14 @@ func TestIsAway(t *testing.T) {
 		view lapseView
 		want bool
 	}{
-		{lapseView{left: length, shared: true}, false},
-		{lapseView{left: 2 * time.Second, shared: true}, false},
-		{lapseView{left: time.Second, shared: true}, true},
-		{lapseView{left: -time.Second, shared: true}, true},
-		{lapseView{left: -49 * time.Second, shared: true}, true},
-		{lapseView{left: -50 * time.Second, shared: true}, false},
-		{lapseView{left: -time.Hour, shared: true}, false},
-		{lapseView{left: -time.Hour, shared: true, missed: true}, true},
+		{lapseView{left: length, unsure: true}, false},
+		{lapseView{left: 2 * time.Second, unsure: true}, false},
+		{lapseView{left: time.Second, unsure: true}, true},
+		{lapseView{left: -time.Second, unsure: true}, true},
+		{lapseView{left: -49 * time.Second, unsure: true}, true},
+		{lapseView{left: -50 * time.Second, unsure: true}, false},
+		{lapseView{left: -time.Hour, unsure: true}, false},
+		{lapseView{left: -time.Hour, unsure: true, missed: true}, true},
 		{lapseView{left: time.Second}, false},
 		{lapseView{left: -time.Second}, false},
 		{lapseView{left: -time.Hour}, false},
@@ -33,34 +34,50 @@ func TestIsAway(t *testing.T) {
 	}
 }
 
-// TestStopped: a process that was stopped while its lease ran out can't know that it is
-// still alone.
+// TestStopped: a process that was stopped can't know that it is still alone.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	const length = 8 * time.Second
+	const s = time.Second
+	type look struct{ after, left time.Duration }
 	for _, tt := range []struct {
 		name  string
-		looks []time.Duration // what is left of the lease
+		looks []look
 		want  lapseView
 	}{
-		{"renewed all the time", []time.Duration{6 * time.Second, length, 6 * time.Second}, lapseView{}},
-		{"the database is away", []time.Duration{2 * time.Second, time.Second, -time.Second, -3 * time.Second, -6 * time.Second}, lapseView{}},
-		{"a tick came late", []time.Duration{time.Second, -2 * time.Second}, lapseView{}},
-		{"stopped for less than the lease", []time.Duration{length, time.Second}, lapseView{}},
-		{"stopped for longer", []time.Duration{6 * time.Second, -6 * time.Second}, lapseView{shared: true}},
-		{"and the lease is renewed", []time.Duration{6 * time.Second, -6 * time.Second, length}, lapseView{shared: true}},
-		{"stopped after the lease had run out", []time.Duration{time.Second, -time.Second, -6 * time.Second}, lapseView{shared: true}},
-		{"suspended for an hour", []time.Duration{6 * time.Second, -time.Hour, -time.Hour - time.Second}, lapseView{shared: true, missed: true}},
-		{"and the lease is renewed", []time.Duration{6 * time.Second, -time.Hour, length}, lapseView{shared: true}},
+		{"renewed all the time", []look{{s / 4, 6 * s}, {s / 4, 8 * s}, {s / 4, 6 * s}}, lapseView{}},
+		{"the database is away", []look{{s, s}, {s, 0}, {s, -s}, {2 * s, -3 * s}}, lapseView{}},
+		{"stopped for less than the lease", []look{{s, 7 * s}, {3 * s, 4 * s}}, lapseView{unsure: true}},
+		{"stopped for longer", []look{{s, 6 * s}, {12 * s, -6 * s}}, lapseView{unsure: true}},
+		{"and the lease is renewed", []look{{s, 6 * s}, {12 * s, -6 * s}, {s, 8 * s}}, lapseView{unsure: true}},
+		{"suspended for an hour", []look{{s, 6 * s}, {time.Hour, -time.Hour}, {s, -time.Hour - s}}, lapseView{unsure: true, missed: true}},
+		{"and the lease is renewed after that", []look{{s, 6 * s}, {time.Hour, -time.Hour}, {s, 8 * s}}, lapseView{unsure: true}},
 	} {
-		v := lapseView{left: length}
-		for _, left := range tt.looks {
-			v = v.look(left, length, usualTiming)
+		at := time.Now()
+		v := lapseView{at: at, left: 8 * s}
+		for _, l := range tt.looks {
+			at = at.Add(l.after)
+			v = v.look(at, l.left, usualTiming)
 		}
-		tt.want.left = v.left
+		tt.want.at, tt.want.left = v.at, v.left
 		if v != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, v, tt.want)
 		}
+	}
+}
+
+// TestTakenWithoutALease: another connection has a session, so there is another server.
+func TestTakenWithoutALease(t *testing.T) {
+	t.Parallel()
+	left := 8 * time.Second
+	l := newLapse(func() (time.Duration, time.Duration) { return left, 8 * time.Second }, usualTiming)
+	l.taken()
+	if l.isShared() {
+		t.Error("with a lease, nobody else can have the session for long")
+	}
+	left = -time.Second
+	l.taken()
+	if !l.isShared() || !isClosed(l.leaves()) {
+		t.Error("without a lease, that says nothing")
 	}
 }
 
@@ -68,23 +85,33 @@ func TestStopped(t *testing.T) {
 // stopped does not show who is there now.
 func TestSurveyFromBeforeTheStop(t *testing.T) {
 	t.Parallel()
-	left := 8 * time.Second
-	l := newLapse(func() (time.Duration, time.Duration) { return left, 8 * time.Second }, usualTiming)
-	l.surveyed(true)
-	l.surveyed(false)
-	if l.isShared() {
-		t.Error("a survey that shows no other server does not count")
-	}
-	left = -6 * time.Second
-	l.surveyed(false)
-	if !l.isShared() || !l.look() {
-		t.Error("the last survey of a stopped process counts")
-	}
-	left = 8 * time.Second
-	l.surveyed(false)
-	if l.isShared() || l.look() {
-		t.Error("the first survey with a lease does not count")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		left := 8 * time.Second
+		l := newLapse(func() (time.Duration, time.Duration) { return left, 8 * time.Second }, usualTiming)
+		shares := func(want bool, why string) {
+			t.Helper()
+			if l.isShared() != want {
+				t.Error(why)
+			}
+		}
+		l.surveyed(false)
+		shares(false, "a survey that shows no other server does not count")
+		l.surveyed(true)
+		for range usualTiming.alone / time.Second {
+			l.surveyed(false)
+			shares(true, "a server that was there a while ago may come back")
+			time.Sleep(time.Second)
+		}
+		l.look()
+		shares(false, "a server that was there long ago still counts")
+		time.Sleep(14 * time.Second) // nobody looks
+		left = -6 * time.Second
+		l.surveyed(false)
+		shares(true, "the last survey of a stopped process counts")
+		left = 8 * time.Second
+		l.surveyed(false)
+		shares(false, "the first survey with a lease does not count")
+	})
 }
 
 // lapse returns what keeps the instance's shards away from their sessions.
@@ -107,20 +134,17 @@ func TestLapse(t *testing.T) {
 	r.owners(1, map[*instance]int{a: 1})
 	r.connected(a)
 	old := r.ready(0)
-	// left sets what is left of the lease, step by step: a jump is a process that was
-	// stopped.
+	// left sets what is left of the lease, and waits until that is seen.
 	lapse := a.lapse()
-	left := func(steps ...time.Duration) {
-		for _, d := range steps {
-			r.store.do(func() { r.store.left = d })
-			r.wait("the lease is seen", func() bool {
-				lapse.mu.Lock()
-				defer lapse.mu.Unlock()
-				return lapse.seen.left == d
-			})
-		}
+	left := func(d time.Duration) {
+		r.store.do(func() { r.store.left = d })
+		r.wait("the lease is seen", func() bool {
+			lapse.mu.Lock()
+			defer lapse.mu.Unlock()
+			return lapse.seen.left == d
+		})
 	}
-	left(3*time.Second, -time.Second)
+	left(-time.Second)
 	r.dispatch(0, 0, 10)
 	r.messages(10)
 	if n := r.Count(discordtest.ClientClosed, 0); n != 0 {
@@ -148,7 +172,7 @@ func TestLapse(t *testing.T) {
 	r.store.do(func() { r.store.left = -time.Second })
 	r.count(discordtest.ClientClosed, 0, 2)
 	r.dispatch(0, 30, 10)
-	left(-time.Hour+time.Second, -time.Hour-time.Second) // timing.lapsed is an hour
+	left(-2 * time.Hour) // longer than timing.lapsed
 	r.count(discordtest.Resumed, 0, 2)
 	r.messages(40)
 	// Discord says that another connection has the session. Without a lease, nobody knows
@@ -169,7 +193,10 @@ func TestLapse(t *testing.T) {
 	r.connected(a)
 	// Suspended for two hours, it resumes nothing before it has a lease.
 	n := r.Count(discordtest.Connected, discordtest.AnyShard)
-	left(-2 * time.Hour)
+	lapse.mu.Lock()
+	r.store.do(func() { r.store.left = -2 * time.Hour })
+	lapse.seen.at = lapse.seen.at.Add(-2 * time.Hour)
+	lapse.mu.Unlock()
 	r.wait("the connection is gone", func() bool { return a.Status()[0].State != StateConnected })
 	never(n)
 	left(time.Hour)

@@ -157,6 +157,9 @@ func (s *shard) keepConnected(ctx context.Context, t *tenure) (ended bool) {
 		if session.ID == "" && !end.identified.IsZero() {
 			s.unbeginSession(ctx, t)
 		}
+		if end.code() == discord.CodeSessionTaken {
+			s.lapse.taken()
+		}
 		switch {
 		case errors.Is(end.cause, errReplaced) && t.leaving():
 			return true

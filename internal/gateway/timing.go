@@ -23,6 +23,11 @@ type timing struct {
 	survey time.Duration
 	// lease is how often to check the lease.
 	lease time.Duration
+	// stopped is the time between two checks after which this process counts as having
+	// been stopped.
+	stopped time.Duration
+	// alone is for how long no other server was there before this one counts as alone.
+	alone time.Duration
 	// lapsed is for how long after the end of the lease sessions are left alone.
 	lapsed time.Duration
 	// grants is how often to check whether a missing intent was switched on.
@@ -56,6 +61,8 @@ var usualTiming = timing{
 	invalid:   time.Second,
 	survey:    time.Second,
 	lease:     250 * time.Millisecond,
+	stopped:   2 * time.Second,
+	alone:     10 * time.Minute,
 	lapsed:    50 * time.Second,
 	grants:    time.Minute,
 	recommend: 10 * time.Minute,
