@@ -40,7 +40,8 @@ type fleet struct {
 	reconsider chan struct{} // holds a token when Discord should be asked again
 	refused    atomic.Int64  // the number of shards that Discord refused last; 0 for none
 	reading    singleflight.Group
-	copies     *copies // of the last change of sets, while a shard may need it; guarded by mu
+	copies     *copies   // of a change of sets, while a shard may need it; guarded by mu
+	copiesOf   setChange // guarded by mu
 
 	// These belong to run.
 	configured  int // the number of shards; 0 for the recommended one
@@ -50,6 +51,12 @@ type fleet struct {
 	began       bool
 	lastProblem string // the intents that were last logged as switched off
 	failing     bool   // the last step failed
+}
+
+// setChange tells a change of sets from the others.
+type setChange struct {
+	previous  int
+	overlapAt time.Time
 }
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
@@ -357,15 +364,16 @@ func (f *fleet) newShard(id event.Shard) *shard {
 // delivers many events during a change.
 func (f *fleet) deliveredBefore(ctx context.Context) (*copies, error) {
 	f.mu.Lock()
-	plan, known := f.plan, f.copies
+	plan, known, knownOf := f.plan, f.copies, f.copiesOf
 	f.mu.Unlock()
+	this := setChange{plan.Previous, plan.OverlapAt}
 	if plan.Previous == 0 || plan.OverlapAt.IsZero() {
 		return newCopies(nil, time.Time{}, time.Time{}, 0), nil
 	}
-	if known != nil {
+	if known != nil && knownOf == this {
 		return known, nil
 	}
-	read := f.reading.DoChan("", func() (any, error) {
+	read := f.reading.DoChan(fmt.Sprint(this), func() (any, error) {
 		list, err := f.store.Delivered(ctx, plan.Previous, plan.OverlapAt.Add(-f.timing.margin))
 		if err != nil {
 			return nil, err
@@ -374,7 +382,7 @@ func (f *fleet) deliveredBefore(ctx context.Context) (*copies, error) {
 		c := newCopies(list, begin, begin.Add(f.timing.overlap), f.timing.margin)
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.copies = c
+		f.copies, f.copiesOf = c, this
 		return c, nil
 	})
 	select {

@@ -230,6 +230,31 @@ func TestReshard(t *testing.T) {
 	}
 }
 
+// TestCopiesOfTheLastChange: what the set before delivered is read once for a change, and
+// again for the next one, even if that begins right after.
+func TestCopiesOfTheLastChange(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	f := &fleet{Gateway: &Gateway{store: m.join(), timing: usualTiming}}
+	var before *copies
+	for n := 1; n <= 3; n++ {
+		f.plan = event.Plan{Current: n + 1, Previous: n, OverlapAt: time.Now().Add(time.Duration(n) * time.Second)}
+		for range 2 {
+			c, err := f.deliveredBefore(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.reads != n {
+				t.Fatalf("%d reads for %d changes", m.reads, n)
+			}
+			if c == before {
+				t.Fatal("the copies of an earlier change")
+			}
+		}
+		before = f.copies
+	}
+}
+
 // TestReshardInterrupted: an instance may stop in any phase of a change. The
 // next instances go on with the change, and nothing is lost.
 func TestReshardInterrupted(t *testing.T) {

@@ -40,7 +40,9 @@ func dutyOf(p event.Plan, count int) duty {
 func advance(p event.Plan, current, next event.Survey, wish int, t timing) (event.Plan, bool) {
 	switch p.Phase {
 	case event.Steady:
-		if wish == 0 || wish == p.Current {
+		// Until all shards deliver, the last change is not over: its times are needed to
+		// recognize what the set before delivered.
+		if wish == 0 || wish == p.Current || current.Ready > 0 {
 			return p, false
 		}
 		p.Next, p.Phase = wish, event.Warming

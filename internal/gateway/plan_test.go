@@ -28,6 +28,7 @@ func TestAdvance(t *testing.T) {
 		{name: "nothing to do", plan: plan(4, 0, 0, event.Steady, 0)},
 		{name: "the wish is the current number", plan: plan(4, 0, 0, event.Steady, 0), wish: 4},
 		{name: "another number", plan: plan(4, 0, 2, event.Steady, 0), wish: 8, want: plan(4, 8, 2, event.Warming, 0)},
+		{name: "another number, but a shard still holds events of the last change", plan: plan(4, 0, 2, event.Steady, 0), current: set(4, 1, 1, 0), wish: 8},
 		{name: "another wish while warming", plan: plan(4, 8, 0, event.Warming, 0), wish: 16, want: plan(4, 16, 0, event.Warming, 0)},
 		{name: "back while warming", plan: plan(4, 8, 0, event.Warming, 0), next: set(8, 8, 0, 0), wish: 4, want: plan(4, 0, 0, event.Steady, 0)},
 		{name: "nobody runs the next set", plan: plan(4, 8, 0, event.Warming, 0)},
