@@ -129,21 +129,35 @@ func (c *conn) handOver(wrote <-chan error, whole bool) error {
 		return err
 	default:
 	}
-	if !whole {
-		// A callback that sends more than we keep may read only after it has sent all.
-		drained := make(chan struct{})
-		defer func() {
-			_ = c.Close()
-			<-drained
-		}()
-		_ = c.SetReadDeadline(c.deadline)
-		go func() {
-			defer close(drained)
-			_, _ = io.Copy(io.Discard, c.Conn)
-		}()
+	if whole {
+		return <-wrote
 	}
-	return <-wrote
+	// A callback that sends more than we keep may read only after it has sent all.
+	drained := make(chan struct{})
+	defer func() {
+		_ = c.Close()
+		<-drained
+	}()
+	_ = c.SetReadDeadline(c.deadline)
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(io.Discard, c.Conn)
+	}()
+	err := <-wrote
+	if both, ok := c.Conn.(interface{ CloseWrite() error }); ok && err == nil && both.CloseWrite() == nil {
+		// The callback may still read. To close the connection while bytes of the response
+		// arrive would reset it, and lose what the callback has not read.
+		if until := time.Now().Add(linger); until.Before(c.deadline) {
+			_ = c.SetReadDeadline(until)
+		}
+		<-drained
+	}
+	return err
 }
+
+// linger is how long a callback may take to read what was handed over, after a response of
+// which not all is read.
+const linger = 2 * time.Second
 
 // isEnd reports whether the other side has ended the connection.
 func isEnd(err error) bool {

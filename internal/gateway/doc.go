@@ -138,7 +138,7 @@
 //	dutyOf      plan.go      what the shards of a set do under the plan
 //	stageOf     handover.go  the stage of a shard of the next set
 //	decide      closing.go   resume, identify or stop after a connection
-//	isAway      lapse.go     whether to leave the sessions, without a lease
+//	lapseView.isAway  lapse.go  whether to leave the sessions, without a lease
 //	pace.wait   pace.go      how long to wait before the next connection
 //	pulse.beat  heart.go     whether a connection is dead
 //	judge       advise.go    whether an event can come with some intents

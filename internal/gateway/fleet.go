@@ -268,51 +268,75 @@ func (f *fleet) shareSet(ctx context.Context, plan event.Plan, count int) (event
 	}
 	f.lapse.surveyed(len(sv.Peers) > 1 || f.willing() != event.ShardRange{})
 	d := dutyOf(plan, count)
-	ending := 0
+	ending := 0    // of the owned ones, those whose tenure is ending, or has just ended
+	var left []int // those that are owned and not run: their release failed
 	for _, s := range slices.Backward(shards) {
 		t := s.tenure.Load()
-		if t == nil {
-			continue
-		}
-		if t.isEnding() {
+		_, owned := slices.BinarySearch(sv.Owned, s.id.ID)
+		switch {
+		case t == nil && owned && !busy[s.id.ID]:
+			left = append(left, s.id.ID)
+		case owned && (t == nil || t.isEnding()):
 			ending++
-			continue
-		}
-		if _, owned := slices.BinarySearch(sv.Owned, s.id.ID); !owned {
+		case t == nil || t.isEnding():
+		case !owned:
 			t.end(errClaimLost)
-			continue
+		default:
+			t.steer(d)
 		}
-		t.steer(d)
 	}
 	claim, giveBack := share(sv, r)
+	// What is left counts among what is given back. Otherwise as many shards that run would
+	// be given back instead, again and again, until none runs.
+	surplus := left[:min(len(left), giveBack)]
+	giveBack -= len(surplus) + ending
 	for _, s := range slices.Backward(shards) {
 		// Between IDENTIFY and READY no other instance could resume the session.
-		if t := s.tenure.Load(); t != nil && giveBack > ending && !t.isEnding() && s.snapshot().State != StateIdentifying {
+		if t := s.tenure.Load(); t != nil && giveBack > 0 && !t.isEnding() && s.snapshot().State != StateIdentifying {
 			t.end(errShared)
 			giveBack--
 		}
 	}
-	// Claim again the shards that this instance owns but does not run: their
-	// release failed.
-	for _, id := range sv.Owned {
-		if !busy[id] {
-			claim = append(claim, id)
-		}
-	}
 	claim = slices.DeleteFunc(claim, func(id int) bool { return busy[id] })
-	return sv, f.claim(ctx, shards, r, claim, d)
+	claim = append(claim, left[len(surplus):]...)
+	if err := f.claim(ctx, shards, r, claim, d); err != nil {
+		return sv, err
+	}
+	return sv, f.releaseAgain(ctx, r, surplus)
 }
 
-// claim claims shards and runs them.
-func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, ids []int, d duty) error {
+// releaseAgain releases shards that this instance owns and does not run.
+func (f *fleet) releaseAgain(ctx context.Context, r event.ShardRange, ids []int) error {
+	claims, err := f.claimsOf(ctx, r, ids)
+	if err != nil {
+		return err
+	}
+	var (
+		all      sync.WaitGroup
+		problems = make([]error, len(claims))
+	)
+	for i, c := range claims {
+		all.Go(func() { problems[i] = c.Release(ctx) })
+	}
+	all.Wait()
+	return errors.Join(problems...)
+}
+
+// claimsOf claims shards of a range.
+func (f *fleet) claimsOf(ctx context.Context, r event.ShardRange, ids []int) ([]Claim, error) {
 	if len(ids) == 0 || ctx.Err() != nil {
-		return nil
+		return nil, nil
 	}
 	list := make([]event.Shard, len(ids))
 	for i, id := range ids {
 		list[i] = event.Shard{ID: id, Count: r.Count}
 	}
-	claims, err := f.store.Claim(ctx, f.turns.ApplicationID(), list)
+	return f.store.Claim(ctx, f.turns.ApplicationID(), list)
+}
+
+// claim claims shards and runs them.
+func (f *fleet) claim(ctx context.Context, shards []*shard, r event.ShardRange, ids []int, d duty) error {
+	claims, err := f.claimsOf(ctx, r, ids)
 	if err != nil {
 		return err
 	}

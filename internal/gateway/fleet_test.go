@@ -230,6 +230,29 @@ func TestReshard(t *testing.T) {
 	}
 }
 
+// TestReleasesThatFail: a shard whose release failed is released again. Before, it counted
+// as one that runs, and the next one was given back instead, until none ran.
+func TestReleasesThatFail(t *testing.T) {
+	t.Parallel()
+	const shards = 8
+	r := newRig(t, discordtest.Config{Shards: shards, HeartbeatInterval: discord.MaxInterval})
+	a := r.join(nil)
+	r.owners(shards, map[*instance]int{a: shards})
+	r.connected(a)
+	r.store.do(func() { r.store.failReleases = 3 * shards / 2 })
+	b := r.join(nil)
+	r.owners(shards, map[*instance]int{a: shards / 2, b: shards / 2})
+	r.store.do(func() {
+		if r.store.failReleases > 0 {
+			t.Errorf("%d releases were not tried", r.store.failReleases)
+		}
+	})
+	if n := r.Count(discordtest.ClientClosed, discordtest.AnyShard); n != shards/2 {
+		t.Errorf("%d connections were closed to give %d shards back", n, shards/2)
+	}
+	r.legal()
+}
+
 // TestCopiesOfTheLastChange: what the set before delivered is read once for a change, and
 // again for the next one, even if that begins right after.
 func TestCopiesOfTheLastChange(t *testing.T) {

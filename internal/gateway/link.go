@@ -394,7 +394,7 @@ func (l *link) identify(ctx context.Context) error {
 		return err
 	}
 	// Although the connection may have ended: the IDENTIFY was sent.
-	late, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.release, errors.New("the database is slow"))
+	late, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.begin, errors.New("the database is slow"))
 	defer cancel()
 	if err := l.turn.Sent(late); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "could not note that an IDENTIFY was sent late", slog.Any("error", err))

@@ -60,7 +60,7 @@ func newRig(t *testing.T, cfg discordtest.Config) *rig {
 		Server: srv, t: t, ctx: ctx, store: newMemory(), slots: &identifytest.Slots{}, changed: make(chan struct{}, 1), log: quiet,
 		timing: timing{
 			hello: 2 * time.Second, resume: 2 * time.Second, reconnect: 5 * time.Millisecond, start: 5 * time.Millisecond, gather: 5 * time.Millisecond, invalid: 5 * time.Millisecond, survey: 10 * time.Millisecond, lease: 5 * time.Millisecond, stopped: time.Minute, alone: time.Hour, lapsed: time.Hour, recommend: time.Hour, grants: 20 * time.Millisecond, overlap: time.Second, margin: time.Minute,
-			notice: 100 * time.Millisecond, release: time.Second, load: 10 * time.Second, loadBound: time.Minute, settle: 50 * time.Millisecond,
+			notice: 100 * time.Millisecond, release: time.Second, begin: time.Second, load: 10 * time.Second, loadBound: time.Minute, settle: 50 * time.Millisecond,
 		},
 	}
 	r.intents.Store(int64(event.IntentGuilds | event.IntentGuildMessages))

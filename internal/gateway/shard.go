@@ -346,7 +346,7 @@ func (s *shard) reportLost(ctx context.Context, t *tenure) {
 		return
 	}
 	s.lost = nil
-	t.sink().putSoon(ctx, s.timing.release, e)
+	t.sink().putSoon(ctx, s.timing.begin, e)
 }
 
 // retry makes a shard try again that failed or waits before its next connection.
@@ -397,7 +397,7 @@ func (s *shard) beginSession(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.begin, errors.New("the database is slow"))
 	defer cancel()
 	return t.claim.Begin(ctx)
 }
@@ -405,7 +405,7 @@ func (s *shard) beginSession(ctx context.Context) error {
 // unbeginSession takes beginSession back after an IDENTIFY that began no session. If
 // that fails, a session that never was may be reported as lost.
 func (s *shard) unbeginSession(ctx context.Context, t *tenure) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.release, errors.New("the database is slow"))
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.begin, errors.New("the database is slow"))
 	defer cancel()
 	if err := t.claim.Unbegin(ctx); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelDebug, "could not store that no session began", slog.Any("error", err))

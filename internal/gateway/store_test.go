@@ -21,13 +21,15 @@ type memory struct {
 	rows    map[event.Shard]*memoryRow
 	members map[int64]*event.ShardRange // the range that each live instance is willing to run; nil for none
 	joined  int64
-	events  []*event.Event
-	busy    bool          // appends wait
-	waiting int           // how many appends have waited
-	frozen  bool          // appends are not committed
-	left    time.Duration // of everybody's lease
-	reads   int           // calls of Delivered
-	change  chan struct{} // closed and replaced at every change
+	// failReleases is how many releases fail.
+	failReleases int
+	events       []*event.Event
+	busy         bool          // appends wait
+	waiting      int           // how many appends have waited
+	frozen       bool          // appends are not committed
+	left         time.Duration // of everybody's lease
+	reads        int           // calls of Delivered
+	change       chan struct{} // closed and replaced at every change
 }
 
 type memoryRow struct {
@@ -381,6 +383,15 @@ func (c *memoryClaim) Mark(_ context.Context, stage event.Stage) error {
 }
 
 func (c *memoryClaim) Release(context.Context) error {
+	failed := false
+	c.memory.do(func() {
+		if failed = c.memory.failReleases > 0; failed {
+			c.memory.failReleases--
+		}
+	})
+	if failed {
+		return errors.New("the database is slow")
+	}
 	return c.update(func(r *memoryRow) { r.owner, r.begun = nil, false })
 }
 

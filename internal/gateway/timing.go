@@ -43,8 +43,11 @@ type timing struct {
 	margin time.Duration
 	// notice bounds the wait for the journal to take a SHARD_DISCONNECT.
 	notice time.Duration
-	// release bounds the release of a claim.
+	// release bounds the release of a claim. A slow database may take seconds for each of
+	// its round trips.
 	release time.Duration
+	// begin bounds what a session start waits for the database.
+	begin time.Duration
 	// load is how long a new session waits for its next guild before it takes over,
 	// and loadBound for all of them. Its events begin with the guilds, but a guild in
 	// an outage may never come. settle replaces load for a session without the GUILDS
@@ -69,7 +72,8 @@ var usualTiming = timing{
 	overlap:   5 * time.Second,
 	margin:    2 * time.Second,
 	notice:    time.Second,
-	release:   5 * time.Second,
+	release:   12 * time.Second,
+	begin:     5 * time.Second,
 	load:      15 * time.Second,
 	loadBound: 2 * time.Minute,
 	settle:    5 * time.Second,
