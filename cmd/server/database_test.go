@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -254,5 +255,21 @@ func TestDrainRightAfterAFailover(t *testing.T) {
 	var leases int
 	if err := conn.QueryRow(ctx, `SELECT count(*) FROM instances WHERE lease_until > now()`).Scan(&leases); err != nil || leases != 0 {
 		t.Errorf("%d leases are left (%v)", leases, err)
+	}
+}
+
+// TestDrainDuringAnOutage stops a server while its database is away: the drain ends in
+// time, and the exit status is 0, because the next start does the rest.
+func TestDrainDuringAnOutage(t *testing.T) {
+	t.Parallel()
+	discord := startDiscord(t)
+	db := startDatabase(t)
+	p := newProcess(t, discord, "DATABASE_URL="+db.url, "GATEHOOK_SHUTDOWN_TIMEOUT=3s")
+	p.start()
+	awaitReady(t, discord)
+	db.proxy.away(true)
+	p.drain()
+	if out := p.output(); !strings.Contains(out, "could not end this server's lease") {
+		t.Error("the log does not say that the lease is left")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -85,7 +86,8 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.leave(ctx)) }()
+	over := time.Time{} // when the drain has to be over
+	defer func() { s.leave(ctx, over) }()
 
 	up = true
 	l := newLifecycle(ctx, log)
@@ -101,6 +103,7 @@ func serveConfig(ctx context.Context, cfg config, log *slog.Logger, stdout io.Wr
 	}
 	failed := l.wait(ctx)
 	s.draining.Store(true)
+	over = time.Now().Add(cfg.shutdownTimeout)
 	log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "draining", slog.Duration("at_most", cfg.shutdownTimeout))
 	return errors.Join(failed, l.stop(cfg.shutdownTimeout))
 }

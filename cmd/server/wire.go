@@ -95,15 +95,22 @@ func wire(ctx context.Context, cfg config, key secret.Value, dir *dataDir, pools
 	return s, err
 }
 
-// leave ends this instance's lease, after all parts have stopped. It tries for some
-// seconds: right after a failover of the database, the pool's connections are to the
-// server that failed.
-func (s *server) leave(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+// leave ends this instance's lease, after all parts have stopped, so that other servers
+// need not wait until it runs out. It tries for some seconds: right after a failover of the
+// database, the pool's connections are to the server that failed. But it does not try
+// beyond a time, unless that is zero.
+func (s *server) leave(ctx context.Context, over time.Time) {
+	until := time.Now().Add(5 * time.Second)
+	if !over.IsZero() && over.Before(until) {
+		until = over
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
 	defer cancel()
-	return retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
+	if err := retry.Do(ctx, postgres.Backoff(), func(ctx context.Context) error {
 		return retry.RetryableError(s.instance.Leave(ctx))
-	})
+	}); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "could not end this server's lease: other servers wait until it runs out", slog.Any("error", err))
+	}
 }
 
 // gatewayStore adapts the journal to the gateway. It converts the claims, because a
