@@ -101,6 +101,9 @@ type overlap struct {
 	mu        sync.Mutex // guards the fields below
 	begun     time.Time  // when the other connection began to receive; zero before
 	delivered []event.Delivered
+	// heard is the sequence number of the last dispatch that came in time, later than the
+	// margin after begun; 0 for none. Whatever follows it was sent after begun.
+	heard int64
 }
 
 // add notes a delivered dispatch. Before begin, it forgets those older than the
@@ -108,7 +111,13 @@ type overlap struct {
 func (o *overlap) add(e *event.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.delivered = append(o.delivered, event.Delivered{Digest: digestOf(e), ReceivedAt: e.ReceivedAt, Late: e.Late})
+	if !e.Late && !o.begun.IsZero() && e.ReceivedAt.Sub(o.begun) > o.margin {
+		o.heard = e.Seq
+	}
+	// The last RESUME replays what was on its way when the old connection was closed. It
+	// comes late, but the other connection has certainly received it, too.
+	late := e.Late && (o.heard == 0 || e.Seq <= o.heard)
+	o.delivered = append(o.delivered, event.Delivered{Digest: digestOf(e), ReceivedAt: e.ReceivedAt, Late: late})
 	if o.begun.IsZero() {
 		o.forgetLocked(e.ReceivedAt)
 	}

@@ -95,6 +95,38 @@ func (c change) told() (told, sent map[string]int) {
 	return told, sent
 }
 
+// TestReplayOfTheLastResume: what was on its way when the old connection was closed comes
+// late there, and in time on the new one, after the old one had ended. It is a copy if the
+// old connection was well long after the new one began.
+func TestReplayOfTheLastResume(t *testing.T) {
+	t.Parallel()
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	make1 := func(seq int64, ms int, late bool) *event.Event {
+		return &event.Event{Name: "X", Seq: seq, Data: fmt.Appendf(nil, "%d", seq), ReceivedAt: at(ms), Late: late}
+	}
+	for _, tt := range []struct {
+		name string
+		last int // when the old connection received its last event in time
+		want bool
+	}{
+		{"the old connection was well", 4900, true},
+		{"it may have been silent since before the new one began", 1500, false},
+		{"it received nothing", -1000, false},
+	} {
+		o := &overlap{margin: simulatedMargin}
+		o.add(make1(1, -1000, false))
+		o.begin(at(0))
+		if tt.last > 0 {
+			o.add(make1(2, tt.last, false))
+		}
+		o.add(make1(3, 5200, true))
+		behind := false
+		if got := o.copies(at(5000)).take(make1(3, 5050, false), &behind); got != tt.want {
+			t.Errorf("%s: a copy: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // TestToggles: a reaction that is added, removed and added again is told each time,
 // wherever the change falls.
 func TestToggles(t *testing.T) {

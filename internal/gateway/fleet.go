@@ -56,7 +56,7 @@ type fleet struct {
 // setChange tells a change of sets from the others.
 type setChange struct {
 	previous  int
-	overlapAt time.Time
+	overlapAt int64 // event.Plan.OverlapAt, in Unix nanoseconds
 }
 
 func (g *Gateway) newFleet(tenures context.Context, turns *identify.Turns, recommended int) *fleet {
@@ -390,7 +390,7 @@ func (f *fleet) deliveredBefore(ctx context.Context) (*copies, error) {
 	f.mu.Lock()
 	plan, known, knownOf := f.plan, f.copies, f.copiesOf
 	f.mu.Unlock()
-	this := setChange{plan.Previous, plan.OverlapAt}
+	this := setChange{plan.Previous, plan.OverlapAt.UnixNano()}
 	if plan.Previous == 0 || plan.OverlapAt.IsZero() {
 		return newCopies(nil, time.Time{}, time.Time{}, 0), nil
 	}
