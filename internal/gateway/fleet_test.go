@@ -107,6 +107,12 @@ func guildMessage(i int) []byte {
 // checks that each was delivered once.
 func (r *rig) once(n int) {
 	r.t.Helper()
+	r.times(n, 1)
+}
+
+// times is like once, for messages that may have been delivered more often.
+func (r *rig) times(n, most int) {
+	r.t.Helper()
 	counts := func(events []*event.Event) map[string]int {
 		delivered := make(map[string]int)
 		for _, e := range events {
@@ -118,8 +124,8 @@ func (r *rig) once(n int) {
 	}
 	delivered := counts(r.store.wait(r.ctx, r.t, fmt.Sprintf("%d messages", n), func(events []*event.Event) bool { return len(counts(events)) >= n }))
 	for i := range n {
-		if got := delivered[string(guildMessage(i))]; got != 1 {
-			r.t.Errorf("message %d was delivered %d times, want 1", i, got)
+		if got := delivered[string(guildMessage(i))]; got < 1 || got > most {
+			r.t.Errorf("message %d was delivered %d times, want 1 to %d", i, got, most)
 		}
 	}
 }
@@ -319,7 +325,13 @@ func TestReshardInterrupted(t *testing.T) {
 				return err == nil && p.Current == 3 && p.Phase == event.Steady
 			})
 			flow(20)
-			r.once(sent)
+			if phase == event.Switching {
+				// What the next instance reads late from both sets may be a copy or not: it
+				// comes twice rather than never (see copies).
+				r.times(sent, 2)
+			} else {
+				r.once(sent)
+			}
 			for _, e := range r.store.all() {
 				if e.Name == "GATEHOOK_SESSION_LOST" {
 					t.Errorf("delivered %s: %s", e.Name, e.Data)
