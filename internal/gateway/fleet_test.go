@@ -107,11 +107,11 @@ func guildMessage(i int) []byte {
 // checks that each was delivered once.
 func (r *rig) once(n int) {
 	r.t.Helper()
-	r.times(n, 1)
+	r.mostlyOnce(n, 0)
 }
 
-// times is like once, for messages that may have been delivered more often.
-func (r *rig) times(n, most int) {
+// mostlyOnce is like once, but some messages may have been delivered twice.
+func (r *rig) mostlyOnce(n, some int) {
 	r.t.Helper()
 	counts := func(events []*event.Event) map[string]int {
 		delivered := make(map[string]int)
@@ -124,8 +124,13 @@ func (r *rig) times(n, most int) {
 	}
 	delivered := counts(r.store.wait(r.ctx, r.t, fmt.Sprintf("%d messages", n), func(events []*event.Event) bool { return len(counts(events)) >= n }))
 	for i := range n {
-		if got := delivered[string(guildMessage(i))]; got < 1 || got > most {
-			r.t.Errorf("message %d was delivered %d times, want 1 to %d", i, got, most)
+		got := delivered[string(guildMessage(i))]
+		if got == 2 && some > 0 {
+			some--
+			continue
+		}
+		if got != 1 {
+			r.t.Errorf("message %d was delivered %d times, want 1", i, got)
 		}
 	}
 }
@@ -327,8 +332,8 @@ func TestReshardInterrupted(t *testing.T) {
 			flow(20)
 			if phase == event.Switching {
 				// What the next instance reads late from both sets may be a copy or not: it
-				// comes twice rather than never (see copies).
-				r.times(sent, 2)
+				// comes twice rather than never (see copies). On a loaded machine a few do.
+				r.mostlyOnce(sent, sent/10)
 			} else {
 				r.once(sent)
 			}
