@@ -132,8 +132,7 @@ func TestFailoverAsynchronous(t *testing.T) {
 // on disk, and loses some in a crash. Their events are resumed from Discord.
 func TestDatabaseCrashesWithoutSynchronousCommit(t *testing.T) {
 	t.Parallel()
-	// Its writer would write them after 200 ms.
-	db := postgrestest.Start(t, "synchronous_commit=off", "wal_writer_delay=10s", "wal_writer_flush_after=1GB", "wal_buffers=16MB")
+	db := postgrestest.Start(t, "synchronous_commit=off", "wal_buffers=16MB")
 	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
 	url := "DATABASE_URL=" + db.URL()
 	w := &pair{t: t, discord: discord, a: newNamed(t, discord, "a", url), b: newNamed(t, discord, "b", url), ledger: newLedger(t), renumbers: true}
@@ -145,6 +144,7 @@ func TestDatabaseCrashesWithoutSynchronousCommit(t *testing.T) {
 	w.stop = load(t, discord, w.ledger, 5*time.Millisecond)
 	w.b.start()
 	w.awaitFair()
+	db.HoldWAL()
 	w.flow(400)
 	db.Crash()
 	w.flow(400)

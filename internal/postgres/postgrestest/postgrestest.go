@@ -243,10 +243,11 @@ func sweep() {
 
 // Server is a cluster that only one test uses, and that it may stop and start again.
 type Server struct {
-	t        testing.TB
-	dir      string
-	settings []string
-	pg       *postgres.Embedded
+	t         testing.TB
+	dir       string
+	settings  []string
+	pg        *postgres.Embedded
+	walWriter int // the process that HoldWAL stopped, or 0
 }
 
 // Start starts a cluster that only this test uses. Settings are name=value.
@@ -333,6 +334,30 @@ func (s *Server) Stop() {
 	s.pg = nil
 }
 
+// HoldWAL stops the process that writes commits to the disk which nobody waited for
+// (synchronous_commit=off). Without it, a crash would lose them only if it came within the
+// same 8 KiB of the log. They are lost if Crash follows.
+func (s *Server) HoldWAL() {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.URL())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close(s.t.Context()) //nolint:errcheck // nothing is lost with it
+	const find = `SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'`
+	if err := conn.QueryRow(s.t.Context(), find).Scan(&s.walWriter); err != nil {
+		s.t.Fatalf("find the WAL writer: %v", err)
+	}
+	if err := syscall.Kill(s.walWriter, syscall.SIGSTOP); err != nil {
+		s.t.Fatalf("stop the WAL writer: %v", err)
+	}
+	s.t.Cleanup(func() {
+		if s.walWriter != 0 { // the cluster could not end without it
+			_ = syscall.Kill(s.walWriter, syscall.SIGCONT)
+		}
+	})
+}
+
 // Crash kills the cluster, as a power failure does: what is not on disk is lost. It is
 // started again by itself.
 func (s *Server) Crash() {
@@ -352,6 +377,12 @@ func (s *Server) Crash() {
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil { // its children end with it
 		s.t.Fatalf("kill PostgreSQL: %v", err)
+	}
+	if s.walWriter != 0 { // it is stopped, and does not notice
+		if err := syscall.Kill(s.walWriter, syscall.SIGKILL); err != nil {
+			s.t.Errorf("kill the WAL writer: %v", err)
+		}
+		s.walWriter = 0
 	}
 }
 
