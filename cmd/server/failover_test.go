@@ -132,6 +132,7 @@ func TestFailoverAsynchronous(t *testing.T) {
 // on disk, and loses some in a crash. Their events are resumed from Discord.
 func TestDatabaseCrashesWithoutSynchronousCommit(t *testing.T) {
 	t.Parallel()
+	// If the buffers were full, PostgreSQL would write them without the WAL writer.
 	db := postgrestest.Start(t, "synchronous_commit=off", "wal_buffers=16MB")
 	discord := startDiscordAs(t, discordtest.Config{Shards: manyShards})
 	url := "DATABASE_URL=" + db.URL()

@@ -59,10 +59,12 @@ func newCopies(list []event.Delivered, begin, end time.Time, margin time.Duratio
 	return c
 }
 
-// take reports whether an event is a copy of a delivered one, which then has its copy.
-// The events of one shard come in order, and behind tells whether take has found one
-// that is paired: those that come late after it are no copies of single ones, which are
-// older.
+// take reports whether an event is a copy of a delivered one. Each delivered event has at
+// most one copy.
+//
+// Behind belongs to the shard. Take sets it when it finds a copy of a paired event. A
+// shard's events come in order, and single events are older than paired ones. So once
+// behind is set, an event that comes late is no copy of a single one.
 func (c *copies) take(e *event.Event, behind *bool) bool {
 	digest := digestOf(e)
 	c.mu.Lock()

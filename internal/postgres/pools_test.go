@@ -92,7 +92,7 @@ func TestPoolsSetTheSameSession(t *testing.T) {
 	}
 }
 
-// A role that may have too few connections is told of at the start.
+// The log says at the start if the role's connection limit is too low.
 func TestLimitOfARole(t *testing.T) {
 	t.Parallel()
 	url := start(t, dataDir(t)).URL()
